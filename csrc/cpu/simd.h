@@ -1,0 +1,105 @@
+// Vectors of the instruction set this file is compiled for, through the compiler's own vector
+// types: the same source becomes AVX-512, AVX2 or SSE2. Include inside no namespace.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/isa.h"
+
+namespace r1::R1_ISA {
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+typedef float F __attribute__((vector_size(4 * kWidth)));      // fp32 lanes
+typedef int32_t I __attribute__((vector_size(4 * kWidth)));    // their bits
+typedef uint32_t U __attribute__((vector_size(4 * kWidth)));
+typedef uint16_t H __attribute__((vector_size(2 * kWidth)));   // bf16 lanes
+
+static inline F splat(float x) { return F{} + x; }
+static inline U splat_bits(uint32_t x) { return U{} + x; }
+
+template <class V>
+static inline V load_as(const void* p) {
+  V v;
+  memcpy(&v, p, sizeof(V));
+  return v;
+}
+template <class V>
+static inline void store_as(void* p, V v) {
+  memcpy(p, &v, sizeof(V));
+}
+static inline F load(const float* p) { return load_as<F>(p); }
+static inline void store(float* p, F v) { store_as(p, v); }
+
+static inline F max(F a, F b) { return a > b ? a : b; }
+
+static inline F from_bf16(H h) { return (F)(__builtin_convertvector(h, U) << 16); }
+static inline F load_bf16(const uint16_t* p) { return from_bf16(load_as<H>(p)); }
+
+// Round to nearest even; NaN stays NaN. In the low half of each lane.
+static inline U bf16_bits(F v) {
+  U u = (U)v;
+  U rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  return (v == v) ? rounded : (u >> 16 | 0x40);
+}
+static inline H to_bf16(F v) { return __builtin_convertvector(bf16_bits(v), H); }
+static inline void store_bf16(uint16_t* p, F v) { store_as(p, to_bf16(v)); }
+
+static inline float bf16_to_float(uint16_t h) {
+  uint32_t u = uint32_t(h) << 16;
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+static inline uint16_t float_to_bf16(float f) {
+  uint32_t u;
+  memcpy(&u, &f, 4);
+  if (f != f) return uint16_t(u >> 16 | 0x40);
+  return uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+// e^x to about one unit in the last place; 0 below -87.3 (no subnormals), +inf above 88.7.
+static inline F exp(F x) {
+  const F magic = splat(12582912.0f);  // 1.5·2^23: adding it rounds to an integer
+  F clamped = x < splat(-87.3f) ? splat(-87.3f) : x;
+  clamped = clamped > splat(88.8f) ? splat(88.8f) : clamped;
+  F shifted = clamped * splat(1.44269504088896341f) + magic;
+  F n = shifted - magic;
+  F r = clamped - n * splat(0.693359375f);
+  r = r - n * splat(-2.12194440e-4f);
+  F p = splat(1.9875691500e-4f);
+  p = p * r + splat(1.3981999507e-3f);
+  p = p * r + splat(8.3334519073e-3f);
+  p = p * r + splat(4.1665795894e-2f);
+  p = p * r + splat(1.6666665459e-1f);
+  p = p * r + splat(5.0000001201e-1f);
+  p = p * r * r + r + splat(1.0f);
+  // 2^n in two factors, so that n = 128 overflows to inf only where it should.
+  I e = (I)shifted - (I)magic;
+  I half = e >> 1;
+  F a = (F)((half + 127) << 23), b = (F)((e - half + 127) << 23);
+  p = p * a * b;
+  p = x < splat(-87.3f) ? splat(0.0f) : p;
+  return x == x ? p : x;
+}
+
+static inline F tanh(F x) {
+  F magnitude = (F)((I)x & 0x7fffffff);
+  F square = x * x;
+  F p = splat(-5.70498872745e-3f);
+  p = p * square + splat(2.06390887954e-2f);
+  p = p * square + splat(-5.37397155531e-2f);
+  p = p * square + splat(1.33314422036e-1f);
+  p = p * square + splat(-3.33332819422e-1f);
+  F small = p * square * x + x;
+  F large = splat(1.0f) - splat(2.0f) / (exp(magnitude + magnitude) + splat(1.0f));
+  large = x < splat(0.0f) ? -large : large;
+  return magnitude < splat(0.625f) ? small : large;
+}
+}  // namespace r1::R1_ISA

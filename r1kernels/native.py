@@ -1,0 +1,59 @@
+"""Loads the compiled libraries, and says why one is absent.
+
+Each library registers its kernels in a namespace of its own (``torch.ops.r1_cpp``,
+``torch.ops.r1_cuda``) through libtorch's stable ABI, so one binary serves several versions of
+Python and PyTorch. A kernel has the name and the schema of the op that it implements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DEVICE = {"cpp": "cpu", "cuda": "cuda"}
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@cache
+def load(backend: str) -> str | None:
+    """Load the library of ``backend`` once; the reason why it is absent, or None."""
+    path = Path(__file__).parent / f"_{backend}.so"
+    if not path.exists():
+        tool = "a C++ compiler" if backend == "cpp" else "nvcc"
+        return f"{path.name} was not built (install {tool}, then reinstall r1kernels)"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"{path.name} does not load beside torch {torch.__version__}: {error}"
+    return None
+
+
+def kernel(backend: str, name: str) -> Callable[..., Any]:
+    return getattr(getattr(torch.ops, f"r1_{backend}"), name).default
+
+
+@cache
+def absent(backend: str, name: str) -> str | None:
+    """Why the library of ``backend`` has no kernel ``name``, or None when it has."""
+    reason = load(backend)
+    if reason is None and not hasattr(getattr(torch.ops, f"r1_{backend}"), name):
+        reason = f"csrc has no {backend} kernel of {name}"
+    return reason
+
+
+def able(backend: str, name: str, args: Sequence[Any]) -> bool | str:
+    """True, or the reason why the compiled kernel cannot take these arguments."""
+    if (reason := absent(backend, name)) is not None:
+        return reason
+    for arg in args:
+        if not isinstance(arg, torch.Tensor):
+            continue
+        if arg.device.type != DEVICE[backend]:
+            return f"takes {DEVICE[backend]} tensors, got one on {arg.device}"
+        if arg.is_floating_point() and arg.dtype not in DTYPES:
+            return f"takes float32 and bfloat16, got {str(arg.dtype).removeprefix('torch.')}"
+    return True

@@ -1,0 +1,206 @@
+"""The one pattern by which every op is declared, registered with PyTorch and dispatched.
+
+An op has one schema, one PyTorch reference, one fake and at most one backward, and any number of
+backends. Declaring it here gives it a name under ``torch.ops.r1kernels``, a place in ``OPS`` (over
+which tests and benchmarks loop), and a choice of backend at run time that can be explained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from r1kernels import native
+
+OPS: dict[str, Op] = {}
+
+# The first able backend wins; the PyTorch reference is able everywhere.
+PREFERENCE: dict[str, tuple[str, ...]] = {"cuda": ("cuda", "triton"), "cpu": ("cpp",)}
+
+_LIB = torch.library.Library("r1kernels", "DEF")
+# Process-wide on purpose: autograd runs the backward of CUDA tensors on threads of its own.
+_PINNED: dict[str, str] = {}
+
+Predicate = Callable[..., "bool | str"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of arguments for an op: parity tests and benchmarks loop over these.
+
+    Args:
+        name: what is special about it, e.g. ``"odd vocabulary"``.
+        make: ``make(device) -> args``, the op's positional arguments, the same at every call.
+        flops: arithmetic operations of one call, for the roofline.
+        bytes: least memory traffic of one call, in bytes, for the roofline.
+        tier: ``"bitwise"`` for integers and selections, ``"budget"`` for floating point.
+        bench: too large for tests, timed by the benchmarks.
+    """
+
+    name: str
+    make: Callable[[str], tuple[Any, ...]]
+    flops: float = 0.0
+    bytes: float = 0.0
+    tier: str = "budget"
+    bench: bool = False
+
+
+class Backend(NamedTuple):
+    run: Callable[..., Any]
+    when: Predicate  # True, or the reason why this backend cannot take these arguments
+
+
+class Choice(NamedTuple):
+    """Which backend runs, and for each better one why it does not."""
+
+    backend: str
+    reasons: dict[str, str]
+
+
+class Op:
+    """A registered operation.
+
+    Args:
+        schema: the PyTorch schema. Give no defaults in it: PyTorch drops trailing arguments that
+            equal their default before it calls a Python implementation.
+        reference: plain PyTorch, on every device and in fp64 too. It is the fallback, the thing
+            every backend is compared with, and the specification.
+        fake: the same signature; makes empty outputs of the right shape, dtype and device.
+        save: ``save(ctx, inputs, output)``, required with ``backward``.
+        backward: ``backward(ctx, *grads) -> one gradient or None per input``.
+        validate: checks of the *values* of arguments on the CPU. They run at every call, before
+            any backend, and not under tracing; on a GPU they would wait for the device, so there
+            the kernels guard themselves.
+        cases: arguments for tests and benchmarks.
+        opaque: positions of outputs that are a backend's private memory, never compared.
+        native_when: a further condition for the compiled backends.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        *,
+        reference: Callable[..., Any],
+        fake: Callable[..., Any],
+        save: Callable[..., None] | None = None,
+        backward: Callable[..., Any] | None = None,
+        validate: Callable[..., None] | None = None,
+        cases: Sequence[Case] = (),
+        opaque: Sequence[int] = (),
+        native_when: Predicate = lambda *args: True,
+    ) -> None:
+        self.name = schema.split("(", 1)[0]
+        self.cases, self.opaque = tuple(cases), tuple(opaque)
+        self.differentiable = backward is not None
+        self._validate = validate
+        self.backends: dict[str, Backend] = {"torch": Backend(reference, lambda *args: True)}
+        for name in native.DEVICE:
+            self._add_native(name, native_when)
+        _LIB.define(schema, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
+        _LIB.impl(self.name, self._run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"r1kernels::{self.name}", fake, lib=_LIB)
+        if backward is not None:
+            torch.library.register_autograd(
+                f"r1kernels::{self.name}", backward, setup_context=save, lib=_LIB
+            )
+        self.overload = getattr(torch.ops.r1kernels, self.name).default
+        OPS[self.name] = self
+
+    def __call__(self, *args: Any) -> Any:
+        return self.overload(*args)
+
+    def __repr__(self) -> str:
+        return f"Op({self.overload._schema})"
+
+    def backend(
+        self, name: str, *, when: Predicate = lambda *args: True
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorator that plugs in an implementation with the reference's signature."""
+
+        def add(run: Callable[..., Any]) -> Callable[..., Any]:
+            self.backends[name] = Backend(run, when)
+            return run
+
+        return add
+
+    def select(self, *args: Any) -> Choice:
+        """The backend that these arguments get, with the reason against each better one."""
+        reasons: dict[str, str] = {}
+        pinned = _PINNED.get(self.name)
+        preferred = (*PREFERENCE.get(_device_type(args), ()), "torch")
+        for name in (pinned,) if pinned else preferred:
+            if name not in self.backends:
+                reasons[name] = f"{self.name} has no {name} implementation"
+                continue
+            able = self.backends[name].when(*args)
+            if able is True:
+                return Choice(name, reasons)
+            reasons[name] = able or "cannot take these arguments"
+        raise RuntimeError(
+            f"{self.name}: pinned to backend {pinned!r}, which cannot run: {reasons[str(pinned)]}"
+        )
+
+    @contextmanager
+    def using(self, backend: str) -> Iterator[None]:
+        """Pin this op to one backend, in the whole process, until the block ends."""
+        with using(backend, self):
+            yield
+
+    def _run(self, *args: Any) -> Any:
+        if self._validate is not None and _device_type(args) == "cpu":
+            self._validate(*args)
+        return self.backends[self.select(*args).backend].run(*args)
+
+    def _add_native(self, name: str, extra: Predicate) -> None:
+        def when(*args: Any) -> bool | str:
+            able = native.able(name, self.name, args)
+            return able if able is not True else extra(*args)
+
+        def run(*args: Any) -> Any:
+            return native.kernel(name, self.name)(*args)
+
+        self.backends[name] = Backend(run, when)
+
+
+@contextmanager
+def using(backend: str, *ops: Op) -> Iterator[None]:
+    """Pin ``ops`` (default: all) to one backend, in the whole process, until the block ends.
+
+    Raises:
+        ValueError: no such backend for an op that was named.
+    """
+    for op in ops:
+        if backend not in op.backends:
+            known = ", ".join(op.backends)
+            raise ValueError(f"{op.name}: unknown backend {backend!r}, expected one of: {known}")
+    before = dict(_PINNED)
+    _PINNED.update({op.name: backend for op in ops or OPS.values() if backend in op.backends})
+    try:
+        yield
+    finally:
+        _PINNED.clear()
+        _PINNED.update(before)
+
+
+def explain(op: Op | str, *args: Any) -> str:
+    """Say which backend ``op(*args)`` runs on and why each better one does not.
+
+    >>> print(r1kernels.explain("group_advantage", rewards, ids, "group", "mean", 1e-4))
+    group_advantage: cpp
+    """
+    if isinstance(op, str):
+        if op not in OPS:
+            raise ValueError(f"explain: unknown op {op!r}, expected one of: {', '.join(OPS)}")
+        op = OPS[op]
+    choice = op.select(*args)
+    lines = [f"{op.name}: {choice.backend}" + (" (pinned)" if op.name in _PINNED else "")]
+    lines += [f"  not {name}: {reason}" for name, reason in choice.reasons.items()]
+    return "\n".join(lines)
+
+
+def _device_type(args: Sequence[Any]) -> str:
+    return next((a.device.type for a in args if isinstance(a, torch.Tensor)), "cpu")

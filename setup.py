@@ -1,0 +1,150 @@
+"""Builds the kernel libraries: g++ for csrc/cpu, nvcc for csrc/cuda.
+
+Both use libtorch's stable ABI, so a library depends neither on the version of Python nor (from 2.11
+on) of PyTorch, and the build needs PyTorch's headers but never imports it. A missing compiler, or a
+missing PyTorch, skips a library with one line; r1kernels then runs on its PyTorch references.
+"""
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11: the oldest PyTorch that can load the libraries
+
+# Every file of csrc/cpu is compiled once for each of these; csrc/cpu/isa.h chooses at run time.
+X86_ISAS = {
+    "scalar": [],
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+    "avx512bf16": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mavx512bf16"],
+}
+CPU_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-Wall", "-Wextra", "-Wno-unused-parameter",
+             "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]  # fmt: skip
+CUDA_ARCHS = {"_sm90": ["90a"], "": ["80", "89", "90a", "100"]}  # by the end of the file's name
+CUDA_FLAGS = [
+    "-DUSE_CUDA",
+    "-O3",
+    "-std=c++20",
+    "-Xcompiler=-fPIC",
+    "-Xptxas=-v",
+    "--expt-relaxed-constexpr",
+]
+
+
+def find_torch() -> Path | None:
+    """Where PyTorch is installed. An isolated build hides it from imports but not from the disk."""
+    spec = importlib.util.find_spec("torch")
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin).parent
+    candidates = (Path(sysconfig.get_path(key)) / "torch" for key in ("purelib", "platlib"))
+    return next((path for path in candidates if (path / "include").is_dir()), None)
+
+
+class BuildKernels(build_ext):
+    def build_extensions(self) -> None:
+        self.extensions = [ext for ext in self.extensions if self.build_library(ext)]
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", os.sep) + ".so"
+
+    def build_library(self, ext: Extension) -> bool:
+        backend = ext.name.rpartition("._")[2]
+        torch = find_torch()
+        compiler = os.environ.get("CXX", "g++") if backend == "cpp" else "nvcc"
+        if not ext.sources:
+            return False
+        if torch is None:
+            print(f"r1kernels: skipping {ext.name}: install torch>=2.11 before r1kernels")
+            return False
+        if shutil.which(compiler) is None:
+            print(f"r1kernels: skipping {ext.name}: {compiler} not found")
+            return False
+        includes = [f"-I{ROOT / 'csrc'}", f"-I{torch / 'include'}",
+                    f"-I{torch / 'include/torch/csrc/api/include'}"]  # fmt: skip
+        defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+        make = self.cpu_commands if backend == "cpp" else self.cuda_commands
+        folder = Path(self.build_temp) / backend
+        folder.mkdir(parents=True, exist_ok=True)
+        commands = [
+            [compiler, *flags, *includes, *defines, "-c", source, "-o", str(folder / name)]
+            for source in ext.sources
+            for name, flags in make(source)
+        ]
+        newest_header = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*.h"))
+        stale = [command for command in commands if is_stale(command, newest_header)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(run, stale))
+        output = Path(self.get_ext_fullpath(ext.name))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        objects = [command[-1] for command in commands]
+        link = [f"-L{torch / 'lib'}", "-ltorch_cpu"]
+        if backend == "cuda" and (torch / "lib/libtorch_cuda.so").exists():
+            link.append("-ltorch_cuda")
+        run([compiler, "-shared", *objects, *link, "-o", str(output)])
+        return True
+
+    def cpu_commands(self, source: str) -> list[tuple[str, list[str]]]:
+        on_x86 = platform.machine() in ("x86_64", "AMD64")
+        isas = X86_ISAS if on_x86 else {"scalar": []}
+        available = [f"-DR1_HAS_{isa.upper()}" for isa in isas]
+        return [
+            (f"{Path(source).stem}.{isa}.o", [*CPU_FLAGS, *flags, *available, f"-DR1_ISA={isa}",
+                                             f"-DR1_ISA_IS_{isa.upper()}"])
+            for isa, flags in isas.items()
+        ]  # fmt: skip
+
+    def cuda_commands(self, source: str) -> list[tuple[str, list[str]]]:
+        stem = Path(source).stem
+        suffix = next(suffix for suffix in CUDA_ARCHS if stem.endswith(suffix))
+        known = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True).stdout
+        archs = [arch for arch in CUDA_ARCHS[suffix] if f"sm_{arch.rstrip('a')}" in known.split()]
+        gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+        return [(f"{stem}.o", [*CUDA_FLAGS, *gencode])]
+
+
+class PlatformWheel(bdist_wheel):
+    """py3-none-<platform>: compiled, but for no Python version in particular."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+def is_stale(command: list[str], newest_header: float) -> bool:
+    source, output = Path(command[-3]), Path(command[-1])
+    newest = max(source.stat().st_mtime, newest_header, Path(__file__).stat().st_mtime)
+    return not output.exists() or output.stat().st_mtime < newest
+
+
+def run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True)
+    log = (result.stdout + result.stderr).strip()
+    if log:
+        print(log)
+    if result.returncode:
+        raise SystemExit(
+            f"r1kernels: this command failed:\n{' '.join(command)}\n{log}\n"
+            f"Without {command[0]} on PATH, r1kernels installs without this library."
+        )
+
+
+def sources(folder: str, suffix: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / folder).glob(f"*{suffix}"))
+
+
+setup(
+    ext_modules=[
+        Extension("r1kernels._cpp", sources("csrc/cpu", ".cpp")),
+        Extension("r1kernels._cuda", sources("csrc/cuda", ".cu")),
+    ],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
+)

@@ -1,0 +1,135 @@
+// A small matrix product for one core, with operands where the caller has them.
+//
+//   c[m][n] (+)= Σ_k a[m][k]·b[k][n]        c in fp32
+//
+// The reduction is counted in units of 32 bits: one fp32 (F32) or two neighbouring bf16 (BF16).
+// One operand (a) is read in place, a unit at a time, at any strides; the other (b) is packed in
+// panels of kPanel lanes, [panel][k][lane]. Every element of c sums its products in the order of k
+// whatever m, n or the number of threads: a row's result does not depend on its neighbours.
+#pragma once
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#include "cpu/simd.h"
+
+namespace r1 {
+constexpr int kPanel = 48;  // lanes of a panel; a multiple of every vector width
+}
+
+namespace r1::R1_ISA {
+struct F32 {
+  using Element = float;
+  static constexpr int kPerUnit = 1;
+  static inline F dot(F acc, U a, U b) { return acc + (F)a * (F)b; }
+  static inline float element(float x) { return x; }
+  static inline float scalar(float x) { return x; }
+  static inline uint32_t unit(float x, float) {
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    return u;
+  }
+  static inline U units(F x, F) { return (U)x; }
+  static inline void set(uint32_t& u, int64_t, float x) { u = unit(x, 0); }
+  static inline F load(const float* p) { return R1_ISA::load(p); }
+  static inline void store(float* p, F v) { R1_ISA::store(p, v); }
+};
+
+struct BF16 {
+  using Element = uint16_t;
+  static constexpr int kPerUnit = 2;
+  static inline F dot(F acc, U a, U b) {
+#ifdef __AVX512BF16__
+    return (F)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+#else
+    acc = acc + (F)(a << 16) * (F)(b << 16);
+    return acc + (F)(a & 0xffff0000u) * (F)(b & 0xffff0000u);
+#endif
+  }
+  static inline uint16_t element(float x) { return float_to_bf16(x); }
+  static inline float scalar(uint16_t x) { return bf16_to_float(x); }
+  static inline uint32_t unit(float low, float high) {
+    return uint32_t(element(low)) | uint32_t(element(high)) << 16;
+  }
+  static inline void set(uint32_t& u, int64_t which, uint16_t x) {
+    u = which ? (u & 0xffffu) | uint32_t(x) << 16 : (u & 0xffff0000u) | x;
+  }
+  static inline U units(F low, F high) { return bf16_bits(low) | bf16_bits(high) << 16; }
+  static inline F load(const uint16_t* p) { return load_bf16(p); }
+  static inline void store(uint16_t* p, F v) { store_bf16(p, v); }
+};
+
+// Left operand: unit (m, k) is at a[m·row + k·unit], both strides in units.
+struct Left {
+  const uint32_t* a;
+  int64_t row, unit;
+};
+
+static inline uint32_t load_unit(const uint32_t* p) {
+  uint32_t u;
+  memcpy(&u, p, 4);  // bf16 rows of odd length are not aligned to a unit
+  return u;
+}
+
+template <class T, int MR, int NR>
+static inline void micro(int64_t depth, Left left, const uint32_t* b, float* c, int64_t ldc,
+                         bool accumulate) {
+  F acc[MR][NR];
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < NR; ++n)
+      acc[m][n] = accumulate ? load(c + m * ldc + n * kWidth) : F{};
+  for (int64_t k = 0; k < depth; ++k) {
+    U bk[NR];
+#pragma GCC unroll 4
+    for (int n = 0; n < NR; ++n) bk[n] = load_as<U>(b + k * kPanel + n * kWidth);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      const U am = splat_bits(load_unit(left.a + m * left.row + k * left.unit));
+#pragma GCC unroll 4
+      for (int n = 0; n < NR; ++n) acc[m][n] = T::dot(acc[m][n], am, bk[n]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < NR; ++n) store(c + m * ldc + n * kWidth, acc[m][n]);
+}
+
+// One panel: c[rows][lanes], where lanes is rounded up to whole vectors.
+template <class T>
+static void gemm_panel(int64_t rows, int64_t lanes, int64_t depth, Left left, const uint32_t* b,
+                       float* c, int64_t ldc, bool accumulate) {
+  constexpr int MR = kWidth == 16 ? 8 : 4, NR = kWidth == 16 ? 3 : 2;
+  constexpr int64_t kDepth = 128;  // units: a panel's slice of 24 KiB stays in the first cache
+  for (int64_t k0 = 0; k0 < depth || k0 == 0; k0 += kDepth) {
+    const int64_t d = depth - k0 < kDepth ? depth - k0 : kDepth;
+    const bool add = accumulate || k0 > 0;
+    for (int64_t n = 0; n < lanes; n += kWidth * (lanes - n > kWidth ? NR : 1)) {
+      const uint32_t* bn = b + k0 * kPanel + n;
+      for (int64_t m = 0; m < rows;) {
+        const Left at{left.a + m * left.row + k0 * left.unit, left.row, left.unit};
+        float* cm = c + m * ldc + n;
+        if (lanes - n > kWidth) {
+          if (rows - m >= MR) micro<T, MR, NR>(d, at, bn, cm, ldc, add), m += MR;
+          else micro<T, 1, NR>(d, at, bn, cm, ldc, add), m += 1;
+        } else {
+          if (rows - m >= MR) micro<T, MR, 1>(d, at, bn, cm, ldc, add), m += MR;
+          else micro<T, 1, 1>(d, at, bn, cm, ldc, add), m += 1;
+        }
+      }
+    }
+  }
+}
+
+// All panels of a right operand with `lanes` columns; c's rows are padded to whole panels.
+template <class T>
+static void gemm(int64_t rows, int64_t lanes, int64_t depth, Left left, const uint32_t* b, float* c,
+                 int64_t ldc, bool accumulate) {
+  for (int64_t n = 0; n < lanes; n += kPanel)
+    gemm_panel<T>(rows, lanes - n < kPanel ? lanes - n : kPanel, depth, left,
+                  b + n * depth, c + n, ldc, accumulate);
+}
+}  // namespace r1::R1_ISA

@@ -1,0 +1,91 @@
+"""What the head ops share: the options between the matrix product and the probabilities.
+
+The order is fixed: bias → logit_scale → softcap → temperature (TRL, verl and vLLM agree on it).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from r1kernels import check
+
+# No target can equal it, so no row is ignored.
+NO_IGNORE = -(2**62)
+
+
+class LogProb(NamedTuple):
+    """Log-probabilities of the targets, and the entropies when they were asked for.
+
+    Both are [T], float32 (float64 for float64 inputs), in nats.
+    """
+
+    logprob: Tensor
+    entropy: Tensor | None
+
+
+def check_options(op: str, temperature: float, logit_scale: float, softcap: float | None) -> None:
+    check.positive(op, "temperature", temperature)
+    if logit_scale == 0:
+        raise ValueError(f"{op}: logit_scale: expected a number other than 0, got 0")
+    if softcap is not None:
+        check.positive(op, "softcap", softcap)
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def scale(z: Tensor, temperature: float, logit_scale: float, softcap: float | None) -> Tensor:
+    """Logits [T, V] as they leave the matrix product → logits of the distribution."""
+    z = z * logit_scale
+    if softcap is not None:
+        z = torch.tanh(z / softcap) * softcap
+    return z / temperature
+
+
+def scale_backward(
+    dz: Tensor, z: Tensor, temperature: float, logit_scale: float, softcap: float | None
+) -> Tensor:
+    """Gradient of ``scale``, from its *result* z."""
+    dz = dz / temperature
+    if softcap is not None:
+        dz = dz * (1 - (z * temperature / softcap) ** 2)
+    return dz * logit_scale
+
+
+def statistics(
+    z: Tensor, target: Tensor, ignore_index: int, want_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled logits [T, V] → (logprob [T], entropy [T] or [0], log-sum-exp [T])."""
+    valid = target != ignore_index
+    lse = z.logsumexp(-1)
+    logprob = z.gather(-1, target.where(valid, 0)[:, None])[:, 0] - lse
+    entropy = z.new_empty(0)
+    if want_entropy:
+        p = (z - lse[:, None]).exp()
+        entropy = lse - (p * z.where(p > 0, 0)).sum(-1)
+        entropy = entropy.where(valid, 0)
+    return logprob.where(valid, 0), entropy, lse.where(valid, 0)
+
+
+def statistics_backward(
+    dlogprob: Tensor,
+    dentropy: Tensor,
+    z: Tensor,
+    target: Tensor,
+    lse: Tensor,
+    entropy: Tensor,
+    ignore_index: int,
+) -> Tensor:
+    """Gradient of ``statistics``: dz = g·(1_y − p) − e·p·(log p + H)."""
+    valid = target != ignore_index
+    logp = z - lse[:, None]
+    p = logp.exp()
+    dz = -dlogprob[:, None] * p
+    dz.scatter_add_(-1, target.where(valid, 0)[:, None], dlogprob[:, None])
+    if dentropy.numel():
+        dz -= dentropy[:, None] * p * (logp.where(p > 0, 0) + entropy[:, None])
+    return dz.where(valid[:, None], 0)

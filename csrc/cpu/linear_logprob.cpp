@@ -58,7 +58,8 @@ struct Inputs {
   }
 };
 
-// The order in which rows are taken, and what the kernels need of each, padded to whole blocks.
+// The order in which rows are taken. A row of index -1 is blank: it holds a place, as the padding
+// after the last one does.
 struct Order {
   std::vector<int64_t> index, target;
 
@@ -67,6 +68,13 @@ struct Order {
              columns, ", got ", column);
     index.push_back(row);
     target.push_back(column);
+  }
+  void add_blank() {
+    index.push_back(-1);
+    target.push_back(-1);
+  }
+  const uint32_t* row(const Head& h, int64_t i) const {  // null where blank
+    return i < size() && index[i] >= 0 ? h.hidden + index[i] * h.units : nullptr;
   }
   int64_t size() const { return static_cast<int64_t>(index.size()); }
   int64_t padded() const { return ceil_div(size(), kRows) * kRows; }
@@ -81,7 +89,7 @@ void pack_panels(const Head& h, const Order& order, uint32_t* panels) {
   parallel(order.padded() / kRows, [&](int64_t block, int) {
     for (int64_t lane = 0; lane < kRows; ++lane) {
       const int64_t i = block * kRows + lane;
-      const uint32_t* row = i < order.size() ? h.hidden + order.index[i] * h.units : nullptr;
+      const uint32_t* row = order.row(h, i);
       uint32_t* out = panels + block * kRows * h.units + lane;
       for (int64_t k = 0; k < h.units; ++k) out[k * kRows] = row ? row[k] : 0;
     }
@@ -92,8 +100,8 @@ void pack_panels(const Head& h, const Order& order, uint32_t* panels) {
 void pack_row_pairs(const Head& h, const Order& order, uint32_t* pairs) {
   const int64_t per_unit = h.bf16 ? 2 : 1, depth = order.padded() / per_unit;
   auto bits = [&](int64_t i, int64_t j) -> uint32_t {
-    if (i >= order.size() || j >= h.width) return 0;
-    const uint32_t* row = h.hidden + order.index[i] * h.units;
+    const uint32_t* row = order.row(h, i);
+    if (!row || j >= h.width) return 0;
     return h.bf16 ? reinterpret_cast<const uint16_t*>(row)[j] : row[j];
   };
   parallel(h.lanes() / kPanel, [&](int64_t panel, int) {
@@ -239,7 +247,9 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
     if (!any) continue;
     R1_CHECK(end - b == kRows || others.size() == 0,
              "linear_logprob_backward: keep: a row outside it has a gradient");
-    for (int64_t i = b; i < end; ++i) taken.add(order.index[i], order.target[i], h.columns);
+    for (int64_t i = b; i < end; ++i)
+      if (has_gradient(order.index[i])) taken.add(order.index[i], order.target[i], h.columns);
+      else taken.add_blank();
     kept_of_block.push_back(data<uint8_t>(tiles) + b / kRows * tiles.size(1));
   }
   for (int64_t i = 0; i < others.size(); ++i)
@@ -252,6 +262,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
   const float alpha = h.logit_scale / h.temperature;
   for (int64_t i = 0; i < taken.size(); ++i) {
     const int64_t t = taken.index[i];
+    if (t < 0) continue;
     row_g[i] = alpha * data<float>(g)[t];
     row_target[i] = row_g[i] * -std::expm1(data<float>(lp)[t]);
     row_lse[i] = data<float>(l)[t];
@@ -283,8 +294,9 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
       need_weight ? data<void>(dweight) : nullptr, data<float>(dbias)});
   if (need_hidden)
     parallel(taken.size(), [&](int64_t i, int) {
-      store_row(data<void>(dhidden), h.bf16, taken.index[i] * h.width,
-                dhidden_sums.p + i * h.lanes(), h.width);
+      if (taken.index[i] >= 0)
+        store_row(data<void>(dhidden), h.bf16, taken.index[i] * h.width,
+                  dhidden_sums.p + i * h.lanes(), h.width);
     });
   if (weight.scalar_type() != ScalarType::Float)
     dbias = torch::stable::to(dbias, weight.scalar_type());

@@ -245,14 +245,15 @@ static void decode_tile(const Backward& f, int64_t row0, int64_t cols, const uin
                         const Gradients<T>& out) {
   const Tile<T> tile(const_cast<uint8_t*>(kept));
   for (int64_t n = 0; n < kRows; n += kWidth) {
-    const F factor = -load(f.dlogprob + row0 + n) *
-                     exp(load(tile.maxima + n) - load(f.lse + row0 + n));
+    const F g = load(f.dlogprob + row0 + n);
+    const F factor = -g * exp(load(tile.maxima + n) - load(f.lse + row0 + n));
+    auto gradient = [&](int64_t v) {  // blank rows hold anything, even NaN
+      return g != F{} ? T::load(tile.elements + v * kRows + n) * factor : F{};
+    };
     for (int64_t v = 0; v < cols; v += T::kPerUnit) {
       const bool both = v + 1 < cols;
-      const F low = T::load(tile.elements + v * kRows + n) * factor;
-      const F high = T::kPerUnit == 2 && both
-                         ? T::load(tile.elements + (v + 1) * kRows + n) * factor : F{};
-      out.store_pair(v, n, both, low, high);
+      const F low = gradient(v);
+      out.store_pair(v, n, both, low, T::kPerUnit == 2 && both ? gradient(v + 1) : F{});
     }
   }
 }

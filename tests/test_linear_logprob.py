@@ -188,3 +188,19 @@ def test_bad_input_is_named(make, error: type[Exception], message: str) -> None:
     args, options = make(torch.zeros(4, 8), torch.zeros(10, 8), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(error, match=message):
         r1kernels.linear_logprob(*args, **options)
+
+
+def test_entropy_without_a_gradient_keeps_the_cheap_regimes() -> None:
+    hidden, weight, target = problem(60, 32, 300, torch.float32)
+    plain = r1kernels.linear_logprob(hidden, weight, target, entropy=True)
+    for head, regime in ((weight, "kept"), (weight.detach(), "frozen_head")):
+        logprob, entropy, chosen = module.head_logprob(
+            "test", hidden, head, target, None, 1.0, 1.0, None, True, entropy_grad=False
+        )
+        assert chosen == regime
+        assert not entropy.requires_grad
+        torch.testing.assert_close(entropy, plain.entropy, rtol=1e-5, atol=1e-6)
+        hidden.grad = None
+        logprob.sum().backward()
+        expected = torch.autograd.grad(plain.logprob.sum(), hidden, retain_graph=True)
+        torch.testing.assert_close(hidden.grad, expected[0], rtol=1e-5, atol=1e-5)

@@ -2,6 +2,8 @@
 #include "cpu/linear_logprob.h"
 
 #ifdef R1_BASELINE
+#include <sys/mman.h>
+
 #include <cmath>
 #include <vector>
 
@@ -27,6 +29,16 @@ struct Buffer {  // uninitialised, aligned for whole vectors
   T* p;
   T& operator[](int64_t i) { return p[i]; }
 };
+
+// Large outputs are fresh memory: first touched in pages of 2 MiB, it costs less than half.
+Tensor in_large_pages(Tensor t) {
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.data_ptr());
+  const uintptr_t end = begin + t.numel() * t.element_size();
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  return t;
+}
 
 // Rows of H elements as rows of whole units: in place, or copied with a zero at the end where a
 // bf16 row has an odd length.
@@ -127,8 +139,8 @@ using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 ForwardResult linear_logprob(Tensor hidden, Tensor weight, Tensor target, OptionalTensor bias,
                              OptionalTensor keep, double temperature, double logit_scale,
-                             std::optional<double> softcap, bool want_entropy, int64_t kept_rows,
-                             bool frozen_head, int64_t ignore_index) {
+                             std::optional<double> softcap, bool want_entropy, bool /*entropy_grad*/,
+                             int64_t kept_rows, bool frozen_head, int64_t ignore_index) {
   const Inputs in(hidden, weight, target, bias, temperature, logit_scale, softcap);
   const Head& h = in.head;
   const int64_t rows = hidden.size(0), tiles = ceil_div(h.columns, kCols);
@@ -136,7 +148,8 @@ ForwardResult linear_logprob(Tensor hidden, Tensor weight, Tensor target, Option
   Tensor logprob = torch::stable::new_zeros(hidden, {rows}, ScalarType::Float);
   Tensor lse = torch::stable::new_zeros(hidden, {rows}, ScalarType::Float);
   Tensor entropy = torch::stable::new_zeros(hidden, {want_entropy ? rows : 0}, ScalarType::Float);
-  Tensor kept = new_empty(hidden, {kept_rows / kRows, kept_stride}, ScalarType::Byte);
+  Tensor kept =
+      in_large_pages(new_empty(hidden, {kept_rows / kRows, kept_stride}, ScalarType::Byte));
   Tensor dhidden =
       torch::stable::new_zeros(hidden, {frozen_head ? rows : 0, h.width}, ScalarType::Float);
 
@@ -176,7 +189,6 @@ ForwardResult linear_logprob(Tensor hidden, Tensor weight, Tensor target, Option
     forward_only(first);
     return {logprob, entropy, lse, kept, dhidden};
   }
-  R1_CHECK(!want_entropy, "linear_logprob: frozen_head: the entropy has no gradient in this form");
   forward_only(rest);
   if (first.size() > 0) {
     const int64_t padded = first.padded();
@@ -186,8 +198,9 @@ ForwardResult linear_logprob(Tensor hidden, Tensor weight, Tensor target, Option
     Buffer<float> logits(workers() * kStripe * kRows);
     Buffer<uint32_t> products(workers() * kStripe * kRows);
     pack_panels(h, first, panels.p);
-    R1_DISPATCH(linear_logprob_frozen)(Frozen{h, first.rows(panels.p), statistics.p, target_logit.p,
-                                              expected.p, packed.p, logits.p, products.p});
+    R1_DISPATCH(linear_logprob_frozen)(Frozen{h, first.rows(panels.p), want_entropy, statistics.p,
+                                              target_logit.p, expected.p, packed.p, logits.p,
+                                              products.p});
     finish(first, statistics.p, target_logit.p);
     // dhidden = α·((1 - p_y)·w_y·W_y - Σ_{v≠y} p_v·w_v·W_v), w the slope of the softcap.
     parallel(first.size(), [&](int64_t i, int) {
@@ -215,14 +228,13 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
     Tensor dlogprob, Tensor dentropy, Tensor hidden, Tensor weight, Tensor target,
     OptionalTensor bias, OptionalTensor keep, Tensor logprob, Tensor lse, Tensor entropy,
     Tensor kept, double temperature, double logit_scale, std::optional<double> softcap,
-    bool want_entropy, int64_t ignore_index, bool need_hidden, bool need_weight, bool need_bias) {
+    bool entropy_grad, int64_t ignore_index, bool need_hidden, bool need_weight, bool need_bias) {
   const Inputs in(hidden, weight, target, bias, temperature, logit_scale, softcap);
   const Head& h = in.head;
   const int64_t rows = hidden.size(0), per_unit = h.bf16 ? 2 : 1;
   auto floats = [](const Tensor& t) { return to_dtype(t, ScalarType::Float); };
   const Tensor g = floats(dlogprob), e = floats(dentropy), lp = floats(logprob), l = floats(lse);
   const Tensor entropies = floats(entropy), tiles = dense(kept);
-  const bool with_entropy = want_entropy && e.numel() > 0;
   const int64_t* y = data<int64_t>(in.target);
 
   // Blocks that were kept come first, as they were; then every other row with a gradient.
@@ -231,7 +243,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
   const int64_t kept_rows = tiles.size(0) * kRows;
   Order order, others;
   auto has_gradient = [&](int64_t t) {
-    return data<float>(g)[t] != 0 || (with_entropy && data<float>(e)[t] != 0);
+    return data<float>(g)[t] != 0 || (entropy_grad && data<float>(e)[t] != 0);
   };
   for (int64_t t = 0; t < rows; ++t) {
     if (y[t] == ignore_index) continue;
@@ -266,7 +278,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
     row_g[i] = alpha * data<float>(g)[t];
     row_target[i] = row_g[i] * -std::expm1(data<float>(lp)[t]);
     row_lse[i] = data<float>(l)[t];
-    if (!with_entropy) continue;
+    if (!entropy_grad) continue;
     row_e[i] = alpha * data<float>(e)[t];
     row_entropy[i] = data<float>(entropies)[t];
   }
@@ -274,7 +286,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
   Tensor dhidden = need_hidden
                        ? torch::stable::new_zeros(hidden, {rows, h.width})
                        : new_empty(hidden, {0, h.width}, hidden.scalar_type());
-  Tensor dweight = new_empty(weight, {need_weight ? h.columns : 0, h.width}, weight.scalar_type());
+  Tensor dweight = in_large_pages(
+      new_empty(weight, {need_weight ? h.columns : 0, h.width}, weight.scalar_type()));
   Tensor dbias = new_empty(weight, {need_bias ? h.columns : 0}, ScalarType::Float);
   const int64_t chunk = smaller(padded, kChunk);
   Buffer<uint32_t> panels(padded * h.units), pairs(need_weight ? padded / per_unit * h.lanes() : 0);
@@ -286,7 +299,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
   pack_panels(h, taken, panels.p);
   if (need_weight) pack_row_pairs(h, taken, pairs.p);
   R1_DISPATCH(linear_logprob_backward)(Backward{
-      h, taken.rows(panels.p), with_entropy, row_g.data(), row_e.data(), row_target.data(),
+      h, taken.rows(panels.p), entropy_grad, row_g.data(), row_e.data(), row_target.data(),
       row_lse.data(), row_entropy.data(), kept_of_block.data(), pairs.p,
       need_hidden ? packed.p : nullptr, by_row.p, by_column.p, need_bias ? bias_parts.p : nullptr,
       need_hidden ? dhidden_sums.p : nullptr,
@@ -307,12 +320,12 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
 STABLE_TORCH_LIBRARY_FRAGMENT(r1_cpp, m) {
   m.def(
       "linear_logprob(Tensor hidden, Tensor weight, Tensor target, Tensor? bias, Tensor? keep, "
-      "float temperature, float logit_scale, float? softcap, bool want_entropy, int kept_rows, "
-      "bool frozen_head, int ignore_index) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "float temperature, float logit_scale, float? softcap, bool want_entropy, "
+      "bool entropy_grad, int kept_rows, bool frozen_head, int ignore_index) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "linear_logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor hidden, Tensor weight, "
       "Tensor target, Tensor? bias, Tensor? keep, Tensor logprob, Tensor lse, Tensor entropy, "
-      "Tensor kept, float temperature, float logit_scale, float? softcap, bool want_entropy, "
+      "Tensor kept, float temperature, float logit_scale, float? softcap, bool entropy_grad, "
       "int ignore_index, bool need_hidden, bool need_weight, bool need_bias) "
       "-> (Tensor, Tensor, Tensor)");
 }

@@ -56,6 +56,7 @@ struct Forward {
 struct Frozen {
   Head head;
   Rows rows;
+  bool want_entropy;
   Statistics* statistics;  // [block]
   float* target_logit;     // [rows]
   float* expected;         // [rows, lanes()]: Σ_v e^(z_v - max)·w_v·W_v without the target

@@ -178,7 +178,8 @@ static void frozen(const Frozen& f) {
       bool moved = false;
       for (int64_t n = 0; n < lanes; n += kWidth) {
         const F before = load(s.max + n), after = max(before, column_maximum(z, cols, n));
-        F factor = exp(before - after), sum = load(s.sum + n) * factor;
+        const F factor = exp(before - after), old = load(s.sum + n);
+        F sum = old * factor, weighted = (load(s.weighted + n) + (before - after) * old) * factor;
         store(rescale + n, factor);
         store(s.max + n, after);
         for (int64_t v = 0; v < cols; v += T::kPerUnit) {
@@ -187,11 +188,13 @@ static void frozen(const Frozen& f) {
             const F logit = load(z + (v + i) * kRows + n);
             e[i] = exp(logit - after);
             sum = sum + e[i];
+            if (f.want_entropy) weighted = weighted + e[i] * max(splat(-200.0f), logit - after);
             if (h.softcap != 0) e[i] = e[i] * cap_slope(h, logit);
           }
           store_as(products + v / T::kPerUnit * kRows + n, T::units(e[0], e[1]));
         }
         store(s.sum + n, sum);
+        store(s.weighted + n, weighted);
       }
       for (int64_t lane = 0; lane < lanes; ++lane) {
         moved |= rescale[lane] != 1.0f;

@@ -1,10 +1,11 @@
-// policy_loss: loss, gradient and metrics of [T] numbers, one sequence a task, in double.
+// policy_loss: loss, gradient and metrics of [T] numbers, a sequence at a time, in double.
 //
 // The head that makes these numbers does a million times as much work, so this is plain code for
 // every machine. The formulas are those of r1kernels/ops/losses.py, in the same order.
 #include "cpu/isa.h"
 
 #ifdef R1_BASELINE
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <type_traits>
@@ -16,6 +17,7 @@
 namespace r1 {
 namespace {
 constexpr double kMaxLogRatio = 20.0;
+constexpr int64_t kSerialRows = 8192, kTasks = 64;
 
 struct Row {
   double logprob, log_ratio, advantage;
@@ -157,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> policy_loss(
   float *dlogprob = data<float>(grad), *dentropy = data<float>(grad_entropy);
   std::vector<Sums> parts(sequences);
 
-  parallel(sequences, [&](int64_t b, int) {
+  auto run_sequence = [&](int64_t b) {
     const int64_t begin = cu[b], end = cu[b + 1];
     auto counts = [&](int64_t t) { return !active || active[t]; };
     Sums& sums = parts[b];
@@ -211,6 +213,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> policy_loss(
       for (int64_t t = begin; t < end; ++t)
         if (counts(t) && Difference(now[t], old[t]).inside)
           dlogprob[t] += static_cast<float>(chain / sums.active);
+  };
+  // A few sequences are done before a second thread has woken up.
+  const int64_t tasks = rows < kSerialRows ? 1 : std::min(sequences, kTasks);
+  parallel(tasks, [&](int64_t task, int) {
+    for (int64_t b = sequences * task / tasks; b < sequences * (task + 1) / tasks; ++b)
+      run_sequence(b);
   });
 
   Sums all;

@@ -80,12 +80,17 @@ def statistics_backward(
     entropy: Tensor,
     ignore_index: int,
 ) -> Tensor:
-    """Gradient of ``statistics``: dz = g·(1_y − p) − e·p·(log p + H)."""
+    """Gradient of ``statistics``: dz = g·(1_y − p) − e·p·(log p + H).
+
+    Exactly zero for rows without an upstream gradient, whatever their logits are.
+    """
     valid = target != ignore_index
+    wanted = dlogprob != 0
     logp = z - lse[:, None]
     p = logp.exp()
     dz = -dlogprob[:, None] * p
     dz.scatter_add_(-1, target.where(valid, 0)[:, None], dlogprob[:, None])
     if dentropy.numel():
         dz -= dentropy[:, None] * p * (logp.where(p > 0, 0) + entropy[:, None])
-    return dz.where(valid[:, None], 0)
+        wanted = wanted | (dentropy != 0)
+    return dz.where((valid & wanted)[:, None], 0)

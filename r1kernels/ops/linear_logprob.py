@@ -54,13 +54,13 @@ def linear_logprob(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
-    logprob, entropies, _ = _head(
+    logprob, entropies, _ = head_logprob(
         "linear_logprob", hidden, weight, target, bias, temperature, logit_scale, softcap, entropy
     )
     return LogProb(logprob, entropies)
 
 
-def _head(
+def head_logprob(
     name: str,
     hidden: Tensor,
     weight: Tensor,
@@ -70,13 +70,21 @@ def _head(
     logit_scale: float,
     softcap: float | None,
     entropy: bool,
+    *,
+    entropy_grad: bool = True,
     ignore_index: int = head.NO_IGNORE,
     keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, str]:
     """Check, choose the regime, run. Shared by every function that has a linear head in it.
 
-    ``keep`` [T] bool marks the rows that can receive a gradient (default: all).
-    Returns (logprob, entropy or None, regime); ``regime`` is what the gradient will cost.
+    ``keep`` [T] bool marks the rows that can receive a gradient (default: all). Without
+    ``entropy_grad`` the entropy is a mere figure, and does not cost the cheaper regimes.
+    Returns (logprob, entropy or None, regime). The regime says how the gradient is made:
+
+    - "forward_only": there is none;
+    - "kept": probabilities of the rows that fit in KEPT_BYTES are kept, the rest made again;
+    - "recompute": all made again (softcap, or an entropy with a gradient);
+    - "frozen_head": the gradient of hidden is made in the forward pass, weight has none.
     """
     shapes = check.Shapes(name)
     shapes("hidden", hidden, "T H", check.FLOATS)
@@ -88,17 +96,18 @@ def _head(
 
     head_grad = weight.requires_grad or (bias is not None and bias.requires_grad)
     kept_rows, frozen_head = 0, False
+    entropy_grad = entropy and entropy_grad
     if not (torch.is_grad_enabled() and (head_grad or hidden.requires_grad)):
         regime = "forward_only"
-    elif not head_grad and not entropy:
+    elif not head_grad and not entropy_grad:
         regime, frozen_head = "frozen_head", True
-    elif softcap is None and not entropy:
+    elif softcap is None and not entropy_grad:
         regime, kept_rows = "kept", rows_that_fit(hidden, weight)
     else:
         regime = "recompute"
     logprob, entropies, *_ = LINEAR_LOGPROB(
         hidden, weight, target, bias, keep, temperature, logit_scale, softcap,
-        entropy, kept_rows, frozen_head, ignore_index,
+        entropy, entropy_grad, kept_rows, frozen_head, ignore_index,
     )  # fmt: skip
     return logprob, entropies if entropy else None, regime
 
@@ -138,7 +147,7 @@ def _outputs(
 
 
 def _fake(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *_, want_entropy, kept_rows, frozen_head, _ = rest
+    *_, want_entropy, _, kept_rows, frozen_head, _ = rest
     return _outputs(hidden, weight, want_entropy, kept_rows, frozen_head)
 
 
@@ -152,6 +161,7 @@ def _reference(
     logit_scale: float,
     softcap: float | None,
     want_entropy: bool,
+    entropy_grad: bool,
     kept_rows: int,
     frozen_head: bool,
     ignore_index: int,
@@ -175,10 +185,11 @@ def _validate(hidden: Tensor, weight: Tensor, target: Tensor, *rest: Any) -> Non
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, target, bias, keep, *options, want_entropy, _, frozen_head, ignore = inputs
+    hidden, weight, target, bias, keep, *options, _, entropy_grad, _, frozen_head, ignore = inputs
     logprob, entropy, lse, kept, dhidden = output
-    ctx.mark_non_differentiable(lse, kept, dhidden)
-    ctx.frozen_head, ctx.options = frozen_head, (*options, want_entropy, ignore)
+    constants = (lse, kept, dhidden) if entropy_grad else (entropy, lse, kept, dhidden)
+    ctx.mark_non_differentiable(*constants)
+    ctx.frozen_head, ctx.options = frozen_head, (*options, entropy_grad, ignore)
     ctx.dtype = hidden.dtype
     if frozen_head:
         ctx.save_for_backward(dhidden)
@@ -190,7 +201,7 @@ def _backward(ctx: Any, dlogprob: Tensor, dentropy: Tensor, *_: Any) -> tuple[An
     need_hidden, need_weight, _, need_bias = ctx.needs_input_grad[:4]
     if ctx.frozen_head:
         (dhidden,) = ctx.saved_tensors
-        return ((dlogprob[:, None] * dhidden).to(ctx.dtype), *[None] * 11)
+        return ((dlogprob[:, None] * dhidden).to(ctx.dtype), *[None] * 12)
     dhidden, dweight, dbias = LINEAR_LOGPROB_BACKWARD(
         dlogprob, dentropy, *ctx.saved_tensors, *ctx.options, need_hidden, need_weight, need_bias
     )
@@ -199,7 +210,7 @@ def _backward(ctx: Any, dlogprob: Tensor, dentropy: Tensor, *_: Any) -> tuple[An
         dweight if need_weight else None,
         None,
         dbias if need_bias else None,
-        *[None] * 8,
+        *[None] * 9,
     )
 
 
@@ -235,7 +246,7 @@ def _backward_reference(
     temperature: float,
     logit_scale: float,
     softcap: float | None,
-    want_entropy: bool,
+    entropy_grad: bool,
     ignore_index: int,
     need_hidden: bool,
     need_weight: bool,
@@ -278,7 +289,7 @@ def _case(
         if ignored:
             target[::3] = -100
         return (
-            hidden, weight, target, offset, None, *options, entropy, 0, frozen_head,
+            hidden, weight, target, offset, None, *options, entropy, entropy, 0, frozen_head,
             -100 if ignored else head.NO_IGNORE,
         )  # fmt: skip
 
@@ -306,6 +317,7 @@ CASES = (
     _case(
         "frozen head softcap bf16", 61, 40, 333, torch.bfloat16, options=CAPPED, frozen_head=True
     ),
+    _case("frozen head entropy", 50, 40, 333, entropy=True, frozen_head=True),
     _case("ignored rows", 50, 40, 333, ignored=True),
     _case("lm_head", 1024, 576, 49152, torch.bfloat16, bench=True),
     _case("lm_head frozen", 1024, 576, 49152, torch.bfloat16, frozen_head=True, bench=True),
@@ -315,7 +327,7 @@ CASES = (
 def _backward_case(case: Case) -> Case:
     def make(device: str) -> tuple[Any, ...]:
         inputs = case.make(device)
-        hidden, weight, target, bias, keep, *options, entropy, _, _, ignore = inputs
+        hidden, weight, target, bias, keep, *options, _, entropy_grad, _, _, ignore = inputs
         logprob, entropies, lse, kept, _ = _reference(*inputs)
         rng = torch.Generator().manual_seed(1)
         dlogprob = torch.randn(lse.shape, generator=rng).to(lse)
@@ -323,7 +335,7 @@ def _backward_case(case: Case) -> Case:
         dentropy = torch.randn(entropies.shape, generator=rng).to(lse)
         return (
             dlogprob, dentropy, hidden, weight, target, bias, keep, logprob, lse, entropies,
-            kept, *options, entropy, ignore, True, True, bias is not None,
+            kept, *options, entropy_grad, ignore, True, True, bias is not None,
         )  # fmt: skip
 
     # Three quarters of the rows: logits again, gradient of hidden, gradient of weight.
@@ -334,8 +346,8 @@ def _backward_case(case: Case) -> Case:
 
 LINEAR_LOGPROB = Op(
     "linear_logprob(Tensor hidden, Tensor weight, Tensor target, Tensor? bias, Tensor? keep, "
-    "float temperature, float logit_scale, float? softcap, bool want_entropy, int kept_rows, "
-    "bool frozen_head, int ignore_index) "
+    "float temperature, float logit_scale, float? softcap, bool want_entropy, "
+    "bool entropy_grad, SymInt kept_rows, bool frozen_head, int ignore_index) "
     "-> (Tensor logprob, Tensor entropy, Tensor lse, Tensor kept, Tensor dhidden)",
     reference=_reference,
     fake=_fake,
@@ -348,7 +360,7 @@ LINEAR_LOGPROB = Op(
 LINEAR_LOGPROB_BACKWARD = Op(
     "linear_logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor hidden, Tensor weight, "
     "Tensor target, Tensor? bias, Tensor? keep, Tensor logprob, Tensor lse, Tensor entropy, "
-    "Tensor kept, float temperature, float logit_scale, float? softcap, bool want_entropy, "
+    "Tensor kept, float temperature, float logit_scale, float? softcap, bool entropy_grad, "
     "int ignore_index, bool need_hidden, bool need_weight, bool need_bias) "
     "-> (Tensor dhidden, Tensor dweight, Tensor dbias)",
     reference=_backward_reference,

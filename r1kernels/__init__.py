@@ -1,0 +1,27 @@
+"""Kernels for reinforcement learning of language models, each equal to plain PyTorch.
+
+``explain`` says which backend a call runs on and why not on a better one; ``using`` pins one.
+"""
+
+from r1kernels.op import explain, using
+from r1kernels.ops.fused_linear_grpo_loss import FusedLoss, fused_linear_grpo_loss
+from r1kernels.ops.group_advantage import group_advantage
+from r1kernels.ops.head import LogProb
+from r1kernels.ops.linear_cross_entropy import linear_cross_entropy
+from r1kernels.ops.linear_logprob import linear_logprob
+from r1kernels.ops.logprob import logprob
+from r1kernels.ops.policy_loss import PolicyLoss, policy_loss
+
+__all__ = [
+    "FusedLoss",
+    "LogProb",
+    "PolicyLoss",
+    "explain",
+    "fused_linear_grpo_loss",
+    "group_advantage",
+    "linear_cross_entropy",
+    "linear_logprob",
+    "logprob",
+    "policy_loss",
+    "using",
+]

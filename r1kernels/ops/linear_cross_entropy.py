@@ -1,0 +1,57 @@
+"""Cross-entropy of a linear head: the logits never exist whole."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from r1kernels import check
+from r1kernels.ops.linear_logprob import head_logprob
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+) -> Tensor:
+    """−log softmax(z)[target] with z = softcap·tanh(logit_scale·(hidden·weightᵀ + bias)/softcap).
+
+    Equals ``F.cross_entropy(z, target)``. The products are accumulated in float32 and enter the
+    log-sum-exp unrounded. Ignored rows are skipped in both passes.
+
+    Args:
+        hidden: [T, H], float32, bfloat16, float16 or float64.
+        weight: [V, H], dtype of hidden.
+        target: [T], int64 or int32, values in [0, V) or ``ignore_index``.
+        bias: [V], dtype of hidden.
+        ignore_index: target of the rows that do not count.
+        reduction: "mean" over the rows that count (NaN if there is none, with zero gradients, as
+            in PyTorch), "sum", or "none": [T] with zeros at ignored rows.
+        softcap: bound of the logits (Gemma); None for none.
+        logit_scale: multiplies the logits after the bias (Cohere, Granite).
+
+    Returns:
+        0-d, or [T] for "none"; float32 (float64 for float64 hidden), in nats.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    check.choice("linear_cross_entropy", "reduction", reduction, REDUCTIONS)
+    logprob, _, _ = head_logprob(
+        "linear_cross_entropy", hidden, weight, target, bias, 1.0, logit_scale, softcap,
+        entropy=False, ignore_index=ignore_index,
+    )  # fmt: skip
+    if reduction == "none":
+        return -logprob
+    if reduction == "sum":
+        return -logprob.sum()
+    counts = target != ignore_index
+    # Not a plain sum: when no row counts, its gradient 1/0 must not meet the ignored rows.
+    return -logprob.where(counts, 0).sum() / counts.sum()

@@ -35,7 +35,8 @@ bench: setup
 gpu:
 	$(PYTHON) setup.py build_ext --inplace
 	$(PYTHON) -m pytest -q tests/test_ops.py
-	timeout 300 $(PYTHON) -m benchmarks
+	timeout 180 $(PYTHON) -m benchmarks ops
+	timeout 180 $(PYTHON) -m benchmarks head
 
 clean:
 	rm -rf .venv build dist *.egg-info r1kernels/_*.so .mypy_cache .ruff_cache .pytest_cache

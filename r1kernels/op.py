@@ -153,7 +153,8 @@ class Op:
     def _run(self, *args: Any) -> Any:
         if self._validate is not None and _device_type(args) == "cpu":
             self._validate(*args)
-        return self.backends[self.select(*args).backend].run(*args)
+        with torch.no_grad():  # gradients are the registered backward's, never a reference's own
+            return self.backends[self.select(*args).backend].run(*args)
 
     def _add_native(self, name: str, extra: Predicate) -> None:
         def when(*args: Any) -> bool | str:

@@ -4,6 +4,7 @@
 #ifdef R1_BASELINE
 #include <sys/mman.h>
 
+#include <atomic>
 #include <cmath>
 #include <vector>
 
@@ -49,6 +50,33 @@ Tensor whole_units(const Tensor& t) {
   torch::stable::copy_(view, t);
   return padded;
 }
+
+// Kept tiles, [column of tiles][block], and after them whether they are still there. The backward
+// pass takes them and they are gone; another one over the same graph makes its logits again, through
+// the same rounding, so nothing but its time tells.
+struct Kept {
+  static constexpr int64_t kState = 64;
+  int64_t blocks, stride;
+  Tensor tensor;
+
+  static int64_t tile_bytes(const Head& h) { return kRows * (kCols * (h.bf16 ? 2 : 4) + 4); }
+  static Kept make(const Tensor& like, const Head& h, int64_t rows) {
+    const int64_t blocks = rows / kRows, stride = blocks * tile_bytes(h);
+    const int64_t bytes = ceil_div(h.columns, kCols) * stride;
+    Kept kept{blocks, stride, in_large_pages(new_empty(like, {bytes + kState}, ScalarType::Byte))};
+    *kept.state() = 1;
+    return kept;
+  }
+  static Kept take(const Tensor& tensor, const Head& h) {
+    const int64_t column = ceil_div(h.columns, kCols) * tile_bytes(h);
+    Kept kept{(tensor.numel() - kState) / column, 0, tensor};
+    if (std::atomic_ref(*kept.state()).exchange(0) == 0) kept.blocks = 0;
+    kept.stride = kept.blocks * tile_bytes(h);
+    return kept;
+  }
+  uint8_t* tiles() const { return data<uint8_t>(tensor); }
+  uint8_t* state() const { return tiles() + tensor.numel() - kState; }
+};
 
 struct Inputs {
   Tensor hidden, weight, target;
@@ -143,13 +171,11 @@ ForwardResult linear_logprob(Tensor hidden, Tensor weight, Tensor target, Option
                              int64_t kept_rows, bool frozen_head, int64_t ignore_index) {
   const Inputs in(hidden, weight, target, bias, temperature, logit_scale, softcap);
   const Head& h = in.head;
-  const int64_t rows = hidden.size(0), tiles = ceil_div(h.columns, kCols);
-  const int64_t kept_stride = tiles * kRows * (kCols * (h.bf16 ? 2 : 4) + 4);
+  const int64_t rows = hidden.size(0);
   Tensor logprob = torch::stable::new_zeros(hidden, {rows}, ScalarType::Float);
   Tensor lse = torch::stable::new_zeros(hidden, {rows}, ScalarType::Float);
   Tensor entropy = torch::stable::new_zeros(hidden, {want_entropy ? rows : 0}, ScalarType::Float);
-  Tensor kept =
-      in_large_pages(new_empty(hidden, {kept_rows / kRows, kept_stride}, ScalarType::Byte));
+  const Kept kept = Kept::make(hidden, h, kept_rows);
   Tensor dhidden =
       torch::stable::new_zeros(hidden, {frozen_head ? rows : 0, h.width}, ScalarType::Float);
 
@@ -160,7 +186,7 @@ ForwardResult linear_logprob(Tensor hidden, Tensor weight, Tensor target, Option
   Order first, rest;
   for (int64_t t = 0; t < rows; ++t)
     if (y[t] != ignore_index) (!wanted || wanted[t] ? first : rest).add(t, y[t], h.columns);
-  const int64_t kept_blocks = smaller(kept_rows, first.padded()) / kRows;
+  const int64_t kept_blocks = smaller(kept.blocks, first.padded() / kRows);
   if (!frozen_head)
     for (int64_t i = 0; i < rest.size(); ++i) first.add(rest.index[i], rest.target[i], h.columns);
 
@@ -181,13 +207,12 @@ ForwardResult linear_logprob(Tensor hidden, Tensor weight, Tensor target, Option
     Buffer<float> target_logit(order.padded());
     pack_panels(h, order, panels.p);
     R1_DISPATCH(linear_logprob_forward)(Forward{h, order.rows(panels.p), want_entropy, statistics.p,
-                                                target_logit.p, data<uint8_t>(kept), kept_blocks,
-                                                kept_stride});
+                                                target_logit.p, kept.tiles(), kept_blocks, kept.stride});
     finish(order, statistics.p, target_logit.p);
   };
   if (!frozen_head) {
     forward_only(first);
-    return {logprob, entropy, lse, kept, dhidden};
+    return {logprob, entropy, lse, kept.tensor, dhidden};
   }
   forward_only(rest);
   if (first.size() > 0) {
@@ -221,7 +246,7 @@ ForwardResult linear_logprob(Tensor hidden, Tensor weight, Tensor target, Option
       }
     });
   }
-  return {logprob, entropy, lse, kept, dhidden};
+  return {logprob, entropy, lse, kept.tensor, dhidden};
 }
 
 std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
@@ -234,13 +259,15 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
   const int64_t rows = hidden.size(0), per_unit = h.bf16 ? 2 : 1;
   auto floats = [](const Tensor& t) { return to_dtype(t, ScalarType::Float); };
   const Tensor g = floats(dlogprob), e = floats(dentropy), lp = floats(logprob), l = floats(lse);
-  const Tensor entropies = floats(entropy), tiles = dense(kept);
+  const Tensor entropies = floats(entropy);
+  const Kept tiles = Kept::take(kept, h);
+  entropy_grad = entropy_grad && e.numel() > 0;
   const int64_t* y = data<int64_t>(in.target);
 
   // Blocks that were kept come first, as they were; then every other row with a gradient.
   const Tensor mask = keep ? dense(*keep) : Tensor();
   const bool* wanted = keep ? data<bool>(mask) : nullptr;
-  const int64_t kept_rows = tiles.size(0) * kRows;
+  const int64_t kept_rows = tiles.blocks * kRows;
   Order order, others;
   auto has_gradient = [&](int64_t t) {
     return data<float>(g)[t] != 0 || (entropy_grad && data<float>(e)[t] != 0);
@@ -262,7 +289,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
     for (int64_t i = b; i < end; ++i)
       if (has_gradient(order.index[i])) taken.add(order.index[i], order.target[i], h.columns);
       else taken.add_blank();
-    kept_of_block.push_back(data<uint8_t>(tiles) + b / kRows * tiles.size(1));
+    kept_of_block.push_back(tiles.tiles() + b / kRows * Kept::tile_bytes(h));
   }
   for (int64_t i = 0; i < others.size(); ++i)
     taken.add(others.index[i], others.target[i], h.columns);
@@ -300,7 +327,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
   if (need_weight) pack_row_pairs(h, taken, pairs.p);
   R1_DISPATCH(linear_logprob_backward)(Backward{
       h, taken.rows(panels.p), entropy_grad, row_g.data(), row_e.data(), row_target.data(),
-      row_lse.data(), row_entropy.data(), kept_of_block.data(), pairs.p,
+      row_lse.data(), row_entropy.data(), kept_of_block.data(),
+      tiles.blocks > 0 ? tiles.tiles() : nullptr, tiles.stride, pairs.p,
       need_hidden ? packed.p : nullptr, by_row.p, by_column.p, need_bias ? bias_parts.p : nullptr,
       need_hidden ? dhidden_sums.p : nullptr,
       need_weight && padded > chunk ? dweight_sums.p : nullptr,

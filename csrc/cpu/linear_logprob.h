@@ -50,7 +50,7 @@ struct Forward {
   Statistics* statistics;  // [split][block]
   float* target_logit;     // [rows]
   uint8_t* kept;           // tiles of the first kept_blocks blocks, for the backward pass
-  int64_t kept_blocks, kept_stride;
+  int64_t kept_blocks, kept_stride;  // blocks, and bytes from one column of tiles to the next
 };
 
 struct Frozen {
@@ -74,7 +74,9 @@ struct Backward {
   const float* dtarget;       // [rows]: dlogprob · (1 - p(target)), without cancellation
   const float* lse;           // [rows]
   const float* entropies;     // [rows]
-  const uint8_t* const* kept; // [block]: its tiles, or null where the logits are made again
+  const uint8_t* const* kept; // [block]: its first tile, or null where the logits are made again
+  uint8_t* kept_tiles;        // all of them; given back to the system as the pass goes
+  int64_t kept_stride;
   const uint32_t* row_pairs;  // hidden packed for dweight: [panel of H][units of rows][kPanel]
   uint32_t* packed_weight;    // scratch of one stripe, null when dhidden is not needed
   uint32_t* by_row;           // scratch [block of chunk][units of kStripe][kRows], operand of dhidden

@@ -1,5 +1,7 @@
 // Kernels of linear_logprob: tiles of logits are made, used and forgotten (or kept, in the forward
 // pass, for the backward pass). Lanes are rows, so every reduction over V is lane by lane.
+#include <sys/mman.h>
+
 #include "cpu/linear_logprob.h"
 #include "cpu/parallel.h"
 
@@ -114,7 +116,7 @@ static void forward(const Forward& f) {
       for (int64_t b = begin; b < end; ++b)
         for (int64_t tile = stripe; tile < smaller(stripe + in_stripe, last); ++tile) {
           const int64_t v0 = tile * kCols, cols = smaller(f.head.columns - v0, kCols);
-          uint8_t* kept = b < f.kept_blocks ? f.kept + b * f.kept_stride + tile * Tile<T>::kBytes
+          uint8_t* kept = b < f.kept_blocks ? f.kept + tile * f.kept_stride + b * Tile<T>::kBytes
                                             : nullptr;
           const int64_t lanes = kept ? kRows : f.rows.lanes(b);  // whole blocks are kept
           logits_tile<T>(f.head, f.rows.panels + b * panel, lanes, v0, cols, z);
@@ -287,7 +289,7 @@ static void gradient_tile(const Backward& f, int64_t block, int64_t v0, int64_t 
   const int64_t row0 = block * kRows;
   alignas(64) float z[kCols * kRows];
   const bool plain = f.head.softcap == 0 && !f.entropy;
-  const uint8_t* kept = f.kept[block] ? f.kept[block] + v0 / kCols * Tile<T>::kBytes : nullptr;
+  const uint8_t* kept = f.kept[block] ? f.kept[block] + v0 / kCols * f.kept_stride : nullptr;
   if (!kept)
     logits_tile<T>(f.head, f.rows.panels + block * f.head.units * kRows, kRows, v0, cols, z);
   if (plain) {
@@ -312,6 +314,14 @@ static void gradient_tile(const Backward& f, int64_t block, int64_t v0, int64_t 
   }
 }
 
+// Whole pages of [begin, end) are read for the last time: they become no memory at all.
+static inline void give_back(uint8_t* begin, uint8_t* end) {
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + kPage - 1) / kPage * kPage;
+  const uintptr_t last = reinterpret_cast<uintptr_t>(end) / kPage * kPage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
 template <class T>
 static void backward(const Backward& f) {
   using Element = typename T::Element;
@@ -319,6 +329,7 @@ static void backward(const Backward& f) {
   const int64_t blocks = f.rows.blocks(), chunk_blocks = kChunk / kRows;
   const int64_t panels = h.lanes() / kPanel, row_units = blocks * kRows / T::kPerUnit;
   const int64_t stride = smaller(blocks, chunk_blocks) * kRows;  // elements of by_column
+  uint8_t* used = f.kept_tiles;
   for (int64_t v0 = 0; v0 < h.columns; v0 += kStripe) {
     const int64_t cols = smaller(h.columns - v0, kStripe), tiles = ceil_div(cols, kCols);
     for (int64_t b0 = 0; b0 == 0 || b0 < blocks; b0 += chunk_blocks) {
@@ -373,6 +384,12 @@ static void backward(const Backward& f) {
         }
       });
     }
+    if (!used) continue;
+    // Less often than every stripe, so that large pages are not taken apart.
+    uint8_t* end = f.kept_tiles + (v0 / kCols + tiles) * f.kept_stride;
+    if (end - used < (4 << 20) && v0 + cols < h.columns) continue;
+    give_back(used, end);
+    used = end - (reinterpret_cast<uintptr_t>(end) % 4096);
   }
 }
 

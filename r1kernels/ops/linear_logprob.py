@@ -13,10 +13,12 @@ from r1kernels.ops import head
 from r1kernels.ops.head import LogProb
 
 # A backend may keep the unnormalised probabilities of some rows for the backward pass, which then
-# has a third less to compute for them. They are kept in tiles of this many rows and columns, and
-# never more than this many bytes, whatever T and V are.
-KEPT_BYTES = 40 << 20
+# has a quarter less to compute for them. They are kept in tiles of this many rows and columns, and
+# never more than this many bytes, whatever T and V are; the backward pass gives the memory back as
+# it goes, while the gradient of weight grows.
+KEPT_BYTES = 56 << 20
 TILE_ROWS, TILE_COLS = 48, 64
+KEPT_STATE = 64  # bytes after the tiles: whether they are still there
 
 
 def linear_logprob(
@@ -140,7 +142,7 @@ def _outputs(
         hidden.new_empty(rows if want_entropy else 0, dtype=dtype),
         hidden.new_empty(rows, dtype=dtype),
         hidden.new_empty(
-            (kept_rows // TILE_ROWS, tile_row_bytes(hidden, weight)), dtype=torch.uint8
+            kept_rows // TILE_ROWS * tile_row_bytes(hidden, weight) + KEPT_STATE, dtype=torch.uint8
         ),
         hidden.new_empty((rows if frozen_head else 0, hidden.shape[1]), dtype=dtype),
     )
@@ -167,6 +169,7 @@ def _reference(
     ignore_index: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     *_, kept, dhidden = _outputs(hidden, weight, want_entropy, kept_rows, frozen_head)
+    kept[-KEPT_STATE:] = 0  # no tile is there
     z = head.scale(_logits(hidden, weight, bias), temperature, logit_scale, softcap)
     logprob, entropy, lse = head.statistics(z, target, ignore_index, want_entropy)
     if frozen_head:
@@ -187,6 +190,7 @@ def _validate(hidden: Tensor, weight: Tensor, target: Tensor, *rest: Any) -> Non
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, target, bias, keep, *options, _, entropy_grad, _, frozen_head, ignore = inputs
     logprob, entropy, lse, kept, dhidden = output
+    ctx.set_materialize_grads(False)  # zeros for `kept` would cost as much as it does
     constants = (lse, kept, dhidden) if entropy_grad else (entropy, lse, kept, dhidden)
     ctx.mark_non_differentiable(*constants)
     ctx.frozen_head, ctx.options = frozen_head, (*options, entropy_grad, ignore)
@@ -197,11 +201,21 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
         ctx.save_for_backward(hidden, weight, target, bias, keep, logprob, lse, entropy, kept)
 
 
-def _backward(ctx: Any, dlogprob: Tensor, dentropy: Tensor, *_: Any) -> tuple[Any, ...]:
+def _backward(
+    ctx: Any, dlogprob: Tensor | None, dentropy: Tensor | None, *_: Any
+) -> tuple[Any, ...]:
+    if dlogprob is None and dentropy is None:
+        return (None,) * 13
     need_hidden, need_weight, _, need_bias = ctx.needs_input_grad[:4]
     if ctx.frozen_head:
         (dhidden,) = ctx.saved_tensors
+        assert dlogprob is not None  # the only output with a gradient
         return ((dlogprob[:, None] * dhidden).to(ctx.dtype), *[None] * 12)
+    lse = ctx.saved_tensors[6]
+    if dlogprob is None:
+        dlogprob = torch.zeros_like(lse)
+    if dentropy is None:
+        dentropy = lse.new_empty(0)
     dhidden, dweight, dbias = LINEAR_LOGPROB_BACKWARD(
         dlogprob, dentropy, *ctx.saved_tensors, *ctx.options, need_hidden, need_weight, need_bias
     )

@@ -1,0 +1,78 @@
+"""``python -m r1kernels``: which op runs on which backend here, and why not on the others."""
+
+from __future__ import annotations
+
+import platform
+import textwrap
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
+
+import torch
+
+import r1kernels  # noqa: F401  (declares the ops)
+from r1kernels import native
+from r1kernels.op import OPS, PREFERENCE, Op
+
+WIDTH = 80
+BACKENDS = ("torch", *chain.from_iterable(reversed(PREFERENCE.values())))
+
+
+def table() -> str:
+    """Versions, devices, and each op × backend: "yes", or the number of a reason below."""
+    reasons: dict[str, int] = {}
+    rows = [("op", *BACKENDS)]
+    for op in OPS.values():
+        found = [unavailable(op, backend) for backend in BACKENDS]
+        marks = [
+            "yes" if reason is None else f"[{reasons.setdefault(reason, len(reasons) + 1)}]"
+            for reason in found
+        ]
+        rows.append((op.name, *marks))
+    name_width = max(len(row[0]) for row in rows)
+    lines = [f"{row[0]:{name_width}}" + "".join(f"  {cell:6}" for cell in row[1:]) for row in rows]
+    notes = [
+        textwrap.fill(f"[{number}] {reason}", WIDTH, subsequent_indent="    ")
+        for reason, number in reasons.items()
+    ]
+    return "\n".join(line.rstrip() for line in (*header(), "", *lines, "", *notes)).rstrip()
+
+
+def header() -> list[str]:
+    packages = ("r1kernels", "torch", "triton", "transformers")
+    found = " · ".join(f"{name} {_version(name)}" for name in packages)
+    devices = [f"cpu: {platform.machine()}, {torch.get_num_threads()} threads, C++ {isa()}"]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        arch = f"sm_{properties.major}{properties.minor}"
+        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        devices.append(f"cuda:{index}: {properties.name}, {arch}, {memory}")
+    python = f"python {platform.python_version()}"
+    return [*textwrap.wrap(f"{found} · {python}", WIDTH), *devices]
+
+
+def isa() -> str:
+    """The instruction set that the C++ kernels use here."""
+    return str(torch.ops.r1_cpp.isa()) if native.load("cpp") is None else "kernels absent"
+
+
+def unavailable(op: Op, backend: str) -> str | None:
+    """Why ``op`` can never run on ``backend`` on this machine, or None when it can."""
+    compiled = backend in native.DEVICE
+    if compiled and (reason := native.load(backend)) is not None:
+        return reason
+    if backend not in op.backends or (compiled and native.absent(backend, op.name) is not None):
+        return f"no {backend} kernel of this op"
+    if backend in PREFERENCE["cuda"] and not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device"
+    return None
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(source)" if package == "r1kernels" else "(none)"
+
+
+if __name__ == "__main__":
+    print(table())

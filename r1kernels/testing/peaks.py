@@ -1,0 +1,37 @@
+"""What this device can do at best, measured: the rooflines of the benchmarks."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from r1kernels.testing.timing import Call, interleaved
+
+COPY_BYTES = 256 << 20
+SIDE = {"cpu": 2048, "cuda": 8192}
+
+
+@cache
+def bandwidth(device: str) -> float:
+    """Bytes a second, read plus written, of a large copy."""
+    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * COPY_BYTES / _median(lambda: target.copy_(source), device)
+
+
+@cache
+def matmul(device: str, dtype: torch.dtype) -> float:
+    """Operations a second of a large square matrix product."""
+    side = SIDE[device]
+    a = torch.ones(side, side, dtype=dtype, device=device)
+    return 2 * side**3 / _median(lambda: a @ a, device)
+
+
+def roofline(device: str, dtype: torch.dtype, flops: float, bytes: float) -> float:
+    """The least seconds for this much arithmetic and traffic."""
+    return max(flops / matmul(device, dtype) if flops else 0.0, bytes / bandwidth(device))
+
+
+def _median(call: Call, device: str) -> float:
+    return interleaved({"": call}, device=device, seconds=0.2)[""]

@@ -1,0 +1,59 @@
+"""Median times of several candidates that run in turn, so that drift and noise hit all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+Call = Callable[[], Any]
+L2_BYTES = 256 << 20  # larger than any cache of today's GPUs
+
+
+def interleaved(
+    candidates: Mapping[str, Call],
+    *,
+    device: str = "cpu",
+    seconds: float = 1.0,
+    rounds: tuple[int, int] = (3, 200),
+    warmup: int = 2,
+) -> dict[str, float]:
+    """Run the candidates A B C A B C … and give the median seconds of each.
+
+    Args:
+        seconds: time to spend on each candidate, about.
+        rounds: the fewest and the most rounds, whatever ``seconds`` says.
+        warmup: untimed calls of each candidate: compilation, caches, allocator.
+    """
+    clock = _cuda_seconds if device == "cuda" else _cpu_seconds
+    for call in candidates.values():
+        for _ in range(warmup):
+            call()
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    fewest, most = rounds
+    stop = time.perf_counter() + seconds * len(candidates)
+    for done in range(most):
+        if done >= fewest and time.perf_counter() > stop:
+            break
+        for name, call in candidates.items():
+            times[name].append(clock(call))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _cpu_seconds(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _cuda_seconds(call: Call) -> float:
+    torch.empty(L2_BYTES, dtype=torch.uint8, device="cuda").zero_()  # a cold L2, as in training
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3

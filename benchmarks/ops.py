@@ -1,0 +1,134 @@
+"""Every op × case × backend against its peers.
+
+Speed is the median of interleaved runs, checks and dispatch included. A row whose result is wrong
+prints no speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks import record
+from benchmarks.peers import peers
+from benchmarks.record import Row
+from benchmarks.table import milliseconds, table
+from r1kernels.__main__ import unavailable
+from r1kernels.op import OPS, PREFERENCE, Case, Op
+from r1kernels.testing import peaks
+from r1kernels.testing.compare import Parity, Truth
+from r1kernels.testing.memory import extra_peak
+from r1kernels.testing.timing import interleaved
+
+PEER_ERROR = 1e-2  # relative: a peer need not be as exact, but must have done the same task
+HEADER = ("case", "run by", "time", "TFLOP/s", "GB/s", "% peak", "÷ peer", "error", "extra MiB")
+
+
+def bench(op: Op, device: str, quick: bool) -> list[Row]:
+    """Measure every large case of ``op``, print the table, and give its rows."""
+    cases = [case for case in op.cases if case.bench]
+    if not cases:
+        return []
+    found: list[Row] = []
+    problems: list[str] = []
+    for case in cases:
+        rows, wrong = bench_case(op, case, device, quick)
+        found += rows
+        problems += wrong
+    print(f"\n{op.name}\n{table(HEADER, [cells(row) for row in found])}")
+    print("".join(f"{problem}\n" for problem in problems), end="", flush=True)
+    return found
+
+
+def bench_case(op: Op, case: Case, device: str, quick: bool) -> tuple[list[Row], list[str]]:
+    """The rows of one case, and what is wrong with those that print no speed."""
+    args = case.make(device)
+    names = implementations(op, device, args)
+    calls = {name: candidate(op, name, args) for name in names}
+    truth = Truth(op, case, args)
+    verdicts = {name: judge(truth, name, call) for name, call in calls.items()}
+    del truth
+    right = {name: call for name, call in calls.items() if not verdicts[name].problems}
+    seconds = interleaved(right, device=device, seconds=0.05 if quick else 1.0)
+    peer_seconds = [seconds[name] for name in peers(op) if name in seconds]
+    least = peaks.roofline(device, compute_dtype(args), case.flops, case.bytes)
+    rows = []
+    for name in names:
+        time, memory = seconds.get(name), None
+        if time is not None and not quick:
+            memory = extra_peak(build, op.name, case.name, name, device, device=device)
+        row = Row(
+            op.name,
+            case.name,
+            name,
+            seconds=time,
+            tflops=time and case.flops / time / 1e12,
+            gbps=time and case.bytes / time / 1e9,
+            roofline=time and least / time,
+            ratio=time and time / min(peer_seconds) if peer_seconds else None,
+            error=verdicts[name].error,
+            peak=memory and memory.peak,
+            returned=memory and memory.returned,
+            source=record.source_hash(op, name) if name in record.SOURCES else "",
+        )
+        rows.append(row)
+    return rows, [problem for verdict in verdicts.values() for problem in verdict.problems]
+
+
+def implementations(op: Op, device: str, args: tuple[Any, ...]) -> list[str]:
+    """Our backends that take these arguments, then the peers."""
+    ours = [name for name in PREFERENCE[device] if unavailable(op, name) is None]
+    return [name for name in ours if op.backends[name].when(*args) is True] + list(peers(op))
+
+
+@torch.no_grad()
+def call_backend(op: Op, backend: str, args: tuple[Any, ...]) -> Any:
+    with op.using(backend):
+        return op(*args)
+
+
+def candidate(op: Op, implementation: str, args: tuple[Any, ...]) -> Callable[[], Any]:
+    if implementation in op.backends:
+        return partial(call_backend, op, implementation, args)
+    return partial(torch.no_grad()(peers(op)[implementation]), *args)
+
+
+def build(op: str, case: str, implementation: str, device: str) -> Callable[[], Any]:
+    """``candidate`` by names, for the process that measures memory."""
+    args = next(c for c in OPS[op].cases if c.name == case).make(device)
+    return candidate(OPS[op], implementation, args)
+
+
+def judge(truth: Truth, name: str, call: Callable[[], Any]) -> Parity:
+    try:
+        parity = truth.check(name, call())
+    except Exception as error:  # of a peer, most likely: one failure must not cost the whole table
+        return Parity(float("nan"), (f"{name}: {type(error).__name__}: {error}",))
+    accepted = name not in truth.op.backends and parity.error <= PEER_ERROR
+    return Parity(parity.error, ()) if accepted else parity
+
+
+def compute_dtype(args: tuple[Any, ...]) -> torch.dtype:
+    """The narrowest floating-point type among the arguments: that of the matrix products."""
+    floats = [a.dtype for a in args if isinstance(a, torch.Tensor) and a.is_floating_point()]
+    return min(floats, key=lambda dtype: dtype.itemsize, default=torch.float32)
+
+
+def cells(row: Row) -> list[str]:
+    def show(value: float | None, form: str) -> str:
+        return f"{value:{form}}" if value else ""
+
+    return [
+        row.case,
+        row.implementation,
+        milliseconds(row.seconds),
+        show(row.tflops, ".2g"),
+        show(row.gbps, ".3g"),
+        show(row.roofline, ".0%"),
+        show(row.ratio, ".2f"),
+        f"{row.error:.0e}",
+        show(row.peak and row.peak / 2**20, ".1f"),
+    ]

@@ -38,16 +38,17 @@ def table() -> str:
 
 
 def header() -> list[str]:
-    packages = ("r1kernels", "torch", "triton", "transformers")
-    found = " · ".join(f"{name} {_version(name)}" for name in packages)
+    found = [
+        f"{name} {_version(name)}" for name in ("r1kernels", "torch", "triton", "transformers")
+    ]
+    python = f"python {platform.python_version()}"
     devices = [f"cpu: {platform.machine()}, {torch.get_num_threads()} threads, C++ {isa()}"]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         arch = f"sm_{properties.major}{properties.minor}"
         memory = f"{properties.total_memory / 2**30:.0f} GiB"
         devices.append(f"cuda:{index}: {properties.name}, {arch}, {memory}")
-    python = f"python {platform.python_version()}"
-    return [*textwrap.wrap(f"{found} · {python}", WIDTH), *devices]
+    return [" · ".join((found[0], python)), " · ".join(found[1:]), *devices]
 
 
 def isa() -> str:

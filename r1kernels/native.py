@@ -7,7 +7,7 @@ Python and PyTorch. A kernel has the name and the schema of the op that it imple
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,32 @@ def load(backend: str) -> str | None:
     return None
 
 
-def kernel(backend: str, name: str) -> Callable[..., Any]:
+def kernel(backend: str, name: str) -> Any:
     return getattr(getattr(torch.ops, f"r1_{backend}"), name).default
 
 
 @cache
 def absent(backend: str, name: str) -> str | None:
-    """Why the library of ``backend`` has no kernel ``name``, or None when it has."""
-    reason = load(backend)
-    if reason is None and not hasattr(getattr(torch.ops, f"r1_{backend}"), name):
-        reason = f"csrc has no {backend} kernel of {name}"
-    return reason
+    """Why the library of ``backend`` has no kernel ``name``, or None when it has.
+
+    Raises:
+        RuntimeError: it has one of another version of the op: the library is stale.
+    """
+    if (reason := load(backend)) is not None:
+        return reason
+    if not hasattr(getattr(torch.ops, f"r1_{backend}"), name):
+        return f"csrc has no {backend} kernel of {name}"
+    op = getattr(torch.ops.r1kernels, name).default
+    built, declared = (
+        [(a.name, str(a.type)) for a in overload._schema.arguments]
+        for overload in (kernel(backend, name), op)
+    )
+    if built != declared:
+        raise RuntimeError(
+            f"r1kernels/_{backend}.so is not of this version: its {name} takes {built}, "
+            f"expected {declared}; reinstall r1kernels to build it again"
+        )
+    return None
 
 
 def able(backend: str, name: str, args: Sequence[Any]) -> bool | str:

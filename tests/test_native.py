@@ -49,6 +49,14 @@ def test_a_kernel_that_csrc_lacks_is_a_reason() -> None:
 
 
 @needs_cpp
+def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = native.kernel("cpp", "logprob")
+    monkeypatch.setattr(native, "kernel", lambda backend, name: other)
+    with pytest.raises(RuntimeError, match=r"_cpp\.so is not of this version.*reinstall"):
+        native.absent.__wrapped__("cpp", "policy_loss")
+
+
+@needs_cpp
 @pytest.mark.parametrize("name", OPS)
 def test_a_kernel_has_the_schema_of_its_op(name: str) -> None:
     if native.absent("cpp", name) is not None:

@@ -103,9 +103,11 @@ template <class T>
 static void gemm_panel(int64_t rows, int64_t lanes, int64_t depth, Left left, const uint32_t* b,
                        float* c, int64_t ldc, bool accumulate) {
   constexpr int MR = kWidth == 16 ? 8 : 4, NR = kWidth == 16 ? 3 : 2;
-  constexpr int64_t kDepth = 128;  // units: a panel's slice of 24 KiB stays in the first cache
-  for (int64_t k0 = 0; k0 < depth || k0 == 0; k0 += kDepth) {
-    const int64_t d = depth - k0 < kDepth ? depth - k0 : kDepth;
+  constexpr int64_t kDepth = 160;  // units: a slice of a panel is 30 KiB, about the first cache
+  const int64_t slices = depth > 0 ? (depth + kDepth - 1) / kDepth : 1;
+  const int64_t slice = depth > 0 ? (depth + slices - 1) / slices : 1;  // of equal length
+  for (int64_t k0 = 0; k0 < depth || k0 == 0; k0 += slice) {
+    const int64_t d = depth - k0 < slice ? depth - k0 : slice;
     const bool add = accumulate || k0 > 0;
     for (int64_t n = 0; n < lanes; n += kWidth * (lanes - n > kWidth ? NR : 1)) {
       const uint32_t* bn = b + k0 * kPanel + n;

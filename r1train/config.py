@@ -1,0 +1,352 @@
+"""Every option of a run: frozen dataclasses, filled from a TOML recipe, then the command line.
+
+GRPO options carry the names TRL gives them. "R1" in a docstring is DeepSeek-R1 (arXiv 2501.12948).
+An optional field is None by default, so that leaving it out of a written TOML file loses nothing.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from r1train.schema import (
+    ConfigError,
+    Count,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    Section,
+    Share,
+    build,
+)
+
+Schedule = Literal["constant", "linear", "cosine"]
+Stage = Literal["sft", "grpo"]
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section, section="model"):
+    """Where the model and its tokenizer come from: `path` or `preset`."""
+
+    preset: str | None = None
+    """Name of a built-in model, such as "deepseek-v3-mini" (made from the seed) or "smollm2"."""
+    path: str | None = None
+    """Folder of a HuggingFace checkpoint (config, safetensors, tokenizer)."""
+    gguf_file: str | None = None
+    """GGUF file inside `path`, for checkpoints that come in that format."""
+
+    def check(self) -> None:
+        both = self.preset is not None and self.path is not None
+        self.require(not both, "preset", "give model.preset or model.path, not both")
+        homeless = self.gguf_file is not None and self.path is None
+        self.require(not homeless, "gguf_file", "names a file inside model.path: give that too")
+
+
+@dataclass(frozen=True)
+class DatasetConfig(Section, section="task.datasets"):
+    """One source of problems: a reasoning-gym dataset (`name`) or a file (`jsonl`)."""
+
+    name: str | None = None
+    """reasoning-gym dataset, such as "chain_sum"; it brings its own verifier."""
+    jsonl: str | None = None
+    """File of {"prompt": …, "answer": …} lines, verified with math-verify."""
+    weight: Positive = 1.0
+    """Share of the problems that comes from this source, relative to the other weights."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the reasoning-gym dataset's configuration (not size, not seed)."""
+
+    def check(self) -> None:
+        one = (self.name is None) != (self.jsonl is None)
+        self.require(one, "name", "give exactly one of name and jsonl")
+        self.require(self.jsonl is None or not self.params, "params", "a jsonl file takes none")
+        reserved = {"size", "seed"} & self.params.keys()
+        self.require(not reserved, "params", "size and seed follow from task.train_size and seed")
+
+
+@dataclass(frozen=True)
+class TaskConfig(Section, section="task"):
+    """Which problems are trained on and which are held out; the two never share a question."""
+
+    datasets: tuple[DatasetConfig, ...] = (DatasetConfig(name="chain_sum"),)
+    """Sources of problems, mixed by weight."""
+    train_size: Count = 4096
+    """Number of distinct training problems."""
+    heldout_size: Count = 256
+    """Number of distinct held-out problems."""
+    prompt_template: str = "r1-zero"
+    """"r1-zero" (R1, table 1), "plain", "chat" (the tokenizer's own), or text with {question}."""
+
+    def check(self) -> None:
+        self.require(bool(self.datasets), "datasets", "give at least one dataset")
+        known = ("r1-zero", "plain", "chat")
+        valid = self.prompt_template in known or "{question}" in self.prompt_template
+        accepted = f"expected one of {', '.join(known)}, or text that contains {{question}}"
+        self.require(valid, "prompt_template", accepted)
+
+
+@dataclass(frozen=True)
+class RewardConfig(Section, section="rewards"):
+    """Reward functions and the processes they run in."""
+
+    functions: tuple[Literal["accuracy", "format"], ...] = ("accuracy", "format")
+    """Rule-based rewards, each in [0, 1] (R1 uses these two for R1-Zero)."""
+    weights: tuple[NonNegative, ...] = (1.0, 1.0)
+    """Weight of each function in the sum (TRL's reward_weights; R1 weighs both alike)."""
+    timeout: Positive = 5.0
+    """Seconds one completion may take before its worker is killed and the time-out counted."""
+    workers: Count = 1
+    """Number of verifier processes."""
+
+    def check(self) -> None:
+        self.require(bool(self.functions), "functions", "give at least one reward function")
+        unique = len(set(self.functions)) == len(self.functions)
+        self.require(unique, "functions", "each function at most once")
+        paired = len(self.weights) == len(self.functions)
+        self.require(paired, "weights", f"expected {len(self.functions)}, one for each function")
+
+
+@dataclass(frozen=True)
+class RolloutConfig(Section, section="rollout"):
+    """Sampling of the completions that are trained on."""
+
+    temperature: Positive = 1.0
+    """Sampling temperature; the learner divides its logits by the same one (R1: 1)."""
+    top_p: Share = 1.0
+    """Must stay 1 in training."""
+    max_completion_length: Count = 256
+    """Tokens after which a completion is cut off (R1: 32,768, then 65,536)."""
+    batch_size: Count = 256
+    """Completions decoded at the same time."""
+
+    def check(self) -> None:
+        reason = (
+            "training needs top_p = 1: with less, completions come from another distribution than "
+            "the one the policy gradient is taken of (evaluation has eval.top_p)"
+        )
+        self.require(self.top_p == 1.0, "top_p", reason)
+
+
+@dataclass(frozen=True)
+class SFTConfig(Section, section="sft"):
+    """Supervised phase before RL: a cold start, or what stands in for pre-training."""
+
+    max_steps: Count = 200
+    """Optimizer steps."""
+    batch_size: Count = 128
+    """Examples a step (R1: 128)."""
+    learning_rate: Positive = 5e-5
+    """Peak learning rate (R1: 5e-5)."""
+    lr_scheduler_type: Schedule = "cosine"
+    """Shape of the learning rate after warm-up."""
+    min_lr_rate: Share = 0.1
+    """Where "linear" and "cosine" end, as a share of the peak (R1: 0.1)."""
+    warmup_ratio: Share = 0.05
+    """Share of the steps over which the rate rises from 0."""
+    weight_decay: NonNegative = 0.0
+    """AdamW's decoupled decay."""
+    adam_beta1: Share = 0.9
+    """Decay of the first moment."""
+    adam_beta2: Share = 0.95
+    """Decay of the second moment."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are scaled down to this 2-norm."""
+    token_budget: Count = 16384
+    """Tokens of a micro-batch, prompts included."""
+    teacher_accuracy: Share = 1.0
+    """Share of demonstrations whose answer is right; below 1 leaves a model that RL can improve."""
+    teacher_format: Share = 1.0
+    """Share of demonstrations with the right tags."""
+
+
+@dataclass(frozen=True)
+class GRPOConfig(Section, section="grpo"):
+    """Group relative policy optimization (arXiv 2402.03300)."""
+
+    max_steps: Count = 100
+    """Rollout-and-update steps."""
+    prompts_per_step: Count = 32
+    """Distinct prompts in a rollout (R1: 32)."""
+    num_generations: Count = 16
+    """Completions of each prompt: the group (R1: 16)."""
+    num_iterations: Count = 1
+    """Passes over each rollout, TRL's mu (R1: 1)."""
+    num_minibatches: Count = 1
+    """Optimizer steps a rollout is split into in each pass (TRL's steps_per_generation)."""
+    learning_rate: Positive = 3e-6
+    """Peak learning rate (R1: 3e-6)."""
+    lr_scheduler_type: Schedule = "cosine"
+    """Shape of the learning rate after warm-up."""
+    min_lr_rate: Share = 0.0
+    """Where "linear" and "cosine" end, as a share of the peak."""
+    warmup_steps: CountOrZero = 0
+    """Steps over which the rate rises from 0."""
+    weight_decay: NonNegative = 0.0
+    """AdamW's decoupled decay."""
+    adam_beta1: Share = 0.9
+    """Decay of the first moment."""
+    adam_beta2: Share = 0.999
+    """Decay of the second moment."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are scaled down to this 2-norm."""
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce"] = "grpo"
+    """Form of the policy loss and its normalisation."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """Whether the ratio is taken for each token or for the whole completion."""
+    epsilon: Positive = 0.2
+    """Clip range below 1, and above it unless epsilon_high is given (R1's second stage: 10)."""
+    epsilon_high: Positive | None = None
+    """Clip range above 1 (DAPO: 0.28)."""
+    delta: Positive | None = None
+    """Upper bound of the ratio where the advantage is negative (two-sided clipping)."""
+    beta: NonNegative = 0.001
+    """Coefficient of the KL divergence from the reference; 0 keeps no reference (R1: 0.001)."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Schulman's estimator of the KL divergence (R1: k3)."""
+    ref_model_sync_steps: CountOrZero = 400
+    """Steps after which the reference becomes the current policy; 0: never (R1: 400)."""
+    entropy_coef: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """What a group's centred rewards are divided by (R1: the group's standard deviation)."""
+    baseline: Literal["mean", "rloo"] = "mean"
+    """The group's mean, or the mean of the other completions."""
+    token_budget: Count = 16384
+    """Tokens of a micro-batch, prompts included."""
+    eval_steps: CountOrZero = 0
+    """Steps between held-out evaluations; 0: only before and after."""
+    save_steps: CountOrZero = 0
+    """Steps between checkpoints; 0: only the last."""
+    log_completions_steps: CountOrZero = 0
+    """Steps between printed tables of completions; 0: none."""
+
+    def check(self) -> None:
+        group = "a group needs at least 2 completions: its advantages are relative to its mean"
+        self.require(self.num_generations >= 2, "num_generations", group)
+        rollout = self.prompts_per_step * self.num_generations
+        split = f"a rollout has {rollout} completions, fewer than the minibatches asked for"
+        self.require(self.num_minibatches <= rollout, "num_minibatches", split)
+
+
+@dataclass(frozen=True)
+class EvalConfig(Section, section="eval"):
+    """Held-out evaluation (R1: temperature 0.6, top-p 0.95, k from 4 to 64)."""
+
+    k: Count = 4
+    """Completions of each problem: pass@1 is their mean, cons@k their majority."""
+    temperature: NonNegative = 0.6
+    """Sampling temperature; 0 is greedy."""
+    top_p: Share = 0.95
+    """Probability mass that is sampled from."""
+    max_completion_length: Count | None = None
+    """Tokens after which a completion is cut off; None: as in training."""
+    limit: Count | None = None
+    """How many held-out problems are used; None: all."""
+    confidence: Share = 0.95
+    """Level of the confidence intervals."""
+
+    def check(self) -> None:
+        self.require(0 < self.confidence < 1, "confidence", "expected a value > 0 and < 1")
+        self.require(self.top_p > 0, "top_p", "expected a value > 0")
+
+
+@dataclass(frozen=True)
+class Config(Section):
+    """A whole run."""
+
+    name: str = "run"
+    """Name of the run and of its folder."""
+    seed: CountOrZero = 0
+    """Every random draw of the run follows from it."""
+    output_dir: str = "runs"
+    """Folder that run folders are made in."""
+    device: str = "auto"
+    """"auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1"."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of weights and activations."""
+    threads: Count | None = None
+    """PyTorch's CPU threads; None: its default."""
+    stages: tuple[Stage, ...] = ("sft", "grpo")
+    """What `r1train run` does, in order."""
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    rewards: RewardConfig = RewardConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    sft: SFTConfig = SFTConfig()
+    grpo: GRPOConfig = GRPOConfig()
+    eval: EvalConfig = EvalConfig()
+
+    def check(self) -> None:
+        self.require(bool(self.stages), "stages", "give at least one of sft, grpo")
+        if self.eval.max_completion_length is None:
+            length = self.rollout.max_completion_length
+            object.__setattr__(self, "eval", replace(self.eval, max_completion_length=length))
+
+
+def recipes() -> dict[str, Path]:
+    """Name and file of every recipe that comes with the package."""
+    folder = Path(str(files("r1train"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_config(recipe_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Configuration of a recipe (by name) or of a TOML file, after `section.key=value` overrides.
+
+    Override values are TOML (`grpo.max_steps=3`, `stages=["sft"]`); what is not is taken as a bare
+    string, and `none` clears an optional key. Raises ConfigError.
+    """
+    path = _find(recipe_or_path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    for override in overrides:
+        _override(values, override)
+    values.setdefault("name", path.stem)
+    config: Config = build(Config, values)
+    return config
+
+
+def to_toml(config: Config) -> str:
+    """The resolved configuration as TOML that `load_config` reads back to an equal one."""
+    import tomli_w
+
+    return tomli_w.dumps(_without_none(asdict(config)))
+
+
+def _find(recipe_or_path: str | Path) -> Path:
+    path, known = Path(recipe_or_path), recipes()
+    if str(recipe_or_path) in known:
+        return known[str(recipe_or_path)]
+    if path.is_file():
+        return path
+    if path.suffix == ".toml":
+        raise ConfigError(f"no such file: {path}")
+    raise ConfigError(f"unknown recipe '{path}'; the recipes are {', '.join(known)}")
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    *sections, key = dotted.strip().split(".")
+    if not equals or not key or len(sections) > 1:
+        raise ConfigError(f"override '{override}': expected section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"override '{override}': '{section}' is not a section")
+    values[key] = value
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value]
+    return value

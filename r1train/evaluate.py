@@ -1,0 +1,161 @@
+"""Held-out evaluation: pass@1 as the mean over k completions, cons@k as their majority vote."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf
+from statistics import NormalDist, fmean, variance
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from r1train.config import Config, EvalConfig
+from r1train.encode import decode_completions, encode_prompts
+from r1train.model import load_model
+from r1train.prompts import opens_think, render_prompt
+from r1train.rewards import RewardPool, extract_answer
+from r1train.rollout import Engine
+from r1train.seeds import derive_seed
+from r1train.tasks import ProblemSet, load_problems
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Figures of one evaluation; shares are in [0, 1], intervals are Wilson's."""
+
+    pass_at_1: float
+    """Mean accuracy over all completions (R1's pass@1)."""
+    pass_at_1_ci: Interval
+    cons_at_k: float
+    """Share of problems whose most frequent answer is right; the first seen wins a tie."""
+    cons_at_k_ci: Interval
+    k: int
+    """Completions of each problem."""
+    n: int
+    """Number of problems."""
+    mean_length: float
+    """Tokens of a completion."""
+    truncated: float
+    """Share of completions cut off at the length limit."""
+    format_rate: float
+    """Share of completions in the think/answer format."""
+    errors: int
+    """Completions whose verifier failed."""
+    timeouts: int
+    """Completions whose verifier ran out of time."""
+    samples: tuple[dict[str, Any], ...] = field(repr=False)
+    """The first completion of each problem, as samples.jsonl keeps it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For summary.json: the figures without the samples."""
+        return {
+            "pass@1": self.pass_at_1,
+            "pass@1_ci": list(self.pass_at_1_ci),
+            f"cons@{self.k}": self.cons_at_k,
+            f"cons@{self.k}_ci": list(self.cons_at_k_ci),
+            "format": self.format_rate,
+            "mean_length": self.mean_length,
+            "truncated": self.truncated,
+            "problems": self.n,
+            "completions_per_problem": self.k,
+            "errors": self.errors,
+            "timeouts": self.timeouts,
+        }
+
+
+def evaluate(
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: ProblemSet,
+    reward_pool: RewardPool,
+    config: EvalConfig,
+    template: str,
+    seed: int,
+) -> EvalResult:
+    """Sample `config.k` completions of every problem and score them."""
+    if config.max_completion_length is None:
+        raise ValueError("eval.max_completion_length is None: a Config sets it from the rollout's")
+    problems, k = problems[: config.limit], config.k
+    prompts = encode_prompts(tokenizer, problems, template)
+    rollout = engine.generate(
+        [prompt for prompt in prompts for _ in range(k)],
+        max_new_tokens=config.max_completion_length,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        seed=seed,
+    )
+    texts = decode_completions(tokenizer, rollout.completion_ids)
+    rewards = reward_pool.score(texts, [problem for problem in problems for _ in range(k)])
+    accuracy, formatted = rewards.by_name["accuracy"], rewards.by_name["format"]
+    groups = [slice(start, start + k) for start in range(0, len(texts), k)]
+    solved = [fmean(accuracy[group]) for group in groups]
+    agreed = [majority(texts[group], accuracy[group]) for group in groups]
+    return EvalResult(
+        pass_at_1=fmean(solved),
+        pass_at_1_ci=interval(solved, config.confidence, k),
+        cons_at_k=fmean(agreed),
+        cons_at_k_ci=interval(agreed, config.confidence),
+        k=k,
+        n=len(problems),
+        mean_length=fmean(len(ids) for ids in rollout.completion_ids),
+        truncated=fmean(not finished for finished in rollout.finished),
+        format_rate=fmean(formatted),
+        errors=rewards.errors,
+        timeouts=rewards.timeouts,
+        samples=tuple(
+            {
+                "prompt": problem.question,
+                "reference": problem.answer,
+                "completion": texts[i * k],
+                "accuracy": accuracy[i * k],
+                "format": formatted[i * k],
+            }
+            for i, problem in enumerate(problems)
+        ),
+    )
+
+
+def evaluate_model(config: Config) -> EvalResult:
+    """Load `config.model` and evaluate it on the held-out problems of `config.task`."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    _, heldout = load_problems(config.task, config.seed)
+    model, tokenizer = load_model(config)
+    engine = Engine(model, tokenizer, config.rollout.batch_size)
+    template = config.task.prompt_template
+    think_opened = opens_think(render_prompt("", template, tokenizer))
+    with RewardPool(config.rewards, heldout, think_opened=think_opened) as rewards:
+        seed = derive_seed(config.seed, "eval")
+        return evaluate(engine, tokenizer, heldout, rewards, config.eval, template, seed)
+
+
+def majority(completions: Sequence[str], accuracy: Sequence[float]) -> float:
+    """Accuracy of the most frequent extracted answer; 0 where no completion has one."""
+    answers = [extract_answer(completion) for completion in completions]
+    votes = Counter(answer for answer in answers if answer is not None)
+    if not votes:
+        return 0.0
+    winner = max(votes, key=lambda answer: votes[answer])  # the first of equals: seen first
+    return accuracy[answers.index(winner)]
+
+
+def interval(scores: Sequence[float], confidence: float, k: int = 1) -> Interval:
+    """Wilson's score interval for the mean of per-problem `scores`, each a mean of k in [0, 1].
+
+    k completions of one problem say less than k problems: n is the effective sample size of such
+    clusters, p(1 - p) / Var(mean) (Korn and Graubard 1998), between the problems and completions.
+    """
+    mean, count = fmean(scores), float(len(scores))
+    if count > 1 and 0 < mean < 1:
+        spread = variance(scores) / count
+        effective = mean * (1 - mean) / spread if spread else inf
+        count = min(max(effective, count), count * k)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (mean * (1 - mean) / count + (z / (2 * count)) ** 2) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)

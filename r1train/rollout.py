@@ -1,0 +1,125 @@
+"""The built-in rollout engine: KV cache, shared prompts, finished sequences leave the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from r1train.forward import extend, head_of, prefill
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Sampled completions, in the order of the prompts."""
+
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    """Tokens sampled, the end-of-sequence token included where there is one."""
+    logprobs: list[Tensor]
+    """Log-probability of each sampled token under the distribution it was drawn from, float32."""
+    finished: list[bool]
+    """False where the length limit cut the completion off."""
+
+
+class Engine:
+    """Samples from `model` as it is at the moment: there are no weights to synchronise."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 256
+    ) -> None:
+        configured = model.generation_config.eos_token_id if model.generation_config else None
+        listed = configured if isinstance(configured, list) else [configured]
+        stop = {tokenizer.eos_token_id, *listed} - {None}
+        self.model, self.batch_size = model, batch_size
+        self.stop = torch.tensor(sorted(stop), device=model.device)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Rollout:
+        """One completion for every prompt; repeat a prompt to get more.
+
+        Completion i depends on `prompts[i]`, `seed` and i alone: every token has a uniform number
+        of its own, drawn on the CPU before the first step, whoever else is in the batch. With
+        temperature 0 the most likely token is taken, and log-probabilities are those at 1.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        shape = (len(prompts), max_new_tokens)
+        uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
+        rollout = Rollout([list(prompt) for prompt in prompts], [], [], [])
+        for start in range(0, len(prompts), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            noise = uniform[part].to(self.model.device)
+            tokens, logprobs = self._decode(prompts[part], noise, temperature, top_p)
+            ends = torch.isin(tokens, self.stop)
+            lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, max_new_tokens).tolist()
+            for row, length in enumerate(lengths):
+                rollout.completion_ids.append(tokens[row, :length].tolist())
+                rollout.logprobs.append(logprobs[row, :length])
+            rollout.finished.extend(ends.any(1).tolist())
+        return rollout
+
+    def _decode(
+        self, prompts: Sequence[Sequence[int]], uniform: Tensor, temperature: float, top_p: float
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and log-probabilities [B, max_new_tokens]; what follows a stop is unspecified."""
+        tokens = torch.full(uniform.shape, int(self.stop[0]), device=uniform.device)
+        logprobs = torch.zeros(uniform.shape, device=uniform.device)
+        rows = torch.arange(len(prompts), device=uniform.device)
+        prefix = prefill(self.model, prompts)
+        for step in range(uniform.shape[1]):
+            logits = self._logits(prefix.hidden)
+            token, logprob = sample(logits, uniform[rows, step], temperature, top_p)
+            tokens[rows, step], logprobs[rows, step] = token, logprob
+            going = ~torch.isin(token, self.stop)
+            if not going.any() or step + 1 == uniform.shape[1]:
+                break
+            if not going.all():
+                keep = going.nonzero()[:, 0]
+                prefix.select(keep)
+                rows, token = rows[keep], token[keep]
+            prefix.mask = torch.cat([prefix.mask, prefix.mask.new_ones(len(rows), 1)], 1)
+            position = prefix.length[:, None]
+            ids = token[:, None]
+            prefix.hidden = extend(self.model, prefix.cache, ids, prefix.mask, position)[:, 0]
+            prefix.length = prefix.length + 1
+        return tokens, logprobs
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """The head, in the order r1kernels defines: bias, scale, softcap; float32 [B, V]."""
+        weight, options = head_of(self.model)
+        logits = torch.nn.functional.linear(hidden, weight, options["bias"]).float()
+        logits = logits * options["logit_scale"]
+        if (cap := options["softcap"]) is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+
+def sample(
+    logits: Tensor, uniform: Tensor, temperature: float, top_p: float
+) -> tuple[Tensor, Tensor]:
+    """Tokens [B] by inverse transform of `uniform` [B], and their log-probabilities [B]."""
+    if temperature == 0:
+        token = logits.argmax(-1)
+        return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
+    logprobs = (logits / temperature).log_softmax(-1)
+    if top_p < 1:
+        ordered, order = logprobs.sort(-1, descending=True)
+        probability = ordered.exp()
+        outside = probability.cumsum(-1) - probability >= top_p  # the token that crosses stays
+        ordered = ordered.masked_fill(outside, -torch.inf).log_softmax(-1)
+        logprobs = torch.empty_like(logprobs).scatter_(1, order, ordered)
+    cumulative = logprobs.double().exp().cumsum(-1)  # double: 50,000 terms must sum to 1
+    point = uniform[:, None] * cumulative[:, -1:]
+    token = torch.searchsorted(cumulative, point, right=True).clamp(max=logits.shape[1] - 1)
+    return token[:, 0], logprobs.gather(1, token)[:, 0]

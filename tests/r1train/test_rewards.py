@@ -1,0 +1,177 @@
+import json
+
+import pytest
+
+from r1train.config import DatasetConfig, RewardConfig, TaskConfig
+from r1train.pool import VerifierPool
+from r1train.rewards import RewardPool, extract_answer, format_reward
+from r1train.tasks import load_problems
+
+ENDLESS = "9^{9^{9^9}}"
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("<think>a</think><answer> 12 </answer>", "12"),
+        ("<answer>1\n2</answer> and more", "1\n2"),
+        ("<answer></answer>", None),
+        ("<answer> \n </answer>", None),
+        ("<answer>1", None),
+        ("</answer>1<answer>", None),
+        ("<answer>1</answer><answer>2</answer>", None),
+        ("<answer><answer>1</answer>", None),
+        ("12", None),
+        ("", None),
+    ],
+)
+def test_extract_answer(completion, answer):
+    assert extract_answer(completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "reward"),
+    [
+        ("<think>a</think><answer>1</answer>", 1.0),
+        (" <think>a\nb</think>\n\n<answer>1\n</answer>\n", 1.0),
+        ("<think>a</think><answer>1</answer> so", 0.0),
+        ("so <think>a</think><answer>1</answer>", 0.0),
+        ("<think>a</think> so <answer>1</answer>", 0.0),
+        ("<think> </think><answer>1</answer>", 0.0),
+        ("<think>a</think><answer></answer>", 0.0),
+        ("<answer>1</answer><think>a</think>", 0.0),
+        ("<think>a</think><think>b</think><answer>1</answer>", 0.0),
+        ("<think>a<answer>1</answer></think>", 0.0),
+        ("a</think><answer>1</answer>", 0.0),
+        ("<think>a</think>", 0.0),
+    ],
+)
+def test_format_reward(completion, reward):
+    assert format_reward(completion) == reward
+
+
+def test_format_reward_where_the_prompt_opens_the_thought():
+    assert format_reward("a</think><answer>1</answer>", think_opened=True) == 1
+    assert format_reward("<think>a</think><answer>1</answer>", think_opened=True) == 0
+
+
+def wrap(answer, thought="a"):
+    return f"<think>{thought}</think><answer>{answer}</answer>"
+
+
+@pytest.fixture(scope="module")
+def sums():
+    """Problems and a pool that tests share: starting a process is what costs time."""
+    train, _ = load_problems(TaskConfig(train_size=8, heldout_size=2), seed=0)
+    with RewardPool(RewardConfig(weights=(1.0, 0.5), timeout=20), train) as pool:
+        yield train, pool
+
+
+def test_rewards_are_weighted_sums_in_order(sums):
+    train, pool = sums
+    right, other = train[0], train[1]
+    completions = [
+        wrap(right.answer),
+        wrap(other.answer),
+        f"<answer>{right.answer}</answer>",
+        wrap("77777"),
+        wrap(f"{right.answer} or 77777"),
+        wrap(""),
+        "",
+    ]
+    batch = pool.score(completions, [right, other, *[right] * 5])
+    assert batch.by_name["accuracy"] == [1, 1, 1, 0, 0, 0, 0]
+    assert batch.by_name["format"] == [1, 1, 0, 1, 1, 0, 0]
+    assert batch.total == [1.5, 1.5, 1, 0.5, 0.5, 0, 0]
+    assert (batch.errors, batch.timeouts) == (0, 0)
+
+
+def test_partial_credit_of_a_verifier_is_not_accuracy(sums):
+    train, pool = sums
+    problem = train[0]
+    answer = f"{problem.answer} apples"
+    assert 0 < train.verify(answer, problem) < 1
+    assert pool.score([wrap(answer)], [problem]).by_name["accuracy"] == [0]
+
+
+def test_large_and_empty_batches(sums):
+    train, pool = sums
+    problems = [train[i % 8] for i in range(300)]
+    answers = [p.answer if i % 3 else str(10**6 + i) for i, p in enumerate(problems)]
+    batch = pool.score([wrap(answer) for answer in answers], problems)
+    assert batch.by_name["accuracy"] == [float(i % 3 > 0) for i in range(300)]
+    assert pool.score([], []).total == []
+
+
+@pytest.fixture(scope="module")
+def evaluator():
+    """Problems whose reasoning-gym verifier evaluates the answer as Python, and their processes."""
+    config = TaskConfig(
+        datasets=(DatasetConfig(name="spiral_matrix"),), train_size=1, heldout_size=1
+    )
+    train, _ = load_problems(config, seed=0)
+    with VerifierPool(train.verifier, workers=1, timeout=0.5) as pool:
+        yield train[0], pool
+
+
+def python(expression, problem):
+    """An answer that runs `expression` and, if it returns, is worth 0.1."""
+    return f"[{expression}, *{problem.answer.split()}][1:]"
+
+
+@pytest.mark.parametrize(
+    ("expression", "failure"),
+    [
+        ("__import__('time').sleep(60)", "timeout"),
+        # What C code does: no signal handler of Python's gets a turn.
+        ("__import__('signal').pthread_sigmask(0, [14]), __import__('time').sleep(60)", "timeout"),
+        ("exit()", "error"),
+        ("__import__('os').abort()", "error"),
+    ],
+)
+def test_a_failure_is_told_and_the_pool_goes_on(evaluator, expression, failure):
+    problem, pool = evaluator
+    answers = [problem.answer, python(expression, problem), problem.answer]
+    first, failed, last = pool.run([(answer, problem) for answer in answers])
+    assert first.score == last.score == 1
+    assert (failed.score, failed.failure) == (0, failure)
+
+
+@pytest.mark.parametrize(
+    ("expression", "score"),
+    [
+        ("0", 0.1),
+        ("1 / ('torch' not in __import__('sys').modules)", 0.1),
+        ("__import__('os').system('true')", 0),
+        ("__import__('subprocess').run(['true'])", 0),
+        ("__import__('socket').socket()", 0),
+        ("open('/dev/null', 'w')", 0),
+        ("bytearray(1 << 40)", 0),
+    ],
+)
+def test_what_an_answer_that_is_evaluated_may_do(evaluator, expression, score):
+    problem, pool = evaluator
+    assert pool.run([(python(expression, problem), problem)])[0].score == score
+
+
+def test_a_verifier_that_raises_is_an_error():
+    config = TaskConfig(
+        datasets=(DatasetConfig(name="prime_factorization"),), train_size=1, heldout_size=1
+    )
+    train, _ = load_problems(config, seed=0)
+    with RewardPool(RewardConfig(), train) as pool:
+        batch = pool.score([wrap("no number"), wrap(train[0].answer)], [train[0]] * 2)
+    assert batch.by_name["accuracy"] == [0, 1]
+    assert (batch.errors, batch.timeouts) == (1, 0)
+
+
+def test_endless_arithmetic_is_counted_and_does_not_block(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps({"prompt": str(i), "answer": i}) + "\n" for i in range(4)))
+    config = TaskConfig(datasets=(DatasetConfig(jsonl=str(path)),), train_size=3, heldout_size=1)
+    train, _ = load_problems(config, seed=0)
+    completions = [wrap(ENDLESS), wrap(r"\frac{"), wrap(f"{train[0].answer}.0"), wrap(ENDLESS)]
+    with RewardPool(RewardConfig(timeout=1), train) as pool:
+        batch = pool.score(completions, [train[0]] * 4)
+    assert batch.by_name["accuracy"] == [0, 0, 1, 0]
+    assert (batch.errors, batch.timeouts) == (0, 2)

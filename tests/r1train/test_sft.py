@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from r1train.config import DatasetConfig, GRPOConfig, SFTConfig, TaskConfig
+from r1train.optim import Optimizer, lr_share
+from r1train.rewards import extract_answer, format_reward
+from r1train.schema import ConfigError
+from r1train.seeds import deterministic
+from r1train.sft import accumulate, supervise
+from r1train.solutions import chain_sum, demonstration
+from r1train.tasks import Problem, load_problems
+
+CHAIN_SUM = Problem("chain_sum", 0, "12 + 45 - 3 =", "54", {"expression": "12 + 45 - 3"})
+
+
+@pytest.fixture(scope="module")
+def problems():
+    dataset = DatasetConfig(name="chain_sum", params={"max_terms": 4, "max_digits": 2})
+    return load_problems(TaskConfig(datasets=(dataset,), train_size=200, heldout_size=10), 0)[0]
+
+
+def test_worked_solutions_are_right(problems):
+    for problem in problems:
+        text = demonstration(problem, SFTConfig(), random.Random(0))
+        assert format_reward(text) == 1.0
+        assert problems.verify(extract_answer(text), problem) == 1.0
+    assert demonstration(CHAIN_SUM, SFTConfig(), random.Random(0)) == (
+        "<think>12+45=57\n57-3=54</think><answer>54</answer>"
+    )
+
+
+def test_a_slip_makes_the_answer_wrong_and_consistent():
+    for seed in range(50):
+        thoughts, answer = chain_sum(CHAIN_SUM, random.Random(seed), True)
+        assert answer != "54"
+        assert thoughts.endswith(f"={answer}")
+        first, second = thoughts.splitlines()
+        assert second.startswith(first.split("=")[1] + "-3=")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_the_teacher_is_as_good_as_configured(problems, share):
+    rng = random.Random(0)
+    config = SFTConfig(teacher_accuracy=share)
+    right = [
+        problems.verify(extract_answer(demonstration(problem, config, rng)), problem)
+        for problem in problems
+        for _ in range(5)
+    ]
+    assert sum(right) / len(right) == pytest.approx(share, abs=0.05)
+    config = SFTConfig(teacher_format=share)
+    formatted = [format_reward(demonstration(CHAIN_SUM, config, rng)) for _ in range(1000)]
+    assert sum(formatted) / len(formatted) == pytest.approx(share, abs=0.05)
+
+
+def test_a_task_without_solutions_is_an_error():
+    with pytest.raises(ConfigError, match="'word_ladder', only for chain_sum"):
+        demonstration(Problem("word_ladder", 0, "?", "!"), SFTConfig(), random.Random(0))
+
+
+def test_the_loss_is_that_of_completion_tokens_only(mini, prompts):
+    model, tokenizer = mini
+    completions = tokenizer(["<think>5", "a longer completion</answer>", "4", "12"])["input_ids"]
+    total, count = 0.0, 0
+    for prompt, completion in zip(prompts, completions, strict=True):
+        logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        target = torch.tensor(completion)
+        total = total + torch.nn.functional.cross_entropy(logits, target, reduction="sum")
+        count += len(completion)
+    (total / count).backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    for budget in (1, 40, 1000):
+        model.zero_grad()
+        loss = accumulate(model, prompts, completions, budget)
+        assert loss == pytest.approx(total.item() / count, rel=1e-5)
+        for name, parameter in model.named_parameters():
+            if name in expected:
+                torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-3)
+
+
+def test_supervision_lowers_the_loss_and_repeats_exactly(mini, problems):
+    model, tokenizer = mini
+    config = SFTConfig(max_steps=6, batch_size=16, learning_rate=3e-3)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    runs = []
+    for _ in range(2):
+        model.load_state_dict(start)
+        updates = supervise(model, tokenizer, problems, config, template="plain", seed=1)
+        with deterministic():
+            runs.append([metrics["loss"] for metrics in updates])
+    assert runs[0][-1] < runs[0][0] - 0.5
+    assert runs[0] == runs[1]
+
+
+def test_the_learning_rate_warms_up_and_decays():
+    def rates(schedule, minimum=0.0):
+        return [lr_share(step, 12, 2, schedule, minimum) for step in range(12)]
+
+    for schedule in ("constant", "linear", "cosine"):
+        assert rates(schedule)[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert set(rates("constant")[2:]) == {1.0}
+    assert rates("linear")[2:] == pytest.approx([1 - i / 10 for i in range(10)])
+    assert rates("cosine")[7] == pytest.approx(0.5)
+    assert rates("cosine") == sorted(rates("cosine")[:3]) + sorted(rates("cosine")[3:])[::-1]
+    assert 0 < rates("cosine")[-1] < 0.05
+    assert min(rates("cosine", 0.1)[2:]) > 0.1
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(mini):
+    model, _ = mini
+    optimizer = Optimizer(model, GRPOConfig(), 3, 0)
+    before = model.lm_head.weight.detach().clone()
+    model.lm_head.weight.grad = torch.full_like(model.lm_head.weight, torch.nan)
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        optimizer.step()
+    assert torch.equal(model.lm_head.weight, before)

@@ -1,0 +1,164 @@
+import json
+import pickle
+
+import pytest
+
+from r1train.config import DatasetConfig, TaskConfig
+from r1train.prompts import opens_think, render_prompt
+from r1train.schema import ConfigError
+from r1train.tasks import is_hedge, load_problems, math_equal
+
+SMALL = DatasetConfig(
+    name="chain_sum", params={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+)  # 200 different questions
+LARGE = DatasetConfig(name="chain_sum")
+
+
+def questions(problems):
+    return [problem.question for problem in problems]
+
+
+def test_train_and_heldout_are_distinct_and_disjoint():
+    config = TaskConfig(datasets=(SMALL,), train_size=150, heldout_size=50)
+    train, heldout = load_problems(config, seed=0)  # all there are
+    assert (len(train), len(heldout)) == (150, 50)
+    assert len(set(questions(train) + questions(heldout))) == 200
+
+
+def test_sources_that_overlap_share_no_question():
+    config = TaskConfig(datasets=(SMALL, SMALL), train_size=100, heldout_size=50)
+    train, heldout = load_problems(config, seed=0)
+    assert len(set(questions(train) + questions(heldout))) == 150
+
+
+def test_the_seed_decides_the_problems():
+    config = TaskConfig(datasets=(LARGE,), train_size=20, heldout_size=10)
+    first, again, other = (load_problems(config, seed) for seed in (1, 1, 2))
+    assert questions(first[0]) == questions(again[0])
+    assert questions(first[1]) == questions(again[1])
+    assert questions(first[0]) != questions(other[0])
+
+
+def test_too_few_distinct_problems():
+    config = TaskConfig(datasets=(SMALL,), train_size=150, heldout_size=51)
+    with pytest.raises(ConfigError, match=r"201 distinct problems are needed.*200 were found"):
+        load_problems(config, seed=0)
+
+
+def test_weights_set_the_mixture():
+    leg = DatasetConfig(name="leg_counting", weight=3)
+    config = TaskConfig(datasets=(LARGE, leg), train_size=41, heldout_size=8)
+    train, heldout = load_problems(config, seed=0)
+    assert sum(p.task == "leg_counting" for p in train) == 31
+    assert sum(p.task == "leg_counting" for p in heldout) == 6
+    assert train[0].task != train[1].task or train[1].task != train[2].task  # and shuffled
+
+
+def test_each_dataset_verifies_its_own_answers():
+    leg = DatasetConfig(name="leg_counting")
+    config = TaskConfig(datasets=(LARGE, leg), train_size=8, heldout_size=2)
+    train, _ = load_problems(config, seed=0)
+    assert all(train.verify(problem.answer, problem) == 1 for problem in train)
+    assert all(train.verify("-77777", problem) == 0 for problem in train)
+    assert all(train.verify(answer, train[0]) == 0 for answer in (None, "", "  "))
+
+
+def test_a_verifier_travels_to_another_process():
+    train, _ = load_problems(TaskConfig(datasets=(LARGE,), train_size=4, heldout_size=1), seed=0)
+    verifier, problem = pickle.loads(pickle.dumps((train.verifier, train[0])))
+    assert verifier(problem.answer, problem) == 1
+
+
+def test_a_slice_is_a_problem_set():
+    train, _ = load_problems(TaskConfig(datasets=(LARGE,), train_size=4, heldout_size=1), seed=0)
+    assert questions(train[:2]) == questions(train)[:2]
+    assert train[:2].verify(train[0].answer, train[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        (DatasetConfig(name="chain_sun"), "'chain_sun': did you mean 'chain_sum'"),
+        (DatasetConfig(name="chain_sum", params={"terms": 2}), "refuses its params.*'terms'"),
+        (DatasetConfig(name="chain_sum", params={"min_terms": 0}), "min_terms must be positive"),
+        (DatasetConfig(jsonl="absent.jsonl"), "no such file: absent.jsonl"),
+    ],
+)
+def test_a_source_that_cannot_be_used(dataset, expected):
+    with pytest.raises(ConfigError, match=expected):
+        load_problems(TaskConfig(datasets=(dataset,)), seed=0)
+
+
+def test_jsonl(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    lines = [{"prompt": f"What is half of {i}?", "answer": f"{i}/2"} for i in range(6)]
+    path.write_text("\n".join(json.dumps(line) for line in [*lines, lines[0]]) + "\n\n")
+    config = TaskConfig(datasets=(DatasetConfig(jsonl=str(path)),), train_size=4, heldout_size=2)
+    train, heldout = load_problems(config, seed=0)
+    assert sorted(questions(train) + questions(heldout)) == [line["prompt"] for line in lines]
+    problem = next(p for p in [*train, *heldout] if p.answer == "3/2")
+    assert train.verify("1.5", problem) == 1
+    assert train.verify("2", problem) == 0
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"prompt": "a"}', '{"prompt": "a", "answer": " "}'])
+def test_jsonl_errors_name_the_line(tmp_path, line):
+    path = tmp_path / "problems.jsonl"
+    path.write_text(f'{{"prompt": "q", "answer": 1}}\n{line}\n')
+    with pytest.raises(ConfigError, match=r"problems\.jsonl, line 2: "):
+        load_problems(TaskConfig(datasets=(DatasetConfig(jsonl=str(path)),)), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "equal"),
+    [
+        ("4", "4", True),
+        ("4", "$4$", True),
+        ("4", r"\boxed{4}", True),
+        ("1/2", "0.5", True),
+        (r"2\sqrt{2}", r"\sqrt{8}", True),
+        ("{1, 2}", "{2, 1}", True),
+        ("Paris", "Paris", True),
+        ("4", "-4", False),
+        ("4", "5, 4", False),
+        ("4", "3; 4", False),
+        ("4", r"3 \text{ and } 4", False),
+        ("4", "3\n4", False),
+        ("4", "3}{4", False),  # closes the box that the parser is given
+        ("4", "{", False),
+        ("A", "A, B", False),
+    ],
+)
+def test_math_equal_reads_the_whole_answer(reference, answer, equal):
+    assert math_equal(answer, reference) is equal
+
+
+def test_alternatives_are_no_answer():
+    assert is_hedge("A or B or C", "A")
+    assert is_hedge("either 4", "4")
+    assert not is_hedge("x = 1 or x = 2", "x = 1 or x = 2")
+    assert not is_hedge("orange", "orange")
+
+
+def test_prompts():
+    prompt = render_prompt("What is {1+1}?", "r1-zero")
+    assert prompt.startswith("A conversation between User and Assistant.")
+    assert prompt.endswith("User: What is {1+1}? Assistant:")
+    assert render_prompt("Q", "plain") == "User: Q Assistant:"
+    assert opens_think(render_prompt("Q", "{question}\n<think>\n"))
+    assert not opens_think(prompt)
+
+
+def test_chat_prompt_uses_the_tokenizers_template():
+    class Tokenizer:
+        chat_template = "set"
+
+        def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+            assert not tokenize
+            assert add_generation_prompt
+            return "|".join(f"{m['role']}:{m['content'][:14]}" for m in messages)
+
+    assert render_prompt("Q", "chat", Tokenizer()) == "system:A conversation|user:Q"
+    Tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="chat"):
+        render_prompt("Q", "chat", Tokenizer())

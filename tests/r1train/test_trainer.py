@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from r1train import trainer
+from r1train.config import load_config
+from r1train.learner import Learner
+from r1train.trainer import draw, run
+
+RECIPE = """
+name = "tiny"
+threads = 2
+[model]
+preset = "deepseek-v3-mini"
+[task]
+prompt_template = "plain"
+train_size = 32
+heldout_size = 8
+datasets = [{ name = "chain_sum", params = { max_terms = 2, max_digits = 1 } }]
+[sft]
+max_steps = 3
+batch_size = 16
+learning_rate = 3e-3
+[rollout]
+max_completion_length = 12
+[grpo]
+max_steps = 3
+prompts_per_step = 2
+num_generations = 4
+eval_steps = 2
+save_steps = 2
+log_completions_steps = 3
+beta = 0.0
+[eval]
+k = 2
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE)
+
+    def load(*overrides):
+        return load_config(path, [f"output_dir={tmp_path}/runs", *overrides])
+
+    return load
+
+
+def records(folder, name="metrics.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs" / "tiny"
+
+
+def test_a_run_leaves_a_complete_folder(config, folder):
+    summary = run(config())
+    assert {path.name for path in folder.iterdir()} >= {
+        *("config.toml", "metrics.jsonl", "samples.jsonl", "summary.json", "training.png"),
+        *("reward.png", "checkpoint", "checkpoint-2"),
+    }
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert set(summary["pass@1"]) == {"before", "after"}
+    assert summary["seconds"] > 0
+    assert not summary["interrupted"]
+    steps = [(r["stage"], r["step"], "eval/pass@1" in r) for r in records(folder)]
+    sft = [("sft", step, False) for step in (1, 2, 3)]
+    grpo = [("grpo", step, evaluated) for step, evaluated in
+            [(0, True), (1, False), (2, False), (2, True), (3, False), (3, True)]]  # fmt: skip
+    assert steps == sft + grpo
+    assert load_config(folder / "config.toml") == config()
+
+
+def test_a_run_repeats_exactly(config, tmp_path):
+    for _ in range(2):
+        run(config("grpo.max_steps=2", "grpo.save_steps=0"))
+    timed = ("seconds/", "tokens_per_second", "peak_memory_gib")
+    first, second = (
+        [{k: v for k, v in r.items() if not k.startswith(timed)} for r in records(folder)]
+        for folder in (tmp_path / "runs" / "tiny", tmp_path / "runs" / "tiny-2")
+    )
+    assert first == second
+    samples = [records(tmp_path / "runs" / name, "samples.jsonl") for name in ("tiny", "tiny-2")]
+    assert samples[0] == samples[1]
+
+
+def test_ctrl_c_leaves_a_usable_folder(config, folder, monkeypatch, capsys):
+    step = Learner.step
+
+    def interrupted(self, *arguments):
+        if self.steps == 1:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Learner, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config())
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["interrupted"]
+    assert "before" in summary["pass@1"]
+    assert records(folder)[-1]["step"] == 1
+    assert (folder / "checkpoint" / "model.safetensors").is_file()
+    assert "interrupted" in capsys.readouterr().out
+
+
+def test_ctrl_c_before_any_evaluation_leaves_one_too(config, folder, monkeypatch):
+    def interrupted(*arguments, **options):
+        yield {"loss": 1.0}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "supervise", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config())
+    assert "pass@1" not in json.loads((folder / "summary.json").read_text())
+    assert (folder / "checkpoint" / "config.json").is_file()
+
+
+def test_a_stage_can_start_from_a_checkpoint(config, folder):
+    run(config('stages=["sft"]'))
+    assert {r["stage"] for r in records(folder)} == {"sft"}
+    path = folder / "checkpoint"
+    summary = run(
+        config('stages=["grpo"]', "model.preset=none", f"model.path={path}", "grpo.max_steps=1")
+    )
+    after_sft = json.loads((folder / "summary.json").read_text())["pass@1"]["after"]
+    assert summary["pass@1"]["before"] == after_sft
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_run_on_cuda_needs_no_other_settings(config):
+    summary = run(config("device=cuda", "grpo.num_minibatches=2", "grpo.beta=0.01"))
+    assert summary["pass@1"].keys() == {"before", "after"}
+
+
+def test_an_epoch_has_every_problem_once():
+    problems = list("abcdefg")
+    drawn = [problem for step in range(1, 8) for problem in draw(problems, 3, step, 0)]
+    epochs = [drawn[i : i + 7] for i in (0, 7, 14)]
+    assert all(sorted(epoch) == problems for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert draw(problems, 3, 4, 0) == drawn[9:12]  # no state: any step can be asked for
+    assert draw(problems, 7, 1, 1) != draw(problems, 7, 1, 0)

@@ -64,8 +64,9 @@ def test_command(command: str, folder: Path) -> None:
 
 def check_target(target: str, folder: Path) -> None:
     """A target's recipe is what CI, or another test here, runs; `make demo` is run in short."""
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     lines = subprocess.run(
-        ["make", "-n", target], cwd=ROOT, check=True, capture_output=True, text=True
+        ["make", "-n", target], cwd=ROOT, env=outside, check=True, capture_output=True, text=True
     ).stdout
     if target == "demo":
         last = lines.strip().splitlines()[-1].removeprefix(".venv/bin/")

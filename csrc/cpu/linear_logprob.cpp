@@ -33,11 +33,13 @@ struct Buffer {  // uninitialised, aligned for whole vectors
 
 // Large outputs are fresh memory: first touched in pages of 2 MiB, it costs less than half.
 Tensor in_large_pages(Tensor t) {
+#ifdef MADV_HUGEPAGE
   constexpr uintptr_t kPage = 2 << 20;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(t.data_ptr());
   const uintptr_t end = begin + t.numel() * t.element_size();
   const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
   return t;
 }
 

@@ -2,8 +2,6 @@
 #include "cpu/linear_logprob.h"
 
 #ifdef R1_BASELINE
-#include <sys/mman.h>
-
 #include <atomic>
 #include <cmath>
 #include <vector>
@@ -31,18 +29,6 @@ struct Buffer {  // uninitialised, aligned for whole vectors
   T& operator[](int64_t i) { return p[i]; }
 };
 
-// Large outputs are fresh memory: first touched in pages of 2 MiB, it costs less than half.
-Tensor in_large_pages(Tensor t) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kPage = 2 << 20;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.data_ptr());
-  const uintptr_t end = begin + t.numel() * t.element_size();
-  const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-  return t;
-}
-
 // Rows of H elements as rows of whole units: in place, or copied with a zero at the end where a
 // bf16 row has an odd length.
 Tensor whole_units(const Tensor& t) {
@@ -65,7 +51,7 @@ struct Kept {
   static Kept make(const Tensor& like, const Head& h, int64_t rows) {
     const int64_t blocks = rows / kRows, stride = blocks * tile_bytes(h);
     const int64_t bytes = ceil_div(h.columns, kCols) * stride;
-    Kept kept{blocks, stride, in_large_pages(new_empty(like, {bytes + kState}, ScalarType::Byte))};
+    Kept kept{blocks, stride, new_empty(like, {bytes + kState}, ScalarType::Byte)};
     *kept.state() = 1;
     return kept;
   }
@@ -315,8 +301,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
   Tensor dhidden = need_hidden
                        ? torch::stable::new_zeros(hidden, {rows, h.width})
                        : new_empty(hidden, {0, h.width}, hidden.scalar_type());
-  Tensor dweight = in_large_pages(
-      new_empty(weight, {need_weight ? h.columns : 0, h.width}, weight.scalar_type()));
+  Tensor dweight = new_empty(weight, {need_weight ? h.columns : 0, h.width}, weight.scalar_type());
   Tensor dbias = new_empty(weight, {need_bias ? h.columns : 0}, ScalarType::Float);
   const int64_t chunk = smaller(padded, kChunk);
   Buffer<uint32_t> panels(padded * h.units), pairs(need_weight ? padded / per_unit * h.lanes() : 0);

@@ -385,9 +385,7 @@ static void backward(const Backward& f) {
       });
     }
     if (!used) continue;
-    // Less often than every stripe, so that large pages are not taken apart.
     uint8_t* end = f.kept_tiles + (v0 / kCols + tiles) * f.kept_stride;
-    if (end - used < (4 << 20) && v0 + cols < h.columns) continue;
     give_back(used, end);
     used = end - (reinterpret_cast<uintptr_t>(end) % 4096);
   }

@@ -16,7 +16,7 @@ from r1kernels.ops.head import LogProb
 # has a quarter less to compute for them. They are kept in tiles of this many rows and columns, and
 # never more than this many bytes, whatever T and V are; the backward pass gives the memory back as
 # it goes, while the gradient of weight grows.
-KEPT_BYTES = 48 << 20
+KEPT_BYTES = 56 << 20
 TILE_ROWS, TILE_COLS = 48, 64
 KEPT_STATE = 64  # bytes after the tiles: whether they are still there
 

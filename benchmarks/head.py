@@ -191,7 +191,7 @@ def bench_scenario(scenario: Scenario, device: str, quick: bool) -> list[Row]:
     del exact
     right = {name: call for name, call in calls.items() if errors[name] <= 2 * errors["eager"]}
     seconds = interleaved(
-        right, device=device, warmup=1, rounds=(1, 1) if quick else (3, 30), seconds=2.0
+        right, device=device, warmup=1, rounds=(1, 1) if quick else (8, 30), seconds=2.0
     )
     rows = []
     for name in names:

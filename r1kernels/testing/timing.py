@@ -40,8 +40,7 @@ def interleaved(
     for done in range(most):
         if done >= fewest and time.perf_counter() > stop:
             break
-        order = list(candidates) if done % 2 == 0 else list(reversed(candidates))
-        for name in order:
+        for name in list(candidates)[:: 1 if done % 2 == 0 else -1]:
             times[name].append(clock(candidates[name]))
     return {name: statistics.median(values) for name, values in times.items()}
 

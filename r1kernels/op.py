@@ -77,7 +77,6 @@ class Op:
             the kernels guard themselves.
         cases: arguments for tests and benchmarks.
         opaque: positions of outputs that are a backend's private memory, never compared.
-        native_when: a further condition for the compiled backends.
     """
 
     def __init__(
@@ -91,7 +90,6 @@ class Op:
         validate: Callable[..., None] | None = None,
         cases: Sequence[Case] = (),
         opaque: Sequence[int] = (),
-        native_when: Predicate = lambda *args: True,
     ) -> None:
         self.name = schema.split("(", 1)[0]
         self.cases, self.opaque = tuple(cases), tuple(opaque)
@@ -99,7 +97,7 @@ class Op:
         self._validate = validate
         self.backends: dict[str, Backend] = {"torch": Backend(reference, lambda *args: True)}
         for name in native.DEVICE:
-            self._add_native(name, native_when)
+            self._add_native(name)
         _LIB.define(schema, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
         _LIB.impl(self.name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"r1kernels::{self.name}", fake, lib=_LIB)
@@ -156,10 +154,9 @@ class Op:
         with torch.no_grad():  # gradients are the registered backward's, never a reference's own
             return self.backends[self.select(*args).backend].run(*args)
 
-    def _add_native(self, name: str, extra: Predicate) -> None:
+    def _add_native(self, name: str) -> None:
         def when(*args: Any) -> bool | str:
-            able = native.able(name, self.name, args)
-            return able if able is not True else extra(*args)
+            return native.able(name, self.name, args)
 
         def run(*args: Any) -> Any:
             return native.kernel(name, self.name)(*args)

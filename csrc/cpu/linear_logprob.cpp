@@ -336,7 +336,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(r1_cpp, m) {
   m.def(
       "linear_logprob(Tensor hidden, Tensor weight, Tensor target, Tensor? bias, Tensor? keep, "
       "float temperature, float logit_scale, float? softcap, bool want_entropy, "
-      "bool entropy_grad, int kept_rows, bool frozen_head, int ignore_index) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "bool entropy_grad, int kept_rows, bool frozen_head, int ignore_index) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "linear_logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor hidden, Tensor weight, "
       "Tensor target, Tensor? bias, Tensor? keep, Tensor logprob, Tensor lse, Tensor entropy, "

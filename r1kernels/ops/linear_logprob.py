@@ -27,7 +27,7 @@ def linear_logprob(
     target: Tensor,
     *,
     bias: Tensor | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     logit_scale: float = 1.0,
     softcap: float | None = None,
     entropy: bool = False,
@@ -45,7 +45,8 @@ def linear_logprob(
         weight: [V, H], dtype of hidden: the ``lm_head.weight`` of HuggingFace models.
         target: [T], int64 or int32, values in [0, V).
         bias: [V], dtype of hidden.
-        temperature: divides the logits last.
+        temperature: divides the logits last, positive: a number, or one a row, [T], float32
+            (float64 for float64).
         logit_scale: multiplies the logits after the bias (Cohere, Granite).
         softcap: bound of the logits before the temperature (Gemma); None for none.
         entropy: return the entropy of each row's distribution too.
@@ -68,7 +69,7 @@ def head_logprob(
     weight: Tensor,
     target: Tensor,
     bias: Tensor | None,
-    temperature: float,
+    temperature: float | Tensor,
     logit_scale: float,
     softcap: float | None,
     entropy: bool,
@@ -94,7 +95,8 @@ def head_logprob(
     shapes("target", target, "T", check.INTS)
     if bias is not None:
         shapes("bias", bias, "V", (hidden.dtype,))
-    head.check_options(name, temperature, logit_scale, softcap)
+    head.check_options(name, logit_scale, softcap)
+    temperature = head.row_temperature(shapes, temperature, hidden)
 
     head_grad = weight.requires_grad or (bias is not None and bias.requires_grad)
     kept_rows, frozen_head = 0, False
@@ -109,7 +111,7 @@ def head_logprob(
         regime = "recompute"
     logprob, entropies, *_ = LINEAR_LOGPROB(
         hidden, weight, target, bias, keep, temperature, logit_scale, softcap,
-        entropy, entropy_grad, kept_rows, frozen_head, ignore_index,
+        entropy, entropy_grad, kept_rows, frozen_head, ignore_index, False,
     )  # fmt: skip
     return logprob, entropies if entropy else None, regime
 
@@ -149,7 +151,7 @@ def _outputs(
 
 
 def _fake(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *_, want_entropy, _, kept_rows, frozen_head, _ = rest
+    *_, want_entropy, _, kept_rows, frozen_head, _, _ = rest
     return _outputs(hidden, weight, want_entropy, kept_rows, frozen_head)
 
 
@@ -159,7 +161,7 @@ def _reference(
     target: Tensor,
     bias: Tensor | None,
     keep: Tensor | None,
-    temperature: float,
+    temperature: Tensor | None,
     logit_scale: float,
     softcap: float | None,
     want_entropy: bool,
@@ -167,15 +169,17 @@ def _reference(
     kept_rows: int,
     frozen_head: bool,
     ignore_index: int,
+    sharded: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     *_, kept, dhidden = _outputs(hidden, weight, want_entropy, kept_rows, frozen_head)
     kept[-KEPT_STATE:] = 0  # no tile is there
     z = head.scale(_logits(hidden, weight, bias), temperature, logit_scale, softcap)
-    logprob, entropy, lse = head.statistics(z, target, ignore_index, want_entropy)
+    logprob, entropy, lse = head.statistics(z, target, ignore_index, want_entropy, sharded)
     if frozen_head:
         dz = head.statistics_backward(
-            torch.ones_like(logprob), entropy.new_empty(0), z, target, lse, entropy, ignore_index
-        )
+            torch.ones_like(logprob), entropy.new_empty(0), z, target, lse, entropy, ignore_index,
+            sharded,
+        )  # fmt: skip
         dz = head.scale_backward(dz, z, temperature, logit_scale, softcap)
         if keep is not None:
             dz = dz.where(keep[:, None], 0)
@@ -184,33 +188,38 @@ def _reference(
 
 
 def _validate(hidden: Tensor, weight: Tensor, target: Tensor, *rest: Any) -> None:
-    check.in_range("linear_logprob", "target", target, weight.shape[0], ignore=rest[-1])
+    *_, ignore_index, sharded = rest
+    if not sharded:
+        check.in_range("linear_logprob", "target", target, weight.shape[0], ignore=ignore_index)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, target, bias, keep, *options, _, entropy_grad, _, frozen_head, ignore = inputs
+    hidden, weight, target, bias, keep, temperature, *options = inputs
+    *options, _, entropy_grad, _, frozen_head, ignore_index, sharded = options
     logprob, entropy, lse, kept, dhidden = output
     ctx.set_materialize_grads(False)  # zeros for `kept` would cost as much as it does
     constants = (lse, kept, dhidden) if entropy_grad else (entropy, lse, kept, dhidden)
     ctx.mark_non_differentiable(*constants)
-    ctx.frozen_head, ctx.options = frozen_head, (*options, entropy_grad, ignore)
+    ctx.frozen_head, ctx.options = frozen_head, (*options, entropy_grad, ignore_index, sharded)
     ctx.dtype = hidden.dtype
     if frozen_head:
         ctx.save_for_backward(dhidden)
     else:
-        ctx.save_for_backward(hidden, weight, target, bias, keep, logprob, lse, entropy, kept)
+        ctx.save_for_backward(
+            hidden, weight, target, bias, keep, logprob, lse, entropy, kept, temperature
+        )
 
 
 def _backward(
     ctx: Any, dlogprob: Tensor | None, dentropy: Tensor | None, *_: Any
 ) -> tuple[Any, ...]:
     if dlogprob is None and dentropy is None:
-        return (None,) * 13
+        return (None,) * 14
     need_hidden, need_weight, _, need_bias = ctx.needs_input_grad[:4]
     if ctx.frozen_head:
         (dhidden,) = ctx.saved_tensors
         assert dlogprob is not None  # the only output with a gradient
-        return ((dlogprob[:, None] * dhidden).to(ctx.dtype), *[None] * 12)
+        return ((dlogprob[:, None] * dhidden).to(ctx.dtype), *[None] * 13)
     lse = ctx.saved_tensors[6]
     if dlogprob is None:
         dlogprob = torch.zeros_like(lse)
@@ -224,7 +233,7 @@ def _backward(
         dweight if need_weight else None,
         None,
         dbias if need_bias else None,
-        *[None] * 9,
+        *[None] * 10,
     )
 
 
@@ -257,17 +266,20 @@ def _backward_reference(
     lse: Tensor,
     entropy: Tensor,
     kept: Tensor,
-    temperature: float,
+    temperature: Tensor | None,
     logit_scale: float,
     softcap: float | None,
     entropy_grad: bool,
     ignore_index: int,
+    sharded: bool,
     need_hidden: bool,
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     z = head.scale(_logits(hidden, weight, bias), temperature, logit_scale, softcap)
-    dz = head.statistics_backward(dlogprob, dentropy, z, target, lse, entropy, ignore_index)
+    dz = head.statistics_backward(
+        dlogprob, dentropy, z, target, lse, entropy, ignore_index, sharded
+    )
     dz = head.scale_backward(dz, z, temperature, logit_scale, softcap)
     dhidden, dweight, dbias = _gradients(hidden, weight, need_hidden, need_weight, need_bias)
     narrow = dz.to(weight.dtype)
@@ -288,10 +300,11 @@ def _case(
     dtype: torch.dtype = torch.float32,
     *,
     bias: bool = False,
-    options: tuple[float, float, float | None] = (1.0, 1.0, None),
+    options: tuple[float | None, float, float | None] = (None, 1.0, None),
     entropy: bool = False,
     frozen_head: bool = False,
     ignored: bool = False,
+    sharded: bool = False,
     bench: bool = False,
 ) -> Case:
     def make(device: str) -> tuple[Any, ...]:
@@ -302,9 +315,14 @@ def _case(
         offset = torch.randn(columns, generator=rng).to(device, dtype) if bias else None
         if ignored:
             target[::3] = -100
+        if sharded:
+            target[1::2] += columns
+        temperature, *rest = options
+        if temperature is not None:
+            temperature = temperature + torch.rand(rows, generator=rng).to(device)
         return (
-            hidden, weight, target, offset, None, *options, entropy, entropy, 0, frozen_head,
-            -100 if ignored else head.NO_IGNORE,
+            hidden, weight, target, offset, None, temperature, *rest, entropy, entropy, 0,
+            frozen_head, -100 if ignored else head.NO_IGNORE, sharded,
         )  # fmt: skip
 
     product = 2.0 * rows * width * columns
@@ -333,6 +351,8 @@ CASES = (
     ),
     _case("frozen head entropy", 50, 40, 333, entropy=True, frozen_head=True),
     _case("ignored rows", 50, 40, 333, ignored=True),
+    _case("shard", 50, 40, 333, entropy=True, ignored=True, sharded=True),
+    _case("shard frozen head bf16", 50, 40, 333, torch.bfloat16, frozen_head=True, sharded=True),
     _case("lm_head", 1024, 576, 49152, torch.bfloat16, bench=True),
     _case("lm_head frozen", 1024, 576, 49152, torch.bfloat16, frozen_head=True, bench=True),
 )
@@ -341,7 +361,8 @@ CASES = (
 def _backward_case(case: Case) -> Case:
     def make(device: str) -> tuple[Any, ...]:
         inputs = case.make(device)
-        hidden, weight, target, bias, keep, *options, _, entropy_grad, _, _, ignore = inputs
+        hidden, weight, target, bias, keep, *options = inputs
+        *options, _, entropy_grad, _, _, ignore_index, sharded = options
         logprob, entropies, lse, kept, _ = _reference(*inputs)
         rng = torch.Generator().manual_seed(1)
         dlogprob = torch.randn(lse.shape, generator=rng).to(lse)
@@ -349,7 +370,7 @@ def _backward_case(case: Case) -> Case:
         dentropy = torch.randn(entropies.shape, generator=rng).to(lse)
         return (
             dlogprob, dentropy, hidden, weight, target, bias, keep, logprob, lse, entropies,
-            kept, *options, entropy_grad, ignore, True, True, bias is not None,
+            kept, *options, entropy_grad, ignore_index, sharded, True, True, bias is not None,
         )  # fmt: skip
 
     # Three quarters of the rows: logits again, gradient of hidden, gradient of weight.
@@ -360,8 +381,8 @@ def _backward_case(case: Case) -> Case:
 
 LINEAR_LOGPROB = Op(
     "linear_logprob(Tensor hidden, Tensor weight, Tensor target, Tensor? bias, Tensor? keep, "
-    "float temperature, float logit_scale, float? softcap, bool want_entropy, "
-    "bool entropy_grad, SymInt kept_rows, bool frozen_head, int ignore_index) "
+    "Tensor? temperature, float logit_scale, float? softcap, bool want_entropy, "
+    "bool entropy_grad, SymInt kept_rows, bool frozen_head, int ignore_index, bool sharded) "
     "-> (Tensor logprob, Tensor entropy, Tensor lse, Tensor kept, Tensor dhidden)",
     reference=_reference,
     fake=_fake,
@@ -374,8 +395,8 @@ LINEAR_LOGPROB = Op(
 LINEAR_LOGPROB_BACKWARD = Op(
     "linear_logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor hidden, Tensor weight, "
     "Tensor target, Tensor? bias, Tensor? keep, Tensor logprob, Tensor lse, Tensor entropy, "
-    "Tensor kept, float temperature, float logit_scale, float? softcap, bool entropy_grad, "
-    "int ignore_index, bool need_hidden, bool need_weight, bool need_bias) "
+    "Tensor kept, Tensor? temperature, float logit_scale, float? softcap, bool entropy_grad, "
+    "int ignore_index, bool sharded, bool need_hidden, bool need_weight, bool need_bias) "
     "-> (Tensor dhidden, Tensor dweight, Tensor dbias)",
     reference=_backward_reference,
     fake=_backward_fake,

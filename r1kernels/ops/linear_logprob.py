@@ -96,7 +96,7 @@ def head_logprob(
     if bias is not None:
         shapes("bias", bias, "V", (hidden.dtype,))
     head.check_options(name, logit_scale, softcap)
-    temperature = head.row_temperature(shapes, temperature, hidden)
+    per_row = head.row_temperature(shapes, temperature, hidden)
 
     head_grad = weight.requires_grad or (bias is not None and bias.requires_grad)
     kept_rows, frozen_head = 0, False
@@ -110,7 +110,7 @@ def head_logprob(
     else:
         regime = "recompute"
     logprob, entropies, *_ = LINEAR_LOGPROB(
-        hidden, weight, target, bias, keep, temperature, logit_scale, softcap,
+        hidden, weight, target, bias, keep, per_row, logit_scale, softcap,
         entropy, entropy_grad, kept_rows, frozen_head, ignore_index, False,
     )  # fmt: skip
     return logprob, entropies if entropy else None, regime
@@ -317,9 +317,10 @@ def _case(
             target[::3] = -100
         if sharded:
             target[1::2] += columns
-        temperature, *rest = options
-        if temperature is not None:
-            temperature = temperature + torch.rand(rows, generator=rng).to(device)
+        lowest, *rest = options
+        temperature = None
+        if lowest is not None:
+            temperature = lowest + torch.rand(rows, generator=rng).to(device)
         return (
             hidden, weight, target, offset, None, temperature, *rest, entropy, entropy, 0,
             frozen_head, -100 if ignored else head.NO_IGNORE, sharded,

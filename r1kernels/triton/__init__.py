@@ -28,6 +28,8 @@ def load(module: str) -> str | None:
     if not (Path(__file__).parent / f"{module}.py").exists():
         return "r1kernels/triton has no kernel of it"
     try:
+        if INTERPRETED:
+            import_module(f"{__name__}.interpreted")
         import_module(f"{__name__}.{module}")
     except ModuleNotFoundError as error:
         if error.name != "triton":

@@ -274,8 +274,8 @@ def _builds(dtype: str, softcap: str | None, entropy: str | None) -> tuple[Build
     forward = {"SEGMENT": SEGMENT, "DEPTH": DEPTH, "LANES": 2048}
     backward = {"SEGMENT": 4 * 4096, "BLOCK": 4096}
     return (
-        Build(read, signature, forward, {"num_warps": 8}, wide, True, aligned),
-        Build(gradient, signature, backward, {"num_warps": 8}, wide, True, aligned),
+        Build(read, signature, forward, {"num_warps": 8}, wide, aligned=aligned),
+        Build(gradient, signature, backward, {"num_warps": 8}, wide, aligned=aligned),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -48,7 +49,16 @@ def plug_in(op: Op, when: Predicate = lambda *args: True) -> Callable[..., Any]:
         usable = able(args)
         return when(*args) if usable is True else usable
 
-    return op.backend("triton", when=both)
+    def add(run: Callable[..., Any]) -> Callable[..., Any]:
+        def on_device(*args: Any) -> Any:  # Triton launches on the current device
+            where = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+            with torch.cuda.device(where) if where.type == "cuda" else nullcontext():
+                return run(*args)
+
+        op.backend("triton", when=both)(on_device)
+        return run
+
+    return add
 
 
 def able(args: tuple[Any, ...]) -> bool | str:

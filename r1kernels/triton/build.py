@@ -37,7 +37,7 @@ class Build:
         constexprs: its compile-time arguments.
         options: ``num_warps`` and ``num_stages``, as the launch table gives them.
         expects: by target (80, 89, 90, 100), a pattern that its PTX must have.
-        amd: compiled for AMD too: it uses nothing of NVIDIA's own.
+        targets: what it is compiled for; what uses something of NVIDIA's own leaves AMD out.
         aligned: pointers and integers that are multiples of 16, ``"tuple.member"`` too.
     """
 
@@ -46,7 +46,7 @@ class Build:
     constexprs: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, int] = field(default_factory=dict)
     expects: Mapping[int, str] = field(default_factory=dict)
-    amd: bool = True
+    targets: tuple[int | str, ...] = (*NVIDIA, AMD)
     aligned: tuple[str, ...] = ()
 
 
@@ -119,7 +119,7 @@ def builds(modules: list[str]) -> Iterator[tuple[str, Build, int | str]]:
     known = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
     for name in modules or known:
         for build in getattr(import_module(f"r1kernels.triton.{name}"), "BUILDS", ()):
-            for arch in (*NVIDIA, *([AMD] if build.amd else [])):
+            for arch in build.targets:
                 yield name, build, arch
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from r1kernels.ops.logprob import LOGPROB, LOGPROB_BACKWARD
 from r1kernels.triton import plug_in
-from r1kernels.triton.build import Build
+from r1kernels.triton.build import NVIDIA, Build
 from r1kernels.triton.elementary import LN2, LOG2E, expm1, tanh
 
 SEGMENT = 32768  # columns of a row that one program reads
@@ -116,7 +116,7 @@ def read(
     tl.store(at + 2, s.weighted)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def combine(given, out, parts, rows, splits, ROWS: tl.constexpr, SPLITS: tl.constexpr):
     """The results of ``ROWS`` rows from the statistics of their segments."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -266,12 +266,13 @@ def _builds(dtype: str, softcap: str | None, entropy: str | None) -> tuple[Build
         "dlogits": f"*{dtype}",
     }
     aligned = ("given.logits", "given.columns", "given.row_stride", "dlogits")
-    wide = {arch: r"ld\.global\.v4.*(.|\n)*st\.global" for arch in (80, 89, 90, 100)}
+    wide_load = dict.fromkeys(NVIDIA, r"ld\.global\.v4")
+    wide_both = dict.fromkeys(NVIDIA, r"ld\.global\.v4[\s\S]*st\.global\.v4")
     forward = {"SEGMENT": SEGMENT, "DEPTH": DEPTH, "LANES": 2048}
     backward = {"SEGMENT": 4 * 4096, "BLOCK": 4096}
     return (
-        Build(read, signature, forward, {"num_warps": 8}, wide, aligned=aligned),
-        Build(gradient, signature, backward, {"num_warps": 8}, wide, aligned=aligned),
+        Build(read, signature, forward, {"num_warps": 8}, wide_load, aligned=aligned),
+        Build(gradient, signature, backward, {"num_warps": 8}, wide_both, aligned=aligned),
         Build(combine, signature, {"ROWS": ROWS, "SPLITS": 8}),
     )
 

@@ -24,6 +24,21 @@ def log(x):
 
 
 @triton.jit
+def where(condition, a, b):
+    return tl.where(condition, a, b)
+
+
+@triton.jit
+def minimum(a, b):
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def maximum(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def expm1(x):
     # Taylor's series by Horner's rule; the next term is 0.5¹⁰/10! = 3e-10 of the result at most.
     series = x * 0.1 + 1.0

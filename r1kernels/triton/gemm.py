@@ -11,8 +11,9 @@ import triton.language as tl
 
 from r1kernels.triton import INTERPRETED
 
-# The interpreter multiplies bf16 wrongly; widened operands give what the matrix units give.
-WIDEN = tl.constexpr(INTERPRETED)
+# The interpreter multiplies bf16 wrongly, and its BLAS sums a row in an order that depends on where
+# in the tile it is, which no matrix unit does: there, steps are summed in float64.
+IN_FLOAT64 = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
@@ -30,14 +31,17 @@ def tile_of_program(rows, columns, GROUP: tl.constexpr):
 
 @triton.jit
 def multiply_add(x, y, acc):
-    if WIDEN:
-        x = x.to(tl.float32)
-        y = y.to(tl.float32)
-    return tl.dot(x, y, acc, input_precision="ieee")
+    if IN_FLOAT64:
+        x, y = x.to(tl.float32).to(tl.float64), y.to(tl.float32).to(tl.float64)
+        return acc + tl.dot(x, y, out_dtype=tl.float64).to(tl.float32)
+    else:
+        return tl.dot(x, y, acc, input_precision="ieee")
 
 
 @triton.jit
-def rows_times_rows(acc, x, x_rows, y, y_rows, depth, width, STEP: tl.constexpr, EVEN: tl.constexpr):
+def rows_times_rows(
+    acc, x, x_rows, y, y_rows, depth, width, STEP: tl.constexpr, EVEN: tl.constexpr
+):
     """acc [M, N] + x[x_rows]·y[y_rows]ᵀ over the first ``depth`` of ``width`` contiguous columns.
 
     EVEN: depth is a multiple of STEP.

@@ -107,7 +107,7 @@ def linear_logprob(
     order = Order.of(target, keep, ignore_index)
     # A target that is nowhere has the logit 0 in a shard, and shows as NaN elsewhere.
     own = torch.full_like(lse, 0.0 if sharded else float("nan"))
-    tile = launch.parameters("linear_logprob.logits", hidden.device, hidden.dtype)
+    tile = logits_tile(hidden, softcap)
     parts = triton.cdiv(columns, tile["PART"])
     shares = None
     block, shares_rows = BLOCK_ROWS, rows
@@ -207,7 +207,7 @@ def linear_logprob_backward(
         coefficient = coefficient.where(places < have, float("nan"))
         shares, lines, chunk = stored, places[active], columns
     else:
-        tile = launch.parameters("linear_logprob.logits", hidden.device, hidden.dtype)
+        tile = logits_tile(hidden, softcap)
         most = SCRATCH_BYTES // (rows * hidden.element_size()) // tile["COLUMNS"]
         chunk = min(max(most, 1), triton.cdiv(columns, tile["COLUMNS"])) * tile["COLUMNS"]
         shares = hidden.new_empty(rows, chunk)
@@ -242,6 +242,12 @@ def linear_logprob_backward(
                 last - first, **BIAS_BLOCK, **EXACT,
             )  # fmt: skip
     return dhidden, dweight, dbias
+
+
+def logits_tile(hidden: Tensor, softcap: float | None) -> dict[str, int]:
+    """A softcap needs registers, which the widest tile of logits does not leave."""
+    kernel = "linear_logprob.logits" if softcap is None else "linear_logprob.capped_logits"
+    return launch.parameters(kernel, hidden.device, hidden.dtype)
 
 
 def contiguous(tensor: Tensor | None) -> Any:

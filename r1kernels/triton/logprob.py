@@ -15,13 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from r1kernels.ops.logprob import LOGPROB, LOGPROB_BACKWARD
-from r1kernels.triton import plug_in
-from r1kernels.triton.build import NVIDIA, Build
+from r1kernels.triton import launch, plug_in
 from r1kernels.triton.elementary import LN2, LOG2E, expm1, tanh
 
-SEGMENT = 32768  # columns of a row that one program reads
-DEPTH = 4  # elements that a lane has in flight
-ROWS = 32  # combined by one program
+ROWS = 32  # whose segments one program combines
 LOW = tl.constexpr(-1e30)  # stands for −inf where a difference must stay finite
 UNLIKELY = tl.constexpr(-1e4)  # 2 to this power is 0, and 0 times it is not NaN
 
@@ -195,7 +192,11 @@ def given_logits(
     )  # fmt: skip
 
 
-@plug_in(LOGPROB)
+def tabled(logits: Tensor, *_: Any) -> bool | str:
+    return launch.absent("logprob.read", logits.device) or True
+
+
+@plug_in(LOGPROB, when=tabled)
 def logprob(
     logits: Tensor,
     target: Tensor,
@@ -211,11 +212,14 @@ def logprob(
     if rows == 0:
         return value, entropy, lse
     given = given_logits(logits, target, temperature, logit_scale, softcap)
-    splits = triton.cdiv(columns, SEGMENT)
+    tile = launch.parameters("logprob.read", logits.device, logits.dtype)
+    # Narrow rows take fewer threads.
+    lanes = min(max(triton.next_power_of_2(columns) // tile["DEPTH"], 32), tile["LANES"])
+    warps = max(tile["num_warps"] * lanes // tile["LANES"], 1)
+    splits = triton.cdiv(columns, tile["SEGMENT"])
     parts = value.new_empty(rows * splits, 3)
-    lanes = min(max(triton.next_power_of_2(columns) // DEPTH, 32), 2048)
     read[(rows * splits,)](
-        given, parts, splits, want_entropy, SEGMENT, DEPTH, lanes, num_warps=max(lanes // 256, 1)
+        given, parts, splits, want_entropy, **(tile | {"LANES": lanes, "num_warps": warps})
     )
     out = Results(value, entropy if want_entropy else None, lse)
     combine[(triton.cdiv(rows, ROWS),)](
@@ -224,7 +228,7 @@ def logprob(
     return value, entropy, lse
 
 
-@plug_in(LOGPROB_BACKWARD)
+@plug_in(LOGPROB_BACKWARD, when=lambda *args: tabled(args[2]))
 def logprob_backward(
     dlogprob: Tensor,
     dentropy: Tensor,
@@ -242,43 +246,12 @@ def logprob_backward(
         return dlogits
     given = given_logits(logits, target, temperature, logit_scale, softcap)
     saved = Results(None, entropy.contiguous(), lse.contiguous())
-    block = min(max(triton.next_power_of_2(columns), 32), 4096)
-    splits = triton.cdiv(columns, 4 * block)
+    tile = launch.parameters("logprob.gradient", logits.device, logits.dtype)
+    block = min(max(triton.next_power_of_2(columns), 32), tile["BLOCK"])
+    warps = max(tile["num_warps"] * block // tile["BLOCK"], 1)
+    splits = triton.cdiv(columns, tile["SEGMENT"])
     gradient[(rows * splits,)](
         given, saved, dlogprob.contiguous(), dentropy.contiguous() if dentropy.numel() else None,
-        dlogits, splits, 4 * block, block, num_warps=max(block // 512, 1),
+        dlogits, splits, **(tile | {"BLOCK": block, "num_warps": warps}),
     )  # fmt: skip
     return dlogits
-
-
-def _builds(dtype: str, softcap: str | None, entropy: str | None) -> tuple[Build, ...]:
-    temperature = "*fp32" if softcap else None
-    signature = {
-        "given": Given(f"*{dtype}", "*i64", temperature, "i32", "i32", "fp32", softcap),
-        "out": Results("*fp32", entropy, "*fp32"),
-        "saved": Results(None, "*fp32", "*fp32"),
-        "parts": "*fp32",
-        "ENTROPY": entropy is not None,
-        "rows": "i32",
-        "splits": "i32",
-        "dlogprob": "*fp32",
-        "dentropy": entropy,
-        "dlogits": f"*{dtype}",
-    }
-    aligned = ("given.logits", "given.columns", "given.row_stride", "dlogits")
-    wide_load = dict.fromkeys(NVIDIA, r"ld\.global\.v4")
-    wide_both = dict.fromkeys(NVIDIA, r"ld\.global\.v4[\s\S]*st\.global\.v4")
-    forward = {"SEGMENT": SEGMENT, "DEPTH": DEPTH, "LANES": 2048}
-    backward = {"SEGMENT": 4 * 4096, "BLOCK": 4096}
-    return (
-        Build(read, signature, forward, {"num_warps": 8}, wide_load, aligned=aligned),
-        Build(gradient, signature, backward, {"num_warps": 8}, wide_both, aligned=aligned),
-        Build(combine, signature, {"ROWS": ROWS, "SPLITS": 8}),
-    )
-
-
-BUILDS = (
-    *_builds("bf16", None, None),
-    *_builds("bf16", "fp32", "*fp32"),
-    *_builds("fp32", None, "*fp32"),
-)

@@ -93,6 +93,7 @@ def read_sequence(a, start, stop, advantage, LOG_RATIO: tl.constexpr, BLOCK: tl.
         a.rollout_correction == "sequence_truncate" or a.rollout_correction == "sequence_mask"
     )
     whole: tl.constexpr = a.level == "sequence_sum"
+    corrected: tl.constexpr = whole and a.rollout_correction is not None
     needed: tl.constexpr = (
         a.level != "token" or of_sequence or a.off_policy_mask_threshold is not None
         or (a.sequence_mean and a.mask is not None)
@@ -112,9 +113,9 @@ def read_sequence(a, start, stop, advantage, LOG_RATIO: tl.constexpr, BLOCK: tl.
                 log_ratio += row.log_ratio
             if a.off_policy_mask_threshold is not None:
                 away += known(sampled - row.logprob, row.active)
-            if of_sequence or whole:
+            if of_sequence or corrected:
                 token = known(row.old_logprob - sampled, row.active)
-                if whole and a.rollout_correction is not None:
+                if corrected:
                     token = maximum(tl.log(rollout_weight(a, token)), LEAST)
                     token = tl.where(row.active, token, 0.0)
                 drift += token

@@ -33,6 +33,7 @@ from r1kernels.triton.policy_loss_rows import (
 from r1kernels.triton.surrogates import FUNCTIONS
 
 BLOCK = 512  # tokens of a sequence that its program handles together
+WARPS = 8
 SEQUENCES = 32  # whose parts the last program adds up together
 
 # What a program writes and the last one combines: the metrics, then the KL's part of the loss.
@@ -285,6 +286,6 @@ def policy_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         given(a), loss, grad, grad_entropy, metrics, parts,
         arrivals(device, current_stream(device)), count, rows, sequences, **functions(a),
         BY_TOKEN=a.advantages.shape[0] != sequences,
-        BLOCK=BLOCK, REWARDS=REWARDS, SEQUENCES=SEQUENCES,
+        BLOCK=BLOCK, REWARDS=REWARDS, SEQUENCES=SEQUENCES, num_warps=WARPS,
     )  # fmt: skip
     return loss, grad, grad_entropy, metrics

@@ -8,7 +8,7 @@ from r1kernels.ops.losses import LOSSES, PARAMETERS
 from r1kernels.ops.policy_loss_reference import Arguments
 from r1kernels.triton.build import Build
 from r1kernels.triton.group_advantage import BLOCK as REWARDS
-from r1kernels.triton.policy_loss import BLOCK, SEQUENCES, kernel
+from r1kernels.triton.policy_loss import BLOCK, SEQUENCES, WARPS, kernel
 from r1kernels.triton.surrogates import FUNCTIONS
 
 
@@ -58,7 +58,7 @@ def _build(
         "REWARDS": REWARDS,
         "SEQUENCES": SEQUENCES,
     }
-    return Build(kernel, signature, chosen)
+    return Build(kernel, signature, chosen, {"num_warps": WARPS})
 
 
 BUILDS = (

@@ -36,11 +36,13 @@ BLOCK = 512  # tokens of a sequence that its program handles together
 WARPS = 8
 SEQUENCES = 32  # whose parts the last program adds up together
 
-# What a program writes and the last one combines: the metrics, then the KL's part of the loss.
+# What a program writes and the last one combines: the metrics in their order, then the KL's part of
+# the loss.
+(
+    POLICY, MEAN_KL, ENTROPY, CLIPPED, RATIO, RATIO_MAX, DRIFT, DRIFT_MAX, ROLLOUT, DROPPED, TOKENS,
+    KL_TERM,
+) = (tl.constexpr(index) for index in range(len(METRICS) + 1))  # fmt: skip
 WIDTH = tl.constexpr(triton.next_power_of_2(len(METRICS) + 1))
-KL_TERM = tl.constexpr(len(METRICS))
-TOKENS = tl.constexpr(METRICS.index("active_tokens"))
-ENTROPY = tl.constexpr(METRICS.index("entropy"))
 
 
 def _bits(names: Iterable[str]) -> tl.constexpr:
@@ -57,6 +59,7 @@ def kernel(
     SURROGATE: tl.constexpr, LOG_RATIO: tl.constexpr, KL: tl.constexpr, BY_TOKEN: tl.constexpr,
     BLOCK: tl.constexpr, REWARDS: tl.constexpr, SEQUENCES: tl.constexpr,
 ):  # fmt: skip
+    """A sequence: its gradients and its part of the sums; the last one to finish adds them up."""
     b = tl.program_id(0)
     start = tl.maximum(tl.load(a.cu_seqlens + b, b < sequences, 0).to(tl.int32), 0)
     stop = tl.minimum(tl.load(a.cu_seqlens + b + 1, b < sequences, 0).to(tl.int32), rows)
@@ -70,10 +73,11 @@ def kernel(
         advantage = tl.load(a.advantages + b, b < sequences, 0.0)
     s = read_sequence(a, start, stop, advantage, LOG_RATIO, BLOCK)
 
-    tokens = rows.to(tl.float32)
+    # A token weighs 1/total in the loss, and 1/entropy_total in the entropy bonus.
+    entropy_total = rows.to(tl.float32)
     if count is not None:
-        tokens = tl.load(count).to(tl.float32)
-    total = tokens
+        entropy_total = tl.load(count).to(tl.float32)
+    total = entropy_total
     if a.sequence_mean:
         total = sequences.to(tl.float32)
     if a.denominator is not None:
@@ -81,7 +85,7 @@ def kernel(
     if a.sequence_mean:
         total *= s.length
     if a.num_active_tokens is not None:
-        tokens = tl.load(a.num_active_tokens)
+        entropy_total = tl.load(a.num_active_tokens)
 
     active_sum = tl.zeros([BLOCK], tl.int32)
     policy_sum = tl.zeros([BLOCK], tl.float64)
@@ -150,9 +154,8 @@ def kernel(
         tl.store(grad + i, gradient, i < stop)
         if a.entropy is not None:
             entropy_sum += tl.load(a.entropy + i, row.active, 0.0)
-            tl.store(
-                grad_entropy + i, tl.where(row.active, -a.entropy_coef / tokens, 0.0), i < stop
-            )
+            share = tl.where(row.active, 1.0 / entropy_total, 0.0)
+            tl.store(grad_entropy + i, -a.entropy_coef * share, i < stop)
 
         active_sum += row.active.to(tl.int32)
         policy_sum += policy_weight * value
@@ -169,25 +172,24 @@ def kernel(
             gradient = tl.load(grad + i, i < stop) + tl.where(row.active, shared * row.slope, 0.0)
             tl.store(grad + i, gradient, i < stop)
 
-    # In the order of METRICS.
-    part = put(0.0, 0, tl.sum(policy_sum))
-    part = put(part, 1, tl.sum(kl_sum))
-    part = put(part, 2, tl.sum(entropy_sum))
-    part = put(part, 3, tl.sum(clip_sum))
-    part = put(part, 4, tl.sum(ratio_sum))
-    part = put(part, 5, tl.max(ratio_max))
-    part = put(part, 6, tl.sum(drift_sum))
-    part = put(part, 7, tl.max(drift_max))
-    part = put(part, 8, tl.sum(rollout_sum))
-    part = put(part, 9, tl.sum(dropped_sum))
-    part = put(part, 10, tl.sum(active_sum))
+    part = put(0.0, POLICY, tl.sum(policy_sum))
+    part = put(part, MEAN_KL, tl.sum(kl_sum))
+    part = put(part, ENTROPY, tl.sum(entropy_sum))
+    part = put(part, CLIPPED, tl.sum(clip_sum))
+    part = put(part, RATIO, tl.sum(ratio_sum))
+    part = put(part, RATIO_MAX, tl.max(ratio_max))
+    part = put(part, DRIFT, tl.sum(drift_sum))
+    part = put(part, DRIFT_MAX, tl.max(drift_max))
+    part = put(part, ROLLOUT, tl.sum(rollout_sum))
+    part = put(part, DROPPED, tl.sum(dropped_sum))
+    part = put(part, TOKENS, tl.sum(active_sum))
     part = put(part, KL_TERM, tl.sum(kl_term))
     tl.store(parts + b * WIDTH + tl.arange(0, WIDTH), part)
 
     tl.debug_barrier()
     if tl.atomic_add(counter, 1) == tl.num_programs(0) - 1:
         tl.store(counter, 0)  # for the next launch
-        combine(a, loss, metrics, parts, sequences, tokens, SEQUENCES)
+        combine(a, loss, metrics, parts, sequences, entropy_total, SEQUENCES)
 
 
 @triton.jit
@@ -201,7 +203,7 @@ def take(part, at: tl.constexpr):
 
 
 @triton.jit
-def combine(a, loss, metrics, parts, sequences, tokens, SEQUENCES: tl.constexpr):
+def combine(a, loss, metrics, parts, sequences, entropy_total, SEQUENCES: tl.constexpr):
     """Add up what the programs have written, in the order of the sequences."""
     column = tl.arange(0, WIDTH)
     total = tl.zeros([SEQUENCES, WIDTH], tl.float64)
@@ -214,12 +216,12 @@ def combine(a, loss, metrics, parts, sequences, tokens, SEQUENCES: tl.constexpr)
         total += part
         top = tl.maximum(top, part)
     value = tl.where((MAXIMA >> column) & 1 != 0, tl.max(top, 0), tl.sum(total, 0))
-    sum_of_loss = take(value, 0)
+    sum_of_loss = take(value, POLICY)
     if a.ref_logprob is not None:
         sum_of_loss += a.beta * take(value, KL_TERM)
     active = take(value, TOKENS)
     if a.entropy is not None:
-        bonus = take(value, ENTROPY) * (a.entropy_coef / tokens)
+        bonus = take(value, ENTROPY) * (a.entropy_coef / entropy_total)
         sum_of_loss -= tl.where(active > 0, bonus, 0.0)
     tl.store(loss, sum_of_loss.to(tl.float32))
     value = value.to(tl.float32)
@@ -227,20 +229,24 @@ def combine(a, loss, metrics, parts, sequences, tokens, SEQUENCES: tl.constexpr)
     tl.store(metrics + column, tl.where((MEANS >> column) & 1 != 0, mean, value), column < KL_TERM)
 
 
+def arrivals(device: torch.device) -> Tensor:
+    """How many programs of the launch in progress have finished: 0 before and after it."""
+    if device.type != "cuda":
+        return _kept_arrivals(device, 0)
+    if torch.cuda.is_current_stream_capturing():  # the graph's own, zeroed at every replay
+        return torch.zeros(1, dtype=torch.int32, device=device)
+    return _kept_arrivals(device, torch.cuda.current_stream(device).cuda_stream)
+
+
 @cache
-def arrivals(device: torch.device, stream: int) -> Tensor:
-    """How many programs of the launch in progress have finished; every launch leaves 0."""
+def _kept_arrivals(device: torch.device, stream: int) -> Tensor:
     return torch.zeros(1, dtype=torch.int32, device=device)
-
-
-def current_stream(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def given(arguments: Arguments) -> Arguments:
     """As the kernel takes them: contiguous, bytes for booleans, and compile-time words and None."""
 
-    def convert(name: str, value: Any) -> Any:
+    def convert(value: Any) -> Any:
         if isinstance(value, Tensor):
             value = value.contiguous()
             return value.view(torch.uint8) if value.dtype == torch.bool else value
@@ -250,7 +256,7 @@ def given(arguments: Arguments) -> Arguments:
             return tl.constexpr(value)
         return value
 
-    a = Arguments(*(convert(name, value) for name, value in arguments._asdict().items()))
+    a = Arguments(*map(convert, arguments))
     correction = arguments.rollout_correction
     threshold = arguments.off_policy_mask_threshold
     return a._replace(
@@ -281,10 +287,9 @@ def policy_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     by_tokens = a.denominator is None and not a.sequence_mean
     counted = by_tokens or (a.entropy is not None and a.num_active_tokens is None)
     count = a.mask.sum() if a.mask is not None and counted else None
-    device = a.logprob.device
     kernel[(programs,)](
         given(a), loss, grad, grad_entropy, metrics, parts,
-        arrivals(device, current_stream(device)), count, rows, sequences, **functions(a),
+        arrivals(grad.device), count, rows, sequences, **functions(a),
         BY_TOKEN=a.advantages.shape[0] != sequences,
         BLOCK=BLOCK, REWARDS=REWARDS, SEQUENCES=SEQUENCES, num_warps=WARPS,
     )  # fmt: skip

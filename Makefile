@@ -4,7 +4,7 @@ BIN := .venv/bin
 TRITON := triton==3.6.0
 # Every GPU kernel once under the memory checker, where it is installed.
 MEMCHECK := ! command -v compute-sanitizer || PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-	timeout 90 compute-sanitizer --error-exitcode 1 $(PYTHON) -m pytest -q tests/test_ops.py \
+	timeout 80 compute-sanitizer --error-exitcode 1 $(PYTHON) -m pytest -q tests/test_ops.py \
 	-k "equals and cuda and not torch-cuda and not everything"
 # Running out of time is no failure: what was recorded until then stays.
 OR_LATE := || test $$? = 124
@@ -41,9 +41,9 @@ bench: setup
 # Triton kernel, writes records.
 gpu:
 	$(PYTHON) setup.py build_ext --inplace
-	timeout 150 $(PYTHON) -m pytest -q tests/test_ops.py -k cuda
+	timeout 120 $(PYTHON) -m pytest -q tests/test_ops.py -k cuda
 	$(MEMCHECK) $(OR_LATE)
-	timeout 170 $(PYTHON) -m benchmarks head $(OR_LATE)
+	timeout 210 $(PYTHON) -m benchmarks head $(OR_LATE)
 	timeout 90 $(PYTHON) -m benchmarks ops $(OR_LATE)
 	$(PYTHON) -m benchmarks status
 

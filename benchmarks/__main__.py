@@ -9,6 +9,7 @@ tune: better launch parameters for the Triton kernels on this GPU, written to th
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 
 import torch
@@ -45,11 +46,12 @@ def main() -> None:
     else:
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         print(f"{record.device_name(device)}, torch {torch.__version__}", flush=True)
+        path = None
         for rows in measure(options, device):
-            # At once: a run that is cut short keeps what it has measured.
-            path = None if options.quick else record.save(rows, device)
-        if not options.quick:
-            print(f"\nrecorded in {path}")
+            if rows and not options.quick:  # at once: a run cut short keeps what it has measured
+                path = record.save(rows, device)
+        if path is not None:
+            print(f"\nrecorded in {os.path.relpath(path)}")
 
 
 def measure(options: argparse.Namespace, device: str) -> Iterator[list[Row]]:

@@ -31,6 +31,7 @@ NAME = {
 WE = "r1kernels"
 PEER_ERROR = 1e-2  # a peer need not be as exact as we, but must have done the same task
 FEW = ("compile", "eager", "cce")  # the fastest peers on a CPU, and the measure of exactness
+SECONDS = {"cpu": 2.0, "cuda": 0.5}  # of timing, for each implementation
 
 SMALL, LARGE = (1024, 576, 49152), (8192, 4096, 151936)
 SCENARIOS = {
@@ -67,7 +68,7 @@ class Measured(NamedTuple):
 def bench(device: str, quick: bool) -> Iterator[list[Row]]:
     """Measure every scenario, print a table each, and give its rows."""
     for scenario in SCENARIOS[device][: 1 if quick else None]:
-        rows, problems = measure(scenario, device, quick, rounds=(5, 30))
+        rows, problems = measure(scenario, device, quick, rounds=(3, 30), seconds=SECONDS[device])
         show(title(scenario, rows), rows, problems)
         yield rows
     print("TFLOP/s and %peak count the task's arithmetic (logits once), ÷best is over the fastest")
@@ -76,7 +77,7 @@ def bench(device: str, quick: bool) -> Iterator[list[Row]]:
 
 
 def measure(
-    scenario: Scenario, device: str, quick: bool, rounds: tuple[int, int], seconds: float = 2.0
+    scenario: Scenario, device: str, quick: bool, rounds: tuple[int, int], seconds: float
 ) -> Measured:
     """Check, time (``rounds`` and ``seconds`` of each) and weigh every implementation."""
     torch._dynamo.reset()  # it would stop compiling after eight shapes

@@ -1,9 +1,11 @@
-"""``python -m benchmarks``: every op × case × backend, and the whole loss, against the peers.
+"""``python -m benchmarks``: every op × case × backend, and the whole loss, against peers.
 
-ops: each op alone. head: whole tasks, from hidden states to gradients, at several sizes.
-scaling: the loss against the number of rows. all: these three. status: kernels without a record
-of their present source. plot: time and memory against the number of rows, from the records.
-tune: better launch parameters for the Triton kernels on this GPU, written to their table.
+ops: each op alone. head: whole tasks, from hidden states to gradients, at
+several sizes. scaling: the loss against the number of rows. all: these three.
+
+status: which kernels have no record of their present source.
+plot: draw time and memory against the number of rows, from the records.
+tune: better launch parameters for the Triton kernels on this GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def main() -> None:
     parser.add_argument(
         "what", nargs="?", choices=("all", *MEASURE, "status", "plot", "tune"), default="all"
     )
-    parser.add_argument("--op", choices=tuple(OPS), help="only this op")
+    parser.add_argument("--op", choices=tuple(OPS), metavar="OP", help="only this op")
     parser.add_argument("--quick", action="store_true", help="few runs, no memory, no record")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     options = parser.parse_args()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from benchmarks import head, peers
 from benchmarks.record import Row
@@ -40,32 +39,35 @@ def bench(device: str, quick: bool) -> Iterator[list[Row]]:
 def report(rows: Sequence[Row]) -> str:
     points = {(row.implementation, row.shape[0]): row for row in rows if row.seconds and row.peak}
     steps = sorted({t for _, t in points})
-    names = dict.fromkeys(name for name, _ in points)
-    head_line = [f"T {t}" for t in steps]
-    times, memory = [], []
-    for name in names:
-        row_of = [points.get((name, t)) for t in steps]
-        cells = [number(row and row.seconds * 1e3, ".0f") for row in row_of]
-        times.append([name, *cells, exponent(row_of)])
-        memory.append([name, *(number(row and row.peak / 2**20, ".0f") for row in row_of)])
-    ours = [points[head.WE, t] for t in steps]
+    lines = {
+        name: [points.get((name, t)) for t in steps] for name in dict.fromkeys(n for n, _ in points)
+    }
+    times = [[name, *cells(line, "seconds", 1e3), exponent(line)] for name, line in lines.items()]
+    memory = [[name, *cells(line, "peak", 2.0**-20)] for name, line in lines.items()]
+    header = ("run by", *(f"T {t}" for t in steps))
+    ours = [row for row in lines[head.WE] if row is not None]
     per_row = ", ".join(f"{row.seconds * 1e3 / row.shape[0]:.3g}" for row in ours)
     scratch = ", ".join(f"{(row.peak - row.returned) / 2**20:.0f}" for row in ours)
     return "\n".join(
         (
-            "\nms, and the p of time ∝ T^p over T ≥ 512",
-            table(("run by", *head_line, "p"), times),
+            "\nms, and the p of time ∝ T^p",
+            table((*header, "p"), times),
             "\nMiB above the inputs, results included",
-            table(("run by", *head_line), memory),
-            f"\n{head.WE}: {per_row} ms a row; {scratch} MiB beyond the results.",
-            "No figure: too slow at the T before, or wrong.",
+            table(header, memory),
+            "\nNo figure: too slow at the T before, or wrong.",
+            f"{head.WE}, ms a row: {per_row}",
+            f"{head.WE}, MiB beyond the results: {scratch}",
         )
     )
 
 
-def exponent(rows: Sequence[Any]) -> str:
-    """Least squares of log time over log T."""
-    there = [row for row in rows if row is not None and row.shape[0] >= 512]
+def cells(line: Sequence[Row | None], field: str, unit: float) -> list[str]:
+    return [number(row and getattr(row, field) * unit, ".0f") for row in line]
+
+
+def exponent(line: Sequence[Row | None]) -> str:
+    """Least squares of log time over log T, where the gradient of weight is not most of it."""
+    there = [row for row in line if row is not None and row.shape[0] >= 512]
     if len(there) < 2:
         return ""
     x = [math.log(row.shape[0]) for row in there]

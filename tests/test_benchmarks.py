@@ -229,6 +229,21 @@ def scaling_rows() -> list[Row]:
     ]  # fmt: skip
 
 
+def test_a_peer_that_is_too_slow_is_not_asked_for_more_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def measure(scenario: Scenario, *_: Any, **__: Any) -> head.Measured:
+        assert scenario.peers is not None
+        names = (head.WE, *scenario.peers)
+        slow = dict.fromkeys(("eager", "chunked"), 100.0)
+        return head.Measured([row(name, slow.get(name, 0.1)) for name in names], [])
+
+    monkeypatch.setattr(head, "measure", measure)
+    first, second = scaling.bench("cpu", quick=True)
+    gone = {row.implementation for row in first} - {row.implementation for row in second}
+    assert gone == {"chunked"}  # eager stays: the others' exactness is judged by it
+
+
 def test_growth_with_the_number_of_rows_is_fitted() -> None:
     lines = scaling.report(scaling_rows()).splitlines()
     exponents = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in lines[2:6]}

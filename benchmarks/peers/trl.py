@@ -42,19 +42,18 @@ def logprob(
     want_entropy: bool = False,
     **_: Any,
 ) -> dict[str, Tensor]:
-    from trl.kernels import selective_log_softmax_and_entropy
+    scale = one_temperature(temperature)
+    if logits.is_cuda:  # what the two functions below come to there, without what else they import
+        from trl.kernels import selective_log_softmax_and_entropy
+
+        both = selective_log_softmax_and_entropy(logits, target, temperature=scale)
+        return dict(zip(("logprob", "entropy"), both[: 1 + want_entropy], strict=False))
     from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
-    scale = one_temperature(temperature)
-    if not want_entropy:  # the fused kernel on a GPU
-        return {"logprob": selective_log_softmax(logits, target, scale).float()}
-    if logits.is_cuda:
-        both = selective_log_softmax_and_entropy(logits, target, temperature=scale)
-        return dict(zip(("logprob", "entropy"), both, strict=True))
-    return {
-        "logprob": selective_log_softmax(logits, target, scale).float(),
-        "entropy": entropy_from_logits(logits / scale).float(),
-    }
+    found = {"logprob": selective_log_softmax(logits, target, scale).float()}
+    if want_entropy:
+        found["entropy"] = entropy_from_logits(logits / scale).float()
+    return found
 
 
 def _of_hidden(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""QuACK: cross-entropy on logits, and the chunked cross-entropy of a linear head. CUDA only."""
+"""QuACK: cross-entropy on logits, and the chunked cross-entropy of a linear head.
+
+CUDA only: ``pip install quack-kernels`` beside a CUDA build of PyTorch; no extra brings it.
+"""
 
 from __future__ import annotations
 

@@ -68,6 +68,18 @@ def test_a_wrong_result_prints_no_speed(toy: Op, capsys: pytest.CaptureFixture[s
     assert max(map(len, printed.splitlines())) <= 80
 
 
+def test_a_peer_that_gives_something_else_has_no_speed(
+    toy: Op, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(x: torch.Tensor) -> torch.Tensor:
+        return x[:-1] * 2
+
+    monkeypatch.setattr(ops.peers, "for_op", lambda op, device: {"other": other})
+    rows = {row.implementation: row for row in ops.bench(toy, "cpu", quick=True)}
+    assert rows["other"].seconds is None
+    assert rows["right"].ratio is None
+
+
 def test_a_peer_that_fails_costs_only_its_own_row(
     toy: Op, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,13 +43,14 @@ class Batch:
         self.advantages = torch.randn(len(lengths), generator=rng, dtype=torch.float64)
         self.options: dict[str, Any] = {
             "loss_type": loss_type,
-            "epsilon_high": 0.28,
             "beta": 0.05,
             "entropy_coef": 0.02,
             "max_completion_length": 8,
             "num_active_tokens": float(self.rows["mask"].sum().clamp(min=1)),
             "num_sequences": len(lengths),
         }
+        if "epsilon_high" in LOSSES[loss_type].options:
+            self.options["epsilon_high"] = 0.28
 
     def loss(self, order: list[int], **changes: Any) -> tuple[Tensor, Tensor]:
         """(loss, gradient of logprob in the batch's own order) of the sequences in ``order``."""

@@ -197,15 +197,6 @@ R1_DECLARE(void linear_logprob_backward(const Backward&))
 
 namespace r1 {
 namespace {
-void store_row(void* out, bool bf16, int64_t at, const float* row, int64_t width) {
-  if (!bf16) {
-    std::memcpy(static_cast<float*>(out) + at, row, width * sizeof(float));
-    return;
-  }
-  auto* p = static_cast<uint16_t*>(out) + at;
-  for (int64_t j = 0; j < width; ++j) p[j] = scalar::float_to_bf16(row[j]);
-}
-
 std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
     Tensor dlogprob, Tensor dentropy, Tensor hidden, Tensor weight, Tensor target,
     OptionalTensor bias, OptionalTensor keep, Tensor logprob, Tensor lse, Tensor entropy,

@@ -6,36 +6,12 @@
 #include <cmath>
 #include <vector>
 
-#include "common/op.h"
 #include "cpu/linear_logprob.h"
 #include "cpu/parallel.h"
+#include "cpu/rows.h"
 
 namespace r1 {
 namespace {  // Tensor itself is hidden in each library
-using OptionalTensor = std::optional<Tensor>;
-
-template <class T>
-struct Buffer {  // uninitialised, aligned for whole vectors
-  explicit Buffer(int64_t count)
-      : p(static_cast<T*>(std::aligned_alloc(64, ceil_div(count * sizeof(T) + 1, 64) * 64))) {
-    R1_CHECK(p, "linear_logprob: out of memory for ", count * sizeof(T), " bytes of scratch");
-  }
-  ~Buffer() { std::free(p); }
-  Buffer(const Buffer&) = delete;
-  T* p;
-  T& operator[](int64_t i) { return p[i]; }
-};
-
-// Rows of H elements as rows of whole units: in place, or copied with a zero at the end where a
-// bf16 row has an odd length.
-inline Tensor whole_units(const Tensor& t) {
-  if (!is_bf16(t) || t.size(1) % 2 == 0) return dense(t);
-  Tensor padded = torch::stable::new_zeros(t, {t.size(0), t.size(1) + 1});
-  Tensor view = torch::stable::narrow(padded, 1, 0, t.size(1));
-  torch::stable::copy_(view, t);
-  return padded;
-}
-
 // Kept tiles, [column of tiles][block], and after them whether they are still there. The backward
 // pass takes them and they are gone; another one over the same graph makes its logits again, through
 // the same rounding, so nothing but its time tells.

@@ -1,27 +1,9 @@
 // logprob and its backward pass: one read of a row of logits, and one write of its gradient.
-#include "cpu/simd.h"
+#include "cpu/logprob.h"
 
 #include <math.h>
 
-namespace r1 {
-// What stands between the given logits and the distribution, and how they are stored.
-struct LogitFormat {
-  bool bf16;
-  int64_t columns;
-  float logit_scale;
-  float softcap;  // 0 for none
-};
-struct RowOptions {
-  int64_t target;
-  float temperature;
-};
-struct RowStatistics {
-  float logprob, lse, entropy;
-};
-struct RowGradient {
-  float dlogprob, dentropy, lse, entropy;
-};
-}  // namespace r1
+#include "cpu/simd.h"
 
 namespace r1::R1_ISA {
 namespace {
@@ -131,10 +113,6 @@ void logprob_backward_row(const LogitFormat& f, const void* row, const RowOption
 #ifdef R1_BASELINE
 #include "common/op.h"
 #include "cpu/parallel.h"
-
-R1_DECLARE(RowStatistics logprob_row(const LogitFormat&, const void*, const RowOptions&, bool))
-R1_DECLARE(void logprob_backward_row(const LogitFormat&, const void*, const RowOptions&,
-                                     const RowGradient&, void*))
 
 namespace r1 {
 namespace {

@@ -93,7 +93,7 @@ class Op:
         opaque: Sequence[int] = (),
     ) -> None:
         self.name = schema.split("(", 1)[0]
-        self.module = reference.__module__.rpartition(".")[2]  # of r1kernels.ops, r1kernels.triton
+        self.module = self.name.removesuffix("_backward")  # r1kernels.triton's file of its kernels
         self.cases, self.opaque = tuple(cases), tuple(opaque)
         self.differentiable = backward is not None
         self._validate = validate

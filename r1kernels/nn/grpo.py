@@ -7,13 +7,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from r1kernels import check
-from r1kernels.nn.refuse import refuse
+from r1kernels.nn.options import options_of
 from r1kernels.ops.fused_linear_grpo_loss import fused_linear_grpo_loss
 from r1kernels.ops.linear_logprob import linear_logprob
-from r1kernels.ops.losses import LEVELS, LOSSES
-
-# Normalised by the tokens of the whole step, over micro-batches and processes.
-STEP_TOKENS = ("dapo", "cispo", "vespo")
+from r1kernels.ops.losses import LOSSES
 
 
 class FusedLinearGRPOLoss(nn.Module):
@@ -32,6 +29,9 @@ class FusedLinearGRPOLoss(nn.Module):
     Where the numbers differ from Liger's:
 
     - differences of log-probabilities are bounded to ±20, so that no ratio overflows;
+    - "luspo" leaves padding out, and sums the KL term over a sequence's tokens, as TRL does: Liger's
+      agrees where no token is masked, or at the level of the sequence without a KL term;
+    - ``use_bias_correction_kl`` has the gradient of the ratio too, as in TRL and Liger;
     - for "cispo" the clip metric counts capped tokens of both signs of the advantage, Liger's those
       of positive ones; with ``delta`` it counts the tokens that delta cuts off too.
 
@@ -61,22 +61,26 @@ class FusedLinearGRPOLoss(nn.Module):
         vespo_lambda_neg: float = 2.0,
     ) -> None:
         super().__init__()
-        name = type(self).__name__
-        check.choice(name, "loss_type", loss_type, tuple(LOSSES))
-        check.choice(name, "importance_sampling_level", importance_sampling_level, LEVELS)
-        refuse(name, use_bias_correction_kl=(use_bias_correction_kl, False))
+        self.beta = beta
         self.use_ref_model = use_ref_model
         self.temperature = temperature
         self.loss_type = loss_type
-        self.beta = beta
-        self.options = {
-            "loss_type": loss_type,
-            "importance_sampling_level": importance_sampling_level,
-            "epsilon": epsilon_low,
-            "epsilon_high": epsilon_high,
-            "delta": delta,
-            "max_completion_length": max_completion_length,
-        }
+        self.use_bias_correction_kl = use_bias_correction_kl
+        self.options = options_of(
+            type(self).__name__,
+            loss_type,
+            importance_sampling_level,
+            epsilon=epsilon_low,
+            epsilon_high=epsilon_high,
+            delta=delta,
+            sapo_temperature_pos=sapo_temperature_pos,
+            sapo_temperature_neg=sapo_temperature_neg,
+            vespo_k_pos=vespo_k_pos,
+            vespo_lambda_pos=vespo_lambda_pos,
+            vespo_k_neg=vespo_k_neg,
+            vespo_lambda_neg=vespo_lambda_neg,
+        )
+        self.options["max_completion_length"] = max_completion_length
 
     def forward(
         self,
@@ -129,6 +133,8 @@ class FusedLinearGRPOLoss(nn.Module):
                 shapes("ref_input", ref_input, "B T ref_H", check.FLOATS)
                 ref_logprob = self._reference(ref_input, ref_weight, ref_bias, target, mask)
         if vllm_is_ratio is not None:
+            if self.loss_type == "vespo":  # its weights go into a sum of logarithms
+                raise NotImplementedError(f"{name}: vllm_is_ratio: expected None for 'vespo'")
             advantages = self._weighted(advantages, vllm_is_ratio, mask.shape)
         sequences, length = mask.shape
         fused = fused_linear_grpo_loss(
@@ -143,6 +149,7 @@ class FusedLinearGRPOLoss(nn.Module):
             old_logprob=per_token("old_per_token_logps", old_per_token_logps),
             ref_logprob=ref_logprob,
             beta=0.0 if ref_logprob is None else self.beta,
+            use_bias_correction_kl=self.use_bias_correction_kl and ref_logprob is not None,
             num_active_tokens=self._step_tokens(mask, num_items_in_batch),
             **self.options,
         )
@@ -204,7 +211,7 @@ class FusedLinearGRPOLoss(nn.Module):
 
     def _step_tokens(self, mask: Tensor, given: float | Tensor | None) -> Tensor | None:
         """Liger's and TRL's normaliser: the tokens of the step, per process."""
-        if self.loss_type not in STEP_TOKENS:
+        if LOSSES[self.loss_type].average != "tokens":
             return None
         distributed = dist.is_available() and dist.is_initialized()
         if given is None:

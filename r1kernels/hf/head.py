@@ -1,0 +1,60 @@
+"""A causal LM's head as r1kernels' functions take it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1kernels.hf.logit_map import LogitMap, logit_map
+from r1kernels.hf.modules import Adapter, open_head
+
+
+@dataclass(frozen=True)
+class Head:
+    """``linear_logprob(head.rows(hidden), head.weight, target, **head.options)``.
+
+    weight: [V, H], or [V, H + r] where LoRA adapters of rank r sit on the head: their B is
+    appended to the columns, and their A to the rows by ``rows``. That is exact, where adding the
+    product to the weight would round a small update away in bfloat16. It costs a copy of the
+    weight, and a gradient of its size, in every pass.
+
+    options: bias, logit_scale and softcap, which every function with a linear head takes.
+    """
+
+    weight: Tensor
+    options: dict[str, Any]
+    adapters: tuple[Adapter, ...]
+
+    def rows(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., H] → what ``weight`` multiplies, [..., H + r], in its dtype."""
+        parts = [hidden, *(adapter.rows(hidden) for adapter in self.adapters)]
+        parts = [part.to(self.weight.dtype) for part in parts]
+        return torch.cat(parts, -1) if self.adapters else parts[0]
+
+
+def head_of(model: Any) -> Head:
+    """The head of a HuggingFace causal LM as it is now, adapters included.
+
+    The output embeddings must be a plain ``nn.Linear``, alone or under peft's LoRA or
+    ``modules_to_save``. Under autocast the head is cast as ``nn.Linear`` would be.
+
+    Raises:
+        NotImplementedError: naming what the fused head cannot honour.
+    """
+    return read_head(model, logit_map(model))
+
+
+def read_head(model: Any, logits: LogitMap) -> Head:
+    """``head_of`` of a model whose ``LogitMap`` is known."""
+    linear, adapters = open_head(model.get_output_embeddings())
+    weight, bias = linear.weight, linear.bias
+    device = weight.device.type
+    if torch.is_autocast_enabled(device):
+        weight = weight.to(torch.get_autocast_dtype(device))
+        bias = None if bias is None else bias.to(weight.dtype)
+    if adapters:
+        weight = torch.cat([weight, *(a.up.weight.to(weight.dtype) for a in adapters)], 1)
+    return Head(weight, {"bias": bias, **logits._asdict()}, adapters)

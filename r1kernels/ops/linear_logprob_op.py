@@ -212,9 +212,10 @@ def _case(
             target[::3] = -100
         if sharded:
             target[1::2] += columns
-        temperature, *rest = options
-        if temperature is not None:
-            temperature = temperature + torch.rand(rows, generator=rng).to(device)
+        base, *rest = options
+        temperature = None
+        if base is not None:
+            temperature = base + torch.rand(rows, generator=rng).to(device)
         return (
             hidden, weight, target, offset, None, temperature, *rest, entropy, entropy, 0,
             frozen_head, -100 if ignored else head.NO_IGNORE, sharded,

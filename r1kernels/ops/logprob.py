@@ -132,10 +132,10 @@ def _case(
         if removed:
             logits[torch.rand(rows, columns, generator=rng) < 0.5] = -torch.inf
             logits.scatter_(1, target[:, None], 1.0)
-        lowest, *rest = options
+        base, *rest = options
         temperature = None
-        if lowest is not None:
-            temperature = lowest + torch.rand(rows, generator=rng).to(device)
+        if base is not None:
+            temperature = base + torch.rand(rows, generator=rng).to(device)
         return logits.to(device, dtype), target.to(device), temperature, *rest, entropy
 
     size = rows * columns

@@ -39,7 +39,8 @@ class Case:
         flops: arithmetic operations of one call, for the roofline.
         bytes: least memory traffic of one call, in bytes, for the roofline.
         tier: ``"bitwise"`` for integers and selections, ``"budget"`` for floating point.
-        bench: too large for tests, timed by the benchmarks.
+        bench: too large for tests, timed by the benchmarks: True on every device, "cpu" or "cuda"
+            on that one only.
     """
 
     name: str
@@ -47,7 +48,10 @@ class Case:
     flops: float = 0.0
     bytes: float = 0.0
     tier: str = "budget"
-    bench: bool = False
+    bench: bool | str = False
+
+    def timed_on(self, device: str) -> bool:
+        return self.bench in (True, device)
 
 
 class Backend(NamedTuple):

@@ -123,7 +123,7 @@ def _case(
     options: tuple[float | None, float, float | None] = (None, 1.0, None),
     entropy: bool = False,
     removed: bool = False,
-    bench: bool = False,
+    bench: bool | str = False,
 ) -> Case:
     def make(device: str) -> tuple[Any, ...]:
         rng = torch.Generator().manual_seed(rows + columns)
@@ -153,8 +153,10 @@ CASES = (
     _case("all options", 50, 301, options=CAPPED, entropy=True),
     _case("all options bf16", 50, 301, torch.bfloat16, options=CAPPED, entropy=True),
     _case("removed tokens", 20, 97, entropy=True, removed=True),
-    _case("vocabulary", 1024, 49152, torch.bfloat16, bench=True),
-    _case("vocabulary entropy", 1024, 49152, torch.bfloat16, entropy=True, bench=True),
+    _case("vocabulary", 1024, 49152, torch.bfloat16, bench="cpu"),
+    _case("vocabulary entropy", 1024, 49152, torch.bfloat16, entropy=True, bench="cpu"),
+    _case("large vocabulary", 4096, 151936, torch.bfloat16, bench="cuda"),
+    _case("large vocabulary entropy", 4096, 151936, torch.bfloat16, entropy=True, bench="cuda"),
 )
 
 

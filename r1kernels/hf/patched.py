@@ -89,7 +89,8 @@ class Patched:
         if "logits_to_keep" not in self.parameters:
             name = type(model).__name__
             raise NotImplementedError(f"patch: {name}: its forward does not take logits_to_keep")
-        self.listening, self.hidden = False, None
+        self.listening = False
+        self.hidden: Any = None
         self.hook = model.base_model.register_forward_hook(self.listen)
 
     def listen(self, module: Any, args: Any, output: Any) -> None:

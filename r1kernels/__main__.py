@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 
 import r1kernels  # noqa: F401  (declares the ops)
-from r1kernels import native
+from r1kernels import native, triton
 from r1kernels.op import OPS, PREFERENCE, Op
 
 WIDTH = 80
@@ -61,9 +61,10 @@ def unavailable(op: Op, backend: str) -> str | None:
     compiled = backend in native.DEVICE
     if compiled and (reason := native.load(backend)) is not None:
         return reason
-    if backend not in op.backends or (compiled and native.absent(backend, op.name) is not None):
+    if op.absent(backend) or (compiled and native.absent(backend, op.name)):
         return f"no {backend} kernel of this op"
-    if backend in PREFERENCE["cuda"] and not torch.cuda.is_available():
+    interpreted = backend == "triton" and triton.INTERPRETED
+    if backend in PREFERENCE["cuda"] and not (torch.cuda.is_available() or interpreted):
         return "PyTorch sees no CUDA device"
     return None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -92,6 +93,7 @@ class Op:
         opaque: Sequence[int] = (),
     ) -> None:
         self.name = schema.split("(", 1)[0]
+        self.module = self.name.removesuffix("_backward")  # r1kernels.triton's file of its kernels
         self.cases, self.opaque = tuple(cases), tuple(opaque)
         self.differentiable = backward is not None
         self._validate = validate
@@ -131,8 +133,8 @@ class Op:
         pinned = _PINNED.get(self.name)
         preferred = (*PREFERENCE.get(_device_type(args), ()), "torch")
         for name in (pinned,) if pinned else preferred:
-            if name not in self.backends:
-                reasons[name] = f"{self.name} has no {name} implementation"
+            if (absent := self.absent(name)) is not None:
+                reasons[name] = absent
                 continue
             able = self.backends[name].when(*args)
             if able is True:
@@ -141,6 +143,14 @@ class Op:
         raise RuntimeError(
             f"{self.name}: pinned to backend {pinned!r}, which cannot run: {reasons[str(pinned)]}"
         )
+
+    def absent(self, backend: str) -> str | None:
+        """Why this op has no such backend, or None; Triton's is imported by asking for it."""
+        if backend == "triton" and backend not in self.backends:
+            return import_module("r1kernels.triton").load(self.module) or (
+                None if backend in self.backends else f"{self.name} has no Triton kernel"
+            )
+        return None if backend in self.backends else f"{self.name} has no {backend} implementation"
 
     @contextmanager
     def using(self, backend: str) -> Iterator[None]:
@@ -172,11 +182,14 @@ def using(backend: str, *ops: Op) -> Iterator[None]:
         ValueError: no such backend for an op that was named.
     """
     for op in ops:
-        if backend not in op.backends:
+        if (reason := op.absent(backend)) is not None:
             known = ", ".join(op.backends)
-            raise ValueError(f"{op.name}: unknown backend {backend!r}, expected one of: {known}")
+            raise ValueError(
+                f"{op.name}: unknown backend {backend!r}, expected one of: {known} ({reason})"
+            )
     before = dict(_PINNED)
-    _PINNED.update({op.name: backend for op in ops or OPS.values() if backend in op.backends})
+    pinned = [op for op in ops or OPS.values() if op.absent(backend) is None]
+    _PINNED.update({op.name: backend for op in pinned})
     try:
         yield
     finally:

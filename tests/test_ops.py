@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import r1kernels
-from r1kernels import native
+from r1kernels import native, triton
 from r1kernels.__main__ import unavailable
 from r1kernels.op import OPS, PREFERENCE, Case, Op
 from r1kernels.ops.head import LogProb
@@ -24,6 +24,9 @@ from r1kernels.testing.compare import Truth, as_tuple, bitwise_problems
 from r1kernels.testing.poison import poisoned
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+BACKENDS = {device: ("torch", *PREFERENCE[device]) for device in DEVICES}
+if triton.INTERPRETED:
+    BACKENDS["cpu"] += ("triton",)
 CPU_ISAS = ("scalar", "avx2", "avx512", "avx512bf16")  # what setup.py builds, weakest first
 
 
@@ -70,7 +73,7 @@ VARIANTS = [
     Variant(device, op, backend)
     for device in DEVICES
     for op in OPS.values()
-    for backend in ("torch", *PREFERENCE[device])
+    for backend in BACKENDS[device]
     if unavailable(op, backend) is None
 ]
 ISA_VARIANTS = [

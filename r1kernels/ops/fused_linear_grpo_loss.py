@@ -86,7 +86,7 @@ def fused_linear_grpo_loss(
         shapes("mask", mask, "T", (torch.bool,))
         target = target.where(mask, SKIPPED)
     keep = None
-    if beta == 0 and entropy_coef == 0:
+    if beta == 0 and entropy_coef == 0 and options.get("loss_type") != "kl_cov":
         keep = _rows_with_advantage(advantages, cu_seqlens, target.shape[0])
     logprob, entropies, regime = head_logprob(
         name, hidden, weight, target, bias, temperature, logit_scale, softcap,

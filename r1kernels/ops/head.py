@@ -26,43 +26,68 @@ class LogProb(NamedTuple):
     entropy: Tensor | None
 
 
-def check_options(op: str, temperature: float, logit_scale: float, softcap: float | None) -> None:
-    check.positive(op, "temperature", temperature)
+def check_options(op: str, logit_scale: float, softcap: float | None) -> None:
     if logit_scale == 0:
         raise ValueError(f"{op}: logit_scale: expected a number other than 0, got 0")
     if softcap is not None:
         check.positive(op, "softcap", softcap)
 
 
+def row_temperature(
+    shapes: check.Shapes, temperature: float | Tensor, like: Tensor
+) -> Tensor | None:
+    """One temperature a row, [T], as the ops take it; None for 1.
+
+    The values of a tensor are not looked at: on a GPU that would wait for the device.
+    """
+    dtype = accumulate_dtype(like.dtype)
+    if isinstance(temperature, Tensor):
+        shapes("temperature", temperature, "T", (dtype,))
+        return temperature.detach()
+    check.positive(shapes.op, "temperature", temperature)
+    if temperature == 1:
+        return None
+    return like.new_full((like.shape[0],), temperature, dtype=dtype)
+
+
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def scale(z: Tensor, temperature: float, logit_scale: float, softcap: float | None) -> Tensor:
+def scale(
+    z: Tensor, temperature: Tensor | None, logit_scale: float, softcap: float | None
+) -> Tensor:
     """Logits [T, V] as they leave the matrix product → logits of the distribution."""
     z = z * logit_scale
     if softcap is not None:
         z = torch.tanh(z / softcap) * softcap
-    return z / temperature
+    return z if temperature is None else z / temperature[:, None]
 
 
 def scale_backward(
-    dz: Tensor, z: Tensor, temperature: float, logit_scale: float, softcap: float | None
+    dz: Tensor, z: Tensor, temperature: Tensor | None, logit_scale: float, softcap: float | None
 ) -> Tensor:
     """Gradient of ``scale``, from its *result* z."""
-    dz = dz / temperature
+    if temperature is not None:
+        dz, z = dz / temperature[:, None], z * temperature[:, None]
     if softcap is not None:
-        dz = dz * (1 - (z * temperature / softcap) ** 2)
+        dz = dz * (1 - (z / softcap) ** 2)
     return dz * logit_scale
 
 
 def statistics(
-    z: Tensor, target: Tensor, ignore_index: int, want_entropy: bool
+    z: Tensor, target: Tensor, ignore_index: int, want_entropy: bool, sharded: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scaled logits [T, V] → (logprob [T], entropy [T] or [0], log-sum-exp [T])."""
+    """Scaled logits [T, V] → (logprob [T], entropy [T] or [0], log-sum-exp [T]).
+
+    ``sharded``: a target outside [0, V) is in another shard of the vocabulary; its logit counts
+    as 0 here.
+    """
     valid = target != ignore_index
+    here = _in_shard(target, z.shape[-1]) if sharded else valid
     lse = z.logsumexp(-1)
-    logprob = z.gather(-1, target.where(valid, 0)[:, None])[:, 0] - lse
+    own = z.gather(-1, target.where(valid & here, 0)[:, None])[:, 0]
+    logprob = own.where(here, 0) - lse
     entropy = z.new_empty(0)
     if want_entropy:
         p = (z - lse[:, None]).exp()
@@ -79,18 +104,25 @@ def statistics_backward(
     lse: Tensor,
     entropy: Tensor,
     ignore_index: int,
+    sharded: bool = False,
 ) -> Tensor:
     """Gradient of ``statistics``: dz = g·(1_y − p) − e·p·(log p + H).
 
     Exactly zero for rows without an upstream gradient, whatever their logits are.
     """
     valid = target != ignore_index
+    here = _in_shard(target, z.shape[-1]) if sharded else valid
     wanted = dlogprob != 0
     logp = z - lse[:, None]
     p = logp.exp()
     dz = -dlogprob[:, None] * p
-    dz.scatter_add_(-1, target.where(valid, 0)[:, None], dlogprob[:, None])
+    own = dlogprob.where(here, 0)
+    dz.scatter_add_(-1, target.where(valid & here, 0)[:, None], own[:, None])
     if dentropy.numel():
         dz -= dentropy[:, None] * p * (logp.where(p > 0, 0) + entropy[:, None])
         wanted = wanted | (dentropy != 0)
     return dz.where((valid & wanted)[:, None], 0)
+
+
+def _in_shard(target: Tensor, columns: int) -> Tensor:
+    return (target >= 0) & (target < columns)

@@ -17,7 +17,7 @@ def logprob(
     logits: Tensor,
     target: Tensor,
     *,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     logit_scale: float = 1.0,
     softcap: float | None = None,
     entropy: bool = False,
@@ -30,7 +30,8 @@ def logprob(
     Args:
         logits: [T, V], float32, bfloat16, float16 or float64; −inf removes a token.
         target: [T], int64 or int32, values in [0, V).
-        temperature: divides the logits last.
+        temperature: divides the logits last, positive: a number, or one a row, [T], float32
+            (float64 for float64).
         logit_scale: multiplies the logits first (Cohere, Granite).
         softcap: bound of the logits before the temperature (Gemma); None for none.
         entropy: return the entropy of each row's distribution too.
@@ -44,8 +45,9 @@ def logprob(
     shapes = check.Shapes("logprob")
     shapes("logits", logits, "T V", check.FLOATS)
     shapes("target", target, "T", check.INTS)
-    head.check_options("logprob", temperature, logit_scale, softcap)
-    value, entropies, _ = LOGPROB(logits, target, temperature, logit_scale, softcap, entropy)
+    head.check_options("logprob", logit_scale, softcap)
+    rows = head.row_temperature(shapes, temperature, logits)
+    value, entropies, _ = LOGPROB(logits, target, rows, logit_scale, softcap, entropy)
     return LogProb(value, entropies if entropy else None)
 
 
@@ -56,7 +58,7 @@ def _scaled(logits: Tensor, *options: Any) -> Tensor:
 def _reference(
     logits: Tensor,
     target: Tensor,
-    temperature: float,
+    temperature: Tensor | None,
     logit_scale: float,
     softcap: float | None,
     want_entropy: bool,
@@ -79,11 +81,11 @@ def _validate(logits: Tensor, target: Tensor, *_: Any) -> None:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, target, *options, _ = inputs
+    logits, target, temperature, *options, _ = inputs
     _, entropy, lse = output
     ctx.mark_non_differentiable(lse)
     ctx.options = options
-    ctx.save_for_backward(logits, target, lse, entropy)
+    ctx.save_for_backward(logits, target, lse, entropy, temperature)
 
 
 def _backward(ctx: Any, dlogprob: Tensor, dentropy: Tensor, *_: Any) -> tuple[Any, ...]:
@@ -98,7 +100,7 @@ def _backward_reference(
     target: Tensor,
     lse: Tensor,
     entropy: Tensor,
-    temperature: float,
+    temperature: Tensor | None,
     logit_scale: float,
     softcap: float | None,
 ) -> Tensor:
@@ -118,7 +120,7 @@ def _case(
     columns: int,
     dtype: torch.dtype = torch.float32,
     *,
-    options: tuple[float, float, float | None] = (1.0, 1.0, None),
+    options: tuple[float | None, float, float | None] = (None, 1.0, None),
     entropy: bool = False,
     removed: bool = False,
     bench: bool = False,
@@ -130,7 +132,11 @@ def _case(
         if removed:
             logits[torch.rand(rows, columns, generator=rng) < 0.5] = -torch.inf
             logits.scatter_(1, target[:, None], 1.0)
-        return logits.to(device, dtype), target.to(device), *options, entropy
+        lowest, *rest = options
+        temperature = None
+        if lowest is not None:
+            temperature = lowest + torch.rand(rows, generator=rng).to(device)
+        return logits.to(device, dtype), target.to(device), temperature, *rest, entropy
 
     size = rows * columns
     return Case(name, make, flops=6.0 * size, bytes=float(dtype.itemsize * size), bench=bench)
@@ -167,7 +173,7 @@ def _backward_case(case: Case) -> Case:
 
 
 LOGPROB = Op(
-    "logprob(Tensor logits, Tensor target, float temperature, float logit_scale, float? softcap, "
+    "logprob(Tensor logits, Tensor target, Tensor? temperature, float logit_scale, float? softcap, "
     "bool want_entropy) -> (Tensor logprob, Tensor entropy, Tensor lse)",
     reference=_reference,
     fake=_fake,
@@ -178,7 +184,7 @@ LOGPROB = Op(
 )
 LOGPROB_BACKWARD = Op(
     "logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor logits, Tensor target, Tensor lse, "
-    "Tensor entropy, float temperature, float logit_scale, float? softcap) -> Tensor",
+    "Tensor entropy, Tensor? temperature, float logit_scale, float? softcap) -> Tensor",
     reference=_backward_reference,
     fake=_backward_fake,
     cases=tuple(_backward_case(case) for case in CASES),

@@ -1,0 +1,124 @@
+"""What the CUDA kernels compute, without a GPU: their sources, compiled for tests/cuda_emulator."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from r1kernels.op import OPS, Case, Op
+from r1kernels.testing.compare import Truth, as_tuple, bitwise_problems
+from r1kernels.testing.poison import poisoned
+
+ROOT = Path(__file__).parents[1]
+TORCH = Path(torch.__file__).parent
+SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+CASES = [
+    pytest.param(OPS[name], case, id=f"{name}-{case.name}")
+    for name in ("logprob", "logprob_backward")
+    for case in OPS[name].cases
+    if not case.bench
+]
+OPTIONS = (None, 1.0, None)
+TWO_BLOCKS, EIGHT_BLOCKS = 30011, 151936  # columns: odd, and the vocabulary of Qwen
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("emulated")
+    flags = ["-std=c++20", "-O1", "-fPIC", "-fno-strict-aliasing",
+             "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{ROOT / 'tests/cuda_emulator'}",
+             f"-I{ROOT / 'csrc'}", f"-I{TORCH / 'include'}",
+             f"-I{TORCH / 'include/torch/csrc/api/include'}"]  # fmt: skip
+
+    def compiled(source: Path) -> Path:
+        output = folder / f"{source.stem}.o"
+        run("g++", *flags, "-x", "c++", "-c", source, "-o", output)
+        return output
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compiled, SOURCES))
+    run("g++", "-shared", *objects, f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-o", folder / "lib.so")
+    torch.ops.load_library(str(folder / "lib.so"))
+    return torch.ops.r1_emulated_cuda
+
+
+def run(*command: str | Path) -> None:
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture(params=["sm_80", "sm_90"])
+def arch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.delenv("R1_EMULATE_SM90", raising=False)
+    if request.param == "sm_90":
+        monkeypatch.setenv("R1_EMULATE_SM90", "1")
+    return str(request.param)
+
+
+@pytest.mark.parametrize(("op", "case"), CASES)
+def test_equals_the_reference(library: Any, arch: str, op: Op, case: Case) -> None:
+    args = case.make("cpu")
+    with poisoned():
+        outputs = as_tuple(getattr(library, op.name)(*args))
+    assert not Truth(op, case, args).check(f"cuda, {arch}", outputs).problems
+
+
+def rows_of(columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return (4 * torch.randn(3, columns)).to(dtype), torch.tensor([0, columns // 2, columns - 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("columns", [TWO_BLOCKS, EIGHT_BLOCKS])
+def test_large_vocabularies(library: Any, arch: str, columns: int, dtype: torch.dtype) -> None:
+    logits, target = rows_of(columns, dtype)
+    got = library.logprob(logits, target, *OPTIONS, True)
+    exact = OPS["logprob"].backends["torch"].run(logits.double(), target, *OPTIONS, True)
+    for output, truth in zip(got, exact, strict=True):
+        torch.testing.assert_close(output.double(), truth, rtol=1e-6, atol=1e-6)
+
+
+def moved(row: Tensor, by: int) -> Tensor:
+    """The same row `by` elements further in memory, and so at another place between 16 bytes."""
+    room = row.new_full((row.numel() + by,), torch.nan)
+    room[by:] = row.flatten()
+    return room[by:].view(row.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_row_does_not_depend_on_where_it_lies(
+    library: Any, arch: str, dtype: torch.dtype
+) -> None:
+    logits, target = rows_of(TWO_BLOCKS, dtype)
+    outputs = library.logprob(logits, target, *OPTIONS, True)
+    upstream = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.1, 0.0, -0.3])
+    gradient = library.logprob_backward(*upstream, logits, target, *outputs[:0:-1], *OPTIONS)
+    for t in range(3):
+        one = slice(t, t + 1)
+        for by in (0, 1, 3):
+            row = moved(logits[one], by)
+            found = library.logprob(row, target[one], *OPTIONS, True)
+            for output, whole in zip(found, outputs, strict=True):
+                assert not bitwise_problems(output, whole[one])
+            again = library.logprob_backward(
+                *(g[one] for g in upstream), row, target[one], *found[:0:-1], *OPTIONS
+            )
+            assert not bitwise_problems(again, gradient[one])
+
+
+def test_rows_of_anything_have_zero_gradient_where_nothing_flows(library: Any, arch: str) -> None:
+    logits = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0]).repeat(2, 9)
+    outputs = library.logprob(logits, torch.tensor([0, 1]), *OPTIONS, True)
+    nothing = torch.zeros(2)
+    gradient = library.logprob_backward(
+        nothing, nothing, logits, torch.tensor([0, 1]), *outputs[:0:-1], *OPTIONS
+    )
+    assert (gradient == 0).all()

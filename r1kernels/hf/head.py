@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1kernels.hf.logit_map import LogitMap, logit_map
-from r1kernels.hf.modules import Adapter, open_head
+from r1kernels.hf.modules import Adapter, open_head, unwrap
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Head:
 
 
 def head_of(model: Any) -> Head:
-    """The head of a HuggingFace causal LM as it is now, adapters included.
+    """The head of a HuggingFace causal LM, or of peft's wrapper, as it is now, adapters included.
 
     The output embeddings must be a plain ``nn.Linear``, alone or under peft's LoRA or
     ``modules_to_save``. Under autocast the head is cast as ``nn.Linear`` would be.
@@ -53,6 +53,7 @@ def head_of(model: Any) -> Head:
     Raises:
         NotImplementedError: naming what the fused head cannot honour.
     """
+    model = unwrap(model)
     return read_head(model, logit_map(model))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -294,3 +295,48 @@ def test_log_probabilities_of_no_token() -> None:
     found = hf.logprobs(model, ids, labels=torch.full_like(ids, -100))
     assert torch.equal(found.logprob, torch.zeros(2, S - 1))
     found.logprob.sum().backward()
+
+
+def test_accelerate_gives_the_patch_back() -> None:
+    """Its ``prepare`` wraps the forward for autocast, its ``unwrap_model`` peels wrappers off."""
+    accelerate = pytest.importorskip("accelerate.utils")
+    model, ids = tiny(), tokens()
+    hf.patch(model)
+    model._original_forward = model.forward
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+    wrapped = accelerate.convert_outputs_to_fp32(autocast(model.forward.__func__))
+    model.forward = MethodType(wrapped, model)
+    assert model(ids, labels=ids).logits is None
+    assert hf.logprobs(model, ids).logprob.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"unpatch: .*: its forward was replaced since"):
+        hf.unpatch(model)
+    accelerate.extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    assert model(ids, labels=ids).logits is None
+    hf.unpatch(model)
+
+
+def test_through_distributed_data_parallel(tmp_path: Path) -> None:
+    """The wrapper's forward is what synchronises gradients, so all must go through it."""
+    import torch.distributed as dist
+
+    model, ids = tiny(), tokens()
+    hf.patch(model)
+    expected = hf.logprobs(model, ids).logprob.sum()
+    gradients = torch.autograd.grad(expected, list(model.parameters()))
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        found = hf.logprobs(nn.parallel.DistributedDataParallel(model), ids).logprob.sum()
+        found.backward()
+    finally:
+        dist.destroy_process_group()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(tuple(p.grad for p in model.parameters()), gradients)
+
+
+def test_temperature_per_token() -> None:
+    model, ids = tiny(), tokens()
+    hf.patch(model)
+    cold, hot = (hf.logprobs(model, ids, temperature=t).logprob for t in (0.5, 2.0))
+    choice = torch.rand(2, S - 1) < 0.5
+    found = hf.logprobs(model, ids, temperature=torch.where(choice, 0.5, 2.0)).logprob
+    torch.testing.assert_close(found, torch.where(choice, cold, hot))

@@ -100,8 +100,8 @@ def test_patched_before_peft() -> None:
 
 
 def test_trl_4612_a_small_update_is_not_rounded_away_in_bfloat16() -> None:
-    model = adapted(torch.bfloat16).get_base_model()
-    lora, hidden = model.lm_head, torch.randn(5, 16).bfloat16()
+    model = adapted(torch.bfloat16)
+    lora, hidden = model.base_model.lm_head, torch.randn(5, 16).bfloat16()
     with torch.no_grad():
         lora.lora_B["default"].weight.mul_(1e-3)  # far below the last bit of the weight
     head = hf.head_of(model)

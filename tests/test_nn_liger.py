@@ -63,6 +63,22 @@ def options(loss_type: str, level: str, **changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_cross_entropy(reduction: str) -> None:
+    """Liger's Triton kernel, in the interpreter where there is no GPU."""
+    liger = pytest.importorskip("liger_kernel.transformers").LigerFusedLinearCrossEntropyLoss
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    hidden, weight, bias = (torch.randn(n, device=device) for n in ((7, H), (V, H), (V,)))
+    inputs = [x.requires_grad_() for x in (weight, hidden, bias)]
+    target = torch.randint(V, (7,), device=device)
+    target[3] = -100
+    results = []
+    for module in (FusedLinearCrossEntropy, liger):
+        loss = module(reduction=reduction)(weight, hidden, target, bias)
+        results.append((loss.detach(), torch.autograd.grad(loss, inputs)))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
 def signature(call: Any) -> list[tuple[str, Any]]:
     return [(p.name, p.default) for p in inspect.signature(call).parameters.values()]
 

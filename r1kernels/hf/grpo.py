@@ -44,10 +44,10 @@ def grpo_loss(
     sequences, length = shape = completion_mask.shape
     if not length < input_ids.shape[1]:
         raise ValueError(
-            f"grpo_loss: completion_mask: expected C < {input_ids.shape[1]}, since a token needs one "
-            f"before it; got {list(shape)}"
+            f"grpo_loss: completion_mask: expected C < S = {input_ids.shape[1]}, since a token "
+            f"needs one before it; got {list(shape)}"
         )
-    packed = {
+    packed: dict[str, Any] = {
         name: value.flatten() if isinstance(value, Tensor) and value.shape == shape else value
         for name, value in options.items()
     }

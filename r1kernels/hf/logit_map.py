@@ -77,7 +77,9 @@ def _watch(model: Any) -> LogitMap:
             hook.remove()
     if "z" not in seen:
         raise NotImplementedError(f"{name}: its forward does not call its output embeddings")
-    if not torch.equal(seen["hidden"], seen.get("backbone", seen["hidden"][:, :0])):
+    if "backbone" not in seen:
+        raise NotImplementedError(f"{name}: its forward does not call its base model")
+    if not torch.equal(seen["hidden"], seen["backbone"]):
         raise NotImplementedError(f"{name}: it transforms the hidden states before its head")
     found = _fit(seen["z"], output.logits)
     if found is None:
@@ -98,5 +100,8 @@ def _fit(z: Tensor, logits: Tensor) -> LogitMap | None:
     capped = abs(far) < 0.5 * abs(scale * LARGE)
     if scale == 0 or (capped and far <= 0):
         return None
-    found = LogitMap(scale, far if capped else None)
+    if capped:  # the cap's own arithmetic rounds the scale
+        found = LogitMap(float(f"{scale:.12g}"), far)
+    else:
+        found = LogitMap(scale, None)
     return found if torch.allclose(logits, found(z), rtol=1e-5, atol=0) else None

@@ -58,9 +58,12 @@ def logprobs(
             entropy=entropy,
             **head.options,
         )
-        padded = (
-            x if x is None else x.new_zeros(wanted.shape).masked_scatter(wanted, x) for x in found
+
+        def padded(values: Tensor) -> Tensor:
+            return values.new_zeros(wanted.shape).masked_scatter(wanted, values)
+
+        return LogProb(
+            padded(found.logprob), None if found.entropy is None else padded(found.entropy)
         )
-        return LogProb(*padded)
 
     return with_hidden(model, score, input_ids=input_ids, attention_mask=attention_mask, **inputs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import update_wrapper
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from r1kernels.hf.head import Head, read_head
 from r1kernels.hf.logit_map import logit_map
+from r1kernels.hf.modules import unwrap
 from r1kernels.ops.linear_cross_entropy import linear_cross_entropy
 
 T = TypeVar("T")
@@ -27,8 +28,8 @@ def patch(model: Any) -> None:
 
     The result is the model's own output class with the same loss (the cross-entropy in float32,
     ``num_items_in_batch``, ``shift_labels``, ``ignore_index`` and router losses included), and with
-    ``logits`` None. Without labels everything is as before, ``generate`` included. Adapters and
-    weights are looked up in each call.
+    ``logits`` None, so metrics that are made of logits need the unpatched model. Without labels
+    everything is as before, ``generate`` included. Adapters and weights are looked up in each call.
 
     Args:
         model: a HuggingFace causal LM whose output embeddings are an ``nn.Linear``, or peft's
@@ -38,10 +39,11 @@ def patch(model: Any) -> None:
         NotImplementedError: the model does something the fused head would not; says what.
         ValueError: the model is patched already.
     """
-    model = _base(model)
-    if isinstance(vars(model).get("forward"), Patched):
+    model = unwrap(model)
+    if "_r1kernels" in vars(model):
         raise ValueError(f"patch: {type(model).__name__}: expected an unpatched model")
-    model.forward = Patched(model)
+    model._r1kernels = State(model)
+    model.forward = MethodType(model._r1kernels.method, model)
 
 
 def unpatch(model: Any) -> None:
@@ -50,15 +52,16 @@ def unpatch(model: Any) -> None:
     Raises:
         ValueError: the model is not patched, or its forward was replaced again since.
     """
-    model = _base(model)
-    patched = vars(model).get("forward")
-    if not isinstance(patched, Patched):
+    model = unwrap(model)
+    state, forward = vars(model).get("_r1kernels"), vars(model).get("forward")
+    if state is None:
         raise ValueError(f"unpatch: {type(model).__name__}: expected a patched model")
-    patched.hook.remove()
-    if patched.replaced is None:
-        del model.forward
-    else:
-        model.forward = patched.replaced
+    if getattr(forward, "__func__", None) is not state.method:
+        raise ValueError(f"unpatch: {type(model).__name__}: its forward was replaced since")
+    state.hook.remove()
+    del model.forward, model._r1kernels
+    if state.replaced is not None:
+        model.forward = state.replaced
 
 
 def with_hidden(model: Any, fn: Callable[[Tensor, Head], T], **inputs: Any) -> T:
@@ -70,26 +73,43 @@ def with_hidden(model: Any, fn: Callable[[Tensor, Head], T], **inputs: Any) -> T
     Raises:
         ValueError: the model is not patched.
     """
-    found = model(**inputs, through_head=fn).get("through_head")
-    if found is None:
+    output = model(**{"use_cache": False, **inputs}, through_head=fn)
+    if "through_head" not in output:
         raise ValueError(f"with_hidden: {type(model).__name__}: expected a patched model")
+    found: T = output["through_head"]
     return found
 
 
-class Patched:
-    """The forward of a patched model. An object, so that a deep copy of the model owns its own."""
+def _method(model: Any) -> Any:
+    """A forward for ``model`` alone, with the signature of the present one.
+
+    A method and not a closure over the model, so that a deep copy of the model runs its own. Not
+    made by ``functools.wraps``: accelerate would take it for a wrapper of its own and remove it.
+    """
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._r1kernels(*args, **kwargs)
+
+    unbound = getattr(model.forward, "__func__", model.forward)
+    forward.__signature__ = inspect.signature(unbound)  # type: ignore[attr-defined]
+    return forward
+
+
+class State:
+    """What a patched model needs to know, and its forward."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.logits = logit_map(model)
         self.replaced = vars(model).get("forward")  # someone else's patch
         self.original = model.forward
-        update_wrapper(self, self.original)  # `generate` and trainers read the signature
-        self.parameters = tuple(inspect.signature(self.original).parameters)
+        self.method = _method(model)
+        self.parameters = tuple(inspect.signature(model.forward).parameters)
         if "logits_to_keep" not in self.parameters:
             name = type(model).__name__
             raise NotImplementedError(f"patch: {name}: its forward does not take logits_to_keep")
-        self.listening, self.hidden = False, None
+        self.listening = False
+        self.hidden: Any = None
         self.hook = model.base_model.register_forward_hook(self.listen)
 
     def listen(self, module: Any, args: Any, output: Any) -> None:
@@ -159,8 +179,3 @@ def causal_loss(
     if isinstance(num_items_in_batch, Tensor):
         num_items_in_batch = num_items_in_batch.to(loss.device)
     return loss / num_items_in_batch
-
-
-def _base(model: Any) -> Any:
-    """What peft's wrapper holds, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from r1kernels.nn.refuse import refuse
 from r1kernels.ops.linear_cross_entropy import linear_cross_entropy
 
 
@@ -37,8 +38,7 @@ class FusedLinearCrossEntropy(nn.Module):
         return_predicted_tokens: bool = False,
     ) -> None:
         super().__init__()
-        refuse(
-            type(self).__name__,
+        _refuse_others(
             ce_weight=(ce_weight, None),
             lse_square_scale=(lse_square_scale, 0.0),
             label_smoothing=(label_smoothing, 0.0),
@@ -69,3 +69,14 @@ class FusedLinearCrossEntropy(nn.Module):
             reduction=self.reduction,
             softcap=self.softcap,
         )
+
+
+def _refuse_others(**arguments: tuple[Any, ...]) -> None:
+    """Each argument comes as (value, accepted, …)."""
+    for name, (value, *accepted) in arguments.items():
+        if isinstance(value, Tensor) or value not in accepted:
+            expected = " or ".join(map(str, accepted))
+            got = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else value
+            raise NotImplementedError(
+                f"FusedLinearCrossEntropy: {name}: expected {expected}, got {got}"
+            )

@@ -29,10 +29,9 @@ class FusedLinearGRPOLoss(nn.Module):
     Where the numbers differ from Liger's:
 
     - differences of log-probabilities are bounded to ±20, so that no ratio overflows;
-    - "luspo" leaves padding out, and sums the KL term over a sequence's tokens, as TRL does: Liger's
-      agrees where no token is masked, or at the level of the sequence without a KL term;
-    - ``use_bias_correction_kl`` has the gradient of the ratio too, as in TRL and Liger;
-    - for "cispo" the clip metric counts capped tokens of both signs of the advantage, Liger's those
+    - "luspo" leaves padding out and sums the KL term over a sequence's tokens, as TRL does; Liger's
+      agrees where no token is masked, or without a KL term at the level of the sequence;
+    - the clip metric counts capped tokens of both signs of the advantage for "cispo", Liger's those
       of positive ones; with ``delta`` it counts the tokens that delta cuts off too.
 
     Raises:

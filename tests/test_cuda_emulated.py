@@ -114,6 +114,18 @@ def test_a_row_does_not_depend_on_where_it_lies(
             assert not bitwise_problems(again, gradient[one])
 
 
+@pytest.mark.parametrize("columns", [57, 64])
+def test_in_place_the_gradient_is_the_same(library: Any, columns: int) -> None:
+    logits, target = rows_of(columns, torch.bfloat16)
+    upstream = torch.tensor([1.0, -2.0, 0.0]), torch.tensor([0.1, 0.0, 0.0])
+    saved = library.logprob(logits, target, *OPTIONS, True)[:0:-1]
+    expected = library.logprob_backward(*upstream, logits, target, *saved, *OPTIONS)
+    strided = logits.repeat_interleave(2, 1)[:, ::2]
+    for place in (logits, moved(logits, 3), strided):
+        library.logprob_backward_(*upstream, place, target, *saved, *OPTIONS)
+        assert not bitwise_problems(place.contiguous(), expected)
+
+
 def test_rows_of_anything_have_zero_gradient_where_nothing_flows(library: Any, arch: str) -> None:
     logits = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0]).repeat(2, 9)
     outputs = library.logprob(logits, torch.tensor([0, 1]), *OPTIONS, True)

@@ -11,8 +11,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward(LogprobForward in) {
   const int64_t t = blockIdx.x;
   const T* x = in.row<T>(t);
   const RowScale<kCapped> scale(in.options, t);
-  Statistics mine =
-      over_groups<kThreads>(x, in.columns / kGroup<T>, scale, [](int) {});
+  Statistics mine = over_groups<kThreads>(x, in.columns / kGroup<T>, scale, [](int) {});
   add_rest(mine, x, in.columns, scale);
   mine = over_block<kThreads>(mine, scale.unit * kLog2E);
   if (threadIdx.x == 0) in.finish<T>(t, scale, mine);
@@ -23,8 +22,7 @@ struct Backward {
   const void* logits;
   const int64_t* target;
   const float *lse, *entropy;
-  int64_t rows, columns;
-  bool bf16;
+  int64_t columns;
   LogitOptions options;
   void* dlogits;  // may be the logits
 };
@@ -133,7 +131,8 @@ std::tuple<Tensor, Tensor, Tensor> logprob(Tensor logits, Tensor target,
   const Tensor x = dense(logits), y = to_dtype(target, ScalarType::Long);
   const std::optional<Tensor> per_row = floats(temperature);
   const int64_t rows = x.size(0);
-  Tensor value = new_empty(x, {rows}, ScalarType::Float), lse = new_empty(x, {rows}, ScalarType::Float);
+  Tensor value = new_empty(x, {rows}, ScalarType::Float);
+  Tensor lse = new_empty(x, {rows}, ScalarType::Float);
   Tensor entropy = new_empty(x, {want_entropy ? rows : 0}, ScalarType::Float);
   if (rows == 0) return {value, entropy, lse};
   const LogprobForward in{x.data_ptr(), data<int64_t>(y), rows, x.size(1), is_bf16(x),
@@ -147,27 +146,45 @@ std::tuple<Tensor, Tensor, Tensor> logprob(Tensor logits, Tensor target,
   return {value, entropy, lse};
 }
 
-Tensor logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor logits, Tensor target, Tensor lse,
-                        Tensor entropy, std::optional<Tensor> temperature, double logit_scale,
-                        std::optional<double> softcap) {
+void launch_backward(const Tensor& dlogprob, const Tensor& dentropy, const Tensor& logits,
+                     const Tensor& target, const Tensor& lse, const Tensor& entropy,
+                     const std::optional<Tensor>& temperature, double logit_scale,
+                     std::optional<double> softcap, const Tensor& dlogits) {
   const OnDevice device(logits);
-  const Tensor x = dense(logits), y = to_dtype(target, ScalarType::Long);
+  const Tensor y = to_dtype(target, ScalarType::Long);
   const Tensor g = to_dtype(dlogprob, ScalarType::Float), e = to_dtype(dentropy, ScalarType::Float);
   const Tensor total = to_dtype(lse, ScalarType::Float), h = to_dtype(entropy, ScalarType::Float);
   const std::optional<Tensor> per_row = floats(temperature);
-  const int64_t rows = x.size(0), columns = x.size(1);
-  Tensor dlogits = new_empty(x, {rows, columns}, x.scalar_type());
-  if (rows == 0) return dlogits;
-  const Backward in{data<float>(g), e.numel() > 0 ? data<float>(e) : nullptr, x.data_ptr(),
-                    data<int64_t>(y), data<float>(total), data<float>(h), rows, columns, is_bf16(x),
+  const int64_t rows = logits.size(0), columns = logits.size(1);
+  if (rows == 0) return;
+  const Backward in{data<float>(g), e.numel() > 0 ? data<float>(e) : nullptr, logits.data_ptr(),
+                    data<int64_t>(y), data<float>(total), data<float>(h), columns,
                     options_of(per_row, logit_scale, softcap), dlogits.data_ptr()};
-  with_kernel(in.bf16, in.options, [&](auto element, auto capped) {
+  with_kernel(is_bf16(logits), in.options, [&](auto element, auto capped) {
     using T = decltype(element);
     const int64_t segments = (columns / kGroup<T> + kSegment - 1) / kSegment;
     device.launch("logprob_backward", backward<T, decltype(capped)::value>,
                   dim3(rows, segments > 0 ? segments : 1), kThreads, in);
   });
+}
+
+Tensor logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor logits, Tensor target, Tensor lse,
+                        Tensor entropy, std::optional<Tensor> temperature, double logit_scale,
+                        std::optional<double> softcap) {
+  const Tensor x = dense(logits);
+  Tensor dlogits = new_empty(x, {x.size(0), x.size(1)}, x.scalar_type());
+  launch_backward(dlogprob, dentropy, x, target, lse, entropy, temperature, logit_scale, softcap,
+                  dlogits);
   return dlogits;
+}
+
+void logprob_backward_(Tensor dlogprob, Tensor dentropy, Tensor logits, Tensor target, Tensor lse,
+                       Tensor entropy, std::optional<Tensor> temperature, double logit_scale,
+                       std::optional<double> softcap) {
+  const Tensor x = dense(logits);
+  launch_backward(dlogprob, dentropy, x, target, lse, entropy, temperature, logit_scale, softcap,
+                  x);
+  if (!logits.is_contiguous()) torch::stable::copy_(logits, x);
 }
 }  // namespace
 
@@ -179,9 +196,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(r1_cuda, m) {
       "logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor logits, Tensor target, "
       "Tensor lse, Tensor entropy, Tensor? temperature, float logit_scale, float? softcap) "
       "-> Tensor");
+  m.def(
+      "logprob_backward_(Tensor dlogprob, Tensor dentropy, Tensor(a!) logits, Tensor target, "
+      "Tensor lse, Tensor entropy, Tensor? temperature, float logit_scale, float? softcap) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(r1_cuda, CUDA, m) {
   m.impl("logprob", TORCH_BOX(&logprob));
   m.impl("logprob_backward", TORCH_BOX(&logprob_backward));
+  m.impl("logprob_backward_", TORCH_BOX(&logprob_backward_));
 }
 }  // namespace r1

@@ -35,7 +35,7 @@ struct LogprobForward {
 
 constexpr int kBatch = 4;  // groups a thread has under way at once
 
-// The part of one thread in the statistics of `groups` groups, which thread takes which depending on
+// The part of one thread in the statistics of `groups` groups. Which thread takes which depends on
 // their number alone, never on where the row lies in memory. before(g) comes before a read of group
 // g and of those of the same batch.
 template <int kThreads, class T, bool kCapped, class Before>

@@ -4,17 +4,19 @@
 
 namespace r1 {
 namespace {
-constexpr int kThreads = 512;
+constexpr int kForwardThreads = 512, kBackwardThreads = 256;
 
 template <class T, bool kCapped>
-__global__ void __launch_bounds__(kThreads, 2) forward(LogprobForward in) {
+__global__ void __launch_bounds__(kForwardThreads, 2) forward(LogprobForward in) {
   const int64_t t = blockIdx.x;
   const T* x = in.row<T>(t);
+  const int64_t y = in.target[t];
   const RowScale<kCapped> scale(in.options, t);
-  Statistics mine = over_groups<kThreads>(x, in.columns / kGroup<T>, scale, [](int) {});
+  Statistics mine = over_groups<kForwardThreads>(x, in.columns / kGroup<T>, scale, [](int) {});
   add_rest(mine, x, in.columns, scale);
-  mine = over_block<kThreads>(mine, scale.unit * kLog2E);
-  if (threadIdx.x == 0) in.finish<T>(t, scale, mine);
+  const float own = threadIdx.x == 0 ? in.own<T>(t, y) : 0.0f;
+  mine = over_block<kForwardThreads>(mine, scale.unit * kLog2E);
+  if (threadIdx.x == 0) in.finish(t, own, scale, mine);
 }
 
 struct Backward {
@@ -71,11 +73,11 @@ struct RowGradient {
   }
 };
 
-constexpr int kSegment = 8 * kThreads;  // groups a block
+constexpr int kSegment = 16 * kBackwardThreads;  // groups a block
 
 // A row without an upstream gradient is not even read: it may hold anything.
 template <class T, bool kCapped>
-__global__ void __launch_bounds__(kThreads, 2) backward(Backward in) {
+__global__ void __launch_bounds__(kBackwardThreads, 4) backward(Backward in) {
   constexpr int kSize = kGroup<T>;
   const int64_t t = blockIdx.x;
   const T* x = static_cast<const T*>(in.logits) + t * in.columns;
@@ -87,17 +89,17 @@ __global__ void __launch_bounds__(kThreads, 2) backward(Backward in) {
   const int64_t head = together ? min(in.columns, int64_t{(16 - skew) % 16 / int{sizeof(T)}}) : 0;
   const int64_t groups = together ? (in.columns - head) / kSize : 0;
   const int64_t begin = int64_t{blockIdx.y} * kSegment, end = min(begin + kSegment, groups);
-  for (int64_t first = begin + threadIdx.x; first < end; first += kBatch * kThreads) {
+  for (int64_t first = begin + threadIdx.x; first < end; first += kBatch * kBackwardThreads) {
     uint4 group[kBatch];
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
       group[k] = make_uint4(0, 0, 0, 0);
-      const int64_t g = first + k * kThreads;
+      const int64_t g = first + k * kBackwardThreads;
       if (g < end && !zero) group[k] = load_group(x + head + g * kSize, true);
     }
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
-      const int64_t g = first + k * kThreads, column = head + g * kSize;
+      const int64_t g = first + k * kBackwardThreads, column = head + g * kSize;
       if (g >= end) break;
       if (!zero) group[k] = row.template of_group<kSize>(group[k], column);
       *reinterpret_cast<uint4*>(out + column) = group[k];
@@ -109,8 +111,9 @@ __global__ void __launch_bounds__(kThreads, 2) backward(Backward in) {
     const float logit = zero ? 0.0f : to_float(x[v]);
     from_float(out[v], zero ? 0.0f : v == row.target ? row.own(logit) : row(logit));
   };
-  for (int64_t v = threadIdx.x; v < head; v += kThreads) write(v);
-  for (int64_t v = head + groups * kSize + threadIdx.x; v < in.columns; v += kThreads) write(v);
+  for (int64_t v = threadIdx.x; v < head; v += kBackwardThreads) write(v);
+  for (int64_t v = head + groups * kSize + threadIdx.x; v < in.columns; v += kBackwardThreads)
+    write(v);
 }
 
 LogitOptions options_of(const std::optional<Tensor>& temperature, double logit_scale,
@@ -141,7 +144,7 @@ std::tuple<Tensor, Tensor, Tensor> logprob(Tensor logits, Tensor target,
   if (!device.is_sm90() || !logprob_on_clusters(device, in))
     with_kernel(in.bf16, in.options, [&](auto element, auto capped) {
       device.launch("logprob", forward<decltype(element), decltype(capped)::value>, dim3(rows),
-                    kThreads, in);
+                    kForwardThreads, in);
     });
   return {value, entropy, lse};
 }
@@ -164,7 +167,7 @@ void launch_backward(const Tensor& dlogprob, const Tensor& dentropy, const Tenso
     using T = decltype(element);
     const int64_t segments = (columns / kGroup<T> + kSegment - 1) / kSegment;
     device.launch("logprob_backward", backward<T, decltype(capped)::value>,
-                  dim3(rows, segments > 0 ? segments : 1), kThreads, in);
+                  dim3(rows, segments > 0 ? segments : 1), kBackwardThreads, in);
   });
 }
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from r1kernels import native
+
 ROOT = Path(__file__).parents[1]
 INCLUDE = Path(torch.__file__).parent / "include"
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
@@ -73,6 +75,11 @@ def test_no_register_is_spilled(source: Path, built: dict[str, Built]) -> None:
         print(f"{source.name} sm_{arch} {name}: {registers} registers")
     assert {arch for _, arch, *_ in compiled} == set(archs(source)), log
     assert {(stores, loads) for _, _, stores, loads, _ in compiled} == {("0", "0")}, log
+
+
+@needs_nvcc
+def test_the_library_loads_without_a_gpu() -> None:
+    assert native.load("cuda") is None
 
 
 @needs_nvcc

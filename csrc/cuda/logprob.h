@@ -22,11 +22,17 @@ struct LogprobForward {
     return static_cast<const T*>(logits) + t * columns;
   }
 
-  template <class T, bool kCapped>
-  __device__ void finish(int64_t t, const RowScale<kCapped>& scale, const Statistics& s) const {
-    const int64_t y = target[t];
+  // The logit of target y. Asked for early, it costs no wait at the end.
+  template <class T>
+  __device__ float own(int64_t t, int64_t y) const {
     assert(y >= 0 && y < columns && "logprob: target: expected 0 <= target < V");
-    const float own = scale(to_float(row<T>(t)[y])), log_sum = logf(s.sum);
+    return to_float(row<T>(t)[y]);
+  }
+
+  template <bool kCapped>
+  __device__ void finish(int64_t t, float own_logit, const RowScale<kCapped>& scale,
+                         const Statistics& s) const {
+    const float own = scale(own_logit), log_sum = logf(s.sum);
     logprob[t] = (own - s.max) * scale.unit - log_sum;
     lse[t] = s.max * scale.unit + log_sum;
     if (entropy != nullptr) entropy[t] = log_sum - s.weighted / s.sum * kLn2;
@@ -35,7 +41,7 @@ struct LogprobForward {
 
 constexpr int kBatch = 4;  // groups a thread has under way at once
 
-// The part of one thread in the statistics of `groups` groups, which thread takes which depending on
+// The part of one thread in the statistics of `groups` groups. Which thread takes which depends on
 // their number alone, never on where the row lies in memory. before(g) comes before a read of group
 // g and of those of the same batch.
 template <int kThreads, class T, bool kCapped, class Before>

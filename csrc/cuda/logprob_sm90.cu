@@ -8,8 +8,8 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kChunk = kBatch * kThreads * 16;  // bytes a copy: what the threads take in one turn
 constexpr int kBlocks = 8;                      // in a cluster at most: what every device can do
-constexpr int kSliceGoal = 40 << 10;            // bytes: five blocks share a multiprocessor
-constexpr int kSliceLimit = 208 << 10;
+constexpr int kSliceGoal = 40 << 10;            // bytes, for five blocks on a multiprocessor
+constexpr int kSliceLimit = 208 << 10;          // what one block can have
 
 struct Shared {
   Arrival arrived[kSliceLimit / kChunk];
@@ -18,8 +18,8 @@ struct Shared {
 constexpr int kStaged = 256;  // where the slice begins
 static_assert(sizeof(Shared) <= kStaged);
 
-template <class T, bool kCapped>
-__global__ void __launch_bounds__(kThreads, 5) forward(LogprobForward in) {
+template <class T, bool kCapped>  // tanh takes the registers of the fifth block
+__global__ void __launch_bounds__(kThreads, kCapped ? 4 : 5) forward(LogprobForward in) {
   cluster_announce();
   Shared& shared = *reinterpret_cast<Shared*>(dynamic_shared());
   unsigned char* staged = dynamic_shared() + kStaged;

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # kept. Never more than this many bytes are, whatever T and V are; the backward pass gives the
 # memory back as it goes, while the gradient of weight grows.
 KEPT_BYTES = 56 << 20
+CUDA_KEPT_BYTES = 2560 << 20  # 8192 rows of a vocabulary of 151,936 in bfloat16 fit
 
 
 def linear_logprob(
@@ -163,7 +164,8 @@ def head_logprob(
 
 def rows_that_fit(hidden: Tensor, weight: Tensor) -> int:
     """How many rows of probabilities may be kept, a multiple of TILE_ROWS."""
-    tiles = KEPT_BYTES // tile_row_bytes(hidden, weight)
+    most = CUDA_KEPT_BYTES if hidden.is_cuda else KEPT_BYTES
+    tiles = most // tile_row_bytes(hidden, weight)
     return TILE_ROWS * min(-(-hidden.shape[0] // TILE_ROWS), tiles)
 
 

@@ -40,7 +40,8 @@ def logprob(
         inplace_backward: write the gradient over the logits, which saves a second [T, V] tensor
             on CUDA. The backward pass leaves the gradient in ``logits``; an operation that needs
             them in its own backward pass after that raises PyTorch's "modified by an inplace
-            operation". The logits must not be a leaf. ``torch.compile`` breaks the graph here.
+            operation". The logits must not be a leaf. ``torch.compile`` runs the caller
+            eagerly, or raises with ``fullgraph=True``.
 
     Returns:
         ``LogProb(logprob [T], entropy [T] or None)``, float32 (float64 for float64), in nats.
@@ -59,8 +60,9 @@ def logprob(
     return LogProb(value, entropies if entropy else None)
 
 
-@torch.compiler.disable(reason="logprob: inplace_backward writes over what autograd has saved")
 def _in_place(logits: Tensor, *args: Any) -> Any:
+    if torch.compiler.is_compiling():
+        raise RuntimeError("logprob: inplace_backward: expected eager mode, got torch.compile")
     if logits.is_leaf:  # its .grad would be itself
         raise ValueError("logprob: inplace_backward: expected logits that are computed, got a leaf")
     return _InPlace.apply(logits, *args)

@@ -37,7 +37,9 @@ def multiply_add(x, y, acc):
 
 
 @triton.jit
-def rows_times_rows(acc, x, x_rows, y, y_rows, depth, width, STEP: tl.constexpr, EVEN: tl.constexpr):
+def rows_times_rows(
+    acc, x, x_rows, y, y_rows, depth, width, STEP: tl.constexpr, EVEN: tl.constexpr
+):
     """acc [M, N] + x[x_rows]·y[y_rows]ᵀ over the first ``depth`` of ``width`` contiguous columns.
 
     EVEN: depth is a multiple of STEP.

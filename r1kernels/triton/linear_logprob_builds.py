@@ -45,13 +45,19 @@ def build(
         else:
             signature[name] = "*fp32"
     aligned = [
-        name for name, type_ in signature.items()
+        name
+        for name, type_ in signature.items()
         if name not in constexprs and type_ != "fp32" and name not in ("size", "tiles")
     ]
     expects = MATRIX_UNIT if dtype == "bf16" and kernel.__name__.endswith("_tile") else {}
     return Build(
-        kernel, signature, constexprs, options | {"enable_fp_fusion": False},
-        expects=expects, targets=(target,), aligned=tuple(aligned),
+        kernel,
+        signature,
+        constexprs,
+        options | {"enable_fp_fusion": False},
+        expects=expects,
+        targets=(target,),
+        aligned=tuple(aligned),
     )
 
 
@@ -67,9 +73,13 @@ def builds() -> Iterator[Build]:
             if dtype == "bf16":
                 yield build(forward_tile, dtype, target, logits, PLAIN, EVEN=True)
                 yield build(gradient_tile, dtype, target, logits, PLAIN, EVEN=True)
-            yield build(hidden_tile, dtype, target, hidden, {"partial"}, FIRST=True, LAST=True, EVEN=True)
+            yield build(
+                hidden_tile, dtype, target, hidden, {"partial"}, FIRST=True, LAST=True, EVEN=True
+            )
             if dtype == "bf16":
-                yield build(hidden_tile, dtype, target, hidden, set(), FIRST=False, LAST=False, EVEN=True)
+                yield build(
+                    hidden_tile, dtype, target, hidden, set(), FIRST=False, LAST=False, EVEN=True
+                )
             yield build(weight_tile, dtype, target, weight, set())
 
 

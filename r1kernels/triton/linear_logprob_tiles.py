@@ -222,7 +222,9 @@ def gradient_part(
         upstream = tl.load(dlogprob + rows)
         at_goal *= upstream
         at_goal += of_entropy * p_goal * (row_logprob + tl.load(entropy + rows))
-        share *= (upstream + of_entropy * tl.load(entropy + rows))[:, None] + of_entropy[:, None] * logp
+        share *= (upstream + of_entropy * tl.load(entropy + rows))[:, None] + of_entropy[
+            :, None
+        ] * logp
     goal = column[None, :] == tl.load(target + rows)[:, None]
     share = tl.where(goal, at_goal[:, None], share)
     share = share.to(shares.dtype.element_ty)

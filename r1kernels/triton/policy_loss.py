@@ -264,7 +264,9 @@ def kernel(
         tl.store(grad + i, gradient, i < stop)
         if a.entropy is not None:
             entropy_sum += tl.load(a.entropy + i, row.active, 0.0)
-            tl.store(grad_entropy + i, tl.where(row.active, -a.entropy_coef / tokens, 0.0), i < stop)
+            tl.store(
+                grad_entropy + i, tl.where(row.active, -a.entropy_coef / tokens, 0.0), i < stop
+            )
 
         active_sum += row.active.to(tl.int32)
         policy_sum += policy_weight * value
@@ -443,7 +445,10 @@ def _build(
         "SURROGATE": FUNCTIONS[loss.surrogate],
         "LOG_RATIO": FUNCTIONS["gmpo_log_ratio"] if loss_type == "gmpo" else None,
         "KL": None if bare else FUNCTIONS["k3"],
-        "BY_TOKEN": False, "BLOCK": BLOCK, "REWARDS": REWARDS, "SEQUENCES": 32,
+        "BY_TOKEN": False,
+        "BLOCK": BLOCK,
+        "REWARDS": REWARDS,
+        "SEQUENCES": 32,
     }
     return Build(kernel, signature, chosen)
 

@@ -98,6 +98,13 @@ static inline void micro(int64_t depth, Left left, const uint32_t* b, float* c, 
     for (int n = 0; n < NR; ++n) store(c + m * ldc + n * kWidth, acc[m][n]);
 }
 
+// Fetches the sums that come next, from wherever they are, while the products at hand are made.
+template <int MR, int NR>
+static inline void prefetch(const float* c, int64_t ldc) {
+  for (int m = 0; m < MR; ++m)
+    for (int n = 0; n < NR; ++n) __builtin_prefetch(c + m * ldc + n * kWidth, 1);
+}
+
 // One panel: c[rows][lanes], where lanes is rounded up to whole vectors.
 template <class T>
 static void gemm_panel(int64_t rows, int64_t lanes, int64_t depth, Left left, const uint32_t* b,
@@ -115,6 +122,7 @@ static void gemm_panel(int64_t rows, int64_t lanes, int64_t depth, Left left, co
         const Left at{left.a + m * left.row + k0 * left.unit, left.row, left.unit};
         float* cm = c + m * ldc + n;
         if (lanes - n > kWidth) {
+          if (accumulate && k0 == 0) prefetch<MR, NR>(cm + MR * ldc, ldc);
           if (rows - m >= MR) micro<T, MR, NR>(d, at, bn, cm, ldc, add), m += MR;
           else micro<T, 1, NR>(d, at, bn, cm, ldc, add), m += 1;
         } else {

@@ -102,9 +102,9 @@ def test_rows_without_a_gradient_stay_out_of_the_weight_gradient() -> None:
 
 
 def test_more_rows_than_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients of the weight are summed over chunks of 4,080 rows."""
-    hidden, weight, target = problem(4200, 8, 70, torch.float32)
-    upstream = torch.randn(4200, generator=torch.Generator().manual_seed(2))
+    """Gradients of the weight are summed over chunks of 1,056 rows."""
+    hidden, weight, target = problem(2200, 8, 70, torch.float32)
+    upstream = torch.randn(2200, generator=torch.Generator().manual_seed(2))
     gradients = {}
     if native.load("cpp") is not None:
         pytest.skip("needs a second backend: the C++ library is not built")

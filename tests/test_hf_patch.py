@@ -315,24 +315,6 @@ def test_accelerate_gives_the_patch_back() -> None:
     hf.unpatch(model)
 
 
-def test_through_distributed_data_parallel(tmp_path: Path) -> None:
-    """The wrapper's forward is what synchronises gradients, so all must go through it."""
-    import torch.distributed as dist
-
-    model, ids = tiny(), tokens()
-    hf.patch(model)
-    expected = hf.logprobs(model, ids).logprob.sum()
-    gradients = torch.autograd.grad(expected, list(model.parameters()))
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        found = hf.logprobs(nn.parallel.DistributedDataParallel(model), ids).logprob.sum()
-        found.backward()
-    finally:
-        dist.destroy_process_group()
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(tuple(p.grad for p in model.parameters()), gradients)
-
-
 def test_temperature_per_token() -> None:
     model, ids = tiny(), tokens()
     hf.patch(model)

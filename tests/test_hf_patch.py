@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from r1kernels import hf
 
@@ -35,6 +36,36 @@ def tiny(**changes: Any) -> Any:
 
 def tokens(rows: int = 2) -> Tensor:
     return torch.randint(1, V, (rows, S))
+
+
+class NoLogits(TorchDispatchMode):
+    """Fails on any tensor of more than zero rows of V columns."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **kwargs or {})
+        for tensor in output if isinstance(output, tuple) else (output,):
+            made = isinstance(tensor, Tensor) and tensor.dim() > 1 and tensor.shape[-1] == V
+            assert not (made and tensor.numel() and tensor.shape[0] != 16), func  # 16: weightᵀ
+        return output
+
+
+def test_no_logits_are_made() -> None:
+    model, ids = tiny(), tokens(3)
+    with pytest.raises(AssertionError), NoLogits():
+        model(ids, labels=ids)
+    hf.patch(model)
+    with NoLogits():
+        model(ids, labels=ids).loss.backward()
+        hf.logprobs(model, ids, entropy=True)
+
+
+def test_patching_again_sees_what_changed() -> None:
+    model = tiny()
+    hf.patch(model)
+    hf.unpatch(model)
+    replace_loss(model)
+    with pytest.raises(NotImplementedError, match="its loss is not the cross-entropy"):
+        hf.patch(model)
 
 
 def test_without_labels_nothing_changes() -> None:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from r1kernels import native
+
 ROOT = Path(__file__).parents[1]
 INCLUDE = Path(torch.__file__).parent / "include"
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
@@ -33,10 +35,10 @@ def build(source: Path, folder: Path) -> Built:
     folder.mkdir()
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs(source)]
     result = subprocess.run(
-        ["nvcc", "-c", *targets, "-O3", "-std=c++20", "-Xcompiler=-fPIC", "-Xptxas=-v",
-         "--keep", "--keep-dir", str(folder), "-DTORCH_TARGET_VERSION=0x020b000000000000",
-         f"-I{ROOT / 'csrc'}", f"-I{INCLUDE}", f"-I{INCLUDE / 'torch/csrc/api/include'}",
-         str(source), "-o", str(folder / "kernels.o")],
+        ["nvcc", "-c", *targets, "-O3", "-std=c++20", "-fmad=false", "-Xcompiler=-fPIC",
+         "-Xptxas=-v", "--keep", "--keep-dir", str(folder), f"-I{ROOT / 'csrc'}", f"-I{INCLUDE}",
+         f"-I{INCLUDE / 'torch/csrc/api/include'}",
+         "-DTORCH_TARGET_VERSION=0x020b000000000000", str(source), "-o", str(folder / "kernels.o")],
         capture_output=True,
         text=True,
     )  # fmt: skip
@@ -73,6 +75,11 @@ def test_no_register_is_spilled(source: Path, built: dict[str, Built]) -> None:
         print(f"{source.name} sm_{arch} {name}: {registers} registers")
     assert {arch for _, arch, *_ in compiled} == set(archs(source)), log
     assert {(stores, loads) for _, _, stores, loads, _ in compiled} == {("0", "0")}, log
+
+
+@needs_nvcc
+def test_the_library_loads_without_a_gpu() -> None:
+    assert native.load("cuda") is None
 
 
 @needs_nvcc

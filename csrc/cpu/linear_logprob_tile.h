@@ -24,7 +24,7 @@ static void logits_tile(const Head& h, const Rows& rows, int64_t block, int64_t 
   }
 }
 
-// What to divide a scaled logit by so as to have the tanh of the softcap.
+// The tanh of the softcap is a scaled logit times this.
 static inline F per_factor(const Rows& rows, int64_t row0) {
   return splat(1.0f) / load(rows.factor + row0);
 }

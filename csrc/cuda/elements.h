@@ -14,24 +14,20 @@ __device__ inline float to_float(uint16_t x) { return __uint_as_float(uint32_t{x
 __device__ inline void from_float(float& to, float x) { to = x; }
 __device__ inline void from_float(uint16_t& to, float x) { to = pack_bf16(x, 0) & 0xffff; }
 
-template <class T>
-__device__ inline bool is_aligned(const T* p) {
-  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
-}
-
-// The group at p, in one access where p is a multiple of 16 bytes.
-template <class T>
-__device__ inline uint4 load_group(const T* p, bool aligned) {
-  if (aligned) return *reinterpret_cast<const uint4*>(p);
-  uint32_t w[4];
-  if constexpr (sizeof(T) == 4) {
+// The 16 bytes at p, where `skew` is p modulo 16: one access, or those to the two units of 16 bytes
+// they lie in. Neither is outside the allocation, since that is made of such units.
+__device__ inline uint4 load_group(const void* p, uint32_t skew) {
+  if (skew == 0) return *static_cast<const uint4*>(p);
+  const uint4* units = reinterpret_cast<const uint4*>(static_cast<const char*>(p) - skew);
+  const uint4 low = units[0], high = units[1];
+  uint32_t w[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) w[i] = __float_as_uint(p[i]);
-  } else {
+  for (int i = 0; i < 6; ++i) w[i] = skew & 8 ? w[i + 2] : w[i];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) w[i] = p[2 * i] | uint32_t{p[2 * i + 1]} << 16;
-  }
-  return make_uint4(w[0], w[1], w[2], w[3]);
+  for (int i = 0; i < 5; ++i) w[i] = skew & 4 ? w[i + 1] : w[i];
+  const uint32_t bits = skew % 4 * 8;
+  return make_uint4(__funnelshift_r(w[0], w[1], bits), __funnelshift_r(w[1], w[2], bits),
+                    __funnelshift_r(w[2], w[3], bits), __funnelshift_r(w[3], w[4], bits));
 }
 
 __device__ inline void unpack(const uint4& group, float (&x)[4]) {

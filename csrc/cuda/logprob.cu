@@ -4,18 +4,19 @@
 
 namespace r1 {
 namespace {
-constexpr int kThreads = 512;
+constexpr int kForwardThreads = 512, kBackwardThreads = 256;
 
 template <class T, bool kCapped>
-__global__ void __launch_bounds__(kThreads, 2) forward(LogprobForward in) {
+__global__ void __launch_bounds__(kForwardThreads, 2) forward(LogprobForward in) {
   const int64_t t = blockIdx.x;
   const T* x = in.row<T>(t);
+  const int64_t y = in.target[t];
   const RowScale<kCapped> scale(in.options, t);
-  Statistics mine =
-      over_groups<kThreads>(x, in.columns / kGroup<T>, scale, [](int) {});
+  Statistics mine = over_groups<kForwardThreads>(x, in.columns / kGroup<T>, scale, [](int) {});
   add_rest(mine, x, in.columns, scale);
-  mine = over_block<kThreads>(mine, scale.unit * kLog2E);
-  if (threadIdx.x == 0) in.finish<T>(t, scale, mine);
+  const float own = threadIdx.x == 0 ? in.own<T>(t, y) : 0.0f;
+  mine = over_block<kForwardThreads>(mine, scale.unit * kLog2E);
+  if (threadIdx.x == 0) in.finish(t, own, scale, mine);
 }
 
 struct Backward {
@@ -23,8 +24,7 @@ struct Backward {
   const void* logits;
   const int64_t* target;
   const float *lse, *entropy;
-  int64_t rows, columns;
-  bool bf16;
+  int64_t columns;
   LogitOptions options;
   void* dlogits;  // may be the logits
 };
@@ -49,7 +49,7 @@ struct RowGradient {
   }
   // In the target's column: 1 - p without cancellation, 0 where p is 1.
   __device__ float own(float x) const {
-    const float u = scale(x), logp = __fmul_rn(u, scale.unit) - lse;
+    const float u = scale(x), logp = u * scale.unit - lse;
     const float d = -g * expm1f(logp) - e * expf(logp) * (fmaxf(logp, kNegligible) + entropy);
     return d * scale.slope(u);
   }
@@ -73,11 +73,11 @@ struct RowGradient {
   }
 };
 
-constexpr int kSegment = 8 * kThreads;  // groups a block
+constexpr int kSegment = 16 * kBackwardThreads;  // groups a block
 
 // A row without an upstream gradient is not even read: it may hold anything.
 template <class T, bool kCapped>
-__global__ void __launch_bounds__(kThreads, 2) backward(Backward in) {
+__global__ void __launch_bounds__(kBackwardThreads, 4) backward(Backward in) {
   constexpr int kSize = kGroup<T>;
   const int64_t t = blockIdx.x;
   const T* x = static_cast<const T*>(in.logits) + t * in.columns;
@@ -89,17 +89,17 @@ __global__ void __launch_bounds__(kThreads, 2) backward(Backward in) {
   const int64_t head = together ? min(in.columns, int64_t{(16 - skew) % 16 / int{sizeof(T)}}) : 0;
   const int64_t groups = together ? (in.columns - head) / kSize : 0;
   const int64_t begin = int64_t{blockIdx.y} * kSegment, end = min(begin + kSegment, groups);
-  for (int64_t first = begin + threadIdx.x; first < end; first += kBatch * kThreads) {
+  for (int64_t first = begin + threadIdx.x; first < end; first += kBatch * kBackwardThreads) {
     uint4 group[kBatch];
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
       group[k] = make_uint4(0, 0, 0, 0);
-      const int64_t g = first + k * kThreads;
-      if (g < end && !zero) group[k] = load_group(x + head + g * kSize, true);
+      const int64_t g = first + k * kBackwardThreads;
+      if (g < end && !zero) group[k] = load_group(x + head + g * kSize, 0);
     }
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
-      const int64_t g = first + k * kThreads, column = head + g * kSize;
+      const int64_t g = first + k * kBackwardThreads, column = head + g * kSize;
       if (g >= end) break;
       if (!zero) group[k] = row.template of_group<kSize>(group[k], column);
       *reinterpret_cast<uint4*>(out + column) = group[k];
@@ -111,8 +111,9 @@ __global__ void __launch_bounds__(kThreads, 2) backward(Backward in) {
     const float logit = zero ? 0.0f : to_float(x[v]);
     from_float(out[v], zero ? 0.0f : v == row.target ? row.own(logit) : row(logit));
   };
-  for (int64_t v = threadIdx.x; v < head; v += kThreads) write(v);
-  for (int64_t v = head + groups * kSize + threadIdx.x; v < in.columns; v += kThreads) write(v);
+  for (int64_t v = threadIdx.x; v < head; v += kBackwardThreads) write(v);
+  for (int64_t v = head + groups * kSize + threadIdx.x; v < in.columns; v += kBackwardThreads)
+    write(v);
 }
 
 LogitOptions options_of(const std::optional<Tensor>& temperature, double logit_scale,
@@ -133,7 +134,8 @@ std::tuple<Tensor, Tensor, Tensor> logprob(Tensor logits, Tensor target,
   const Tensor x = dense(logits), y = to_dtype(target, ScalarType::Long);
   const std::optional<Tensor> per_row = floats(temperature);
   const int64_t rows = x.size(0);
-  Tensor value = new_empty(x, {rows}, ScalarType::Float), lse = new_empty(x, {rows}, ScalarType::Float);
+  Tensor value = new_empty(x, {rows}, ScalarType::Float);
+  Tensor lse = new_empty(x, {rows}, ScalarType::Float);
   Tensor entropy = new_empty(x, {want_entropy ? rows : 0}, ScalarType::Float);
   if (rows == 0) return {value, entropy, lse};
   const LogprobForward in{x.data_ptr(), data<int64_t>(y), rows, x.size(1), is_bf16(x),
@@ -142,32 +144,50 @@ std::tuple<Tensor, Tensor, Tensor> logprob(Tensor logits, Tensor target,
   if (!device.is_sm90() || !logprob_on_clusters(device, in))
     with_kernel(in.bf16, in.options, [&](auto element, auto capped) {
       device.launch("logprob", forward<decltype(element), decltype(capped)::value>, dim3(rows),
-                    kThreads, in);
+                    kForwardThreads, in);
     });
   return {value, entropy, lse};
+}
+
+void launch_backward(const Tensor& dlogprob, const Tensor& dentropy, const Tensor& logits,
+                     const Tensor& target, const Tensor& lse, const Tensor& entropy,
+                     const std::optional<Tensor>& temperature, double logit_scale,
+                     std::optional<double> softcap, const Tensor& dlogits) {
+  const OnDevice device(logits);
+  const Tensor y = to_dtype(target, ScalarType::Long);
+  const Tensor g = to_dtype(dlogprob, ScalarType::Float), e = to_dtype(dentropy, ScalarType::Float);
+  const Tensor total = to_dtype(lse, ScalarType::Float), h = to_dtype(entropy, ScalarType::Float);
+  const std::optional<Tensor> per_row = floats(temperature);
+  const int64_t rows = logits.size(0), columns = logits.size(1);
+  if (rows == 0) return;
+  const Backward in{data<float>(g), e.numel() > 0 ? data<float>(e) : nullptr, logits.data_ptr(),
+                    data<int64_t>(y), data<float>(total), data<float>(h), columns,
+                    options_of(per_row, logit_scale, softcap), dlogits.data_ptr()};
+  with_kernel(is_bf16(logits), in.options, [&](auto element, auto capped) {
+    using T = decltype(element);
+    const int64_t segments = (columns / kGroup<T> + kSegment - 1) / kSegment;
+    device.launch("logprob_backward", backward<T, decltype(capped)::value>,
+                  dim3(rows, segments > 0 ? segments : 1), kBackwardThreads, in);
+  });
 }
 
 Tensor logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor logits, Tensor target, Tensor lse,
                         Tensor entropy, std::optional<Tensor> temperature, double logit_scale,
                         std::optional<double> softcap) {
-  const OnDevice device(logits);
-  const Tensor x = dense(logits), y = to_dtype(target, ScalarType::Long);
-  const Tensor g = to_dtype(dlogprob, ScalarType::Float), e = to_dtype(dentropy, ScalarType::Float);
-  const Tensor total = to_dtype(lse, ScalarType::Float), h = to_dtype(entropy, ScalarType::Float);
-  const std::optional<Tensor> per_row = floats(temperature);
-  const int64_t rows = x.size(0), columns = x.size(1);
-  Tensor dlogits = new_empty(x, {rows, columns}, x.scalar_type());
-  if (rows == 0) return dlogits;
-  const Backward in{data<float>(g), e.numel() > 0 ? data<float>(e) : nullptr, x.data_ptr(),
-                    data<int64_t>(y), data<float>(total), data<float>(h), rows, columns, is_bf16(x),
-                    options_of(per_row, logit_scale, softcap), dlogits.data_ptr()};
-  with_kernel(in.bf16, in.options, [&](auto element, auto capped) {
-    using T = decltype(element);
-    const int64_t segments = (columns / kGroup<T> + kSegment - 1) / kSegment;
-    device.launch("logprob_backward", backward<T, decltype(capped)::value>,
-                  dim3(rows, segments > 0 ? segments : 1), kThreads, in);
-  });
+  const Tensor x = dense(logits);
+  Tensor dlogits = new_empty(x, {x.size(0), x.size(1)}, x.scalar_type());
+  launch_backward(dlogprob, dentropy, x, target, lse, entropy, temperature, logit_scale, softcap,
+                  dlogits);
   return dlogits;
+}
+
+void logprob_backward_(Tensor dlogprob, Tensor dentropy, Tensor logits, Tensor target, Tensor lse,
+                       Tensor entropy, std::optional<Tensor> temperature, double logit_scale,
+                       std::optional<double> softcap) {
+  const Tensor x = dense(logits);
+  launch_backward(dlogprob, dentropy, x, target, lse, entropy, temperature, logit_scale, softcap,
+                  x);
+  if (!logits.is_contiguous()) torch::stable::copy_(logits, x);
 }
 }  // namespace
 
@@ -179,9 +199,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(r1_cuda, m) {
       "logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor logits, Tensor target, "
       "Tensor lse, Tensor entropy, Tensor? temperature, float logit_scale, float? softcap) "
       "-> Tensor");
+  m.def(
+      "logprob_backward_(Tensor dlogprob, Tensor dentropy, Tensor(a!) logits, Tensor target, "
+      "Tensor lse, Tensor entropy, Tensor? temperature, float logit_scale, float? softcap) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(r1_cuda, CUDA, m) {
   m.impl("logprob", TORCH_BOX(&logprob));
   m.impl("logprob_backward", TORCH_BOX(&logprob_backward));
+  m.impl("logprob_backward_", TORCH_BOX(&logprob_backward_));
 }
 }  // namespace r1

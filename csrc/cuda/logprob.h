@@ -22,11 +22,17 @@ struct LogprobForward {
     return static_cast<const T*>(logits) + t * columns;
   }
 
-  template <class T, bool kCapped>
-  __device__ void finish(int64_t t, const RowScale<kCapped>& scale, const Statistics& s) const {
-    const int64_t y = target[t];
+  // The logit of target y. Asked for early, it costs no wait at the end.
+  template <class T>
+  __device__ float own(int64_t t, int64_t y) const {
     assert(y >= 0 && y < columns && "logprob: target: expected 0 <= target < V");
-    const float own = scale(to_float(row<T>(t)[y])), log_sum = logf(s.sum);
+    return to_float(row<T>(t)[y]);
+  }
+
+  template <bool kCapped>
+  __device__ void finish(int64_t t, float own_logit, const RowScale<kCapped>& scale,
+                         const Statistics& s) const {
+    const float own = scale(own_logit), log_sum = logf(s.sum);
     logprob[t] = (own - s.max) * scale.unit - log_sum;
     lse[t] = s.max * scale.unit + log_sum;
     if (entropy != nullptr) entropy[t] = log_sum - s.weighted / s.sum * kLn2;
@@ -35,14 +41,14 @@ struct LogprobForward {
 
 constexpr int kBatch = 4;  // groups a thread has under way at once
 
-// The part of one thread in the statistics of `groups` groups, which thread takes which depending on
+// The part of one thread in the statistics of `groups` groups. Which thread takes which depends on
 // their number alone, never on where the row lies in memory. before(g) comes before a read of group
 // g and of those of the same batch.
 template <int kThreads, class T, bool kCapped, class Before>
 __device__ inline Statistics over_groups(const T* x, int groups, const RowScale<kCapped>& scale,
                                          const Before& before) {
   constexpr int kSize = kGroup<T>;
-  const bool aligned = is_aligned(x);
+  const uint32_t skew = reinterpret_cast<uintptr_t>(x) % 16;
   const float log2_unit = scale.unit * kLog2E;
   Statistics s = Statistics::none();
   int g = threadIdx.x;
@@ -51,7 +57,7 @@ __device__ inline Statistics over_groups(const T* x, int groups, const RowScale<
     uint4 raw[kBatch];
 #pragma unroll
     for (int k = 0; k < kBatch; ++k)
-      raw[k] = load_group(x + int64_t{g + k * kThreads} * kSize, aligned);
+      raw[k] = load_group(x + int64_t{g + k * kThreads} * kSize, skew);
     float u[kBatch * kSize];
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
@@ -65,7 +71,7 @@ __device__ inline Statistics over_groups(const T* x, int groups, const RowScale<
   for (; g < groups; g += kThreads) {
     before(g);
     float u[kSize];
-    unpack(load_group(x + int64_t{g} * kSize, aligned), u);
+    unpack(load_group(x + int64_t{g} * kSize, skew), u);
 #pragma unroll
     for (int i = 0; i < kSize; ++i) u[i] = scale(u[i]);
     s.add(u, log2_unit);

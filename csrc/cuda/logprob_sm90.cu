@@ -8,8 +8,8 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kChunk = kBatch * kThreads * 16;  // bytes a copy: what the threads take in one turn
 constexpr int kBlocks = 8;                      // in a cluster at most: what every device can do
-constexpr int kSliceGoal = 40 << 10;            // bytes: five blocks share a multiprocessor
-constexpr int kSliceLimit = 208 << 10;
+constexpr int kSliceGoal = 40 << 10;            // bytes, for five blocks on a multiprocessor
+constexpr int kSliceLimit = 208 << 10;          // what one block can have
 
 struct Shared {
   Arrival arrived[kSliceLimit / kChunk];
@@ -18,8 +18,8 @@ struct Shared {
 constexpr int kStaged = 256;  // where the slice begins
 static_assert(sizeof(Shared) <= kStaged);
 
-template <class T, bool kCapped>
-__global__ void __launch_bounds__(kThreads, 5) forward(LogprobForward in) {
+template <class T, bool kCapped>  // tanh takes the registers of the fifth block
+__global__ void __launch_bounds__(kThreads, kCapped ? 4 : 5) forward(LogprobForward in) {
   cluster_announce();
   Shared& shared = *reinterpret_cast<Shared*>(dynamic_shared());
   unsigned char* staged = dynamic_shared() + kStaged;
@@ -43,12 +43,14 @@ __global__ void __launch_bounds__(kThreads, 5) forward(LogprobForward in) {
       bulk_copy(staged + from, source + from, to - from, shared.arrived[c]);
     }
   }
+  const int64_t y = in.target[t];
   const RowScale<kCapped> scale(in.options, t);
   __syncthreads();  // the barriers are ready
   Statistics mine =
       over_groups<kThreads>(reinterpret_cast<const T*>(staged + skew), count, scale,
                             [&](int g) { shared.arrived[g / (kChunk / 16)].wait(); });
   if (rank == blocks - 1) add_rest(mine, x, in.columns, scale);
+  const float own = rank == 0 && threadIdx.x == 0 ? in.own<T>(t, y) : 0.0f;
   mine = over_block<kThreads>(mine, scale.unit * kLog2E);
   cluster_wait();  // a block's memory is there from its start until its end
   if (threadIdx.x == 0) *in_block(&shared.parts[rank], 0) = mine;
@@ -56,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, 5) forward(LogprobForward in) {
   cluster_wait();
   if (rank != 0 || threadIdx.x != 0) return;
   for (int r = 1; r < blocks; ++r) mine.merge(shared.parts[r], scale.unit * kLog2E);
-  in.finish<T>(t, scale, mine);
+  in.finish(t, own, scale, mine);
 }
 }  // namespace
 

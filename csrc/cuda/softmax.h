@@ -33,7 +33,7 @@ struct RowScale {
 };
 
 // Of a part of a row, with d = (u - max)·log2_unit, log2_unit being unit·log2(e): the maximum of u,
-// Σ 2^d and Σ 2^d·d. The difference comes first, so that the largest term is exactly 1.
+// Σ 2^d and Σ 2^d·d. The difference comes first, so that the largest term is 1 exactly.
 struct Statistics {
   float max, sum, weighted;
 

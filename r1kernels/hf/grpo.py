@@ -10,7 +10,8 @@ from torch import Tensor
 from r1kernels import check
 from r1kernels.hf.head import Head
 from r1kernels.hf.patched import with_hidden
-from r1kernels.ops.fused_linear_grpo_loss import FusedLoss, fused_linear_grpo_loss
+from r1kernels.ops.fused_linear_grpo_loss import fused_linear_grpo_loss
+from r1kernels.ops.fused_linear_loss import FusedLoss
 
 
 def grpo_loss(

@@ -1,6 +1,6 @@
-"""The op behind linear_logprob with candidates: each row's softmax runs over a few ids of its own.
+"""The op behind linear_logprob with candidates: a row's softmax runs over a few ids of its own.
 
-The N = Σ candidates products are gathered row by row from the weight; no logit of another id is made.
+The N products, one for each candidate, are gathered from the weight; no other logit is made.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _validate(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, target, ids, offsets, bias, temperature, *options, _, ignore_index = inputs
+    hidden, weight, target, ids, offsets, _, temperature, *options, _, ignore_index = inputs
     logprob, entropy, lse, logits = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(lse, logits)
@@ -264,9 +264,10 @@ def _case(
         ids = order[torch.arange(order.shape[1]) < counts[:, None]]
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         offset = torch.randn(columns, generator=rng).to(device, dtype) if bias else None
-        temperature, *rest = options
-        if temperature is not None:
-            temperature = temperature + torch.rand(rows, generator=rng).to(device)
+        base, *rest = options
+        temperature = None
+        if base is not None:
+            temperature = base + torch.rand(rows, generator=rng).to(device)
         return (
             hidden, weight, target.to(device), ids.to(device), offsets.to(device), offset,
             temperature, *rest, entropy, -100 if ignored else head.NO_IGNORE,
@@ -291,10 +292,12 @@ CASES = (
     _case("one candidate", 5, 16, 70, 1, entropy=True),
     _case("no rows", 0, 16, 70, 5),
     _case("all options", 50, 48, 301, 40, bias=True, options=CAPPED, entropy=True),
-    _case("all options bf16", 50, 47, 301, 40, torch.bfloat16, bias=True, options=CAPPED, entropy=True),
+    _case(
+        "all options bf16", 50, 47, 301, 40, torch.bfloat16, bias=True, options=CAPPED, entropy=True
+    ),
     _case("ignored rows", 50, 40, 333, 30, entropy=True, ignored=True),
     _case("top 50", 1024, 576, 49152, 100, torch.bfloat16, bench=True),
-)  # fmt: skip
+)
 
 
 def _backward_case(case: Case) -> Case:

@@ -60,9 +60,9 @@ def candidates(
         check.positive(name, "top_k", top_k)
         least = z.topk(min(top_k, z.shape[1])).values[:, -1:]
         z = z.masked_fill(z < least, -torch.inf)
-    if top_p is not None:
-        if not 0 < top_p <= 1:
-            raise ValueError(f"{name}: top_p: expected a number in (0, 1], got {top_p}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"{name}: top_p: expected a number in (0, 1], got {top_p}")
+    if top_p is not None and top_p < 1:
         probability, order = z.softmax(-1).sort(descending=True, stable=True)
         before = probability.cumsum(-1) - probability
         beyond = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= top_p)

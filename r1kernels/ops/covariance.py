@@ -46,7 +46,7 @@ def select(
         *_, clipped = surrogates.ppo(logprob, old, logprob - old, advantage, 0.0, *clip)
         within = (cov > options["clip_cov_lb"]) & (cov < options["clip_cov_ub"])
         candidates, share = active & within & (clipped == 0), options["clip_cov_ratio"]
-        order_by = _draws(logprob.shape[0], options["seed"], logprob.device).double()
+        order_by = draws(logprob.shape[0], options["seed"], logprob.device).double()
     count = (tokens.double() * share).floor().clamp(min=1)
     order = order_by.where(candidates, math.inf).argsort(stable=True)
     rank = torch.arange(order.shape[0], device=order.device)
@@ -57,7 +57,7 @@ def _centred(values: Tensor, active: Tensor, tokens: Tensor) -> Tensor:
     return values - values.sum() / tokens.clamp(min=1)
 
 
-def _draws(rows: int, seed: int, device: torch.device) -> Tensor:
+def draws(rows: int, seed: int, device: torch.device) -> Tensor:
     """A random number for each row, from its index and the seed alone: a hash, on any device."""
     x = (torch.arange(rows, device=device) + (seed * 0x9E3779B9)) & 0xFFFFFFFF
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from r1kernels import check
 from r1kernels.ops import head
@@ -13,10 +14,14 @@ from r1kernels.ops.head import LogProb
 from r1kernels.ops.linear_logprob_op import LINEAR_LOGPROB, TILE_ROWS, tile_row_bytes
 from r1kernels.ops.vocab_parallel import vocab_parallel_logprob
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 # The backward pass has a quarter less to compute for rows whose unnormalised probabilities were
-# kept. Never more than this many bytes are, whatever T and V are; the backward pass gives the memory
-# back as it goes, while the gradient of weight grows.
+# kept. Never more than this many bytes are, whatever T and V are; the backward pass gives the
+# memory back as it goes, while the gradient of weight grows.
 KEPT_BYTES = 56 << 20
+CUDA_KEPT_BYTES = 2560 << 20  # 8192 rows of a vocabulary of 151,936 in bfloat16 fit
 
 
 def linear_logprob(
@@ -119,7 +124,7 @@ def head_logprob(
         shapes("bias", bias, "V", (hidden.dtype,))
     head.check_options(name, logit_scale, softcap)
     _check_vocabulary(shapes, tp_group, vocab_start, vocab_size)
-    per_row = head.row_temperature(shapes, temperature, hidden)
+    rows = head.row_temperature(shapes, temperature, hidden)
     if vocab_size is not None and tp_group is None:
         weight, bias = weight[:vocab_size], None if bias is None else bias[:vocab_size]
 
@@ -128,7 +133,7 @@ def head_logprob(
     if candidate_ids is not None or candidate_offsets is not None:
         _check_candidates(shapes, candidate_ids, candidate_offsets, tp_group)
         logprob, entropies, *_ = CANDIDATE_LOGPROB(
-            hidden, weight, target, candidate_ids, candidate_offsets, bias, per_row,
+            hidden, weight, target, candidate_ids, candidate_offsets, bias, rows,
             logit_scale, softcap, entropy, ignore_index,
         )  # fmt: skip
         entropies = entropies if entropy_grad else entropies.detach()
@@ -145,7 +150,7 @@ def head_logprob(
     else:
         regime = "recompute"
     arguments = (
-        hidden, weight, target, bias, keep, per_row, logit_scale, softcap,
+        hidden, weight, target, bias, keep, rows, logit_scale, softcap,
         entropy, entropy_grad, kept_rows, frozen_head, ignore_index,
     )  # fmt: skip
     if tp_group is None:
@@ -159,7 +164,8 @@ def head_logprob(
 
 def rows_that_fit(hidden: Tensor, weight: Tensor) -> int:
     """How many rows of probabilities may be kept, a multiple of TILE_ROWS."""
-    tiles = KEPT_BYTES // tile_row_bytes(hidden, weight)
+    most = CUDA_KEPT_BYTES if hidden.is_cuda else KEPT_BYTES
+    tiles = most // tile_row_bytes(hidden, weight)
     return TILE_ROWS * min(-(-hidden.shape[0] // TILE_ROWS), tiles)
 
 
@@ -174,13 +180,14 @@ def _check_vocabulary(
 
 
 def _check_candidates(
-    shapes: check.Shapes, ids: Tensor | None, offsets: Tensor | None, tp_group: ProcessGroup | None
+    shapes: check.Shapes, ids: Any, offsets: Any, tp_group: ProcessGroup | None
 ) -> None:
     shapes("candidate_ids", ids, "N", check.INTS)
     shapes("candidate_offsets", offsets, "T+1", (ids.dtype,))
-    if offsets.shape[0] != shapes.sizes["T"] + 1:
+    rows = shapes.sizes["T"]
+    if offsets.shape[0] != rows + 1:
         raise ValueError(
-            f"{shapes.op}: candidate_offsets: expected T + 1 = {shapes.sizes['T'] + 1} offsets, "
+            f"{shapes.op}: candidate_offsets: expected T + 1 = {rows + 1} offsets, "
             f"got {offsets.shape[0]}"
         )
     if tp_group is not None:

@@ -200,7 +200,7 @@ def _case(
     frozen_head: bool = False,
     ignored: bool = False,
     sharded: bool = False,
-    bench: bool = False,
+    bench: bool | str = False,
 ) -> Case:
     def make(device: str) -> tuple[Any, ...]:
         rng = torch.Generator().manual_seed(rows + width + columns)
@@ -212,9 +212,10 @@ def _case(
             target[::3] = -100
         if sharded:
             target[1::2] += columns
-        temperature, *rest = options
-        if temperature is not None:
-            temperature = temperature + torch.rand(rows, generator=rng).to(device)
+        base, *rest = options
+        temperature = None
+        if base is not None:
+            temperature = base + torch.rand(rows, generator=rng).to(device)
         return (
             hidden, weight, target, offset, None, temperature, *rest, entropy, entropy, 0,
             frozen_head, -100 if ignored else head.NO_IGNORE, sharded,
@@ -248,8 +249,10 @@ CASES = (
     _case("ignored rows", 50, 40, 333, ignored=True),
     _case("shard", 50, 40, 333, entropy=True, ignored=True, sharded=True),
     _case("shard frozen head bf16", 50, 40, 333, torch.bfloat16, frozen_head=True, sharded=True),
-    _case("lm_head", 1024, 576, 49152, torch.bfloat16, bench=True),
-    _case("lm_head frozen", 1024, 576, 49152, torch.bfloat16, frozen_head=True, bench=True),
+    _case("lm_head", 1024, 576, 49152, torch.bfloat16, bench="cpu"),
+    _case("lm_head frozen", 1024, 576, 49152, torch.bfloat16, frozen_head=True, bench="cpu"),
+    _case("large head", 4096, 4096, 128256, torch.bfloat16, bench="cuda"),
+    _case("large head frozen", 4096, 4096, 128256, torch.bfloat16, frozen_head=True, bench="cuda"),
 )
 
 

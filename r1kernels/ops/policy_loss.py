@@ -11,8 +11,7 @@ from torch import Tensor
 from r1kernels import check
 from r1kernels.op import Op
 from r1kernels.ops import covariance, losses
-from r1kernels.ops import policy_loss_checks as checks
-from r1kernels.ops.group_advantage import group_advantage
+from r1kernels.ops import policy_loss_inputs as inputs
 from r1kernels.ops.losses import KL_ESTIMATORS, LOSSES
 from r1kernels.ops.policy_loss_cases import CASES
 from r1kernels.ops.policy_loss_reference import METRICS, Arguments, Sequences, reference
@@ -163,46 +162,49 @@ def policy_loss(
     loss = LOSSES[loss_type]
     level = losses.choose_level(NAME, loss_type, importance_sampling_level)
     chosen = losses.resolve(NAME, loss_type, options)
-    per_row = {
-        "old_logprob": old_logprob,
-        "ref_logprob": ref_logprob,
-        "sampling_logprob": sampling_logprob,
-        "entropy": entropy,
-    }
-    sequences = checks.tensors(logprob, cu_seqlens, mask, per_row)
+    shapes = check.Shapes(NAME)
+    shapes("logprob", logprob, "T", inputs.FLOATS)
+    sequences = inputs.sequences(shapes, cu_seqlens)
+    for what, tensor in (
+        ("old_logprob", old_logprob),
+        ("ref_logprob", ref_logprob),
+        ("sampling_logprob", sampling_logprob),
+        ("entropy", entropy),
+    ):
+        if tensor is not None:
+            shapes(what, tensor, "T", (logprob.dtype,))
+    if mask is not None:
+        shapes("mask", mask, "T", (torch.bool,))
     if beta != 0:
-        checks.needed("ref_logprob", ref_logprob, "beta is not 0")
+        inputs.needed(NAME, "ref_logprob", ref_logprob, "beta is not 0")
     if entropy_coef != 0:
-        checks.needed("entropy", entropy, "entropy_coef is not 0")
+        inputs.needed(NAME, "entropy", entropy, "entropy_coef is not 0")
     if rollout_correction is not None:
-        checks.needed("sampling_logprob", sampling_logprob, "rollout_correction is given")
+        inputs.needed(NAME, "sampling_logprob", sampling_logprob, "rollout_correction is given")
     if off_policy_mask_threshold is not None and old_logprob is None:
         why = "off_policy_mask_threshold is given without old_logprob"
-        checks.needed("sampling_logprob", sampling_logprob, why)
+        inputs.needed(NAME, "sampling_logprob", sampling_logprob, why)
     if use_bias_correction_kl and (ref_logprob is None or loss_type == "gmpo"):
         why = "its ratio is clipped" if loss_type == "gmpo" else "there is no ref_logprob"
         raise ValueError(
             f"{NAME}: use_bias_correction_kl: expected False for {loss_type!r}: {why}; got True"
         )
-    low, high = checks.rollout_bounds(
-        loss_type, rollout_correction, rollout_clip_min, rollout_clip_max
+    low, high = inputs.rollout_bounds(
+        NAME, loss_type, rollout_correction, rollout_clip_min, rollout_clip_max
     )
 
-    if baseline == "opo" and rewards is not None and group_ids is not None:
-        active = torch.ones_like(logprob) if mask is None else mask.to(logprob.dtype)
-        lengths = Sequences(cu_seqlens, logprob.shape[0]).total(active)
-        advantages = group_advantage(
-            rewards, group_ids, scale=scale_rewards, baseline=baseline, lengths=lengths
-        )
-        rewards = group_ids = None
-    given = checks.advantages_or_rewards(
-        logprob, sequences, advantages, rewards, group_ids, scale_rewards, baseline
+    given = inputs.advantages_or_rewards(
+        shapes, advantages, rewards, group_ids, scale_rewards, baseline, (logprob.dtype,)
     )
+    covariance_based = loss_type in ("clip_cov", "kl_cov")
+    if group_ids is not None and (covariance_based or baseline == "opo"):
+        rows = logprob.shape[0]
+        given = inputs.advantages_of_groups(
+            given, group_ids, scale_rewards, baseline, cu_seqlens, rows, mask
+        )
+        group_ids = None
     selected = None
-    if loss_type in ("clip_cov", "kl_cov"):
-        if group_ids is not None:
-            given = group_advantage(given, group_ids, scale=scale_rewards, baseline=baseline)
-            group_ids = None
+    if covariance_based:
         by_row = given
         if given.shape[0] == sequences:
             by_row = given[Sequences(cu_seqlens, logprob.shape[0]).of_row]

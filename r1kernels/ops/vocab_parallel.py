@@ -9,16 +9,18 @@ cuts its messages, every rank has the same bits, and a row does not depend on it
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
 from torch.nn.functional import softplus
 
 from r1kernels.ops import head
 from r1kernels.ops.linear_logprob_op import LINEAR_LOGPROB, LINEAR_LOGPROB_BACKWARD
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def vocab_parallel_logprob(
@@ -33,7 +35,7 @@ def vocab_parallel_logprob(
     size: int | None,
 ) -> tuple[Tensor, Tensor]:
     """``linear_logprob``'s arguments up to ignore_index → (logprob [T], entropy [T] or [0])."""
-    *options, ignore_index = options
+    *others, ignore_index = options
     columns = weight.shape[0] if size is None else min(max(size - start, 0), weight.shape[0])
     if columns < weight.shape[0]:  # a shard of nothing but padding leaves one column to be ignored
         weight = weight[: max(columns, 1)]
@@ -43,7 +45,7 @@ def vocab_parallel_logprob(
     here = valid & (column >= 0) & (column < columns)
     column = column.where(here, -1).where(valid, head.NO_IGNORE)
     value, entropy, owners = _VocabParallel.apply(
-        group, columns == 0, here, hidden, weight, bias, column, *options
+        group, columns == 0, here, hidden, weight, bias, column, *others
     )
     if target.device.type == "cpu":
         _check_owners(name, target, owners, valid)

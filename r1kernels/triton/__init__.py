@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +29,8 @@ def load(module: str) -> str | None:
     if not (Path(__file__).parent / f"{module}.py").exists():
         return "r1kernels/triton has no kernel of it"
     try:
+        if INTERPRETED:
+            import_module(f"{__name__}.interpreted")
         import_module(f"{__name__}.{module}")
     except ModuleNotFoundError as error:
         if error.name != "triton":
@@ -46,7 +49,16 @@ def plug_in(op: Op, when: Predicate = lambda *args: True) -> Callable[..., Any]:
         usable = able(args)
         return when(*args) if usable is True else usable
 
-    return op.backend("triton", when=both)
+    def add(run: Callable[..., Any]) -> Callable[..., Any]:
+        def on_device(*args: Any) -> Any:  # Triton launches on the current device
+            where = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+            with torch.cuda.device(where) if where.type == "cuda" else nullcontext():
+                return run(*args)
+
+        op.backend("triton", when=both)(on_device)
+        return run
+
+    return add
 
 
 def able(args: tuple[Any, ...]) -> bool | str:

@@ -1,6 +1,6 @@
-// Enough of CUDA C++ to run the kernels of csrc/cuda on a CPU: a block is a thread of the system, its
-// threads are fibers that change places where they would wait. It shows what a kernel computes and
-// whether it reads what has not arrived; not races between barriers, and not speed.
+// Enough of CUDA C++ to run the kernels of csrc/cuda on a CPU: a block is a thread of the system, and
+// its threads are fibers that change places where they would wait. It shows what a kernel computes
+// and whether it reads what has not arrived; not races between barriers, and not speed.
 #pragma once
 
 #include <math.h>
@@ -38,7 +38,9 @@ struct alignas(16) uint4 {
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 inline float __uint_as_float(uint32_t x) { return std::bit_cast<float>(x); }
 inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
-inline float __fmul_rn(float x, float y) { return x * y; }
+inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t bits) {
+  return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> (bits % 32));
+}
 using std::min;
 
 namespace emulator {

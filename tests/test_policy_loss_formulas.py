@@ -1,8 +1,4 @@
-"""Every loss as its papers write it: L only, padded loops, the gradient left to autograd.
-
-Written without the package's own code, one sequence at a time, so that it can be wrong only by
-itself; ``test_policy_loss.py`` compares the two.
-"""
+"""Every loss against its formula as the papers write it: L only, the gradient left to autograd."""
 
 from __future__ import annotations
 
@@ -10,8 +6,13 @@ import itertools
 import math
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+import r1kernels
+from r1kernels.ops import covariance
+from r1kernels.ops.losses import KL_ESTIMATORS, LEVELS, LOSSES, ROLLOUT_CORRECTIONS
 
 PPO = ("grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo", "clip_cov")
 SEQUENCE_MEANS = ("grpo", "gspo", "gmpo", "sapo")
@@ -85,7 +86,7 @@ def divergence(estimator: str, x: Tensor) -> Tensor:
     }[estimator]  # fmt: skip
 
 
-def policy_loss(
+def formula(
     logprob: Tensor,
     advantages: Tensor,
     *,
@@ -163,3 +164,163 @@ def policy_loss(
     else:
         total = total / mask.sum()
     return total - entropy_coef * entropy[mask].mean() if entropy_coef else total
+
+
+LENGTHS = (5, 0, 9, 1, 4)  # the fourth sequence is masked out
+B, T = len(LENGTHS), sum(LENGTHS)
+FORMS = [
+    (name, level)
+    for name, loss in LOSSES.items()
+    for level in [level for level in loss.levels if level in LEVELS] or [None]
+]
+CHANGES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "on-policy": {"old_logprob": None},
+    "advantage by token": {"advantages": torch.randn(T, dtype=torch.float64)},
+    "entropy": {"entropy_coef": 0.05},
+    "bias-corrected": {"beta": 0.2, "use_bias_correction_kl": True},
+    "off-policy mask": {"off_policy_mask_threshold": 0.02},
+    **{name: {"beta": 0.2, "kl_estimator": name} for name in KL_ESTIMATORS},
+    **{
+        name: {"rollout_correction": name, "rollout_clip_min": 0.8, "rollout_clip_max": 1.3}
+        for name in ROLLOUT_CORRECTIONS
+    },
+    "everything": {
+        "beta": 0.2, "kl_estimator": "k2", "use_bias_correction_kl": True, "entropy_coef": 0.05,
+        "rollout_correction": "token_truncate", "off_policy_mask_threshold": 0.02,
+    },
+}  # fmt: skip
+MEANINGLESS = {
+    *(("gmpo", change) for change in ("bias-corrected", "everything")),
+    *(("vespo", change) for change in ROLLOUT_CORRECTIONS if change.startswith("sequence")),
+}
+OWN_OPTIONS: dict[str, list[dict[str, float]]] = {
+    **{
+        name: [{"delta": 1.1}, {"clip_ratio_c": 1.3}, {"epsilon": 0.05, "epsilon_high": 0.1}]
+        for name in ("grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo")
+    },
+    "gmpo": [{"epsilon": 0.1, "epsilon_high": 0.05}],
+    "cispo": [{"epsilon_high": 0.7}],
+    "cispo_clip": [{"epsilon": 0.1, "epsilon_high": 0.1}],
+    "sapo": [{"sapo_temperature_pos": 2.0, "sapo_temperature_neg": 0.5}],
+    "vespo": [
+        {"vespo_k_pos": 1.0, "vespo_lambda_pos": 0.5, "vespo_k_neg": 0.3, "vespo_lambda_neg": 0.7}
+    ],
+    "dppo_tv": [{"epsilon": 0.01, "epsilon_high": 0.02, "clip_ratio_c": 1.2}],
+    "dppo_kl": [{"epsilon": 0.01, "epsilon_high": 0.02, "clip_ratio_c": 1.2}],
+    "kl_cov": [{"kl_cov_ratio": 0.3, "ppo_kl_coef": 0.4}],
+    "clip_cov": [{"clip_cov_ratio": 0.5, "clip_cov_lb": 0.01, "clip_cov_ub": 3.0, "seed": 5}],
+}
+
+
+NEEDED = {
+    "cispo": {"epsilon_high": 1.1},
+    "clip_cov": {"clip_cov_ratio": 0.2, "clip_cov_lb": 0.0},
+    "kl_cov": {"kl_cov_ratio": 0.2},
+}
+
+
+def make_inputs(loss_type: str) -> dict[str, Any]:
+    rng = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+    logprob = -2 + 0.5 * draw(T)
+    mask = torch.rand(T, generator=rng) < 0.7
+    mask[14] = False
+    old = logprob + 0.4 * draw(T)
+    return {
+        "logprob": logprob,
+        "advantages": draw(B),
+        "cu_seqlens": torch.tensor([0, *LENGTHS]).cumsum(0).int(),
+        "old_logprob": old,
+        "ref_logprob": logprob + 0.4 * draw(T),
+        "sampling_logprob": old + 0.3 * draw(T),
+        "mask": mask,
+        "entropy": draw(T).exp(),
+        "loss_type": loss_type,
+        "max_completion_length": 16,
+        **NEEDED.get(loss_type, {}),
+    }
+
+
+def chosen(inputs: dict[str, Any]) -> Tensor | None:
+    """The choice of a covariance, whose own tests are elsewhere."""
+    name = inputs["loss_type"]
+    if name not in ("clip_cov", "kl_cov"):
+        return None
+    options = {key: inputs.get(key, value) for key, value in LOSSES[name].options.items()}
+    options["epsilon_high"] = options.get("epsilon")
+    by_row = inputs["advantages"]
+    if len(by_row) == B:
+        by_row = by_row.repeat_interleave(torch.tensor(LENGTHS))
+    picked = covariance.select(
+        name, options, inputs["logprob"], inputs["old_logprob"], by_row, inputs["mask"]
+    )
+    assert picked.any()
+    return picked
+
+
+def compare(inputs: dict[str, Any]) -> None:
+    picked = chosen(inputs)
+    results = []
+    for function, extra in ((r1kernels.policy_loss, {}), (formula, {"picked": picked})):
+        logprob, entropy = (inputs[key].clone().requires_grad_() for key in ("logprob", "entropy"))
+        result = function(**(inputs | {"logprob": logprob, "entropy": entropy}), **extra)
+        loss = result if isinstance(result, Tensor) else result.loss
+        gradients = torch.autograd.grad(
+            loss, (logprob, entropy), allow_unused=True, materialize_grads=True
+        )
+        results.append((loss, *gradients))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("loss_type", "level"), FORMS)
+def test_value_and_gradient(loss_type: str, level: str | None, change: str) -> None:
+    inputs = make_inputs(loss_type) | {"importance_sampling_level": level} | CHANGES[change]
+    if (loss_type, change) not in MEANINGLESS:
+        compare(inputs)
+        return
+    with pytest.raises(
+        ValueError, match=r"policy_loss: (use_bias_correction_kl|rollout_correction)"
+    ):
+        r1kernels.policy_loss(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "options"),
+    [(name, options) for name, several in OWN_OPTIONS.items() for options in several],
+)
+def test_every_option_means_what_its_formula_says(
+    loss_type: str, options: dict[str, float]
+) -> None:
+    inputs = make_inputs(loss_type)
+    if loss_type in ("gspo", "luspo"):  # a mean over a sequence does not reach the bounds by itself
+        inputs["old_logprob"] = inputs["old_logprob"] - 0.5
+        inputs["advantages"] = torch.tensor([1.0, 1.0, -1.0, 1.0, -1.0]).double()
+    default = r1kernels.policy_loss(**inputs).loss
+    compare(inputs | options)
+    assert r1kernels.policy_loss(**(inputs | options)).loss != default
+
+
+def test_every_option_is_tried() -> None:
+    tried = {
+        name: {key for options in several for key in options}
+        for name, several in OWN_OPTIONS.items()
+    }
+    for name, loss in LOSSES.items():
+        assert set(loss.options) - {"epsilon", "epsilon_high"} <= tried.get(name, set())
+
+
+@pytest.mark.parametrize("estimator", set(KL_ESTIMATORS) - {"k3+"})
+@pytest.mark.parametrize("level", LEVELS[:2])
+@pytest.mark.parametrize("loss_type", ["grpo", "sapo"])
+def test_finite_differences(loss_type: str, level: str, estimator: str) -> None:
+    inputs = make_inputs(loss_type) | CHANGES["everything"] | {"kl_estimator": estimator}
+    inputs["importance_sampling_level"] = level
+    logprob, entropy = (inputs.pop(key).requires_grad_() for key in ("logprob", "entropy"))
+    assert torch.autograd.gradcheck(
+        lambda p, h: r1kernels.policy_loss(p, entropy=h, **inputs).loss, (logprob, entropy)
+    )

@@ -72,7 +72,8 @@ def test_a_frozen_head_gets_the_gradient_of_a_trained_one(head: dict) -> None:
     expected, hidden.grad = hidden.grad, None
     frozen = r1kernels.linear_logprob(hidden, weight.detach(), target, **head).logprob
     frozen.backward(upstream)
-    torch.testing.assert_close(hidden.grad, expected, rtol=1e-5, atol=1e-6)
+    largest = float(expected.abs().max())
+    torch.testing.assert_close(hidden.grad, expected, rtol=1e-5, atol=1e-6 * largest)
 
 
 def test_a_confident_row_keeps_its_small_gradient() -> None:

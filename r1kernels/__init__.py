@@ -4,6 +4,7 @@
 """
 
 from r1kernels.op import explain, using
+from r1kernels.ops.candidates import Candidates, candidates
 from r1kernels.ops.fused_linear_grpo_loss import fused_linear_grpo_loss
 from r1kernels.ops.fused_linear_loss import FusedLoss, fused_linear_loss
 from r1kernels.ops.gdpo_advantage import gdpo_advantage
@@ -15,9 +16,11 @@ from r1kernels.ops.logprob import logprob
 from r1kernels.ops.policy_loss import PolicyLoss, policy_loss
 
 __all__ = [
+    "Candidates",
     "FusedLoss",
     "LogProb",
     "PolicyLoss",
+    "candidates",
     "explain",
     "fused_linear_grpo_loss",
     "fused_linear_loss",

@@ -125,6 +125,28 @@ def test_frozen_head(beta: float) -> None:
     check(inputs, result.loss)
 
 
+def test_rows_with_a_temperature_and_candidates_of_their_own() -> None:
+    inputs = make_inputs(torch.float64)
+    hidden, weight, bias = inputs["hidden"], inputs["weight"], inputs["bias"]
+    temperature = 0.5 + torch.rand(T, dtype=torch.float64)
+    allowed = (torch.rand(T, V) < 0.3).scatter(1, inputs["target"][:, None], True)
+    fused = r1kernels.fused_linear_grpo_loss(
+        **inputs,
+        temperature=temperature,
+        candidate_ids=allowed.nonzero()[:, 1],
+        candidate_offsets=torch.cat([torch.zeros(1).long(), allowed.sum(1).cumsum(0)]),
+    ).loss
+    z = ((hidden @ weight.T + bias) / temperature[:, None]).masked_fill(~allowed, -torch.inf)
+    logprob = z.log_softmax(-1).gather(1, inputs["target"][:, None])[:, 0]
+    options = {key: inputs[key] for key in ("advantages", "cu_seqlens", "mask")}
+    plain = r1kernels.policy_loss(logprob, **options).loss
+    torch.testing.assert_close(fused, plain)
+    leaves = (hidden, weight, bias)
+    torch.testing.assert_close(
+        torch.autograd.grad(fused, leaves), torch.autograd.grad(plain, leaves)
+    )
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_advantages_by_token(level: str) -> None:
     advantages = torch.randn(T).where(torch.rand(T) < 0.5, 0)

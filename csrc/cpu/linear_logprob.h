@@ -10,7 +10,8 @@ constexpr int64_t kRows = kPanel;     // rows of a block: they share one packed 
 constexpr int64_t kCols = 64;         // columns of a tile of logits, TILE_COLS in Python
 constexpr int64_t kStripe = 512;      // columns of the weight whose gradients are made together
 constexpr int64_t kSplits = 16;       // parts of V in the forward pass, whatever T or the threads
-constexpr int64_t kChunk = 85 * kRows;  // rows whose logit gradients exist at one time
+constexpr int64_t kChunk = 22 * kRows;  // rows whose logit gradients exist at one time: they and
+                                        // an operand of theirs fit the second-level cache
 constexpr float kLow = -1e30f;        // stands for -inf where a difference must stay finite
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -23,8 +24,9 @@ struct Head {
   const uint32_t* weight;         // [V, units]
   const uint32_t* hidden;         // [T, units]
   const float* bias;              // [V] or null
-  float logit_scale, temperature;
+  float logit_scale;
   float softcap;                  // 0 for none
+  bool plain;                     // the products are the logits of every row
   int64_t lanes() const { return ceil_div(width, kPanel) * kPanel; }
 };
 
@@ -32,7 +34,8 @@ struct Head {
 struct Rows {
   int64_t count;          // of real rows
   const int64_t* index;   // row of hidden
-  const int64_t* target;  // column, or -1 in the padding
+  const int64_t* target;  // column, or -1: in another shard, or in the padding
+  const float* factor;    // by which a logit is multiplied last: (softcap or logit_scale)/temperature
   const uint32_t* panels; // hidden, packed [block][unit][kRows]
   int64_t blocks() const { return ceil_div(count, kRows); }
   int64_t lanes(int64_t block) const { return smaller(count - block * kRows, kRows); }

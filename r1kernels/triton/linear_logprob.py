@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from r1kernels.ops.linear_logprob import (
+from r1kernels.ops.linear_logprob_op import (
     KEPT_STATE,
     LINEAR_LOGPROB,
     LINEAR_LOGPROB_BACKWARD,

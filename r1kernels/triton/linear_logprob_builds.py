@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
 from typing import Any
 
 from r1kernels.triton import launch
@@ -22,7 +21,7 @@ INDICES = ("order", "active", "lines", "places", "counts", "count", "kept_rows")
 PLAIN = {"bias", "temperature", "softcap", "dots", "entropy", "dentropy"}
 
 
-def build_for(
+def build(
     kernel: Any, dtype: str, target: int | str, tile: dict[str, int], absent: set[str], **more: Any
 ) -> Build:
     """With every multiple of 16 that the headline case has, and None for what is ``absent``."""
@@ -63,24 +62,25 @@ def build_for(
 
 
 def builds() -> Iterator[Build]:
-    for target, (dtype, bits) in product((*NVIDIA, AMD), (("bf16", "16"), ("fp32", "32"))):
-
-        def tile(name: str) -> dict[str, int]:
-            return launch.table()[f"linear_logprob.{name}"][str(target)][bits]
-
-        def build(kernel: Any, name: str, absent: set[str], **more: Any) -> Build:
-            return build_for(kernel, dtype, target, tile(name), absent, **more)
-
-        # What training a head takes, and everything at once.
-        variants = [("capped_logits", set()), ("logits", {"softcap"}), ("logits", PLAIN)]
-        for name, absent in variants if bits == "16" else variants[:1]:
-            yield build(forward_tile, name, absent, EVEN=True)
-            kept = set() if absent == PLAIN else {"kept"}
-            yield build(gradient_tile, name, absent | kept, EVEN=True)
-        yield build(hidden_tile, "hidden", {"partial"}, FIRST=True, LAST=True, EVEN=True)
-        if bits == "16":
-            yield build(hidden_tile, "hidden", set(), FIRST=False, LAST=False, EVEN=True)
-        yield build(weight_tile, "weight", set())
+    for target in (*NVIDIA, AMD):
+        for dtype, bits in (("bf16", "16"), ("fp32", "32")):
+            logits, hidden, weight = (
+                launch.table()[f"linear_logprob.{name}"][str(target)][bits]
+                for name in ("logits", "hidden", "weight")
+            )
+            yield build(forward_tile, dtype, target, logits, set(), EVEN=True)
+            yield build(gradient_tile, dtype, target, logits, {"kept"}, EVEN=True)
+            if dtype == "bf16":
+                yield build(forward_tile, dtype, target, logits, PLAIN, EVEN=True)
+                yield build(gradient_tile, dtype, target, logits, PLAIN, EVEN=True)
+            yield build(
+                hidden_tile, dtype, target, hidden, {"partial"}, FIRST=True, LAST=True, EVEN=True
+            )
+            if dtype == "bf16":
+                yield build(
+                    hidden_tile, dtype, target, hidden, set(), FIRST=False, LAST=False, EVEN=True
+                )
+            yield build(weight_tile, dtype, target, weight, set())
 
 
 BUILDS = tuple(builds())

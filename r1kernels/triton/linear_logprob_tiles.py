@@ -60,20 +60,10 @@ def slope_of_softcap(z, temperature, rows, softcap):
 
 
 @triton.jit
-def place_of_target(target, rows, first, columns, PART: tl.constexpr):
-    """Where each row's target is among the PART columns from ``first`` on, or −1; 32 bits wide."""
-    y = tl.load(target + rows)
-    return tl.where((y >= first) & (y < tl.minimum(first + PART, columns)), y - first, -1).to(
-        tl.int32
-    )
-
-
-@triton.jit
 def exponentials(z):
-    """(z − top, its e^, top) of each row of a tile; (−inf, 0, −inf) for a row of nothing but −inf."""
+    """(e^{z − top}, top) of each row of a tile; 0 where z is −inf, the whole row too."""
     top = tl.max(z, 1)
-    below = z - tl.where(top == float("-inf"), 0.0, top)[:, None]
-    return below, tl.exp(below), top
+    return tl.exp(z - tl.where(top == float("-inf"), 0.0, top)[:, None]), top
 
 
 @triton.jit
@@ -84,16 +74,16 @@ def forward_part(
     z = logits(acc, bias, temperature, rows, first, columns, logit_scale, softcap)
     PART: tl.constexpr = acc.shape[1]
     column = first + tl.arange(0, PART)
-    goal = place_of_target(target, rows, first, columns, PART)
-    at_goal = tl.arange(0, PART)[None, :] == goal[:, None]
-    tl.store(own + rows, tl.sum(tl.where(at_goal, z, 0.0), 1), mask=exists & (goal >= 0))
-    below, e, top = exponentials(z)
+    goal = tl.load(target + rows)
+    here = (goal >= first) & (goal < first + PART) & (goal < columns) & exists
+    tl.store(own + rows, tl.sum(tl.where(column[None, :] == goal[:, None], z, 0.0), 1), mask=here)
+    e, top = exponentials(z)
     partial = line.to(tl.int64) * tl.cdiv(columns, PART) + first // PART
     exists &= first < columns
     tl.store(tops + partial, top, mask=exists)
     tl.store(sums + partial, tl.sum(e, 1), mask=exists)
     if dots is not None:
-        dot = tl.sum(e * tl.maximum(below, -200.0), 1)  # −inf·0 is not 0
+        dot = tl.sum(e * tl.where(e > 0, z - top[:, None], 0.0), 1)
         tl.store(dots + partial, dot, mask=exists)
     if shares is not None:
         if softcap is not None:
@@ -216,27 +206,27 @@ def gradient_part(
 ):  # fmt: skip
     z = logits(acc, bias, temperature, rows, first, columns, logit_scale, softcap)
     column = first + tl.arange(0, acc.shape[1])
-    row_lse, row_logprob = tl.load(lse + rows), tl.load(logprob + rows)
-    at_goal = expm1(row_logprob)
-    if dentropy is None:
-        _, e, top = exponentials(z)
-        if softcap is not None:
-            e *= slope_of_softcap(z, temperature, rows, softcap)
-        share = e.to(shares.dtype.element_ty).to(tl.float32) * tl.exp(top - row_lse)[:, None]
-    else:
-        g, of_entropy = tl.load(dlogprob + rows), tl.load(dentropy + rows)
-        mean = tl.load(entropy + rows)
-        logp = z - row_lse[:, None]
-        share = tl.exp(logp)
-        logp = tl.where(share > 0, logp, 0.0)
-        share *= (g + of_entropy * mean)[:, None] + of_entropy[:, None] * logp
-        if softcap is not None:
-            share *= slope_of_softcap(z, temperature, rows, softcap)
-        at_goal = g * at_goal + of_entropy * tl.exp(row_logprob) * (row_logprob + mean)
+    row_lse = tl.load(lse + rows)
+    e, top = exponentials(z)
+    row_logprob = tl.load(logprob + rows)
+    at_goal, p_goal = expm1(row_logprob), tl.exp(row_logprob)
     if softcap is not None:
-        at_goal *= slope_of_softcap(row_logprob + row_lse, temperature, rows, softcap)
-    goal = place_of_target(target, rows, first, columns, acc.shape[1])
-    share = tl.where(tl.arange(0, acc.shape[1])[None, :] == goal[:, None], at_goal[:, None], share)
+        e *= slope_of_softcap(z, temperature, rows, softcap)
+        slope = slope_of_softcap(row_logprob + row_lse, temperature, rows, softcap)
+        at_goal *= slope
+        p_goal *= slope
+    share = e.to(shares.dtype.element_ty).to(tl.float32) * tl.exp(top - row_lse)[:, None]
+    if dentropy is not None:
+        logp = tl.where(share != 0, z - row_lse[:, None], 0.0)
+        of_entropy = tl.load(dentropy + rows)
+        upstream = tl.load(dlogprob + rows)
+        at_goal *= upstream
+        at_goal += of_entropy * p_goal * (row_logprob + tl.load(entropy + rows))
+        share *= (upstream + of_entropy * tl.load(entropy + rows))[:, None] + of_entropy[
+            :, None
+        ] * logp
+    goal = column[None, :] == tl.load(target + rows)[:, None]
+    share = tl.where(goal, at_goal[:, None], share)
     share = share.to(shares.dtype.element_ty)
     inside = exists[:, None] & (column < last_column)[None, :]
     if kept is not None:

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from r1kernels import triton
 from r1kernels.op import Case
-from r1kernels.ops.logprob import LOGPROB, LOGPROB_BACKWARD
+from r1kernels.ops.logprob import LOGPROB, LOGPROB_BACKWARD, LOGPROB_BACKWARD_
 from r1kernels.testing.compare import Truth, bitwise_problems
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,8 +41,12 @@ def test_wide_rows_equal_the_reference() -> None:
         logits, target, *options, _ = args
         weights = torch.tensor([1.0, 0.0, -2.0], device=DEVICE)
         back = (weights, weights.flip(0), logits, target, lse, entropy, *options)
-        parity = Truth(LOGPROB_BACKWARD, case, back).check("triton", LOGPROB_BACKWARD(*back))
+        gradient = LOGPROB_BACKWARD(*back)
+        parity = Truth(LOGPROB_BACKWARD, case, back).check("triton", gradient)
         assert not parity.problems
+    with LOGPROB_BACKWARD_.using("triton"):
+        LOGPROB_BACKWARD_(*back)
+    assert not bitwise_problems(logits, gradient)
 
 
 def test_a_wide_row_does_not_depend_on_its_place() -> None:

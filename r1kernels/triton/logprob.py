@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from r1kernels.ops.logprob import LOGPROB, LOGPROB_BACKWARD
+from r1kernels.ops.logprob import LOGPROB, LOGPROB_BACKWARD, LOGPROB_BACKWARD_
 from r1kernels.triton import launch, plug_in
 from r1kernels.triton.elementary import LN2, LOG2E, expm1, tanh
 
@@ -138,17 +138,20 @@ def combine(given, out, parts, rows, splits, ROWS: tl.constexpr, SPLITS: tl.cons
 
 @triton.jit
 def gradient(
-    given, saved, dlogprob, dentropy, dlogits, splits,
+    given, saved, dlogprob, dentropy, dlogits, out_stride, splits,
     SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dz = g·(1_y − p) − e·p·(log p + H) for one segment of a row, times the options' slope."""
+    """dz = g·(1_y − p) − e·p·(log p + H) for one segment of a row, times the options' slope.
+
+    ``dlogits`` may be the logits: each thread writes what it alone has read.
+    """
     row = tl.program_id(0) // splits
     first = tl.program_id(0) % splits * SEGMENT
     g = tl.load(dlogprob + row)
     e = 0.0 if dentropy is None else tl.load(dentropy + row)
     h = 0.0 if dentropy is None else tl.load(saved.entropy + row) * LOG2E
     x = given.logits + row.to(tl.int64) * given.row_stride
-    dx = dlogits + row.to(tl.int64) * given.columns
+    dx = dlogits + row.to(tl.int64) * out_stride
     last = min(first + SEGMENT, given.columns)
     if (g == 0) & (e == 0):  # whatever the logits are
         for start in range(first, last, BLOCK):
@@ -161,6 +164,7 @@ def gradient(
         lse = tl.load(saved.lse + row) * LOG2E
         own = tl.load(x + y, (y >= 0) & (y < given.columns), float("nan"))
         own = -g * expm1((scaled(own, factor, given) - lse) * LN2)
+        tl.debug_barrier()  # every thread has read it before one may write it
         for start in range(first, last, BLOCK):
             column = start + tl.arange(0, BLOCK)
             here = column < given.columns
@@ -228,23 +232,20 @@ def logprob(
     return value, entropy, lse
 
 
-@plug_in(LOGPROB_BACKWARD, when=lambda *args: tabled(args[2]))
-def logprob_backward(
+def write_gradient(
+    dlogits: Tensor,
     dlogprob: Tensor,
     dentropy: Tensor,
     logits: Tensor,
     target: Tensor,
     lse: Tensor,
     entropy: Tensor,
-    temperature: Tensor | None,
-    logit_scale: float,
-    softcap: float | None,
-) -> Tensor:
+    *options: Any,
+) -> None:
     rows, columns = logits.shape
-    dlogits = logits.new_empty(rows, columns)
     if rows == 0:
-        return dlogits
-    given = given_logits(logits, target, temperature, logit_scale, softcap)
+        return
+    given = given_logits(logits, target, *options)
     saved = Results(None, entropy.contiguous(), lse.contiguous())
     tile = launch.parameters("logprob.gradient", logits.device, logits.dtype)
     block = min(max(triton.next_power_of_2(columns), 32), tile["BLOCK"])
@@ -252,6 +253,23 @@ def logprob_backward(
     splits = triton.cdiv(columns, tile["SEGMENT"])
     gradient[(rows * splits,)](
         given, saved, dlogprob.contiguous(), dentropy.contiguous() if dentropy.numel() else None,
-        dlogits, splits, **(tile | {"BLOCK": block, "num_warps": warps}),
+        dlogits, dlogits.stride(0), splits, **(tile | {"BLOCK": block, "num_warps": warps}),
     )  # fmt: skip
+
+
+@plug_in(LOGPROB_BACKWARD, when=lambda *args: tabled(args[2]))
+def logprob_backward(dlogprob: Tensor, dentropy: Tensor, logits: Tensor, *rest: Any) -> Tensor:
+    dlogits = logits.new_empty(logits.shape)
+    write_gradient(dlogits, dlogprob, dentropy, logits, *rest)
     return dlogits
+
+
+def rows_in_place(dlogprob: Tensor, dentropy: Tensor, logits: Tensor, *rest: Any) -> bool | str:
+    if logits.stride(1) != 1 or logits.stride(0) < logits.shape[1]:
+        return f"takes rows that are contiguous and apart, got strides {tuple(logits.stride())}"
+    return tabled(logits)
+
+
+@plug_in(LOGPROB_BACKWARD_, when=rows_in_place)
+def logprob_backward_(dlogprob: Tensor, dentropy: Tensor, logits: Tensor, *rest: Any) -> None:
+    write_gradient(logits, dlogprob, dentropy, logits, *rest)

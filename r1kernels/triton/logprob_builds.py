@@ -8,7 +8,7 @@ from r1kernels.triton import launch
 from r1kernels.triton.build import AMD, NVIDIA, Build
 from r1kernels.triton.logprob import ROWS, Given, Results, combine, gradient, read
 
-ALIGNED = ("given.logits", "given.columns", "given.row_stride", "dlogits")
+ALIGNED = ("given.logits", "given.columns", "given.row_stride", "dlogits", "out_stride")
 READS_WIDE = dict.fromkeys(NVIDIA, r"ld\.global\.v4")
 READS_AND_WRITES_WIDE = dict.fromkeys(NVIDIA, r"ld\.global\.v4[\s\S]*st\.global\.v4")
 
@@ -27,6 +27,7 @@ def builds(dtype: str, softcap: str | None, entropy: str | None) -> Iterator[Bui
         "dlogprob": "*fp32",
         "dentropy": entropy,
         "dlogits": f"*{dtype}",
+        "out_stride": "i32",
     }
     bits = "16" if dtype == "bf16" else "32"
     for target in (*NVIDIA, AMD):

@@ -57,7 +57,8 @@ def sources(op: Op, backend: str) -> list[Path]:
         return []
     headers = chain((ROOT / "csrc/common").glob("*.h"), folder.glob("*.h"))
     shared = [path for path in headers if path.stem not in others and path not in own]
-    return [ROOT / "r1kernels" / "ops" / f"{stem}.py", *own, *sorted(shared)]
+    declared = sorted((ROOT / "r1kernels" / "ops").glob(f"{stem}*.py"))
+    return [*declared, *own, *sorted(shared)]
 
 
 def source_hash(op: Op, backend: str) -> str:
@@ -117,7 +118,7 @@ def device_name(device: str) -> str:
 
 
 def _stem(op: Op) -> str:
-    return op.backends["torch"].run.__module__.rpartition(".")[2]
+    return op.backends["torch"].run.__module__.rpartition(".")[2].removesuffix("_op")
 
 
 def _key(record: dict[str, Any]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ def hidden_tile(
     FIRST: tl.constexpr, LAST: tl.constexpr, EVEN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """dhidden[active] = coefficient · (shares · weight), ``depth`` columns of the vocabulary a call.
+    """dhidden[active] = coefficient · (shares · weight), ``depth`` columns of V a call.
 
     Between the FIRST and the LAST call the accumulators rest in partial [active, width], fp32:
     the bits are those of one call for all columns.

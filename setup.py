@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,14 +32,9 @@ X86_ISAS = {
 CPU_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-Wall", "-Wextra", "-Wno-unused-parameter",
              "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]  # fmt: skip
 CUDA_ARCHS = {"_sm90": ["90a"], "": ["80", "89", "90a", "100"]}  # by the end of the file's name
-CUDA_FLAGS = [
-    "-DUSE_CUDA",
-    "-O3",
-    "-std=c++20",
-    "-Xcompiler=-fPIC",
-    "-Xptxas=-v",
-    "--expt-relaxed-constexpr",
-]
+# Products and sums are fused where the source says fma: a number is then the same wherever it is
+# computed, and as the emulator of the tests computes it.
+CUDA_FLAGS = ["-O3", "-std=c++20", "-fmad=false", "-Xcompiler=-fPIC", "-Xptxas=-v"]
 
 
 def find_torch() -> Path | None:
@@ -75,12 +71,18 @@ class BuildKernels(build_ext):
         make = self.cpu_commands if backend == "cpp" else self.cuda_commands
         folder = Path(self.build_temp) / backend
         folder.mkdir(parents=True, exist_ok=True)
+        if backend == "cpp":  # the algebra of the losses is written once, in Python
+            algebra = ROOT / "r1kernels/ops/surrogates.py"
+            generated = folder / "surrogates.h"
+            run([sys.executable, str(ROOT / "csrc/surrogates.py"), str(algebra), str(generated)])
+            includes.append(f"-I{folder}")
         commands = [
             [compiler, *flags, *includes, *defines, "-c", source, "-o", str(folder / name)]
             for source in ext.sources
             for name, flags in make(source)
         ]
-        newest_header = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*.h"))
+        headers = [*(ROOT / "csrc").rglob("*.h"), *folder.glob("*.h")]
+        newest_header = max(path.stat().st_mtime for path in headers)
         stale = [command for command in commands if is_stale(command, newest_header)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(run, stale))
@@ -88,8 +90,6 @@ class BuildKernels(build_ext):
         output.parent.mkdir(parents=True, exist_ok=True)
         objects = [command[-1] for command in commands]
         link = [f"-L{torch / 'lib'}", "-ltorch_cpu"]
-        if backend == "cuda" and (torch / "lib/libtorch_cuda.so").exists():
-            link.append("-ltorch_cuda")
         run([compiler, "-shared", *objects, *link, "-o", str(output)])
         return True
 

@@ -1,37 +1,70 @@
-"""``python -m benchmarks``: every op × case × backend against its peers, then the whole loss."""
+"""``python -m benchmarks``: every op × case × backend, and the whole loss, against peers.
+
+ops: each op alone. head: whole tasks, from hidden states to gradients, at
+several sizes. scaling: the loss against the number of rows. all: these three.
+
+status: which kernels have no record of their present source.
+plot: draw time and memory against the number of rows, from the records.
+tune: better launch parameters for the Triton kernels on this GPU.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Iterator
 
 import torch
 
 import r1kernels  # noqa: F401  (declares the ops)
-from benchmarks import head, ops, record
+from benchmarks import head, ops, plot, record, scaling, status
 from benchmarks.record import Row
 from r1kernels.op import OPS
 
+MEASURE = ("ops", "head", "scaling")
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("all", "ops", "head", "status"), default="all")
-    parser.add_argument("--op", choices=tuple(OPS), help="only this op")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "what", nargs="?", choices=("all", *MEASURE, "status", "plot", "tune"), default="all"
+    )
+    parser.add_argument("--op", choices=tuple(OPS), metavar="OP", help="only this op")
     parser.add_argument("--quick", action="store_true", help="few runs, no memory, no record")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     options = parser.parse_args()
     if options.what == "status":
-        print("\n".join(record.status()) or "every kernel has a record of its present source")
-        return
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"{record.device_name(device)}, torch {torch.__version__}", flush=True)
-    rows: list[Row] = []
-    if options.what != "head":
+        print("\n".join(status.lines()) or "every kernel has a record of its present source")
+    elif options.what == "tune":
+        from benchmarks.tune import tune  # imports Triton
+
+        tune(options.device or "cuda", options.op)
+    elif options.what == "plot":
+        print(f"drawn: {', '.join(map(str, plot.draw(record.load())))}")
+    else:
+        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        print(f"{record.device_name(device)}, torch {torch.__version__}", flush=True)
+        path = None
+        for rows in measure(options, device):
+            if rows and not options.quick:  # at once: a run cut short keeps what it has measured
+                path = record.save(rows, device)
+        if path is not None:
+            print(f"\nrecorded in {os.path.relpath(path)}")
+
+
+def measure(options: argparse.Namespace, device: str) -> Iterator[list[Row]]:
+    wanted = ("ops",) if options.op else MEASURE if options.what == "all" else (options.what,)
+    if "ops" in wanted:
         for op in [OPS[options.op]] if options.op else OPS.values():
-            rows += ops.bench(op, device, options.quick)
-    if options.what != "ops" and options.op is None:
-        rows += head.bench(device, options.quick)
-    if not options.quick:
-        print(f"\nrecorded in {record.save(rows, device)}")
+            yield ops.bench(op, device, options.quick)
+    if "head" in wanted:
+        yield from head.bench(device, options.quick)
+    if "scaling" in wanted:
+        yield from scaling.bench(device, options.quick)
 
 
 if __name__ == "__main__":

@@ -1,249 +1,185 @@
-"""The headline: hidden states → GRPO loss → gradients, against what people run today.
+"""The headline: whole tasks, from hidden states or logits to gradients, against all peers.
 
-All implementations get the same task: the clipped loss of ``T`` packed completion tokens, through a
-language-model head, forward and backward. Error is that of the gradients against the same task in
-float32: the largest row error over the largest row, so that one wrong row shows.
+Error is that of the results against the same task in a wider type: the largest row error over the
+largest row, so that one wrong row shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from math import inf, nan
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-import r1kernels
-from benchmarks.peers import TRL_CHUNK
+from benchmarks import peers
 from benchmarks.record import Row
-from benchmarks.table import milliseconds, table
-from r1kernels.op import PREFERENCE
+from benchmarks.table import show
+from benchmarks.tasks import OURS, Scenario, Task
+from r1kernels.testing import peaks
 from r1kernels.testing.memory import extra_peak
 from r1kernels.testing.timing import interleaved
 
-NAME = "fused_linear_grpo_loss"
-H, V = 576, 49152
-SEQUENCE = 64  # rows of one completion
-CHUNK = 128  # rows that the checkpointed peer turns into logits at once
-EPSILON = 0.2
-TRL_INSTALLED = find_spec("trl") is not None
-HEADER = ("task", "run by", "time", "÷ compile", "÷ full", "MiB", "grads", "÷ compile", "error")
+NAME = {
+    "grpo": "fused_linear_grpo_loss",
+    "cross_entropy": "linear_cross_entropy",
+    "logits": "logprob + policy_loss",
+    "logprob": "logprob, forward",
+}
+WE = "r1kernels"
+PEER_ERROR = 1e-2  # a peer need not be as exact as we, but must have done the same task
+FEW = ("compile", "eager", "cce")  # the fastest peers on a CPU, and the measure of exactness
+SECONDS = {"cpu": 2.0, "cuda": 0.5}  # of timing, for each implementation
 
-
-class Task(NamedTuple):
-    hidden: Tensor  # [T, H] bf16
-    weight: Tensor  # [V, H] bf16
-    target: Tensor  # [T]
-    old_logprob: Tensor  # [T] f32
-    advantages: Tensor  # [B] f32
-    cu_seqlens: Tensor  # [B + 1] int32
-
-
-class Scenario(NamedTuple):
-    name: str
-    rows: int
-    active: float = 1.0  # share of the sequences with a nonzero advantage
-    frozen: bool = False
-    small: bool = False  # few peers: shows how cost grows with T
-
-    def make(self, device: str, dtype: torch.dtype = torch.bfloat16) -> Task:
-        rng = torch.Generator().manual_seed(self.rows)
-        hidden = torch.randn(self.rows, H, generator=rng).bfloat16().to(device, dtype)
-        weight = (torch.randn(V, H, generator=rng) / H**0.5).bfloat16().to(device, dtype)
-        target = torch.randint(V, (self.rows,), generator=rng).to(device)
-        sequences = self.rows // SEQUENCE
-        advantages = torch.randn(sequences, generator=rng)
-        idle = torch.randperm(sequences, generator=rng)[round(self.active * sequences) :]
-        advantages[idle] = 0
-        # Ratios inside the clip: every row of an active sequence has a gradient.
-        shifts = torch.tensor([-0.1, -0.05, 0.05, 0.1])[
-            torch.randint(4, (self.rows,), generator=rng)
-        ]
-        with torch.no_grad():
-            old = r1kernels.linear_logprob(hidden.float(), weight.float(), target).logprob
-        old += shifts.to(device)
-        starts = torch.arange(0, self.rows + 1, SEQUENCE, dtype=torch.int32, device=device)
-        weight.requires_grad_(not self.frozen)
-        return Task(hidden.requires_grad_(), weight, target, old, advantages.to(device), starts)
-
-
-SCENARIOS = (
-    Scenario("all active", 1024),
-    Scenario("37 % active", 1024, active=0.37),
-    Scenario("frozen head", 1024, frozen=True),
-    Scenario("T = 256", 256, small=True),
-    Scenario("T = 4096", 4096, small=True),
-)
-
-
-def loss_of(logprob: Tensor, old: Tensor, advantages: Tensor) -> Tensor:
-    """The clipped loss, mean over sequences of the token mean, in plain PyTorch."""
-    advantage = advantages.repeat_interleave(SEQUENCE)
-    ratio = (logprob - old).exp()
-    clipped = ratio.clamp(1 - EPSILON, 1 + EPSILON)
-    return -torch.minimum(ratio * advantage, clipped * advantage).mean()  # equal lengths
-
-
-def plain_logprob(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    logits = (hidden @ weight.T).float()
-    return logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)
-
-
-def plain(
-    hidden: Tensor, weight: Tensor, target: Tensor, old: Tensor, advantages: Tensor
-) -> Tensor:
-    return loss_of(plain_logprob(hidden, weight, target), old, advantages)
-
-
-compiled = torch.compile(plain, dynamic=False)
-
-
-def run_eager(task: Task) -> Tensor:
-    return plain(*task[:5])
-
-
-def run_compile(task: Task) -> Tensor:
-    return compiled(*task[:5])
-
-
-def run_chunked(task: Task) -> Tensor:
-    parts = [
-        checkpoint(plain_logprob, hidden, task.weight, target, use_reentrant=False)
-        for hidden, target in zip(task.hidden.split(CHUNK), task.target.split(CHUNK), strict=True)
-    ]
-    return loss_of(torch.cat(parts), task.old_logprob, task.advantages)
-
-
-def run_trl(task: Task) -> Tensor:
-    from trl.kernels import ChunkedLogProbFunction
-
-    logprob, *_ = ChunkedLogProbFunction.apply(
-        task.hidden, task.weight, None, task.target, 1.0, TRL_CHUNK, None, 1.0, ()
-    )
-    return loss_of(logprob, task.old_logprob, task.advantages)
-
-
-def run_ours(task: Task) -> Tensor:
-    return r1kernels.fused_linear_grpo_loss(
-        task.hidden,
-        task.weight,
-        task.target,
-        advantages=task.advantages,
-        cu_seqlens=task.cu_seqlens,
-        old_logprob=task.old_logprob,
-        epsilon=EPSILON,
-    ).loss
-
-
-RUN: dict[str, Callable[[Task], Tensor]] = {
-    "r1kernels": run_ours,
-    "compile": run_compile,
-    "eager": run_eager,
-    "chunked": run_chunked,
-    "trl": run_trl,
+SMALL, LARGE = (1024, 576, 49152), (8192, 4096, 151936)
+SCENARIOS = {
+    "cpu": (
+        Scenario("all active", *SMALL),
+        Scenario("37 % active", *SMALL, active=0.37),
+        Scenario("frozen head", *SMALL, frozen=True),
+        Scenario("odd vocabulary", 1024, 576, 49153, peers=FEW),
+        Scenario("few rows", 256, 2048, 32000, peers=FEW),
+        Scenario("large vocabulary", 512, 896, 151937, peers=FEW),
+        Scenario("many rows", 2048, 1024, 32003, peers=FEW),
+        Scenario("float32", *SMALL, dtype=torch.float32, peers=FEW),
+    ),
+    "cuda": (
+        Scenario("all active", *LARGE),
+        Scenario("frozen head", *LARGE, frozen=True),
+        Scenario("37 % active", *LARGE, active=0.37),
+        Scenario("logits given, forward", 8192, 0, 151936, kind="logprob"),
+        Scenario("logits given", 8192, 0, 151936, kind="logits"),
+        Scenario("cross-entropy", 4096, 4096, 128256, kind="cross_entropy"),
+        Scenario("half the rows", 4096, 4096, 128256),
+        Scenario("vocabulary 2^17", 8192, 4096, 131072),
+    ),
 }
 
 
-def step(name: str, task: Task) -> Callable[[], tuple[Tensor, ...]]:
+class Measured(NamedTuple):
+    """The rows of one scenario, and what is wrong with those that print no speed."""
+
+    rows: list[Row]
+    problems: list[str]
+
+
+def bench(device: str, quick: bool) -> Iterator[list[Row]]:
+    """Measure every scenario, print a table each, and give its rows."""
+    for scenario in SCENARIOS[device][: 1 if quick else None]:
+        rows, problems = measure(scenario, device, quick, rounds=(3, 30), seconds=SECONDS[device])
+        show(title(scenario, rows), rows, problems)
+        yield rows
+    print("TFLOP/s and %peak count the task's arithmetic (logits once), ÷best is over the fastest")
+    print("peer, MiB the peak above the inputs, error that of the gradients' worst row.")
+    print(peers.missing(device))
+
+
+def measure(
+    scenario: Scenario, device: str, quick: bool, rounds: tuple[int, int], seconds: float
+) -> Measured:
+    """Check, time (``rounds`` and ``seconds`` of each) and weigh every implementation."""
+    torch._dynamo.reset()  # it would stop compiling after eight shapes
+    names = implementations(scenario, device)
+    exact = step("eager", scenario, scenario.make(device, scenario.exact_dtype))()
+    task = made(scenario, device)
+    calls = {name: step(name, scenario, task) for name in names}
+    problems: list[str] = []
+    errors = {name: judge(name, call, exact, problems) for name, call in calls.items()}
+    del exact
+    allowed = 2 * errors["eager"]
+    right = {}
+    for name, found in errors.items():
+        limit = allowed if name == WE else max(allowed, PEER_ERROR)
+        if found <= limit:
+            right[name] = calls[name]
+        elif found == found:
+            problems.append(f"{name}: error {found:.2g}, allowed {limit:.2g}")
+    times = interleaved(
+        right, device=device, warmup=1, rounds=(1, 1) if quick else rounds, seconds=seconds
+    )
+    best = min((times[name] for name in times if name != WE), default=None)
+    least = peaks.roofline(device, scenario.dtype, scenario.flops, scenario.bytes)
+    rows = []
+    for name in names:
+        time, memory = times.get(name), None
+        if time and not quick:
+            memory = extra_peak(build, name, scenario, device, device=device)
+        row = Row(
+            NAME[scenario.kind],
+            scenario.name,
+            name,
+            seconds=time,
+            tflops=time and scenario.flops / time / 1e12,
+            gbps=time and scenario.bytes / time / 1e9,
+            roofline=time and least / time,
+            ratio=time and best and time / best,
+            error=errors[name],
+            peak=memory and memory.peak,
+            returned=memory and memory.returned,
+            shape=(scenario.rows, scenario.width, scenario.columns),
+        )
+        rows.append(row)
+    return Measured(rows, problems)
+
+
+def implementations(scenario: Scenario, device: str) -> list[str]:
+    able = peers.for_task(scenario.kind, device)
+    wanted = able if scenario.peers is None else [name for name in scenario.peers if name in able]
+    return [WE, *wanted]
+
+
+def step(name: str, scenario: Scenario, task: Task) -> Callable[[], tuple[Tensor, ...]]:
     """A call that returns the loss and the gradients of what is trained."""
-    leaves = [tensor for tensor in (task.hidden, task.weight) if tensor.requires_grad]
+    able = OURS if name == WE else peers.for_task(scenario.kind, task.target.device.type)
+    loss_of = able[scenario.kind if name == WE else name]
+    leaves = [tensor for tensor in task.inputs if tensor.requires_grad]
 
     def call() -> tuple[Tensor, ...]:
-        loss = RUN[name](task)
-        return (loss.detach(), *torch.autograd.grad(loss, leaves))
+        loss = loss_of(task)
+        return (loss.detach(), *(torch.autograd.grad(loss, leaves) if leaves else ()))
 
     return call
 
 
+@lru_cache(maxsize=1)
+def made(scenario: Scenario, device: str) -> Task:
+    """The task, kept until the next one is made: it takes seconds."""
+    return scenario.make(device)
+
+
 def build(name: str, scenario: Scenario, device: str) -> Callable[[], tuple[Tensor, ...]]:
-    return step(name, scenario.make(device))
+    """``step`` by names, for the process that measures memory."""
+    torch._dynamo.reset()
+    return step(name, scenario, made(scenario, device))
 
 
-def bench(device: str, quick: bool) -> list[Row]:
-    """Measure every scenario, print the table, and give its rows."""
-    found: list[Row] = []
-    lines: list[list[str]] = []
-    full: float | None = None
-    for scenario in SCENARIOS[: 3 if quick else None]:
-        rows = bench_scenario(scenario, device, quick)
-        compiled = next(row for row in rows if row.implementation == "compile")
-        full = full or compiled.seconds
-        lines += [cells(row, compiled, None if scenario.small else full) for row in rows]
-        if not scenario.small and not TRL_INSTALLED:
-            lines.append([scenario.name, "trl", "not installed", *[""] * (len(HEADER) - 3)])
-        found += rows
-    print(f"\n{NAME}, forward + backward, bf16, H {H} × V {V}\n{table(HEADER, lines)}")
-    print("÷ compile: over torch.compile on the same task; ÷ full: over torch.compile with")
-    print("all rows active and the head trained. MiB: peak above the inputs; grads: the part of it")
-    print(f"that is returned. Backends of r1kernels: {', '.join((*PREFERENCE[device], 'torch'))}.")
-    return found
-
-
-def bench_scenario(scenario: Scenario, device: str, quick: bool) -> list[Row]:
-    names = [name for name in RUN if name != "trl" or TRL_INSTALLED]
-    if scenario.small:
-        names = ["r1kernels", "compile", "eager"]
-    exact = step("eager", scenario.make(device, torch.float32))()
-    calls = {name: step(name, task) for task in [scenario.make(device)] for name in names}
-    errors = {name: error(call(), exact) for name, call in calls.items()}
-    del exact
-    right = {name: call for name, call in calls.items() if errors[name] <= 2 * errors["eager"]}
-    seconds = interleaved(
-        right, device=device, warmup=1, rounds=(1, 1) if quick else (8, 30), seconds=2.0
-    )
-    rows = []
-    for name in names:
-        time, memory = seconds.get(name), None
-        if time is not None and not quick:
-            memory = extra_peak(build, name, scenario, device, device=device)
-        # 8·T·H·V: logits, logits again in the backward pass, and two gradients.
-        flops = (6 if scenario.frozen else 8) * scenario.rows * H * V
-        others = [seconds[other] for other in seconds if other != "r1kernels"]
-        rows.append(
-            Row(
-                NAME,
-                scenario.name,
-                name,
-                seconds=time,
-                tflops=time and flops / time / 1e12,
-                gbps=None,
-                roofline=None,
-                ratio=time / min(others) if time else None,
-                error=errors[name],
-                peak=memory and memory.peak,
-                returned=memory and memory.returned,
-            )
-        )
-    return rows
+def judge(
+    name: str,
+    call: Callable[[], tuple[Tensor, ...]],
+    exact: tuple[Tensor, ...],
+    problems: list[str],
+) -> float:
+    try:
+        return error(call(), exact)
+    except Exception as problem:  # of a peer, most likely: it must not cost the whole table
+        problems.append(f"{name}: {type(problem).__name__}: {problem}")
+        return nan
 
 
 def error(got: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
     """The worst of loss and gradients, each relative to the largest row of the truth."""
     worst = 0.0
     for a, b in zip(got, exact, strict=True):
-        rows = (a.float() - b).reshape(a.shape[0] if a.dim() else 1, -1).norm(dim=1)
+        rows = (a.to(b.dtype) - b).reshape(b.shape[0] if b.dim() else 1, -1).norm(dim=1)
+        rows = rows.nan_to_num(nan=inf)
         scale = b.reshape(b.shape[0] if b.dim() else 1, -1).norm(dim=1).max()
         worst = max(worst, float(rows.max() / scale))
     return worst
 
 
-def cells(row: Row, compiled: Row, full: float | None) -> list[str]:
-    def over(a: float | None, b: float | None) -> str:
-        return f"{a / b:.2f}" if a and b else ""
-
-    def mebibytes(size: int | None) -> str:
-        return "" if size is None else f"{size / 2**20:.0f}"
-
-    return [
-        row.case,
-        row.implementation,
-        milliseconds(row.seconds),
-        over(row.seconds, compiled.seconds),
-        over(row.seconds, full),
-        mebibytes(row.peak),
-        mebibytes(row.returned),
-        over(row.peak, compiled.peak),
-        f"{row.error:.0e}",
-    ]
+def title(scenario: Scenario, rows: list[Row]) -> str:
+    returned = next((row.returned for row in rows if row.returned), None)
+    results = f"; results: {returned / 2**20:.0f} MiB" if returned else ""
+    return f"{NAME[scenario.kind]}, {scenario.describe()}{results}"

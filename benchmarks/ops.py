@@ -7,15 +7,14 @@ prints no speed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 
-from benchmarks import record
-from benchmarks.peers import peers
+from benchmarks import peers, status
 from benchmarks.record import Row
-from benchmarks.table import milliseconds, table
+from benchmarks.table import show
 from r1kernels.__main__ import unavailable
 from r1kernels.op import OPS, PREFERENCE, Case, Op
 from r1kernels.testing import peaks
@@ -24,36 +23,31 @@ from r1kernels.testing.memory import extra_peak
 from r1kernels.testing.timing import interleaved
 
 PEER_ERROR = 1e-2  # relative: a peer need not be as exact, but must have done the same task
-HEADER = ("case", "run by", "time", "TFLOP/s", "GB/s", "% peak", "÷ peer", "error", "extra MiB")
 
 
 def bench(op: Op, device: str, quick: bool) -> list[Row]:
-    """Measure every large case of ``op``, print the table, and give its rows."""
-    cases = [case for case in op.cases if case.bench]
-    if not cases:
-        return []
+    """Measure every case of ``op`` that is made for timing, print a table each, give the rows."""
     found: list[Row] = []
-    problems: list[str] = []
-    for case in cases:
-        rows, wrong = bench_case(op, case, device, quick)
-        found += rows
-        problems += wrong
-    print(f"\n{op.name}\n{table(HEADER, [cells(row) for row in found])}")
-    print("".join(f"{problem}\n" for problem in problems), end="", flush=True)
+    for case in op.cases:
+        if case.timed_on(device):
+            rows, problems = bench_case(op, case, device, quick)
+            show(f"{op.name}, {case.name}", rows, problems)
+            found += rows
     return found
 
 
 def bench_case(op: Op, case: Case, device: str, quick: bool) -> tuple[list[Row], list[str]]:
     """The rows of one case, and what is wrong with those that print no speed."""
-    args = case.make(device)
+    torch._dynamo.reset()
+    args = made(op.name, case.name, device)
     names = implementations(op, device, args)
-    calls = {name: candidate(op, name, args) for name in names}
+    calls = {name: candidate(op, name, args, device) for name in names}
     truth = Truth(op, case, args)
     verdicts = {name: judge(truth, name, call) for name, call in calls.items()}
     del truth
     right = {name: call for name, call in calls.items() if not verdicts[name].problems}
     seconds = interleaved(right, device=device, seconds=0.05 if quick else 1.0)
-    peer_seconds = [seconds[name] for name in peers(op) if name in seconds]
+    best = min((seconds[name] for name in seconds if name not in op.backends), default=None)
     least = peaks.roofline(device, compute_dtype(args), case.flops, case.bytes)
     rows = []
     for name in names:
@@ -68,20 +62,22 @@ def bench_case(op: Op, case: Case, device: str, quick: bool) -> tuple[list[Row],
             tflops=time and case.flops / time / 1e12,
             gbps=time and case.bytes / time / 1e9,
             roofline=time and least / time,
-            ratio=time and time / min(peer_seconds) if peer_seconds else None,
+            ratio=time and best and time / best,
             error=verdicts[name].error,
             peak=memory and memory.peak,
             returned=memory and memory.returned,
-            source=record.source_hash(op, name) if name in record.SOURCES else "",
+            source=status.source_hash(op, name),
         )
         rows.append(row)
-    return rows, [problem for verdict in verdicts.values() for problem in verdict.problems]
+    return rows, [verdict.problems[0] for verdict in verdicts.values() if verdict.problems]
 
 
 def implementations(op: Op, device: str, args: tuple[Any, ...]) -> list[str]:
     """Our backends that take these arguments, then the peers."""
     ours = [name for name in PREFERENCE[device] if unavailable(op, name) is None]
-    return [name for name in ours if op.backends[name].when(*args) is True] + list(peers(op))
+    return [name for name in ours if op.backends[name].when(*args) is True] + list(
+        peers.for_op(op, device)
+    )
 
 
 @torch.no_grad()
@@ -90,16 +86,21 @@ def call_backend(op: Op, backend: str, args: tuple[Any, ...]) -> Any:
         return op(*args)
 
 
-def candidate(op: Op, implementation: str, args: tuple[Any, ...]) -> Callable[[], Any]:
+def candidate(op: Op, implementation: str, args: tuple[Any, ...], device: str) -> Callable[[], Any]:
     if implementation in op.backends:
         return partial(call_backend, op, implementation, args)
-    return partial(torch.no_grad()(peers(op)[implementation]), *args)
+    return partial(torch.no_grad()(peers.for_op(op, device)[implementation]), *args)
+
+
+@lru_cache(maxsize=1)
+def made(op: str, case: str, device: str) -> tuple[Any, ...]:
+    """The arguments of a case, kept until the next ones are made: it takes seconds."""
+    return next(c for c in OPS[op].cases if c.name == case).make(device)
 
 
 def build(op: str, case: str, implementation: str, device: str) -> Callable[[], Any]:
     """``candidate`` by names, for the process that measures memory."""
-    args = next(c for c in OPS[op].cases if c.name == case).make(device)
-    return candidate(OPS[op], implementation, args)
+    return candidate(OPS[op], implementation, made(op, case, device), device)
 
 
 def judge(truth: Truth, name: str, call: Callable[[], Any]) -> Parity:
@@ -115,20 +116,3 @@ def compute_dtype(args: tuple[Any, ...]) -> torch.dtype:
     """The narrowest floating-point type among the arguments: that of the matrix products."""
     floats = [a.dtype for a in args if isinstance(a, torch.Tensor) and a.is_floating_point()]
     return min(floats, key=lambda dtype: dtype.itemsize, default=torch.float32)
-
-
-def cells(row: Row) -> list[str]:
-    def show(value: float | None, form: str) -> str:
-        return f"{value:{form}}" if value else ""
-
-    return [
-        row.case,
-        row.implementation,
-        milliseconds(row.seconds),
-        show(row.tflops, ".2g"),
-        show(row.gbps, ".3g"),
-        show(row.roofline, ".0%"),
-        show(row.ratio, ".2f"),
-        f"{row.error:.0e}",
-        show(row.peak and row.peak / 2**20, ".1f"),
-    ]

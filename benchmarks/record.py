@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import re
@@ -10,17 +9,14 @@ import subprocess
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from r1kernels.op import OPS, Op
-
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SOURCES = {"cpp": "csrc/cpu", "cuda": "csrc/cuda", "triton": "r1kernels/triton"}
+
 KEY = ("op", "case", "implementation")
 
 
@@ -28,9 +24,10 @@ KEY = ("op", "case", "implementation")
 class Row:
     """What one implementation did on one case. No speed is kept where the result was wrong.
 
-    seconds: median. roofline: the least possible time on this device, over the measured one.
-    ratio: time over that of the fastest peer. error: see ``compare.Parity``.
-    peak, returned: bytes above the inputs, and those of them that are results.
+    seconds: median. tflops, gbps: of the task, over the median. roofline: the least possible time
+    on this device, over the measured one. ratio: time over that of the fastest peer.
+    error: see ``compare.Parity``, or ``head.error``. peak, returned: bytes above the inputs, and
+    those of them that are results. shape: T, H, V of a whole task. source: see ``status``.
     """
 
     op: str
@@ -44,32 +41,14 @@ class Row:
     error: float
     peak: int | None = None
     returned: int | None = None
+    shape: tuple[int, ...] = ()
     source: str = ""
-
-
-def sources(op: Op, backend: str) -> list[Path]:
-    """The files that make ``op`` on ``backend``: its own, and headers that belong to no op."""
-    stem = _stem(op)
-    others = {_stem(other) for other in OPS.values()} - {stem}
-    folder = ROOT / SOURCES[backend]
-    own = sorted(folder.glob(f"{stem}*"))
-    if not own:
-        return []
-    headers = chain((ROOT / "csrc/common").glob("*.h"), folder.glob("*.h"))
-    shared = [path for path in headers if path.stem not in others and path not in own]
-    return [ROOT / "r1kernels" / "ops" / f"{stem}.py", *own, *sorted(shared)]
-
-
-def source_hash(op: Op, backend: str) -> str:
-    digest = hashlib.sha256()
-    for path in sources(op, backend):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def save(rows: list[Row], device: str) -> Path:
     """Replace the records of these rows on this device, and keep the others."""
     environment: dict[str, Any] = {
+        "kind": device,
         "device": device_name(device),
         "torch": torch.__version__,
         "triton": _version("triton"),
@@ -92,32 +71,12 @@ def load() -> list[dict[str, Any]]:
     return [record for path in sorted(RESULTS.glob("*.jsonl")) for record in _read(path)]
 
 
-def status() -> list[str]:
-    """One line for each op × backend whose speed is unknown, or known of older source only."""
-    known = {(r["op"], r["implementation"]): r["source"] for r in load()}
-    lines = []
-    for op in OPS.values():
-        for backend in SOURCES:
-            if not sources(op, backend) or not any(case.bench for case in op.cases):
-                continue
-            recorded = known.get((op.name, backend))
-            if recorded != source_hash(op, backend):
-                lines.append(
-                    f"{op.name} × {backend}: {'older source' if recorded else 'no record'}"
-                )
-    return lines
-
-
 def device_name(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo").read_text()
     model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     return f"{model[1] if model else platform.machine()} × {torch.get_num_threads()}"
-
-
-def _stem(op: Op) -> str:
-    return op.backends["torch"].run.__module__.rpartition(".")[2]
 
 
 def _key(record: dict[str, Any]) -> tuple[str, ...]:

@@ -4,7 +4,10 @@
 """
 
 from r1kernels.op import explain, using
-from r1kernels.ops.fused_linear_grpo_loss import FusedLoss, fused_linear_grpo_loss
+from r1kernels.ops.candidates import Candidates, candidates
+from r1kernels.ops.fused_linear_grpo_loss import fused_linear_grpo_loss
+from r1kernels.ops.fused_linear_loss import FusedLoss, fused_linear_loss
+from r1kernels.ops.gdpo_advantage import gdpo_advantage
 from r1kernels.ops.group_advantage import group_advantage
 from r1kernels.ops.head import LogProb
 from r1kernels.ops.linear_cross_entropy import linear_cross_entropy
@@ -13,11 +16,15 @@ from r1kernels.ops.logprob import logprob
 from r1kernels.ops.policy_loss import PolicyLoss, policy_loss
 
 __all__ = [
+    "Candidates",
     "FusedLoss",
     "LogProb",
     "PolicyLoss",
+    "candidates",
     "explain",
     "fused_linear_grpo_loss",
+    "fused_linear_loss",
+    "gdpo_advantage",
     "group_advantage",
     "linear_cross_entropy",
     "linear_logprob",

@@ -39,7 +39,8 @@ class Case:
         flops: arithmetic operations of one call, for the roofline.
         bytes: least memory traffic of one call, in bytes, for the roofline.
         tier: ``"bitwise"`` for integers and selections, ``"budget"`` for floating point.
-        bench: too large for tests, timed by the benchmarks.
+        bench: too large for tests, timed by the benchmarks: True on every device, "cpu" or "cuda"
+            on that one only.
     """
 
     name: str
@@ -47,7 +48,10 @@ class Case:
     flops: float = 0.0
     bytes: float = 0.0
     tier: str = "budget"
-    bench: bool = False
+    bench: bool | str = False
+
+    def timed_on(self, device: str) -> bool:
+        return self.bench in (True, device)
 
 
 class Backend(NamedTuple):
@@ -93,7 +97,8 @@ class Op:
         opaque: Sequence[int] = (),
     ) -> None:
         self.name = schema.split("(", 1)[0]
-        self.module = reference.__module__.rpartition(".")[2]  # of r1kernels.ops, r1kernels.triton
+        # The file of its kernels in r1kernels.triton: that of the op whose gradient it makes.
+        self.module = self.name.removesuffix("_").removesuffix("_backward")
         self.cases, self.opaque = tuple(cases), tuple(opaque)
         self.differentiable = backward is not None
         self._validate = validate

@@ -26,6 +26,11 @@ from r1train.schema import (
 
 Schedule = Literal["constant", "linear", "cosine"]
 Stage = Literal["sft", "grpo"]
+# Those of r1kernels.ops.losses whose update does not depend on how a batch is split.
+LossType = Literal[
+    "grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo", "gmpo", "cispo", "cispo_clip", "sapo",
+    "vespo", "dppo_tv", "dppo_kl", "reinforce",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -192,19 +197,20 @@ class GRPOConfig(Section, section="grpo"):
     """Decay of the second moment."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this 2-norm."""
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce"] = "grpo"
+    loss_type: LossType = "grpo"
     """Form of the policy loss and its normalisation."""
-    importance_sampling_level: Literal["token", "sequence"] = "token"
-    """Whether the ratio is taken for each token or for the whole completion."""
-    epsilon: Positive = 0.2
-    """Clip range below 1, and above it unless epsilon_high is given (R1's second stage: 10)."""
+    importance_sampling_level: Literal["token", "sequence", "sequence_token"] | None = None
+    """Whose ratio: the token's or the completion's; unset: what the loss type is made for."""
+    epsilon: Positive | None = None
+    """Clip range below 1, and above it unless epsilon_high is given (unset: 0.2; R1's second
+    stage: 10)."""
     epsilon_high: Positive | None = None
     """Clip range above 1 (DAPO: 0.28)."""
     delta: Positive | None = None
     """Upper bound of the ratio where the advantage is negative (two-sided clipping)."""
     beta: NonNegative = 0.001
     """Coefficient of the KL divergence from the reference; 0 keeps no reference (R1: 0.001)."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_estimator: Literal["k1", "abs", "k2", "k3", "low_var", "k3+"] = "k3"
     """Schulman's estimator of the KL divergence (R1: k3)."""
     ref_model_sync_steps: CountOrZero = 400
     """Steps after which the reference becomes the current policy; 0: never (R1: 400)."""

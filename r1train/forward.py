@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,14 +91,3 @@ def completion_hidden(
     cu_seqlens = torch.zeros(len(tokens) + 1, dtype=torch.int32)
     cu_seqlens[1:] = lengths.cumsum(0)
     return hidden[valid], ids[valid], cu_seqlens.to(model.device)
-
-
-def head_of(model: PreTrainedModel) -> tuple[Tensor, dict[str, Any]]:
-    """Weight [V, H] of the language-model head and the options that r1kernels' head ops take."""
-    head = model.get_output_embeddings()
-    options = {
-        "bias": getattr(head, "bias", None),
-        "softcap": getattr(model.config, "final_logit_softcapping", None),
-        "logit_scale": getattr(model.config, "logit_scale", None) or 1.0,
-    }
-    return head.weight, options

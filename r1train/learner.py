@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from r1kernels import fused_linear_grpo_loss, group_advantage, linear_logprob
+from r1kernels.hf import head_of
 from r1train.batch import Batch, micro_batches
 from r1train.config import GRPOConfig
-from r1train.forward import completion_hidden, head_of
+from r1train.forward import completion_hidden
 from r1train.metrics import Metrics
 from r1train.optim import Optimizer
 from r1train.rollout import Rollout
@@ -102,15 +103,15 @@ class Learner:
         """
         config = self.config
         hidden, target, cu_seqlens = completion_hidden(self.model, part.prompts, part.completions)
-        weight, head = head_of(self.model)
+        head = head_of(self.model)
         old = ref = None
         if part.old_logprobs is not None:
             old = torch.cat(part.old_logprobs)
         if self.reference is not None:
             ref = torch.cat(self._logprobs(self.reference, part))
         fused = fused_linear_grpo_loss(
-            hidden,
-            weight,
+            head.rows(hidden),
+            head.weight,
             target,
             cu_seqlens=cu_seqlens,
             advantages=part.advantages,
@@ -131,7 +132,7 @@ class Learner:
             num_active_tokens=whole.num_tokens,
             num_sequences=len(whole),
             max_completion_length=self.max_completion_length,
-            **head,
+            **head.options,
         )
         fused.loss.backward()
         figures = {"loss": fused.loss.detach(), **fused.metrics}
@@ -142,12 +143,16 @@ class Learner:
     def _logprobs(self, model: PreTrainedModel, batch: Batch) -> list[Tensor]:
         """Log-probabilities of the completions under `model`, in the order of `batch`."""
         found: dict[int, Tensor] = {}
-        weight, head = head_of(model)
+        head = head_of(model)
         for rows in micro_batches(batch.prompts, batch.completions, self.config.token_budget):
             part = batch.take(rows)
             hidden, target, _ = completion_hidden(model, part.prompts, part.completions)
             logprob = linear_logprob(
-                hidden, weight, target, temperature=self.temperature, **head
+                head.rows(hidden),
+                head.weight,
+                target,
+                temperature=self.temperature,
+                **head.options,
             ).logprob
             found |= zip(rows, logprob.split([len(c) for c in part.completions]), strict=True)
         return [found[row] for row in range(len(batch))]

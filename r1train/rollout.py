@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from r1train.forward import extend, head_of, prefill
+from r1kernels.hf import head_of
+from r1train.forward import extend, prefill
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Engine:
         rows = torch.arange(len(prompts), device=uniform.device)
         prefix = prefill(self.model, prompts)
         for step in range(uniform.shape[1]):
-            logits = self._logits(prefix.hidden)
+            logits = head_of(self.model).logits(prefix.hidden)
             token, logprob = sample(logits, uniform[rows, step], temperature, top_p)
             tokens[rows, step], logprobs[rows, step] = token, logprob
             going = ~torch.isin(token, self.stop)
@@ -94,15 +95,6 @@ class Engine:
             prefix.hidden = extend(self.model, prefix.cache, ids, prefix.mask, position)[:, 0]
             prefix.length = prefix.length + 1
         return tokens, logprobs
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """The head, in the order r1kernels defines: bias, scale, softcap; float32 [B, V]."""
-        weight, options = head_of(self.model)
-        logits = torch.nn.functional.linear(hidden, weight, options["bias"]).float()
-        logits = logits * options["logit_scale"]
-        if (cap := options["softcap"]) is not None:
-            logits = torch.tanh(logits / cap) * cap
-        return logits
 
 
 def sample(

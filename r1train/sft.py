@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1kernels import linear_cross_entropy
+from r1kernels.hf import head_of
 from r1train.batch import micro_batches
 from r1train.config import SFTConfig
 from r1train.encode import encode_prompts
-from r1train.forward import completion_hidden, head_of
+from r1train.forward import completion_hidden
 from r1train.optim import Optimizer
 from r1train.seeds import derive_seed
 from r1train.solutions import demonstration
@@ -53,8 +54,11 @@ def accumulate(
         hidden, target, _ = completion_hidden(
             model, [prompts[row] for row in rows], [completions[row] for row in rows]
         )
-        weight, head = head_of(model)
-        loss = linear_cross_entropy(hidden, weight, target, reduction="sum", **head) / count
+        head = head_of(model)
+        loss = linear_cross_entropy(
+            head.rows(hidden), head.weight, target, reduction="sum", **head.options
+        )
+        loss = loss / count
         loss.backward()
         total += loss.item()
     return total

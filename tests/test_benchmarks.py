@@ -1,4 +1,4 @@
-"""The benchmark loop on a toy op: no speed is asserted, only what is said about it."""
+"""The benchmarks on toy ops and toy sizes: no speed is asserted, only what is said about it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import head, ops, record
-from benchmarks.peers import peers
-from benchmarks.table import table
+from benchmarks import head, ops, peers, plot, record, scaling, status
+from benchmarks.peers.adapt import Peer, one_temperature
+from benchmarks.record import Row
+from benchmarks.table import show, table
+from benchmarks.tasks import KINDS, Scenario
 from r1kernels.op import OPS, PREFERENCE, Case, Op
 
 NAME = "toy_double"
@@ -23,18 +25,34 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Op]:
     lib = torch.library.Library("r1kernels", "FRAGMENT")
     monkeypatch.setattr("r1kernels.op._LIB", lib)
     monkeypatch.setitem(PREFERENCE, "cpu", ("right", "wrong"))
+    cases = [
+        Case("long", lambda device: (torch.ones(4096),), bytes=2 * 4 * 4096, bench=True),
+        Case("for a GPU", lambda device: 1 / 0, bench="cuda"),
+    ]
     op = Op(
         f"{NAME}(Tensor x) -> Tensor",
         reference=lambda x: x * 2,
         fake=torch.empty_like,
-        cases=[Case("long", lambda device: (torch.ones(4096),), bytes=2 * 4 * 4096, bench=True)],
+        cases=cases,
     )
     op.backend("right")(lambda x: x + x)
     op.backend("wrong")(lambda x: x * 2.1)
-    monkeypatch.setattr(ops, "peers", lambda op: {"eager": op.backends["torch"].run})
+    monkeypatch.setattr(ops.peers, "for_op", lambda op, device: {"eager": op.backends["torch"].run})
     yield op
     del OPS[NAME]
     lib._destroy()
+
+
+def row(implementation: str, seconds: float | None = 1.0, **fields: Any) -> Row:
+    values = {"op": "op", "case": "case", "implementation": implementation, "seconds": seconds}
+    unknown = dict.fromkeys(("tflops", "gbps", "roofline", "ratio"))
+    return Row(**{**values, **unknown, "error": 0.0, **fields})
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    return tmp_path
 
 
 def test_a_wrong_result_prints_no_speed(toy: Op, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +65,7 @@ def test_a_wrong_result_prints_no_speed(toy: Op, capsys: pytest.CaptureFixture[s
     assert rows["wrong"].gbps is None
     printed = capsys.readouterr().out
     assert "toy_double, wrong, case 'long', output 0: max error 0.1 against" in printed
-    assert max(map(len, printed.splitlines()[:6])) <= 100
+    assert max(map(len, printed.splitlines())) <= 80
 
 
 def test_a_peer_that_fails_costs_only_its_own_row(
@@ -56,7 +74,7 @@ def test_a_peer_that_fails_costs_only_its_own_row(
     def broken(*args: Any) -> Any:
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(ops, "peers", lambda op: {"compile": broken})
+    monkeypatch.setattr(ops.peers, "for_op", lambda op, device: {"compile": broken})
     rows = {row.implementation: row for row in ops.bench(toy, "cpu", quick=True)}
     assert rows["compile"].seconds is None
     assert rows["right"].seconds is not None
@@ -64,34 +82,80 @@ def test_a_peer_that_fails_costs_only_its_own_row(
     assert "compile: RuntimeError: no compiler" in capsys.readouterr().out
 
 
-def test_records_replace_those_of_the_same_op_case_and_implementation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (lambda got: (got[0], got[1] * 1.1), "r1kernels: error 0.1, allowed"),
+        (lambda got: (got[0], got[1].fill_(torch.nan)), "r1kernels: error inf, allowed"),
+    ],
+)
+def test_a_wrong_gradient_of_the_headline_has_no_speed(
+    spoil: Any, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record, "RESULTS", tmp_path)
-    row = record.Row("op", "case", "cpp", 1.0, None, None, None, None, 0.0)
-    record.save([row, record.Row("op", "case", "eager", 3.0, None, None, None, None, 0.0)], "cpu")
-    record.save([record.Row("op", "case", "cpp", 2.0, None, None, None, None, 0.0)], "cpu")
+    make_step = head.step
+
+    def step(name: str, *args: Any) -> Any:
+        call = make_step(name, *args)
+        return (lambda: spoil(call())) if name == head.WE else call
+
+    monkeypatch.setattr(head, "step", step)
+    scenario = Scenario("small", 64, 16, 50, frozen=True, peers=("eager",))
+    rows, problems = head.measure(scenario, "cpu", quick=True, rounds=(1, 1), seconds=0)
+    assert [row.seconds is None for row in rows] == [True, False]
+    assert [problem.startswith(line) for problem in problems] == [True]
+
+
+def test_records_replace_those_of_the_same_op_case_and_implementation(results: Path) -> None:
+    record.save([row("cpp", 1.0), row("eager", 3.0)], "cpu")
+    record.save([row("cpp", 2.0)], "cpu")
     assert [(r["implementation"], r["seconds"]) for r in record.load()] == [
         ("cpp", 2.0),
         ("eager", 3.0),
     ]
-    assert {"device", "torch", "triton", "commit", "date", "source"} <= set(record.load()[0])
+    fields = {"kind", "device", "torch", "triton", "commit", "date", "source"}
+    assert fields <= set(record.load()[0])
 
 
-def test_status_lists_kernels_without_a_record_of_their_source(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_status_asks_for_a_record_of_the_present_source(
+    results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record, "RESULTS", tmp_path)
-    assert "linear_logprob × cpp: no record" in record.status()
     op = OPS["linear_logprob"]
-    for source, line in (
-        ("0" * 12, "linear_logprob × cpp: older source"),
-        (record.source_hash(op, "cpp"), None),
+    case = next(case for case in op.cases if case.timed_on("cpu")).name
+    present = status.source_hash(op, "cpp")
+    monkeypatch.setattr(record, "device_name", lambda device: device)
+    for device, seconds, source, expected in (
+        ("cuda", 1.0, present, "no record"),  # not what this kernel runs on
+        ("cpu", 1.0, "0" * 12, "older source"),
+        ("cpu", None, present, "wrong result"),
+        ("cpu", 1.0, present, None),
     ):
-        args = (op.name, "lm_head", "cpp", 1.0, None, None, None, None, 0.0)
-        record.save([record.Row(*args, source=source)], "cpu")
-        lines = [text for text in record.status() if text.startswith("linear_logprob × cpp")]
-        assert lines == ([line] if line else [])
+        new = row("cpp", seconds, op=op.name, case=case, source=source)
+        record.save([new], device)
+        lines = [line for line in status.lines() if line.startswith("linear_logprob × cpp")]
+        assert lines == ([f"linear_logprob × cpp: {expected}"] if expected else [])
+
+
+def test_status_is_one_narrow_line_for_each_kernel(results: Path) -> None:
+    pairs = [line.split(":")[0] for line in status.lines()]
+    assert "logprob × cuda" in pairs
+    assert len(pairs) == len(set(pairs))
+    assert max(map(len, status.lines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("op", "backend", "files"),
+    [
+        ("logprob", "cuda", ["csrc/common/op.h", "csrc/cuda/logprob.cu", "r1kernels/ops/head.py"]),
+        ("linear_logprob", "cpp", ["csrc/cpu/gemm.h", "csrc/cpu/linear_logprob_kernels.cpp"]),
+        ("policy_loss", "cpp", ["csrc/cpu/policy_loss.cpp", "r1kernels/ops/policy_loss.py"]),
+    ],
+)
+def test_a_kernels_source_is_what_it_includes_and_imports(
+    op: str, backend: str, files: list[str]
+) -> None:
+    found = set(map(str, status.sources(OPS[op], backend)))
+    assert set(files) <= found
+    assert not any("group_advantage" in name for name in found)
 
 
 def test_every_large_case_says_how_much_it_moves() -> None:
@@ -105,24 +169,128 @@ def test_trl_computes_what_the_op_computes(name: str) -> None:
     pytest.importorskip("trl")
     op = OPS[name]
     args = op.cases[0].make("cpu")
-    got = peers(op)["trl"](*args)
+    got = peers.for_op(op, "cpu")["trl"](*args)
     expected = op.backends["torch"].run(*args)
     torch.testing.assert_close(got[0], expected[0])
 
 
-@pytest.mark.parametrize("name", [name for name in head.RUN if name != "compile"])
-def test_every_implementation_of_the_headline_does_the_same_task(
-    name: str, monkeypatch: pytest.MonkeyPatch
+def test_a_peer_says_that_it_takes_one_temperature_only() -> None:
+    assert one_temperature(None) == 1.0
+    with pytest.raises(ValueError, match="takes one temperature"):
+        one_temperature(torch.ones(3))
+
+
+def small(kind: str) -> Scenario:
+    return Scenario("small", 256, 96, 300, torch.float32, kind, active=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, kind) for kind in KINDS for name in head.implementations(small(kind), "cpu")],
+)
+def test_every_implementation_does_the_same_task(name: str, kind: str) -> None:
+    scenario = small(kind)
+    exact = head.step("eager", scenario, scenario.make("cpu", torch.float64))()
+    with torch.compiler.set_stance("force_eager"):  # the formulas; compiling takes long
+        got = head.step(name, scenario, scenario.make("cpu"))()
+    assert head.error(got, exact) < 1e-5
+
+
+def test_a_missing_peer_is_absent_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = {"grpo": lambda task: task.old_logprob.sum()}
+    there = Peer("there", task)
+    monkeypatch.setattr(
+        peers, "PEERS", (there, Peer("gone", task, needs=("no_such_package",)),
+                         Peer("gpu", task, gpu_only=True)),
+    )  # fmt: skip
+    assert list(peers.for_task("grpo", "cpu")) == ["there"]
+    assert peers.missing("cpu").splitlines() == [
+        "no gone: package no_such_package is not installed",
+        "no gpu: runs on CUDA only",
+    ]
+
+
+def test_points_of_the_headline_are_many_and_include_odd_vocabularies() -> None:
+    points = {(s.rows, s.width, s.columns, s.dtype) for s in head.SCENARIOS["cpu"]}
+    assert len(points) >= 6
+    assert any(columns % 2 for _, _, columns, _ in points)
+    for scenario in head.SCENARIOS["cpu"] + head.SCENARIOS["cuda"]:
+        assert scenario.kind in KINDS
+        assert scenario.flops or scenario.bytes
+
+
+def scaling_rows() -> list[Row]:
+    """Ours linear in T, a peer quadratic, which stops early."""
+    return [
+        row(name, t**power, op="fused", case=f"{scaling.PREFIX}{t}", peak=t << 20, returned=1 << 20,
+            shape=(t, 576, 49152))
+        for name, power, steps in ((head.WE, 1, (512, 1024, 2048)), ("eager", 2, (512, 1024)))
+        for t in steps
+    ]  # fmt: skip
+
+
+def test_a_peer_that_is_too_slow_is_not_asked_for_more_rows(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if name == "trl":
-        pytest.importorskip("trl")
-    monkeypatch.setattr(head, "V", 300)
-    scenario = head.Scenario("small", 256, active=0.5)
-    exact = head.step("eager", scenario.make("cpu", torch.float32))()
-    assert head.error(head.step(name, scenario.make("cpu"))(), exact) < 2e-2
+    def measure(scenario: Scenario, *_: Any, **__: Any) -> head.Measured:
+        assert scenario.peers is not None
+        names = (head.WE, *scenario.peers)
+        slow = dict.fromkeys(("eager", "chunked"), 100.0)
+        return head.Measured([row(name, slow.get(name, 0.1)) for name in names], [])
+
+    monkeypatch.setattr(head, "measure", measure)
+    first, second = scaling.bench("cpu", quick=True)
+    gone = {row.implementation for row in first} - {row.implementation for row in second}
+    assert gone == {"chunked"}  # eager stays: the others' exactness is judged by it
 
 
-def test_a_table_is_aligned_markdown() -> None:
+def test_growth_with_the_number_of_rows_is_fitted() -> None:
+    lines = scaling.report(scaling_rows()).splitlines()
+    exponents = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in lines[2:6]}
+    assert exponents[head.WE] == "1.00"
+    assert exponents["eager"] == "2.00"
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_plot_is_drawn_from_records_without_a_display(results: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    record.save(scaling_rows(), "cpu")
+    files = plot.draw(record.load(), tmp_path / "drawing")
+    assert [file.suffix for file in files] == [".png", ".svg"]
+    assert files[0].read_bytes().startswith(b"\x89PNG")
+    assert "eager" in files[1].read_text() or "<path" in files[1].read_text()
+
+
+def test_nothing_to_draw_is_said(results: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(SystemExit, match="benchmarks scaling"):
+        plot.draw([], tmp_path / "drawing")
+
+
+def test_tuning_keeps_what_is_faster_and_stops() -> None:
+    tune = pytest.importorskip("benchmarks.tune", exc_type=ImportError)
+    entry = {tune.WIDTH: {"ROWS": 16, "num_stages": 3}}
+    kept: list[dict[str, int]] = []
+
+    def cost() -> float:  # least at 64 rows and 2 stages; 128 do not compile
+        now = entry[tune.WIDTH]
+        if now["ROWS"] > 64:
+            return float("inf")
+        return abs(now["ROWS"] - 64) + abs(now["num_stages"] - 2) + 1.0
+
+    assert tune.descend(entry, cost, lambda: kept.append(entry[tune.WIDTH])) == (50.0, 1.0)
+    assert entry[tune.WIDTH] == kept[-1] == {"ROWS": 64, "num_stages": 2}
+
+
+def test_the_launch_table_is_written_as_it_is_read() -> None:
+    tune = pytest.importorskip("benchmarks.tune", exc_type=ImportError)
+    assert tune.formatted(tune.launch.table()) == tune.launch.TABLE.read_text()
+
+
+def test_a_table_is_aligned_markdown(capsys: pytest.CaptureFixture[str]) -> None:
     assert table(("a", "b", "time"), [("x", "long", "1")]) == (
-        "| a | b    | time |\n| - | ---- | ---: |\n| x | long |    1 |"
+        "| a |    b | time |\n| - | ---: | ---: |\n| x | long |    1 |"
     )
+    show("title", [row("liger scaled", 12.3456, tflops=123.4, gbps=3350, roofline=1.23,
+                       ratio=10.25, peak=12345 << 20)], ["a reason " * 30])  # fmt: skip
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80

@@ -1,33 +1,105 @@
-"""CUDA kernels compile without a GPU, and keep everything in registers."""
+"""CUDA kernels compile without a GPU, spill no register, and use the instructions they should."""
+
+from __future__ import annotations
 
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
+from r1kernels import native
+
 ROOT = Path(__file__).parents[1]
+INCLUDE = Path(torch.__file__).parent / "include"
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
-def test_no_register_is_spilled(source: Path, arch: str, tmp_path: Path) -> None:
-    if source.stem.endswith("_sm90") and arch != "sm_90a":
-        pytest.skip(f"{source.name} is for sm_90a only")
-    include = Path(torch.__file__).parent / "include"
+class Built(NamedTuple):
+    """What nvcc says of one file, and the PTX it makes for each architecture."""
+
+    log: str
+    ptx: dict[str, str]
+
+
+def archs(source: Path) -> tuple[str, ...]:
+    return ("90a",) if source.stem.endswith("_sm90") else ("80", "89", "90a", "100")
+
+
+def build(source: Path, folder: Path) -> Built:
+    folder.mkdir()
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs(source)]
     result = subprocess.run(
-        ["nvcc", f"-arch={arch}", "-cubin", "-O3", "-std=c++20", "-DUSE_CUDA", "-Xptxas=-v",
-         "-DTORCH_TARGET_VERSION=0x020b000000000000", "--expt-relaxed-constexpr",
-         f"-I{ROOT / 'csrc'}", f"-I{include}", f"-I{include / 'torch/csrc/api/include'}",
-         str(source), "-o", str(tmp_path / "kernels.cubin")],
+        ["nvcc", "-c", *targets, "-O3", "-std=c++20", "-fmad=false", "-Xcompiler=-fPIC",
+         "-Xptxas=-v", "--keep", "--keep-dir", str(folder), f"-I{ROOT / 'csrc'}", f"-I{INCLUDE}",
+         f"-I{INCLUDE / 'torch/csrc/api/include'}",
+         "-DTORCH_TARGET_VERSION=0x020b000000000000", str(source), "-o", str(folder / "kernels.o")],
         capture_output=True,
         text=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", result.stderr)
-    assert spills, result.stderr
-    assert set(spills) == {("0", "0")}
+    texts = [path.read_text() for path in folder.glob("*.ptx")]
+    return Built(result.stderr, {found(r"\.target sm_(\w+)", text): text for text in texts})
+
+
+def found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    assert match is not None, text[:1000]
+    return match[1]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
+    folder = tmp_path_factory.mktemp("nvcc")
+    with ThreadPoolExecutor(2) as pool:
+        results = pool.map(lambda source: build(source, folder / source.stem), SOURCES)
+        return dict(zip([source.name for source in SOURCES], results, strict=True))
+
+
+@needs_nvcc
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_no_register_is_spilled(source: Path, built: dict[str, Built]) -> None:
+    log = built[source.name].log
+    compiled = re.findall(
+        r"function '\w*?\d(\w+)' for 'sm_(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill "
+        r"loads.*?Used (\d+) registers",
+        log,
+        re.DOTALL,
+    )
+    for name, arch, _, _, registers in compiled:
+        print(f"{source.name} sm_{arch} {name}: {registers} registers")
+    assert {arch for _, arch, *_ in compiled} == set(archs(source)), log
+    assert {(stores, loads) for _, _, stores, loads, _ in compiled} == {("0", "0")}, log
+
+
+@needs_nvcc
+def test_the_library_loads_without_a_gpu() -> None:
+    assert native.load("cuda") is None
+
+
+@needs_nvcc
+def test_logits_are_read_and_gradients_written_16_bytes_at_a_time(built: dict[str, Built]) -> None:
+    for arch, ptx in built["logprob.cu"].ptx.items():
+        for access in ("ld.global.v4", "st.global.v4"):
+            assert access in ptx.replace("ld.global.nc", "ld.global"), f"sm_{arch}: no {access}"
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "cp.async.bulk.shared::cluster.global.mbarrier",  # a slice comes without registers
+        "mbarrier.try_wait.parity",
+        "ld.shared.v4",
+        "mapa.u64",  # another block's shared memory
+        "barrier.cluster.arrive.release",
+        "barrier.cluster.wait.acquire",
+    ],
+)
+def test_a_row_on_sm90_is_a_cluster(instruction: str, built: dict[str, Built]) -> None:
+    assert instruction in built["logprob_sm90.cu"].ptx["90a"]

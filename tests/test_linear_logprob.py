@@ -117,6 +117,42 @@ def test_more_rows_than_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+# How the models of HuggingFace make their logits of h·Wᵀ.
+FAMILIES = {
+    "Gemma2": (lambda z: torch.tanh(z / 2.5) * 2.5, {"softcap": 2.5}),
+    "Cohere": (lambda z: z * 0.0625, {"logit_scale": 0.0625}),
+    "Granite": (lambda z: z / 8.0, {"logit_scale": 1 / 8.0}),
+}
+
+
+@pytest.mark.parametrize(("logits", "options"), FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_options_are_the_formulas_of_the_families(logits, options: dict, frozen: bool) -> None:
+    """A family's own logits, then each row's temperature, in this order (TRL #5691)."""
+    hidden, weight, target = problem(40, 24, 90, torch.float32)
+    weight.requires_grad_(not frozen)
+    temperature = torch.linspace(0.5, 1.5, 40)
+    got = r1kernels.linear_logprob(hidden, weight, target, temperature=temperature, **options)
+    z = logits(hidden @ weight.T) / temperature[:, None]
+    expected = z.log_softmax(-1).gather(1, target[:, None])[:, 0]
+    torch.testing.assert_close(got.logprob, expected, rtol=1e-5, atol=1e-5)
+    leaves = [hidden] if frozen else [hidden, weight]
+    for ours, theirs in zip(
+        torch.autograd.grad(got.logprob.sum(), leaves),
+        torch.autograd.grad(expected.sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_one_temperature_is_a_full_vector_of_it() -> None:
+    hidden, weight, target = problem(40, 24, 90, torch.float32)
+    number = r1kernels.linear_logprob(hidden, weight, target, temperature=0.7).logprob
+    vector = torch.full((40,), 0.7)
+    rows = r1kernels.linear_logprob(hidden, weight, target, temperature=vector).logprob
+    assert torch.equal(number, rows)
+
+
 def test_integer_targets_of_both_widths() -> None:
     hidden, weight, target = problem(5, 8, 20, torch.float32)
     wide = r1kernels.linear_logprob(hidden, weight, target).logprob
@@ -169,6 +205,16 @@ BAD = {
         lambda h, w, y: ((h, w, y), {"temperature": 0.0}),
         ValueError,
         "temperature: expected a number above 0, got 0",
+    ),
+    "temperatures of another size": (
+        lambda h, w, y: ((h, w, y), {"temperature": torch.ones(5)}),
+        ValueError,
+        r"temperature: expected T = 4 in shape \[T\], got \[5\]",
+    ),
+    "temperatures of another dtype": (
+        lambda h, w, y: ((h, w, y), {"temperature": torch.ones(4, dtype=torch.float64)}),
+        TypeError,
+        "temperature: expected dtype float32, got float64",
     ),
     "negative softcap": (
         lambda h, w, y: ((h, w, y), {"softcap": -1.0}),

@@ -1,8 +1,7 @@
-"""The formulas, against one that writes L only and leaves the gradient to autograd."""
+"""What every loss promises; the formulas are in ``test_policy_loss_formulas.py``."""
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -16,8 +15,21 @@ LENGTHS = (5, 0, 9, 1, 4)  # the fourth sequence is masked out
 B, T = len(LENGTHS), sum(LENGTHS)
 
 
-def make_inputs(dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, Any]:
-    rng = torch.Generator().manual_seed(seed)
+NEEDED = {
+    "cispo": {"epsilon_high": 1.1},
+    "clip_cov": {"clip_cov_lb": 0.0},
+    "dppo_kl": {"epsilon": 0.01},  # by default it cuts nothing here that dppo_tv does not
+    "dr_grpo": {"max_completion_length": 16},
+}
+FORMS = [
+    (name, level)
+    for name, loss in LOSSES.items()
+    for level in [level for level in loss.levels if level in LEVELS] or [None]
+]
+
+
+def make_inputs(loss_type: str = "grpo", dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+    rng = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=rng, dtype=torch.float64).to(dtype)
@@ -33,124 +45,50 @@ def make_inputs(dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, 
         "ref_logprob": logprob + 0.4 * draw(T),
         "mask": mask,
         "entropy": draw(T).exp(),
-        "epsilon_high": 0.28,
-        "max_completion_length": 16,
+        "loss_type": loss_type,
+        **NEEDED.get(loss_type, {}),
     }
-
-
-def naive(
-    logprob: Tensor,
-    advantages: Tensor,
-    cu_seqlens: Tensor,
-    mask: Tensor,
-    ref_logprob: Tensor,
-    entropy: Tensor,
-    loss_type: str,
-    max_completion_length: int,
-    epsilon_high: float,
-    old_logprob: Tensor | None = None,
-    importance_sampling_level: str = "token",
-    epsilon: float = 0.2,
-    delta: float | None = None,
-    beta: float = 0.0,
-    kl_estimator: str = "k3",
-    entropy_coef: float = 0.0,
-) -> Tensor:
-    per_sequence = []
-    for b, (start, end) in enumerate(itertools.pairwise(cu_seqlens)):
-        rows = torch.arange(int(start), int(end))[mask[start:end]]
-        new = logprob[rows]
-        old = new.detach() if old_logprob is None else old_logprob[rows]
-        log_ratio = new - old
-        if (importance_sampling_level == "sequence" or loss_type == "gspo") and len(rows):
-            log_ratio = log_ratio.mean().expand(len(rows))
-        ratio = log_ratio.exp()
-        advantage = advantages[rows] if len(advantages) == T else advantages[b]
-        if loss_type == "reinforce":
-            loss = -advantage * new
-        elif loss_type == "cispo":
-            loss = -ratio.clamp(max=epsilon_high).detach() * advantage * new
-        else:
-            clipped = ratio.clamp(1 - epsilon, 1 + epsilon_high)
-            bounded = ratio if delta is None else ratio.clamp(max=delta)
-            loss = -torch.min(bounded * advantage, clipped * advantage)
-        x = ref_logprob[rows] - new
-        kl = {"k1": -x, "k2": x**2 / 2, "k3": x.exp() - x - 1}[kl_estimator]
-        per_sequence.append(loss + beta * kl)
-    n = int(mask.sum())
-    total = torch.cat(per_sequence).sum()
-    if loss_type in ("grpo", "gspo"):
-        total = sum(s.sum() / max(len(s), 1) for s in per_sequence) / B
-    elif loss_type == "dr_grpo":
-        total = total / (B * max_completion_length)
-    else:
-        total = total / n
-    return total - entropy_coef * entropy[mask].mean()
 
 
 def gradients(loss: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(loss, of, allow_unused=True, materialize_grads=True)
 
 
-EVERYTHING = {"beta": 0.1, "entropy_coef": 0.05, "delta": 1.4}
-
-
-@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
-@pytest.mark.parametrize("on_policy", [False, True], ids=["off-policy", "on-policy"])
-@pytest.mark.parametrize("per_token", [False, True], ids=["advantage[B]", "advantage[T]"])
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("loss_type", LOSSES)
-def test_value_and_gradient(
-    loss_type: str, level: str, per_token: bool, on_policy: bool, options: dict[str, float]
-) -> None:
-    inputs = make_inputs()
-    if on_policy:
-        del inputs["old_logprob"]
-    if per_token:
-        inputs["advantages"] = torch.randn(T, dtype=torch.float64)
-    inputs |= {"loss_type": loss_type, "importance_sampling_level": level, **options}
-    logprob, entropy = (inputs[key].requires_grad_() for key in ("logprob", "entropy"))
-    got = r1kernels.policy_loss(**inputs).loss
-    expected = naive(**inputs)
-    torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(
-        gradients(got, logprob, entropy), gradients(expected, logprob, entropy)
-    )
-
-
-@pytest.mark.parametrize("estimator", KL_ESTIMATORS)
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("loss_type", LOSSES)
-def test_gradcheck(loss_type: str, level: str, estimator: str) -> None:
-    inputs = make_inputs(seed=3)
-    inputs |= {"loss_type": loss_type, "importance_sampling_level": level, **EVERYTHING}
-    inputs["kl_estimator"] = estimator
-    if loss_type == "cispo":
-        inputs["epsilon_high"] = 1e-3  # all capped: a stopped gradient is constant only there
-    logprob, entropy = (inputs.pop(key).requires_grad_() for key in ("logprob", "entropy"))
-    assert torch.autograd.gradcheck(
-        lambda p, h: r1kernels.policy_loss(p, entropy=h, **inputs).loss, (logprob, entropy)
-    )
+EVERYTHING = {
+    "beta": 0.1, "entropy_coef": 0.05, "rollout_correction": "token_truncate",
+    "off_policy_mask_threshold": 0.1,
+}  # fmt: skip
 
 
 def test_metrics() -> None:
     inputs = make_inputs()
     sampling = inputs["old_logprob"] + 0.1 * torch.randn(T, dtype=torch.float64)
-    _, metrics = r1kernels.policy_loss(**inputs, sampling_logprob=sampling, beta=0.3)
+    sampling[0] = torch.nan  # the sampler did not say: taken for the old policy
+    correction = {"rollout_correction": "token_truncate", "off_policy_mask_threshold": 0.1}
+    inputs["sampling_logprob"] = sampling
+    _, metrics = r1kernels.policy_loss(**inputs, **correction, beta=0.3)
     mask, advantage = inputs["mask"], inputs["advantages"].repeat_interleave(torch.tensor(LENGTHS))
     ratio = (inputs["logprob"] - inputs["old_logprob"]).exp()
-    clipped = (ratio > 1.28) & (advantage > 0) | (ratio < 0.8) & (advantage < 0)
+    clipped = (ratio > 1.2) & (advantage > 0) | (ratio < 0.8) & (advantage < 0)
     x = inputs["ref_logprob"] - inputs["logprob"]
-    drift = (inputs["old_logprob"] - sampling).abs()[mask]
+    drift = (inputs["old_logprob"] - sampling).nan_to_num(0.0)
+    away = (sampling - inputs["logprob"]).nan_to_num(0.0)
+    far = torch.stack([a[m].mean() > 0.1 for a, m in zip(*(
+        v.split(LENGTHS) for v in (away, mask)
+    ), strict=True)])  # fmt: skip
+    dropped = far.repeat_interleave(torch.tensor(LENGTHS)) & (advantage < 0)
+    assert dropped[mask].any()
     expected = {
-        "policy_loss": r1kernels.policy_loss(**inputs).loss,
+        "policy_loss": r1kernels.policy_loss(**inputs, **correction).loss,
         "kl": (x.exp() - x - 1)[mask].mean(),
         "entropy": inputs["entropy"][mask].mean(),
         "clip_fraction": clipped[mask].double().mean(),
         "ratio_mean": ratio[mask].mean(),
         "ratio_max": ratio[mask].max(),
-        "sampling_delta_mean": drift.mean(),
-        "sampling_delta_max": drift.max(),
+        "sampling_delta_mean": drift[mask].abs().mean(),
+        "sampling_delta_max": drift[mask].abs().max(),
+        "rollout_weight_mean": drift[mask].exp().clamp(max=3.0).mean(),
+        "off_policy_fraction": dropped[mask].double().mean(),
         "active_tokens": mask.double().sum(),
     }
     assert list(metrics) == list(expected)
@@ -162,13 +100,15 @@ def test_metrics_without_their_inputs_are_absent() -> None:
     inputs = make_inputs()
     del inputs["ref_logprob"], inputs["entropy"]
     metrics = r1kernels.policy_loss(**inputs).metrics
-    assert not {"kl", "entropy", "sampling_delta_mean", "sampling_delta_max"} & set(metrics)
+    assert list(metrics) == [
+        "policy_loss", "clip_fraction", "ratio_mean", "ratio_max", "active_tokens",
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize("loss_type", [name for name in LOSSES if name != "bnpo"])
+@pytest.mark.parametrize("loss_type", set(LOSSES) - {"bnpo", "clip_cov", "kl_cov"})
 def test_normalisers_do_not_change_under_gradient_accumulation(loss_type: str) -> None:
-    inputs = make_inputs()
-    inputs |= {"loss_type": loss_type, "beta": 0.1, "entropy_coef": 0.05}
+    inputs = make_inputs(loss_type) | EVERYTHING
+    inputs["sampling_logprob"] = inputs["old_logprob"] + 0.1
     logprob = inputs["logprob"].requires_grad_()
     whole = r1kernels.policy_loss(**inputs).loss
     inputs["num_active_tokens"] = inputs["mask"].sum()  # a 0-d tensor; a number does as well
@@ -188,9 +128,8 @@ def test_normalisers_do_not_change_under_gradient_accumulation(loss_type: str) -
 
 
 def test_no_loss_type_is_silently_another() -> None:
-    inputs = make_inputs() | {"mask": None}
     values = {
-        name: r1kernels.policy_loss(**inputs, loss_type=name).loss.item()
+        name: r1kernels.policy_loss(**(make_inputs(name) | {"mask": None})).loss.item()
         for name in LOSSES
         if name != "dapo"  # equals bnpo as long as there is no accumulation
     }
@@ -223,11 +162,10 @@ def test_does_not_depend_on_the_number_of_threads() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("loss_type", LOSSES)
-def test_masked_rows_may_hold_anything(loss_type: str, level: str, value: float) -> None:
-    inputs = make_inputs(torch.float32)
-    inputs |= {"loss_type": loss_type, "importance_sampling_level": level, **EVERYTHING}
+@pytest.mark.parametrize(("loss_type", "level"), FORMS)
+def test_masked_rows_may_hold_anything(loss_type: str, level: str | None, value: float) -> None:
+    inputs = make_inputs(loss_type, torch.float32)
+    inputs |= {"importance_sampling_level": level, **EVERYTHING}
     inputs["advantages"] = torch.randn(T)
     inputs["sampling_logprob"] = inputs["old_logprob"].clone()
     before = inputs["logprob"].requires_grad_()
@@ -249,13 +187,12 @@ def test_masked_rows_may_hold_anything(loss_type: str, level: str, value: float)
 def test_no_overflow_when_the_policies_are_far_apart(
     loss_type: str, estimator: str, shift: float
 ) -> None:
-    inputs = make_inputs(torch.float32)
+    inputs = make_inputs(loss_type, torch.float32)
     inputs["old_logprob"] = inputs["logprob"] + shift
     inputs["ref_logprob"] = inputs["logprob"] - shift
+    inputs["sampling_logprob"] = inputs["logprob"] + 2 * shift
     inputs["logprob"].requires_grad_()
-    loss, metrics = r1kernels.policy_loss(
-        **inputs, loss_type=loss_type, kl_estimator=estimator, beta=0.1
-    )
+    loss, metrics = r1kernels.policy_loss(**inputs, **EVERYTHING, kl_estimator=estimator)
     assert loss.isfinite()
     assert all(metric.isfinite() for metric in metrics.values())
     assert gradients(loss, inputs["logprob"])[0].isfinite().all()
@@ -263,8 +200,8 @@ def test_no_overflow_when_the_policies_are_far_apart(
 
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_nothing_active_is_a_zero_loss(loss_type: str) -> None:
-    inputs = make_inputs() | {"mask": torch.zeros(T, dtype=torch.bool), "loss_type": loss_type}
-    inputs |= {"num_active_tokens": 0, **EVERYTHING}
+    inputs = make_inputs(loss_type) | {"mask": torch.zeros(T, dtype=torch.bool)}
+    inputs |= {"num_active_tokens": 0, "sampling_logprob": inputs["old_logprob"], **EVERYTHING}
     inputs["logprob"].requires_grad_()
     loss, metrics = r1kernels.policy_loss(**inputs)
     assert loss == 0
@@ -274,7 +211,7 @@ def test_nothing_active_is_a_zero_loss(loss_type: str) -> None:
 
 def test_fp64_numbers_compile() -> None:
     torch.compiler.reset()
-    inputs = make_inputs(torch.float32) | {"loss_type": "dapo", "beta": 0.1}
+    inputs = make_inputs("dapo", torch.float32) | {"beta": 0.1}
     compiled = torch.compile(r1kernels.policy_loss, fullgraph=True, dynamic=True)
     for tokens in (7.5, torch.tensor(9.0, dtype=torch.float64), torch.tensor(11)):
         expected = r1kernels.policy_loss(**inputs, num_active_tokens=tokens)
@@ -287,13 +224,16 @@ def test_fp64_numbers_compile() -> None:
     [
         (
             {"loss_type": "ppo"},
-            "loss_type: expected one of grpo, bnpo, dr_grpo, dapo, gspo, cispo, .*; got 'ppo'",
+            "loss_type: expected one of grpo, bnpo, dr_grpo, dapo, gspo, luspo, .*; got 'ppo'",
         ),
         (
             {"importance_sampling_level": "word"},
-            "importance_sampling_level: expected one of token, sequence; got 'word'",
+            "importance_sampling_level: expected one of token, sequence, .*; got 'word'",
         ),
-        ({"kl_estimator": "k4"}, "kl_estimator: expected one of k1, k2, k3; got 'k4'"),
+        (
+            {"kl_estimator": "k4"},
+            "kl_estimator: expected one of k1, abs, k2, k3, low_var, k3.; got 'k4'",
+        ),
         ({"logprob": torch.zeros(T, 1)}, r"logprob: expected shape \[T\], got"),
         ({"logprob": torch.zeros(T).half()}, "logprob: expected dtype float32 or float64"),
         ({"advantages": torch.zeros(3)}, r"advantages: expected B = 5 .*, got \[3\]"),
@@ -322,22 +262,89 @@ def test_fp64_numbers_compile() -> None:
         ),
         (
             {"beta": 0.1, "ref_logprob": None},
-            "ref_logprob: expected a tensor, since beta = 0.1; got None",
+            "ref_logprob: expected a tensor, since beta is not 0; got None",
         ),
         (
             {"entropy_coef": 0.1, "entropy": None},
-            "entropy: expected a tensor, since entropy_coef = 0.1; got None",
+            "entropy: expected a tensor, since entropy_coef is not 0; got None",
         ),
         (
             {"loss_type": "dr_grpo", "max_completion_length": None},
             "max_completion_length: expected a number for 'dr_grpo', got None",
         ),
+        ({"loss_type": "reinforce", "delta": 2.0}, "delta: 'reinforce' has no such option, .*2.0"),
+        ({"loss_type": "sapo", "epsilon": 0.2}, r"epsilon: 'sapo' .* \(sapo_temperature_pos, .*"),
+        (
+            {"loss_type": "cispo_clip", "clip_ratio_c": 3.0},
+            "clip_ratio_c: 'cispo_clip' has no such",
+        ),
+        ({"clip_ratio_c": 1.0}, "clip_ratio_c: expected a number above 1, got 1.0"),
+        ({"epsilon": -0.1}, "epsilon: expected a number above 0, got -0.1"),
+        (
+            {"loss_type": "gspo", "importance_sampling_level": "token"},
+            "importance_sampling_level: .* one of sequence, sequence_token; got 'token'",
+        ),
+        (
+            {"loss_type": "vespo", "importance_sampling_level": "sequence"},
+            "importance_sampling_level: 'vespo' has its own ratio, expected None; got 'sequence'",
+        ),
+        (
+            {"rollout_correction": "token"},
+            "sampling_logprob: expected a tensor, since rollout_corr",
+        ),
+        ({"rollout_clip_max": 2.0}, "rollout_clip_max: expected None without rollout_correction"),
+        (
+            {"rollout_correction": "token", "sampling_logprob": torch.zeros(T)},
+            "rollout_correction: expected one of token_truncate, .*; got 'token'",
+        ),
+        (
+            {
+                "rollout_correction": "token_mask",
+                "sampling_logprob": torch.zeros(T),
+                "rollout_clip_min": 3.0,
+            },
+            "rollout_clip_min: expected 0 ≤ rollout_clip_min < rollout_clip_max, got 3.0 and 3.0",
+        ),
+        (
+            {"off_policy_mask_threshold": 0.1, "old_logprob": None},
+            "sampling_logprob: expected a tensor, since off_policy_mask_threshold is given",
+        ),
+        (
+            {"use_bias_correction_kl": True, "ref_logprob": None},
+            "use_bias_correction_kl: expected False .* there is no ref_logprob; got True",
+        ),
+        ({"advantages": None}, "advantages: expected either .* rewards and group_ids; got neither"),
+        ({"baseline": "rloo"}, "scale_rewards, baseline: expected only with rewards"),
+        (
+            {"advantages": None, "rewards": torch.zeros(B)},
+            "group_ids: expected a tensor, since rewards are given; got None",
+        ),
         (
             {"loss_type": "cispo", "epsilon_high": None},
-            "epsilon_high: expected the cap of the ratio for 'cispo'",
+            "epsilon_high: expected a number for 'cispo', got None",
         ),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=f"policy_loss: {message}"):
-        r1kernels.policy_loss(**(make_inputs(torch.float32) | change))
+        r1kernels.policy_loss(**(make_inputs(dtype=torch.float32) | change))
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'epsilom'"):
+        r1kernels.policy_loss(**make_inputs(), epsilom=0.2)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "kl_cov"])
+@pytest.mark.parametrize("baseline", ["mean", "rloo", "opo"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rewards_become_advantages(loss_type: str, baseline: str, dtype: torch.dtype) -> None:
+    inputs = make_inputs(loss_type, dtype)
+    given = {"rewards": torch.rand(B, dtype=dtype), "group_ids": torch.tensor([3, 3, 1, 3, 1])}
+    lengths = torch.stack([m.sum() for m in inputs["mask"].split(LENGTHS)])
+    inputs["advantages"] = r1kernels.group_advantage(
+        **given, scale="batch", baseline=baseline, lengths=lengths if baseline == "opo" else None
+    )
+    expected = r1kernels.policy_loss(**inputs)
+    inputs |= {"advantages": None, "scale_rewards": "batch", "baseline": baseline} | given
+    torch.testing.assert_close(r1kernels.policy_loss(**inputs), expected)

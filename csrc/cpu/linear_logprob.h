@@ -23,8 +23,9 @@ struct Head {
   const uint32_t* weight;         // [V, units]
   const uint32_t* hidden;         // [T, units]
   const float* bias;              // [V] or null
-  float logit_scale, temperature;
+  float logit_scale;
   float softcap;                  // 0 for none
+  bool plain;                     // the products are the logits of every row
   int64_t lanes() const { return ceil_div(width, kPanel) * kPanel; }
 };
 
@@ -32,7 +33,8 @@ struct Head {
 struct Rows {
   int64_t count;          // of real rows
   const int64_t* index;   // row of hidden
-  const int64_t* target;  // column, or -1 in the padding
+  const int64_t* target;  // column, or -1: in another shard, or in the padding
+  const float* factor;    // by which a logit is multiplied last: (softcap or logit_scale)/temperature
   const uint32_t* panels; // hidden, packed [block][unit][kRows]
   int64_t blocks() const { return ceil_div(count, kRows); }
   int64_t lanes(int64_t block) const { return smaller(count - block * kRows, kRows); }

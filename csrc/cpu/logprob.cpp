@@ -1,23 +1,9 @@
 // logprob and its backward pass: one read of a row of logits, and one write of its gradient.
-#include "cpu/simd.h"
+#include "cpu/logprob.h"
 
 #include <math.h>
 
-namespace r1 {
-// What stands between the given logits and the distribution, and how they are stored.
-struct LogitFormat {
-  bool bf16;
-  int64_t columns;
-  float logit_scale, temperature;
-  float softcap;  // 0 for none
-};
-struct RowStatistics {
-  float logprob, lse, entropy;
-};
-struct RowGradient {
-  float dlogprob, dentropy, lse, entropy;
-};
-}  // namespace r1
+#include "cpu/simd.h"
 
 namespace r1::R1_ISA {
 namespace {
@@ -25,11 +11,12 @@ constexpr int64_t kBlock = 1024;  // columns at a time: they stay in the first-l
 static_assert(kBlock % kWidth == 0);
 
 // Scaled logits [at, at + kBlock) of a row in fp32, with -inf after its end.
-inline int64_t load_block(const LogitFormat& f, const void* row, int64_t at, float* z) {
+inline int64_t load_block(const LogitFormat& f, const void* row, float temperature, int64_t at,
+                          float* z) {
   const int64_t count = f.columns - at < kBlock ? f.columns - at : kBlock;
   const float* wide = static_cast<const float*>(row) + at;
   const uint16_t* narrow = static_cast<const uint16_t*>(row) + at;
-  const F scale = splat(f.logit_scale), per_temperature = splat(1.0f / f.temperature);
+  const F scale = splat(f.logit_scale), per_temperature = splat(1.0f / temperature);
   const F cap = splat(f.softcap), per_cap = splat(f.softcap != 0 ? 1.0f / f.softcap : 0.0f);
   for (int64_t i = 0; i < count; i += kWidth) {
     F v;
@@ -56,11 +43,13 @@ inline float sum(F v) {
 }
 }  // namespace
 
-RowStatistics logprob_row(const LogitFormat& f, const void* row, int64_t target, bool entropy) {
+RowStatistics logprob_row(const LogitFormat& f, const void* row, const RowOptions& options,
+                          bool entropy) {
+  const int64_t target = options.target;
   float z[kBlock], top = -INFINITY, own = 0;
   double total = 0, weighted = 0;  // Σ e^(z - top), Σ e^(z - top)·(z - top)
   for (int64_t at = 0; at < f.columns; at += kBlock) {
-    const int64_t count = load_block(f, row, at, z);
+    const int64_t count = load_block(f, row, options.temperature, at, z);
     if (target >= at && target < at + count) own = z[target - at];
     F lanes = load(z);
     for (int64_t i = kWidth; i < count; i += kWidth) lanes = max(lanes, load(z + i));
@@ -87,14 +76,15 @@ RowStatistics logprob_row(const LogitFormat& f, const void* row, int64_t target,
           static_cast<float>(log_total - weighted / total)};
 }
 
-void logprob_backward_row(const LogitFormat& f, const void* row, int64_t target,
+void logprob_backward_row(const LogitFormat& f, const void* row, const RowOptions& options,
                           const RowGradient& r, void* gradient) {
+  const int64_t target = options.target;
   float z[kBlock], dz[kBlock];
   const F g = splat(r.dlogprob), e = splat(r.dentropy), lse = splat(r.lse), h = splat(r.entropy);
-  const float alpha = f.logit_scale / f.temperature;
-  const float per_cap = f.softcap != 0 ? f.temperature / f.softcap : 0.0f;
+  const float alpha = f.logit_scale / options.temperature;
+  const float per_cap = f.softcap != 0 ? options.temperature / f.softcap : 0.0f;
   for (int64_t at = 0; at < f.columns; at += kBlock) {
-    const int64_t count = load_block(f, row, at, z);
+    const int64_t count = load_block(f, row, options.temperature, at, z);
     for (int64_t i = 0; i < count; i += kWidth) {
       const F v = load(z + i), logp = v - lse, p = exp(logp);
       F d = -g * p;
@@ -124,25 +114,27 @@ void logprob_backward_row(const LogitFormat& f, const void* row, int64_t target,
 #include "common/op.h"
 #include "cpu/parallel.h"
 
-R1_DECLARE(RowStatistics logprob_row(const LogitFormat&, const void*, int64_t, bool))
-R1_DECLARE(void logprob_backward_row(const LogitFormat&, const void*, int64_t, const RowGradient&,
-                                     void*))
-
 namespace r1 {
 namespace {
 struct Logits {
   Tensor logits, target;
+  std::optional<Tensor> temperature;
   LogitFormat format;
   int64_t rows, row_bytes;
 
-  Logits(const Tensor& z, const Tensor& y, double temperature, double logit_scale,
-         std::optional<double> softcap)
+  Logits(const Tensor& z, const Tensor& y, const std::optional<Tensor>& row_temperature,
+         double logit_scale, std::optional<double> softcap)
       : logits(dense(z)), target(to_dtype(y, ScalarType::Long)) {
     R1_CHECK(z.dim() == 2 && y.dim() == 1 && y.size(0) == z.size(0),
              "logprob: target: expected one for each row of logits");
     rows = z.size(0);
+    if (row_temperature) {
+      R1_CHECK(row_temperature->dim() == 1 && row_temperature->size(0) == rows,
+               "logprob: temperature: expected one for each row of logits");
+      temperature = to_dtype(*row_temperature, ScalarType::Float);
+    }
     format = {is_bf16(z), z.size(1), static_cast<float>(logit_scale),
-              static_cast<float>(temperature), static_cast<float>(softcap.value_or(0.0))};
+              static_cast<float>(softcap.value_or(0.0))};
     row_bytes = format.columns * (format.bf16 ? 2 : 4);
     for (int64_t t = 0; t < rows; ++t)
       R1_CHECK(column(t) >= 0 && column(t) < format.columns, "logprob: target[", t,
@@ -150,18 +142,21 @@ struct Logits {
   }
   const char* row(int64_t t) const { return data<char>(logits) + t * row_bytes; }
   int64_t column(int64_t t) const { return data<int64_t>(target)[t]; }
+  RowOptions options(int64_t t) const {
+    return {column(t), temperature ? data<float>(*temperature)[t] : 1.0f};
+  }
 };
 
-std::tuple<Tensor, Tensor, Tensor> logprob(Tensor logits, Tensor target, double temperature,
-                                           double logit_scale, std::optional<double> softcap,
-                                           bool want_entropy) {
+std::tuple<Tensor, Tensor, Tensor> logprob(Tensor logits, Tensor target,
+                                           std::optional<Tensor> temperature, double logit_scale,
+                                           std::optional<double> softcap, bool want_entropy) {
   const Logits in(logits, target, temperature, logit_scale, softcap);
   Tensor value = new_empty(logits, {in.rows}, ScalarType::Float);
   Tensor lse = new_empty(logits, {in.rows}, ScalarType::Float);
   Tensor entropy = new_empty(logits, {want_entropy ? in.rows : 0}, ScalarType::Float);
   const auto kernel = R1_DISPATCH(logprob_row);
   parallel(in.rows, [&](int64_t t, int) {
-    const RowStatistics row = kernel(in.format, in.row(t), in.column(t), want_entropy);
+    const RowStatistics row = kernel(in.format, in.row(t), in.options(t), want_entropy);
     data<float>(value)[t] = row.logprob;
     data<float>(lse)[t] = row.lse;
     if (want_entropy) data<float>(entropy)[t] = row.entropy;
@@ -170,7 +165,7 @@ std::tuple<Tensor, Tensor, Tensor> logprob(Tensor logits, Tensor target, double 
 }
 
 Tensor logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor logits, Tensor target, Tensor lse,
-                        Tensor entropy, double temperature, double logit_scale,
+                        Tensor entropy, std::optional<Tensor> temperature, double logit_scale,
                         std::optional<double> softcap) {
   const Logits in(logits, target, temperature, logit_scale, softcap);
   auto floats = [](const Tensor& t) { return to_dtype(t, ScalarType::Float); };
@@ -185,7 +180,7 @@ Tensor logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor logits, Tensor 
     if (row.dlogprob == 0 && row.dentropy == 0)
       memset(out, 0, in.row_bytes);
     else
-      kernel(in.format, in.row(t), in.column(t), row, out);
+      kernel(in.format, in.row(t), in.options(t), row, out);
   });
   return dlogits;
 }
@@ -193,11 +188,11 @@ Tensor logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor logits, Tensor 
 
 STABLE_TORCH_LIBRARY_FRAGMENT(r1_cpp, m) {
   m.def(
-      "logprob(Tensor logits, Tensor target, float temperature, float logit_scale, "
+      "logprob(Tensor logits, Tensor target, Tensor? temperature, float logit_scale, "
       "float? softcap, bool want_entropy) -> (Tensor, Tensor, Tensor)");
   m.def(
       "logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor logits, Tensor target, "
-      "Tensor lse, Tensor entropy, float temperature, float logit_scale, float? softcap) "
+      "Tensor lse, Tensor entropy, Tensor? temperature, float logit_scale, float? softcap) "
       "-> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(r1_cpp, CPU, m) {

@@ -89,6 +89,31 @@ static inline F exp(F x) {
   return x == x ? p : x;
 }
 
+// ln x to about one unit in the last place, for normal x > 0; -inf at 0, NaN below.
+static inline F log(F x) {
+  I bits = (I)x;
+  I exponent = ((bits >> 23) & 0xff) - 126;
+  F m = (F)((bits & 0x007fffff) | 0x3f000000);  // x = m·2^exponent, m in [0.5, 1)
+  I small = m < splat(0.707106781186547524f);
+  exponent = small ? exponent - 1 : exponent;
+  m = small ? m + m : m;
+  m = m - splat(1.0f);
+  const F e = __builtin_convertvector(exponent, F), square = m * m;
+  F p = splat(7.0376836292e-2f);
+  p = p * m - splat(1.1514610310e-1f);
+  p = p * m + splat(1.1676998740e-1f);
+  p = p * m - splat(1.2420140846e-1f);
+  p = p * m + splat(1.4249322787e-1f);
+  p = p * m - splat(1.6668057665e-1f);
+  p = p * m + splat(2.0000714765e-1f);
+  p = p * m - splat(2.4999993993e-1f);
+  p = p * m + splat(3.3333331174e-1f);
+  p = p * m * square - e * splat(2.12194440e-4f) - splat(0.5f) * square;
+  p = m + p + e * splat(0.693359375f);
+  p = x > splat(0.0f) ? p : splat(__builtin_nanf(""));
+  return x == splat(0.0f) ? splat(-__builtin_inff()) : p;
+}
+
 static inline F tanh(F x) {
   F magnitude = (F)((I)x & 0x7fffffff);
   F square = x * x;

@@ -1,211 +1,211 @@
 // Log-probabilities and entropies of given logits: one block a row, one read of it; the gradient is
 // one read and one write. All sums run in a fixed order.
-#include <cassert>
-#include <cstdint>
-
-#include <cuda_bf16.h>
-
-#include "common/op.h"
-#include "cuda/stream.h"
+#include "cuda/logprob.h"
 
 namespace r1 {
 namespace {
-constexpr int kThreads = 512;
-constexpr float kLow = -1e30f;  // stands for -inf where a difference must stay finite
+constexpr int kForwardThreads = 512, kBackwardThreads = 256;
 
-struct Options {
-  float temperature, logit_scale, softcap;  // softcap 0 for none
-
-  __device__ float scale(float x) const {
-    x *= logit_scale;
-    if (softcap != 0) x = tanhf(x / softcap) * softcap;
-    return x / temperature;
-  }
-  __device__ float slope(float z) const {  // of scale, at its result
-    const float t = softcap != 0 ? z * temperature / softcap : 0.0f;
-    return (1 - t * t) * logit_scale / temperature;
-  }
-};
-
-// Running maximum, Σ e^(z - max) and Σ e^(z - max)·(z - max) of a part of a row.
-struct Statistics {
-  float max = kLow, sum = 0, weighted = 0;
-
-  __device__ void merge(const Statistics& o) {
-    const float m = fmaxf(max, o.max), a = expf(max - m), b = expf(o.max - m);
-    weighted = a * (weighted + (max - m) * sum) + b * (o.weighted + (o.max - m) * o.sum);
-    sum = a * sum + b * o.sum;
-    max = m;
-  }
-  __device__ void shuffle_merge(int offset) {
-    Statistics o;
-    o.max = __shfl_down_sync(~0u, max, offset);
-    o.sum = __shfl_down_sync(~0u, sum, offset);
-    o.weighted = __shfl_down_sync(~0u, weighted, offset);
-    merge(o);
-  }
-};
-
-template <class T>
-struct Vector {  // 16 bytes
-  static constexpr int kSize = 16 / sizeof(T);
-  alignas(16) T x[kSize];
-};
-
-__device__ float to_float(float x) { return x; }
-__device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ void from_float(float& out, float x) { out = x; }
-__device__ void from_float(__nv_bfloat16& out, float x) { out = __float2bfloat16(x); }
-
-// Calls body(first column, count, pointer) for pieces of a row, 16-byte aligned ones in the middle.
-template <class T, class Row, class Body>
-__device__ void for_each_piece(Row* row, int64_t columns, const Body& body) {
-  constexpr int kSize = Vector<T>::kSize;
-  const int64_t skew = reinterpret_cast<uintptr_t>(row) % 16 / sizeof(T);
-  const int64_t head = min(columns, skew == 0 ? int64_t{0} : kSize - skew);
-  const int64_t vectors = (columns - head) / kSize;
-  for (int64_t i = threadIdx.x; i < vectors; i += kThreads) body(head + i * kSize, true);
-  for (int64_t i = threadIdx.x; i < head; i += kThreads) body(i, false);
-  for (int64_t i = head + vectors * kSize + threadIdx.x; i < columns; i += kThreads) body(i, false);
+template <class T, bool kCapped>
+__global__ void __launch_bounds__(kForwardThreads, 2) forward(LogprobForward in) {
+  const int64_t t = blockIdx.x;
+  const T* x = in.row<T>(t);
+  const int64_t y = in.target[t];
+  const RowScale<kCapped> scale(in.options, t);
+  Statistics mine = over_groups<kForwardThreads>(x, in.columns / kGroup<T>, scale, [](int) {});
+  add_rest(mine, x, in.columns, scale);
+  const float own = threadIdx.x == 0 ? in.own<T>(t, y) : 0.0f;
+  mine = over_block<kForwardThreads>(mine, scale.unit * kLog2E);
+  if (threadIdx.x == 0) in.finish(t, own, scale, mine);
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    forward(const T* logits, const int64_t* target, int64_t columns, Options options,
-            bool want_entropy, float* logprob, float* entropy, float* lse) {
-  constexpr int kSize = Vector<T>::kSize;
-  const int64_t row = blockIdx.x;
-  const T* x = logits + row * columns;
-  Statistics mine;
-  for_each_piece<T>(x, columns, [&](int64_t at, bool whole) {
-    float z[kSize];
-    const int n = whole ? kSize : 1;
-    if (whole) {
-      const Vector<T> v = *reinterpret_cast<const Vector<T>*>(x + at);
+struct Backward {
+  const float *dlogprob, *dentropy;  // dentropy: null for none
+  const void* logits;
+  const int64_t* target;
+  const float *lse, *entropy;
+  int64_t columns;
+  LogitOptions options;
+  void* dlogits;  // may be the logits
+};
+
+// dz = g·(1_y - p) - e·p·(log p + H), times dz/dx, for one row.
+template <bool kCapped>
+struct RowGradient {
+  RowScale<kCapped> scale;
+  float g, e, lse, entropy;
+  float log2_unit, log2_lse, constant, linear;  // dz = p·(constant + linear·log2 p) elsewhere
+  int64_t target;
+
+  __device__ RowGradient(const Backward& in, int64_t t)
+      : scale(in.options, t), g(in.dlogprob[t]), e(in.dentropy != nullptr ? in.dentropy[t] : 0.0f),
+        lse(in.lse[t]), entropy(in.dentropy != nullptr ? in.entropy[t] : 0.0f),
+        log2_unit(scale.unit * kLog2E), log2_lse(lse * kLog2E), constant(-(g + e * entropy)),
+        linear(-e * kLn2), target(in.target[t]) {}
+
+  __device__ float operator()(float x) const {
+    const float u = scale(x), log2_p = fmaf(u, log2_unit, -log2_lse);
+    return fast_exp2(log2_p) * fmaf(linear, fmaxf(log2_p, kNegligible), constant) * scale.slope(u);
+  }
+  // In the target's column: 1 - p without cancellation, 0 where p is 1.
+  __device__ float own(float x) const {
+    const float u = scale(x), logp = u * scale.unit - lse;
+    const float d = -g * expm1f(logp) - e * expf(logp) * (fmaxf(logp, kNegligible) + entropy);
+    return d * scale.slope(u);
+  }
+
+  template <int N>
+  __device__ uint4 of_group(const uint4& group, int64_t column) const {
+    float x[N], d[N];
+    unpack(group, x);
 #pragma unroll
-      for (int i = 0; i < kSize; ++i) z[i] = options.scale(to_float(v.x[i]));
-    } else {
-      z[0] = options.scale(to_float(x[at]));
+    for (int i = 0; i < N; ++i) d[i] = (*this)(x[i]);
+    const int64_t at = target - column;
+    if (at >= 0 && at < N) {
+      float there = 0;  // selected, since an index would put x into memory
+#pragma unroll
+      for (int i = 0; i < N; ++i) there = i == at ? x[i] : there;
+      there = own(there);
+#pragma unroll
+      for (int i = 0; i < N; ++i) d[i] = i == at ? there : d[i];
     }
-    Statistics piece;
-#pragma unroll
-    for (int i = 0; i < kSize; ++i)
-      if (i < n) piece.max = fmaxf(piece.max, z[i]);
-#pragma unroll
-    for (int i = 0; i < kSize; ++i)
-      if (i < n) {
-        const float d = z[i] - piece.max, e = expf(d);
-        piece.sum += e;
-        piece.weighted += e * fmaxf(d, -200.0f);
-      }
-    mine.merge(piece);
-  });
-  __shared__ Statistics warps[kThreads / 32];
-  for (int offset = 16; offset > 0; offset /= 2) mine.shuffle_merge(offset);
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = mine;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int w = 1; w < kThreads / 32; ++w) mine.merge(warps[w]);
-  const int64_t y = target[row];
-  assert(y >= 0 && y < columns && "logprob: target: expected 0 <= target < V");
-  const float log_sum = logf(mine.sum);
-  lse[row] = mine.max + log_sum;
-  logprob[row] = (options.scale(to_float(x[y])) - mine.max) - log_sum;
-  if (want_entropy) entropy[row] = log_sum - mine.weighted / mine.sum;
-}
+    return pack(d);
+  }
+};
 
-// dz = g·(1_y - p) - e·p·(log p + H), times the slope of the options.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    backward(const float* dlogprob, const float* dentropy, const T* logits, const int64_t* target,
-             const float* lse, const float* entropy, int64_t columns, Options options, T* dlogits) {
-  constexpr int kSize = Vector<T>::kSize;
-  const int64_t row = blockIdx.x, y = target[row];
-  const T* x = logits + row * columns;
-  T* out = dlogits + row * columns;
-  const float g = dlogprob[row], e = dentropy ? dentropy[row] : 0.0f;
-  const float total = lse[row], h = dentropy ? entropy[row] : 0.0f;
-  auto gradient = [&](T logit, int64_t v) {
-    const float z = options.scale(to_float(logit)), logp = z - total;
-    const float p = expf(logp);
-    const float own = v == y ? g * -expm1f(logp) : -g * p;
-    return (own - e * p * (fmaxf(logp, -200.0f) + h)) * options.slope(z);
+constexpr int kSegment = 16 * kBackwardThreads;  // groups a block
+
+// A row without an upstream gradient is not even read: it may hold anything.
+template <class T, bool kCapped>
+__global__ void __launch_bounds__(kBackwardThreads, 4) backward(Backward in) {
+  constexpr int kSize = kGroup<T>;
+  const int64_t t = blockIdx.x;
+  const T* x = static_cast<const T*>(in.logits) + t * in.columns;
+  T* out = static_cast<T*>(in.dlogits) + t * in.columns;
+  const RowGradient<kCapped> row(in, t);
+  const bool zero = row.g == 0 && row.e == 0;
+  const int skew = reinterpret_cast<uintptr_t>(x) % 16;
+  const bool together = reinterpret_cast<uintptr_t>(out) % 16 == skew;
+  const int64_t head = together ? min(in.columns, int64_t{(16 - skew) % 16 / int{sizeof(T)}}) : 0;
+  const int64_t groups = together ? (in.columns - head) / kSize : 0;
+  const int64_t begin = int64_t{blockIdx.y} * kSegment, end = min(begin + kSegment, groups);
+  for (int64_t first = begin + threadIdx.x; first < end; first += kBatch * kBackwardThreads) {
+    uint4 group[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      group[k] = make_uint4(0, 0, 0, 0);
+      const int64_t g = first + k * kBackwardThreads;
+      if (g < end && !zero) group[k] = load_group(x + head + g * kSize, 0);
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int64_t g = first + k * kBackwardThreads, column = head + g * kSize;
+      if (g >= end) break;
+      if (!zero) group[k] = row.template of_group<kSize>(group[k], column);
+      *reinterpret_cast<uint4*>(out + column) = group[k];
+    }
+  }
+  // What 16-byte accesses leave: both ends, or everything where x and out are skewed differently.
+  if (blockIdx.y != 0) return;
+  auto write = [&](int64_t v) {
+    const float logit = zero ? 0.0f : to_float(x[v]);
+    from_float(out[v], zero ? 0.0f : v == row.target ? row.own(logit) : row(logit));
   };
-  const bool skip = g == 0 && e == 0;
-  for_each_piece<T>(x, columns, [&](int64_t at, bool whole) {
-    if (whole) {
-      Vector<T> v = *reinterpret_cast<const Vector<T>*>(x + at);
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) from_float(v.x[i], skip ? 0.0f : gradient(v.x[i], at + i));
-      *reinterpret_cast<Vector<T>*>(out + at) = v;
-    } else {
-      from_float(out[at], skip ? 0.0f : gradient(x[at], at));
-    }
-  });
+  for (int64_t v = threadIdx.x; v < head; v += kBackwardThreads) write(v);
+  for (int64_t v = head + groups * kSize + threadIdx.x; v < in.columns; v += kBackwardThreads)
+    write(v);
 }
 
-// Calls body(pointer of the element type) for fp32 or bf16 logits.
-template <class Body>
-void with_elements(const Tensor& logits, const Body& body) {
-  if (is_bf16(logits)) body(data<__nv_bfloat16>(logits));
-  else body(data<float>(logits));
+LogitOptions options_of(const std::optional<Tensor>& temperature, double logit_scale,
+                        std::optional<double> softcap) {
+  return {static_cast<float>(logit_scale), static_cast<float>(softcap.value_or(0.0)),
+          data_or_null<const float>(temperature)};
 }
 
-Options options_of(double temperature, double logit_scale, std::optional<double> softcap) {
-  return {static_cast<float>(temperature), static_cast<float>(logit_scale),
-          static_cast<float>(softcap.value_or(0.0))};
+std::optional<Tensor> floats(const std::optional<Tensor>& t) {
+  if (!t) return std::nullopt;
+  return to_dtype(*t, ScalarType::Float);
 }
 
-std::tuple<Tensor, Tensor, Tensor> logprob(Tensor logits, Tensor target, double temperature,
-                                           double logit_scale, std::optional<double> softcap,
-                                           bool want_entropy) {
+std::tuple<Tensor, Tensor, Tensor> logprob(Tensor logits, Tensor target,
+                                           std::optional<Tensor> temperature, double logit_scale,
+                                           std::optional<double> softcap, bool want_entropy) {
   const OnDevice device(logits);
   const Tensor x = dense(logits), y = to_dtype(target, ScalarType::Long);
-  const int64_t rows = x.size(0), columns = x.size(1);
-  Tensor value = new_empty(x, {rows}, ScalarType::Float), lse = new_empty(x, {rows}, ScalarType::Float);
+  const std::optional<Tensor> per_row = floats(temperature);
+  const int64_t rows = x.size(0);
+  Tensor value = new_empty(x, {rows}, ScalarType::Float);
+  Tensor lse = new_empty(x, {rows}, ScalarType::Float);
   Tensor entropy = new_empty(x, {want_entropy ? rows : 0}, ScalarType::Float);
-  if (rows > 0)
-    with_elements(x, [&](auto* elements) {
-      forward<<<rows, kThreads, 0, device.stream>>>(
-          elements, data<int64_t>(y), columns, options_of(temperature, logit_scale, softcap),
-          want_entropy, data<float>(value), data<float>(entropy), data<float>(lse));
+  if (rows == 0) return {value, entropy, lse};
+  const LogprobForward in{x.data_ptr(), data<int64_t>(y), rows, x.size(1), is_bf16(x),
+                          options_of(per_row, logit_scale, softcap), data<float>(value),
+                          want_entropy ? data<float>(entropy) : nullptr, data<float>(lse)};
+  if (!device.is_sm90() || !logprob_on_clusters(device, in))
+    with_kernel(in.bf16, in.options, [&](auto element, auto capped) {
+      device.launch("logprob", forward<decltype(element), decltype(capped)::value>, dim3(rows),
+                    kForwardThreads, in);
     });
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {value, entropy, lse};
 }
 
-Tensor logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor logits, Tensor target, Tensor lse,
-                        Tensor entropy, double temperature, double logit_scale,
-                        std::optional<double> softcap) {
+void launch_backward(const Tensor& dlogprob, const Tensor& dentropy, const Tensor& logits,
+                     const Tensor& target, const Tensor& lse, const Tensor& entropy,
+                     const std::optional<Tensor>& temperature, double logit_scale,
+                     std::optional<double> softcap, const Tensor& dlogits) {
   const OnDevice device(logits);
-  const Tensor x = dense(logits), y = to_dtype(target, ScalarType::Long);
+  const Tensor y = to_dtype(target, ScalarType::Long);
   const Tensor g = to_dtype(dlogprob, ScalarType::Float), e = to_dtype(dentropy, ScalarType::Float);
   const Tensor total = to_dtype(lse, ScalarType::Float), h = to_dtype(entropy, ScalarType::Float);
+  const std::optional<Tensor> per_row = floats(temperature);
+  const int64_t rows = logits.size(0), columns = logits.size(1);
+  if (rows == 0) return;
+  const Backward in{data<float>(g), e.numel() > 0 ? data<float>(e) : nullptr, logits.data_ptr(),
+                    data<int64_t>(y), data<float>(total), data<float>(h), columns,
+                    options_of(per_row, logit_scale, softcap), dlogits.data_ptr()};
+  with_kernel(is_bf16(logits), in.options, [&](auto element, auto capped) {
+    using T = decltype(element);
+    const int64_t segments = (columns / kGroup<T> + kSegment - 1) / kSegment;
+    device.launch("logprob_backward", backward<T, decltype(capped)::value>,
+                  dim3(rows, segments > 0 ? segments : 1), kBackwardThreads, in);
+  });
+}
+
+Tensor logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor logits, Tensor target, Tensor lse,
+                        Tensor entropy, std::optional<Tensor> temperature, double logit_scale,
+                        std::optional<double> softcap) {
+  const Tensor x = dense(logits);
   Tensor dlogits = new_empty(x, {x.size(0), x.size(1)}, x.scalar_type());
-  if (x.size(0) > 0)
-    with_elements(x, [&](auto* elements) {
-      using T = std::remove_pointer_t<decltype(elements)>;
-      backward<<<x.size(0), kThreads, 0, device.stream>>>(
-          data<float>(g), e.numel() > 0 ? data<float>(e) : nullptr,
-          static_cast<const T*>(elements), data<int64_t>(y), data<float>(total), data<float>(h),
-          x.size(1), options_of(temperature, logit_scale, softcap), data<T>(dlogits));
-    });
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch_backward(dlogprob, dentropy, x, target, lse, entropy, temperature, logit_scale, softcap,
+                  dlogits);
   return dlogits;
+}
+
+void logprob_backward_(Tensor dlogprob, Tensor dentropy, Tensor logits, Tensor target, Tensor lse,
+                       Tensor entropy, std::optional<Tensor> temperature, double logit_scale,
+                       std::optional<double> softcap) {
+  const Tensor x = dense(logits);
+  launch_backward(dlogprob, dentropy, x, target, lse, entropy, temperature, logit_scale, softcap,
+                  x);
+  if (!logits.is_contiguous()) torch::stable::copy_(logits, x);
 }
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(r1_cuda, m) {
   m.def(
-      "logprob(Tensor logits, Tensor target, float temperature, float logit_scale, "
+      "logprob(Tensor logits, Tensor target, Tensor? temperature, float logit_scale, "
       "float? softcap, bool want_entropy) -> (Tensor, Tensor, Tensor)");
   m.def(
       "logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor logits, Tensor target, "
-      "Tensor lse, Tensor entropy, float temperature, float logit_scale, float? softcap) "
+      "Tensor lse, Tensor entropy, Tensor? temperature, float logit_scale, float? softcap) "
       "-> Tensor");
+  m.def(
+      "logprob_backward_(Tensor dlogprob, Tensor dentropy, Tensor(a!) logits, Tensor target, "
+      "Tensor lse, Tensor entropy, Tensor? temperature, float logit_scale, float? softcap) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(r1_cuda, CUDA, m) {
   m.impl("logprob", TORCH_BOX(&logprob));
   m.impl("logprob_backward", TORCH_BOX(&logprob_backward));
+  m.impl("logprob_backward_", TORCH_BOX(&logprob_backward_));
 }
 }  // namespace r1

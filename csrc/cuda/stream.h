@@ -1,22 +1,76 @@
-// The device of a tensor made current, and PyTorch's current stream on it, for one scope.
+// The device of a tensor made current, and launches on PyTorch's current stream of it.
 #pragma once
 
 #include <cuda_runtime.h>
+#include <dlfcn.h>
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
 #include "common/op.h"
 
 namespace r1 {
-struct OnDevice {
-  explicit OnDevice(const Tensor& t) : guard(t.get_device_index()) {
-    void* raw = nullptr;
-    R1_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &raw) == 0,
-             "cannot get the current stream of CUDA device ", t.get_device_index());
-    stream = static_cast<cudaStream_t>(raw);
+// Looked up at run time: it lives in libtorch_cuda, which a build of PyTorch for the CPU lacks, and
+// the library is to load there too, and wherever else it was built.
+inline cudaStream_t current_stream(int32_t device) {
+  using Get = int32_t (*)(int32_t, void**);
+  static const Get get = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return reinterpret_cast<Get>(
+        library == nullptr ? nullptr : dlsym(library, "aoti_torch_get_current_cuda_stream"));
+  }();
+  void* stream = nullptr;
+  R1_CHECK(get != nullptr && get(device, &stream) == 0,
+           "cannot get the current stream of CUDA device ", device);
+  return static_cast<cudaStream_t>(stream);
+}
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  R1_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
+}
+
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor& t)
+      : index_(t.get_device_index()), guard_(index_), stream_(current_stream(index_)) {}
+
+  bool is_sm90() const {
+    int major = 0, minor = 0;
+    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index_), "device");
+    check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index_), "device");
+    return major == 9 && minor == 0;
   }
-  torch::stable::accelerator::DeviceGuard guard;
-  cudaStream_t stream;
+
+  template <class... Parameters, class... Arguments>
+  void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads,
+              const Arguments&... arguments) const {
+    launch_clusters(name, kernel, grid, threads, 1, 0, arguments...);
+  }
+
+  // Clusters of `cluster` blocks along x, each block with `shared` bytes of dynamic shared memory.
+  template <class... Parameters, class... Arguments>
+  void launch_clusters(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads,
+                       int cluster, int shared, const Arguments&... arguments) const {
+    if (shared > 48 << 10)  // more than a kernel may have unasked
+      check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+                 name);
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared;
+    config.stream = stream_;
+    config.attrs = &attribute;
+    config.numAttrs = cluster > 1 ? 1 : 0;
+    check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...), name);
+  }
+
+ private:
+  int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_;
 };
 }  // namespace r1

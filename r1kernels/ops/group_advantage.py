@@ -11,7 +11,7 @@ from r1kernels import check
 from r1kernels.op import Case, Op
 
 SCALES = ("group", "batch", "none")
-BASELINES = ("mean", "rloo")
+BASELINES = ("mean", "rloo", "opo")
 
 
 def group_advantage(
@@ -21,6 +21,7 @@ def group_advantage(
     scale: str = "group",
     baseline: str = "mean",
     eps: float = 1e-4,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """A = (R − baseline of the group) / (standard deviation + eps)  (DeepSeekMath; as in TRL).
 
@@ -33,9 +34,11 @@ def group_advantage(
         group_ids: [B], int64 or int32: any integers, in any order; equal ones form a group.
         scale: divide by the unbiased standard deviation of the "group" or of the whole "batch",
             or "none" (Dr. GRPO).
-        baseline: the group's "mean", or the mean of its other members, "rloo" (RLOO), which is
-            G/(G − 1) times as far away.
+        baseline: the group's "mean"; or the mean of its other members, "rloo" (RLOO), which is
+            G/(G − 1) times as far away; or Σ length·R / Σ length, "opo" (OPO).
         eps: added to the standard deviation.
+        lengths: [B], of the completions in tokens, any number dtype; for "opo", and required there.
+            A group without any token has the baseline 0/0 = NaN only if its rewards differ.
 
     Returns:
         [B], dtype of rewards; a constant for autograd.
@@ -48,13 +51,32 @@ def group_advantage(
     shapes("group_ids", group_ids, "B", check.INTS)
     check.choice("group_advantage", "scale", scale, SCALES)
     check.choice("group_advantage", "baseline", baseline, BASELINES)
-    return GROUP_ADVANTAGE(rewards.detach(), group_ids, scale, baseline, eps)
+    if (lengths is not None) != (baseline == "opo"):
+        expected = "a tensor of shape [B]" if lengths is None else "None"
+        raise ValueError(
+            f"group_advantage: lengths: expected {expected} for baseline {baseline!r}, got "
+            f"{'None' if lengths is None else 'a tensor'}"
+        )
+    if lengths is not None:
+        shapes("lengths", lengths, "B", (*check.INTS, torch.float32, torch.float64))
+        lengths = lengths.to(rewards.dtype)
+    return GROUP_ADVANTAGE(rewards.detach(), group_ids, lengths, scale, baseline, eps)
 
 
-def _reference(rewards: Tensor, group_ids: Tensor, scale: str, baseline: str, eps: float) -> Tensor:
+def reference(
+    rewards: Tensor,
+    group_ids: Tensor,
+    lengths: Tensor | None,
+    scale: str,
+    baseline: str,
+    eps: float,
+) -> Tensor:
     if rewards.numel() == 0:
         return torch.empty_like(rewards)
     by_value = rewards.argsort(stable=True)
+    if lengths is not None:  # equal rewards in a fixed order too
+        by_length = lengths.argsort(stable=True)
+        by_value = by_length[rewards[by_length].argsort(stable=True)]
     order = by_value[group_ids[by_value].argsort(stable=True)]
     r, ids = rewards[order].double(), group_ids[order]
 
@@ -68,8 +90,12 @@ def _reference(rewards: Tensor, group_ids: Tensor, scale: str, baseline: str, ep
     n = size[group]
     last = size.cumsum(0)[group] - 1
     constant = r[last - n + 1] == r[last]
-    centred = r - group_sum(r) / n
-    advantage = centred * n / (n - 1) if baseline == "rloo" else centred
+    centred = advantage = r - group_sum(r) / n
+    if baseline == "rloo":
+        advantage = centred * n / (n - 1)
+    elif lengths is not None:
+        weight = lengths[order].double()
+        advantage = r - group_sum(weight * r) / group_sum(weight)
     if scale == "group":
         advantage = advantage / ((group_sum(centred.square()) / (n - 1)).sqrt() + eps)
     elif scale == "batch":
@@ -106,7 +132,9 @@ def _case(
         if binary:
             rewards = rewards.round()
         ids = 7 - 3 * torch.arange(groups).repeat(size)[torch.randperm(count, generator=rng)]
-        return rewards.to(device), ids.to(device), scale, baseline, 1e-4
+        lengths = torch.randint(1, 9, (count,), generator=rng).float().to(device)
+        given = lengths if baseline == "opo" else None
+        return rewards.to(device), ids.to(device), given, scale, baseline, 1e-4
 
     return Case(name, make, flops=8.0 * count, bytes=16.0 * count, bench=bench)
 
@@ -122,9 +150,9 @@ CASES = (
 )
 
 GROUP_ADVANTAGE = Op(
-    "group_advantage(Tensor rewards, Tensor group_ids, str scale, str baseline, float eps) "
-    "-> Tensor",
-    reference=_reference,
+    "group_advantage(Tensor rewards, Tensor group_ids, Tensor? lengths, str scale, "
+    "str baseline, float eps) -> Tensor",
+    reference=reference,
     fake=_fake,
     validate=_validate,
     cases=CASES,

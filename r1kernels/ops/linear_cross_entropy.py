@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from r1kernels import check
 from r1kernels.ops.linear_logprob import head_logprob
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -20,6 +25,9 @@ def linear_cross_entropy(
     reduction: str = "mean",
     softcap: float | None = None,
     logit_scale: float = 1.0,
+    tp_group: ProcessGroup | None = None,
+    vocab_start: int = 0,
+    vocab_size: int | None = None,
 ) -> Tensor:
     """−log softmax(z)[target] with z = softcap·tanh(logit_scale·(hidden·weightᵀ + bias)/softcap).
 
@@ -35,7 +43,9 @@ def linear_cross_entropy(
         reduction: "mean" over the rows that count (NaN if there is none, with zero gradients, as
             in PyTorch), "sum", or "none": [T] with zeros at ignored rows.
         softcap: bound of the logits (Gemma); None for none.
-        logit_scale: multiplies the logits after the bias (Cohere, Granite).
+        logit_scale: multiplies the logits after the bias (Cohere; Granite divides by its own).
+        tp_group, vocab_start, vocab_size: a vocabulary in shards, or padded; see
+            ``linear_logprob``.
 
     Returns:
         0-d, or [T] for "none"; float32 (float64 for float64 hidden), in nats.
@@ -46,7 +56,8 @@ def linear_cross_entropy(
     check.choice("linear_cross_entropy", "reduction", reduction, REDUCTIONS)
     logprob, _, _ = head_logprob(
         "linear_cross_entropy", hidden, weight, target, bias, 1.0, logit_scale, softcap,
-        entropy=False, ignore_index=ignore_index,
+        entropy=False, ignore_index=ignore_index, tp_group=tp_group, vocab_start=vocab_start,
+        vocab_size=vocab_size,
     )  # fmt: skip
     if reduction == "none":
         return -logprob

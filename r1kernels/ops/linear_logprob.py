@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from r1kernels import check
-from r1kernels.op import Case, Op
 from r1kernels.ops import head
+from r1kernels.ops.candidate_logprob import CANDIDATE_LOGPROB
 from r1kernels.ops.head import LogProb
+from r1kernels.ops.linear_logprob_op import LINEAR_LOGPROB, TILE_ROWS, tile_row_bytes
+from r1kernels.ops.vocab_parallel import vocab_parallel_logprob
 
-# A backend may keep the unnormalised probabilities of some rows for the backward pass, which then
-# has a quarter less to compute for them. They are kept in tiles of this many rows and columns, and
-# never more than this many bytes, whatever T and V are; the backward pass gives the memory back as
-# it goes, while the gradient of weight grows.
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+# The backward pass has a quarter less to compute for rows whose unnormalised probabilities were
+# kept. Never more than this many bytes are, whatever T and V are; the backward pass gives the
+# memory back as it goes, while the gradient of weight grows.
 KEPT_BYTES = 56 << 20
 CUDA_KEPT_BYTES = 2560 << 20  # 8192 rows of a vocabulary of 151,936 in bfloat16 fit
-TILE_ROWS, TILE_COLS = 48, 64
-KEPT_STATE = 64  # bytes after the tiles: whether they are still there
 
 
 def linear_logprob(
@@ -32,6 +34,11 @@ def linear_logprob(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     entropy: bool = False,
+    candidate_ids: Tensor | None = None,
+    candidate_offsets: Tensor | None = None,
+    tp_group: ProcessGroup | None = None,
+    vocab_start: int = 0,
+    vocab_size: int | None = None,
 ) -> LogProb:
     """log softmax(z)[target] of z = cap(logit_scale·(hidden·weightᵀ + bias))/temperature.
 
@@ -48,9 +55,20 @@ def linear_logprob(
         bias: [V], dtype of hidden.
         temperature: divides the logits last, positive: a number, or one a row, [T], float32
             (float64 for float64).
-        logit_scale: multiplies the logits after the bias (Cohere, Granite).
+        logit_scale: multiplies the logits after the bias (Cohere; Granite divides by its own).
         softcap: bound of the logits before the temperature (Gemma); None for none.
         entropy: return the entropy of each row's distribution too.
+        candidate_ids, candidate_offsets: [N] and [T+1], int64 or int32: row t's softmax runs over
+            the ids ``candidate_ids[candidate_offsets[t]:candidate_offsets[t + 1]]`` alone, each id
+            once, the target among them: what top-k and top-p let the sampler draw from
+            (``r1kernels.candidates`` makes them). Costs N·H operations instead of T·V·H.
+        tp_group: ranks that hold the vocabulary in shards (tensor parallelism). Then weight and
+            bias are this rank's; hidden, target and the upstream gradients are the same on every
+            rank, and so are, bit for bit, the results and the gradient of hidden, which is summed
+            over the ranks in here: hidden needs no all-reduce around this function.
+        vocab_start: the id of this rank's first row of weight; targets are global ids.
+        vocab_size: ids from here on are padding of the weight: they have no probability and no
+            gradient. Default: none is.
 
     Returns:
         ``LogProb(logprob [T], entropy [T] or None)``, float32, in nats.
@@ -59,8 +77,10 @@ def linear_logprob(
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     logprob, entropies, _ = head_logprob(
-        "linear_logprob", hidden, weight, target, bias, temperature, logit_scale, softcap, entropy
-    )
+        "linear_logprob", hidden, weight, target, bias, temperature, logit_scale, softcap, entropy,
+        candidate_ids=candidate_ids, candidate_offsets=candidate_offsets, tp_group=tp_group,
+        vocab_start=vocab_start, vocab_size=vocab_size,
+    )  # fmt: skip
     return LogProb(logprob, entropies)
 
 
@@ -78,6 +98,11 @@ def head_logprob(
     entropy_grad: bool = True,
     ignore_index: int = head.NO_IGNORE,
     keep: Tensor | None = None,
+    candidate_ids: Tensor | None = None,
+    candidate_offsets: Tensor | None = None,
+    tp_group: ProcessGroup | None = None,
+    vocab_start: int = 0,
+    vocab_size: int | None = None,
 ) -> tuple[Tensor, Tensor | None, str]:
     """Check, choose the regime, run. Shared by every function that has a linear head in it.
 
@@ -86,8 +111,9 @@ def head_logprob(
     Returns (logprob, entropy or None, regime). The regime says how the gradient is made:
 
     - "forward_only": there is none;
-    - "kept": probabilities of the rows that fit in KEPT_BYTES are kept, the rest made again;
-    - "recompute": all made again (softcap, or an entropy with a gradient);
+    - "kept": probabilities of the rows that fit in KEPT_BYTES (all of them, when each row has its
+      candidates) are kept, the rest made again;
+    - "recompute": all made again (softcap, an entropy with a gradient, shards on a GPU);
     - "frozen_head": the gradient of hidden is made in the forward pass, weight has none.
     """
     shapes = check.Shapes(name)
@@ -97,23 +123,42 @@ def head_logprob(
     if bias is not None:
         shapes("bias", bias, "V", (hidden.dtype,))
     head.check_options(name, logit_scale, softcap)
-    per_row = head.row_temperature(shapes, temperature, hidden)
+    _check_vocabulary(shapes, tp_group, vocab_start, vocab_size)
+    rows = head.row_temperature(shapes, temperature, hidden)
+    if vocab_size is not None and tp_group is None:
+        weight, bias = weight[:vocab_size], None if bias is None else bias[:vocab_size]
 
     head_grad = weight.requires_grad or (bias is not None and bias.requires_grad)
+    any_grad = torch.is_grad_enabled() and (head_grad or hidden.requires_grad)
+    if candidate_ids is not None or candidate_offsets is not None:
+        _check_candidates(shapes, candidate_ids, candidate_offsets, tp_group)
+        logprob, entropies, *_ = CANDIDATE_LOGPROB(
+            hidden, weight, target, candidate_ids, candidate_offsets, bias, rows,
+            logit_scale, softcap, entropy, ignore_index,
+        )  # fmt: skip
+        entropies = entropies if entropy_grad else entropies.detach()
+        return logprob, entropies if entropy else None, "kept" if any_grad else "forward_only"
+
     kept_rows, frozen_head = 0, False
     entropy_grad = entropy and entropy_grad
-    if not (torch.is_grad_enabled() and (head_grad or hidden.requires_grad)):
+    if not any_grad:
         regime = "forward_only"
     elif not head_grad and not entropy_grad:
         regime, frozen_head = "frozen_head", True
-    elif softcap is None and not entropy_grad:
+    elif softcap is None and not entropy_grad and (tp_group is None or not hidden.is_cuda):
         regime, kept_rows = "kept", rows_that_fit(hidden, weight)
     else:
         regime = "recompute"
-    logprob, entropies, *_ = LINEAR_LOGPROB(
-        hidden, weight, target, bias, keep, per_row, logit_scale, softcap,
-        entropy, entropy_grad, kept_rows, frozen_head, ignore_index, False,
+    arguments = (
+        hidden, weight, target, bias, keep, rows, logit_scale, softcap,
+        entropy, entropy_grad, kept_rows, frozen_head, ignore_index,
     )  # fmt: skip
+    if tp_group is None:
+        logprob, entropies, *_ = LINEAR_LOGPROB(*arguments, False)
+    else:
+        logprob, entropies = vocab_parallel_logprob(
+            name, *arguments, group=tp_group, start=vocab_start, size=vocab_size
+        )
     return logprob, entropies if entropy else None, regime
 
 
@@ -124,284 +169,26 @@ def rows_that_fit(hidden: Tensor, weight: Tensor) -> int:
     return TILE_ROWS * min(-(-hidden.shape[0] // TILE_ROWS), tiles)
 
 
-def tile_row_bytes(hidden: Tensor, weight: Tensor) -> int:
-    """Bytes of TILE_ROWS kept rows: a tile is its elements and then one fp32 maximum a row."""
-    element = min(hidden.element_size(), 4)
-    return -(-weight.shape[0] // TILE_COLS) * TILE_ROWS * (TILE_COLS * element + 4)
+def _check_vocabulary(
+    shapes: check.Shapes, tp_group: ProcessGroup | None, vocab_start: int, vocab_size: int | None
+) -> None:
+    if vocab_size is not None:
+        check.positive(shapes.op, "vocab_size", vocab_size)
+    if vocab_start < 0 or (vocab_start and tp_group is None):
+        expected = "0 without a tp_group" if tp_group is None else "a number not below 0"
+        raise ValueError(f"{shapes.op}: vocab_start: expected {expected}, got {vocab_start}")
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    z = hidden @ weight.T
-    if bias is not None:
-        z = z + bias
-    return z.to(head.accumulate_dtype(hidden.dtype))
-
-
-def _outputs(
-    hidden: Tensor, weight: Tensor, want_entropy: bool, kept_rows: int, frozen_head: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rows, dtype = hidden.shape[0], head.accumulate_dtype(hidden.dtype)
-    return (
-        hidden.new_empty(rows, dtype=dtype),
-        hidden.new_empty(rows if want_entropy else 0, dtype=dtype),
-        hidden.new_empty(rows, dtype=dtype),
-        hidden.new_empty(
-            kept_rows // TILE_ROWS * tile_row_bytes(hidden, weight) + KEPT_STATE, dtype=torch.uint8
-        ),
-        hidden.new_empty((rows if frozen_head else 0, hidden.shape[1]), dtype=dtype),
-    )
-
-
-def _fake(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *_, want_entropy, _, kept_rows, frozen_head, _, _ = rest
-    return _outputs(hidden, weight, want_entropy, kept_rows, frozen_head)
-
-
-def _reference(
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    bias: Tensor | None,
-    keep: Tensor | None,
-    temperature: Tensor | None,
-    logit_scale: float,
-    softcap: float | None,
-    want_entropy: bool,
-    entropy_grad: bool,
-    kept_rows: int,
-    frozen_head: bool,
-    ignore_index: int,
-    sharded: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *_, kept, dhidden = _outputs(hidden, weight, want_entropy, kept_rows, frozen_head)
-    kept[-KEPT_STATE:] = 0  # no tile is there
-    z = head.scale(_logits(hidden, weight, bias), temperature, logit_scale, softcap)
-    logprob, entropy, lse = head.statistics(z, target, ignore_index, want_entropy, sharded)
-    if frozen_head:
-        dz = head.statistics_backward(
-            torch.ones_like(logprob), entropy.new_empty(0), z, target, lse, entropy, ignore_index,
-            sharded,
-        )  # fmt: skip
-        dz = head.scale_backward(dz, z, temperature, logit_scale, softcap)
-        if keep is not None:
-            dz = dz.where(keep[:, None], 0)
-        dhidden = (dz.to(weight.dtype) @ weight).to(dz.dtype)
-    return logprob, entropy, lse, kept, dhidden
-
-
-def _validate(hidden: Tensor, weight: Tensor, target: Tensor, *rest: Any) -> None:
-    *_, ignore_index, sharded = rest
-    if not sharded:
-        check.in_range("linear_logprob", "target", target, weight.shape[0], ignore=ignore_index)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, target, bias, keep, temperature, *options = inputs
-    *options, _, entropy_grad, _, frozen_head, ignore_index, sharded = options
-    logprob, entropy, lse, kept, dhidden = output
-    ctx.set_materialize_grads(False)  # zeros for `kept` would cost as much as it does
-    constants = (lse, kept, dhidden) if entropy_grad else (entropy, lse, kept, dhidden)
-    ctx.mark_non_differentiable(*constants)
-    ctx.frozen_head, ctx.options = frozen_head, (*options, entropy_grad, ignore_index, sharded)
-    ctx.dtype = hidden.dtype
-    if frozen_head:
-        ctx.save_for_backward(dhidden)
-    else:
-        ctx.save_for_backward(
-            hidden, weight, target, bias, keep, logprob, lse, entropy, kept, temperature
+def _check_candidates(
+    shapes: check.Shapes, ids: Any, offsets: Any, tp_group: ProcessGroup | None
+) -> None:
+    shapes("candidate_ids", ids, "N", check.INTS)
+    shapes("candidate_offsets", offsets, "T+1", (ids.dtype,))
+    rows = shapes.sizes["T"]
+    if offsets.shape[0] != rows + 1:
+        raise ValueError(
+            f"{shapes.op}: candidate_offsets: expected T + 1 = {rows + 1} offsets, "
+            f"got {offsets.shape[0]}"
         )
-
-
-def _backward(
-    ctx: Any, dlogprob: Tensor | None, dentropy: Tensor | None, *_: Any
-) -> tuple[Any, ...]:
-    if dlogprob is None and dentropy is None:
-        return (None,) * 14
-    need_hidden, need_weight, _, need_bias = ctx.needs_input_grad[:4]
-    if ctx.frozen_head:
-        (dhidden,) = ctx.saved_tensors
-        assert dlogprob is not None  # the only output with a gradient
-        return ((dlogprob[:, None] * dhidden).to(ctx.dtype), *[None] * 13)
-    lse = ctx.saved_tensors[6]
-    if dlogprob is None:
-        dlogprob = torch.zeros_like(lse)
-    if dentropy is None:
-        dentropy = lse.new_empty(0)
-    dhidden, dweight, dbias = LINEAR_LOGPROB_BACKWARD(
-        dlogprob, dentropy, *ctx.saved_tensors, *ctx.options, need_hidden, need_weight, need_bias
-    )
-    return (
-        dhidden if need_hidden else None,
-        dweight if need_weight else None,
-        None,
-        dbias if need_bias else None,
-        *[None] * 10,
-    )
-
-
-def _backward_fake(
-    dlogprob: Tensor, dentropy: Tensor, hidden: Tensor, weight: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients(hidden, weight, *rest[-3:])
-
-
-def _gradients(
-    hidden: Tensor, weight: Tensor, need_hidden: bool, need_weight: bool, need_bias: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    (rows, width), columns = hidden.shape, weight.shape[0]
-    return (
-        hidden.new_empty((rows if need_hidden else 0, width)),
-        weight.new_empty((columns if need_weight else 0, width)),
-        weight.new_empty(columns if need_bias else 0),
-    )
-
-
-def _backward_reference(
-    dlogprob: Tensor,
-    dentropy: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    bias: Tensor | None,
-    keep: Tensor | None,
-    logprob: Tensor,
-    lse: Tensor,
-    entropy: Tensor,
-    kept: Tensor,
-    temperature: Tensor | None,
-    logit_scale: float,
-    softcap: float | None,
-    entropy_grad: bool,
-    ignore_index: int,
-    sharded: bool,
-    need_hidden: bool,
-    need_weight: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    z = head.scale(_logits(hidden, weight, bias), temperature, logit_scale, softcap)
-    dz = head.statistics_backward(
-        dlogprob, dentropy, z, target, lse, entropy, ignore_index, sharded
-    )
-    dz = head.scale_backward(dz, z, temperature, logit_scale, softcap)
-    dhidden, dweight, dbias = _gradients(hidden, weight, need_hidden, need_weight, need_bias)
-    narrow = dz.to(weight.dtype)
-    if need_hidden:
-        dhidden = narrow @ weight
-    if need_weight:
-        dweight = narrow.T @ hidden
-    if need_bias:
-        dbias = dz.sum(0).to(weight.dtype)
-    return dhidden, dweight, dbias
-
-
-def _case(
-    name: str,
-    rows: int,
-    width: int,
-    columns: int,
-    dtype: torch.dtype = torch.float32,
-    *,
-    bias: bool = False,
-    options: tuple[float | None, float, float | None] = (None, 1.0, None),
-    entropy: bool = False,
-    frozen_head: bool = False,
-    ignored: bool = False,
-    sharded: bool = False,
-    bench: bool = False,
-) -> Case:
-    def make(device: str) -> tuple[Any, ...]:
-        rng = torch.Generator().manual_seed(rows + width + columns)
-        hidden = torch.randn(rows, width, generator=rng).to(device, dtype)
-        weight = (torch.randn(columns, width, generator=rng) / width**0.5).to(device, dtype)
-        target = torch.randint(columns, (rows,), generator=rng).to(device)
-        offset = torch.randn(columns, generator=rng).to(device, dtype) if bias else None
-        if ignored:
-            target[::3] = -100
-        if sharded:
-            target[1::2] += columns
-        lowest, *rest = options
-        temperature = None
-        if lowest is not None:
-            temperature = lowest + torch.rand(rows, generator=rng).to(device)
-        return (
-            hidden, weight, target, offset, None, temperature, *rest, entropy, entropy, 0,
-            frozen_head, -100 if ignored else head.NO_IGNORE, sharded,
-        )  # fmt: skip
-
-    product = 2.0 * rows * width * columns
-    size = dtype.itemsize
-    return Case(
-        name,
-        make,
-        flops=product * (2 if frozen_head else 1),
-        bytes=size * width * (rows + columns) + 8.0 * rows,
-        bench=bench,
-    )
-
-
-CAPPED = (0.7, 1.5, 3.0)
-CASES = (
-    _case("fp32", 33, 64, 250),
-    _case("bf16", 100, 96, 1000, torch.bfloat16),
-    _case("odd sizes", 7, 33, 131, torch.bfloat16),
-    _case("one row", 1, 16, 70),
-    _case("no rows", 0, 16, 70),
-    _case("all options", 50, 48, 301, bias=True, options=CAPPED, entropy=True),
-    _case("all options bf16", 50, 47, 301, torch.bfloat16, bias=True, options=CAPPED, entropy=True),
-    _case("frozen head", 50, 40, 333, frozen_head=True),
-    _case(
-        "frozen head softcap bf16", 61, 40, 333, torch.bfloat16, options=CAPPED, frozen_head=True
-    ),
-    _case("frozen head entropy", 50, 40, 333, entropy=True, frozen_head=True),
-    _case("ignored rows", 50, 40, 333, ignored=True),
-    _case("shard", 50, 40, 333, entropy=True, ignored=True, sharded=True),
-    _case("shard frozen head bf16", 50, 40, 333, torch.bfloat16, frozen_head=True, sharded=True),
-    _case("lm_head", 1024, 576, 49152, torch.bfloat16, bench=True),
-    _case("lm_head frozen", 1024, 576, 49152, torch.bfloat16, frozen_head=True, bench=True),
-)
-
-
-def _backward_case(case: Case) -> Case:
-    def make(device: str) -> tuple[Any, ...]:
-        inputs = case.make(device)
-        hidden, weight, target, bias, keep, *options = inputs
-        *options, _, entropy_grad, _, _, ignore_index, sharded = options
-        logprob, entropies, lse, kept, _ = _reference(*inputs)
-        rng = torch.Generator().manual_seed(1)
-        dlogprob = torch.randn(lse.shape, generator=rng).to(lse)
-        dlogprob[1::4] = 0  # rows that are skipped
-        dentropy = torch.randn(entropies.shape, generator=rng).to(lse)
-        return (
-            dlogprob, dentropy, hidden, weight, target, bias, keep, logprob, lse, entropies,
-            kept, *options, entropy_grad, ignore_index, sharded, True, True, bias is not None,
-        )  # fmt: skip
-
-    # Three quarters of the rows: logits again, gradient of hidden, gradient of weight.
-    return Case(
-        case.name, make, flops=0.75 * 3 * case.flops, bytes=2 * case.bytes, bench=case.bench
-    )
-
-
-LINEAR_LOGPROB = Op(
-    "linear_logprob(Tensor hidden, Tensor weight, Tensor target, Tensor? bias, Tensor? keep, "
-    "Tensor? temperature, float logit_scale, float? softcap, bool want_entropy, "
-    "bool entropy_grad, SymInt kept_rows, bool frozen_head, int ignore_index, bool sharded) "
-    "-> (Tensor logprob, Tensor entropy, Tensor lse, Tensor kept, Tensor dhidden)",
-    reference=_reference,
-    fake=_fake,
-    save=_save,
-    backward=_backward,
-    validate=_validate,
-    cases=CASES,
-    opaque=(3,),
-)
-LINEAR_LOGPROB_BACKWARD = Op(
-    "linear_logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor hidden, Tensor weight, "
-    "Tensor target, Tensor? bias, Tensor? keep, Tensor logprob, Tensor lse, Tensor entropy, "
-    "Tensor kept, Tensor? temperature, float logit_scale, float? softcap, bool entropy_grad, "
-    "int ignore_index, bool sharded, bool need_hidden, bool need_weight, bool need_bias) "
-    "-> (Tensor dhidden, Tensor dweight, Tensor dbias)",
-    reference=_backward_reference,
-    fake=_backward_fake,
-    cases=tuple(_backward_case(case) for case in CASES if "frozen" not in case.name),
-)
+    if tp_group is not None:
+        raise ValueError(f"{shapes.op}: tp_group: expected None with candidate_ids")

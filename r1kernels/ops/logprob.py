@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from r1kernels import check
 from r1kernels.op import Case, Op
@@ -21,6 +22,7 @@ def logprob(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     entropy: bool = False,
+    inplace_backward: bool = False,
 ) -> LogProb:
     """log softmax(z)[target] with z = softcap·tanh(logit_scale·logits/softcap)/temperature.
 
@@ -35,6 +37,11 @@ def logprob(
         logit_scale: multiplies the logits first (Cohere, Granite).
         softcap: bound of the logits before the temperature (Gemma); None for none.
         entropy: return the entropy of each row's distribution too.
+        inplace_backward: write the gradient over the logits, which saves a second [T, V] tensor
+            on CUDA. The backward pass leaves the gradient in ``logits``; an operation that needs
+            them in its own backward pass after that raises PyTorch's "modified by an inplace
+            operation". The logits must not be a leaf. ``torch.compile`` runs the caller
+            eagerly, or raises with ``fullgraph=True``.
 
     Returns:
         ``LogProb(logprob [T], entropy [T] or None)``, float32 (float64 for float64), in nats.
@@ -47,8 +54,35 @@ def logprob(
     shapes("target", target, "T", check.INTS)
     head.check_options("logprob", logit_scale, softcap)
     rows = head.row_temperature(shapes, temperature, logits)
-    value, entropies, _ = LOGPROB(logits, target, rows, logit_scale, softcap, entropy)
+    inplace = inplace_backward and logits.requires_grad and torch.is_grad_enabled()
+    run = _in_place if inplace else LOGPROB
+    value, entropies, _ = run(logits, target, rows, logit_scale, softcap, entropy)
     return LogProb(value, entropies if entropy else None)
+
+
+def _in_place(logits: Tensor, *args: Any) -> Any:
+    if torch.compiler.is_compiling():
+        raise RuntimeError("logprob: inplace_backward: expected eager mode, got torch.compile")
+    if logits.is_leaf:  # its .grad would be itself
+        raise ValueError("logprob: inplace_backward: expected logits that are computed, got a leaf")
+    return _InPlace.apply(logits, *args)
+
+
+class _InPlace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = LOGPROB(*args)
+        _save(ctx, args, output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dlogprob: Tensor, dentropy: Tensor, *_: Any) -> tuple[Any, ...]:
+        logits, *saved = ctx.saved_tensors
+        LOGPROB_BACKWARD_(dlogprob, dentropy, logits, *saved, *ctx.options)
+        # A kernel writes behind autograd's back; whoever else has saved the logits must notice.
+        torch.autograd.graph.increment_version(logits)
+        return logits.detach(), *[None] * 5
 
 
 def _scaled(logits: Tensor, *options: Any) -> Tensor:
@@ -110,6 +144,10 @@ def _backward_reference(
     return dz.to(logits.dtype)
 
 
+def _backward_in_place(dlogprob: Tensor, dentropy: Tensor, logits: Tensor, *rest: Any) -> None:
+    logits.copy_(LOGPROB_BACKWARD(dlogprob, dentropy, logits, *rest))
+
+
 def _backward_fake(dlogprob: Tensor, dentropy: Tensor, logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty(logits.shape)
 
@@ -123,7 +161,7 @@ def _case(
     options: tuple[float | None, float, float | None] = (None, 1.0, None),
     entropy: bool = False,
     removed: bool = False,
-    bench: bool = False,
+    bench: bool | str = False,
 ) -> Case:
     def make(device: str) -> tuple[Any, ...]:
         rng = torch.Generator().manual_seed(rows + columns)
@@ -132,10 +170,10 @@ def _case(
         if removed:
             logits[torch.rand(rows, columns, generator=rng) < 0.5] = -torch.inf
             logits.scatter_(1, target[:, None], 1.0)
-        lowest, *rest = options
+        base, *rest = options
         temperature = None
-        if lowest is not None:
-            temperature = lowest + torch.rand(rows, generator=rng).to(device)
+        if base is not None:
+            temperature = base + torch.rand(rows, generator=rng).to(device)
         return logits.to(device, dtype), target.to(device), temperature, *rest, entropy
 
     size = rows * columns
@@ -153,8 +191,10 @@ CASES = (
     _case("all options", 50, 301, options=CAPPED, entropy=True),
     _case("all options bf16", 50, 301, torch.bfloat16, options=CAPPED, entropy=True),
     _case("removed tokens", 20, 97, entropy=True, removed=True),
-    _case("vocabulary", 1024, 49152, torch.bfloat16, bench=True),
-    _case("vocabulary entropy", 1024, 49152, torch.bfloat16, entropy=True, bench=True),
+    _case("vocabulary", 1024, 49152, torch.bfloat16, bench="cpu"),
+    _case("vocabulary entropy", 1024, 49152, torch.bfloat16, entropy=True, bench="cpu"),
+    _case("large vocabulary", 4096, 151936, torch.bfloat16, bench="cuda"),
+    _case("large vocabulary entropy", 4096, 151936, torch.bfloat16, entropy=True, bench="cuda"),
 )
 
 
@@ -188,4 +228,11 @@ LOGPROB_BACKWARD = Op(
     reference=_backward_reference,
     fake=_backward_fake,
     cases=tuple(_backward_case(case) for case in CASES),
+)
+# The same with its result in the logits: no second [T, V] where a backend has it natively.
+LOGPROB_BACKWARD_ = Op(
+    "logprob_backward_(Tensor dlogprob, Tensor dentropy, Tensor(a!) logits, Tensor target, "
+    "Tensor lse, Tensor entropy, Tensor? temperature, float logit_scale, float? softcap) -> ()",
+    reference=_backward_in_place,
+    fake=lambda *args: None,
 )

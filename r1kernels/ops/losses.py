@@ -1,235 +1,143 @@
-"""Every policy-gradient loss, once: its value, its derivative, and how its tokens are averaged.
+"""The table of losses: which algebra, which average, which options, whose importance ratio.
 
-A loss type is a *surrogate* (the value L of one token and its derivatives), a *level* (whose
-importance ratio: the token's, or the sequence's) and an *average* (the denominator). All is plain
-analytic code on [T] vectors: nothing here is differentiated by autograd.
-
-Notation: ℓ new, o old, f reference log-probability; log ratio x = ℓ − o, or its mean over the
-sequence; r = eˣ; A advantage.
+A loss type is one row of ``LOSSES``. An option or a level that the row lacks is an error, so that
+no name is accepted and then treated as another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
-import torch
-from torch import Tensor
+from r1kernels import check
+from r1kernels.ops import surrogates
 
-# e²⁰ is far outside of every trust region, and neither it nor its square overflows.
-MAX_LOG_RATIO = 20.0
+Default = float | str | None  # a number; the option whose value is taken; None: it must be given
 
-LEVELS = ("token", "sequence")
-METRICS = (
-    "policy_loss", "kl", "entropy", "clip_fraction", "ratio_mean", "ratio_max",
-    "sampling_delta_mean", "sampling_delta_max", "active_tokens",
-)  # fmt: skip
+ROW_ARGUMENTS = 5  # of a surrogate, before its options
+LEVELS = ("token", "sequence", "sequence_token")
+LEVELS_OF_SEQUENCES = ("sequence", "sequence_token")
 
-
-class Rows(NamedTuple):
-    """What a surrogate sees of each row, [T]; all zero where the mask is."""
-
-    logprob: Tensor
-    log_ratio: Tensor
-    advantage: Tensor
-
-
-class Clip(NamedTuple):
-    """Bounds of the ratio: [1 − epsilon, 1 + epsilon_high], and delta on both signs of A."""
-
-    epsilon: float
-    epsilon_high: float
-    delta: float | None
-
-
-class Term(NamedTuple):
-    """Policy term of each row, [T]."""
-
-    value: Tensor  # L
-    by_log_ratio: Tensor  # ∂L/∂x
-    by_logprob: Tensor  # ∂L/∂ℓ with x held fixed
-    clipped: Tensor  # bool: a bound of the ratio cuts or caps this row's gradient
+CLIP: Mapping[str, Default] = {"epsilon": 0.2, "epsilon_high": "epsilon"}
+PPO: Mapping[str, Default] = {**CLIP, "delta": math.inf, "clip_ratio_c": math.inf}
 
 
 class Loss(NamedTuple):
+    """A function of ``surrogates.py`` by name, and what surrounds it. levels: default first."""
+
     surrogate: str
-    average: Literal["sequences", "local_tokens", "max_length", "tokens"]
-    level: str | None = None  # None: the caller's importance_sampling_level
+    average: Literal["sequence_means", "sequence_sums", "local_tokens", "max_length", "tokens"]
+    options: Mapping[str, Default]
+    levels: tuple[str, ...] = LEVELS
 
-
-def ppo(rows: Rows, clip: Clip) -> Term:
-    """L = −min(min(r, δ)·A, clip(r, 1 − ε, 1 + ε_high)·A)  (PPO, with INTELLECT-2's bound δ)."""
-    ratio = rows.log_ratio.exp()
-    low, high = 1 - clip.epsilon, 1 + clip.epsilon_high
-    bounded, slope = ratio, torch.ones_like(ratio, dtype=torch.bool)
-    if clip.delta is not None:
-        bounded, slope = ratio.clamp(max=clip.delta), ratio <= clip.delta
-    free, clipped = bounded * rows.advantage, ratio.clamp(low, high) * rows.advantage
-    slope = slope.where(free <= clipped, (ratio >= low) & (ratio <= high))
-    return Term(
-        -torch.minimum(free, clipped),
-        (-rows.advantage * ratio).where(slope, 0),
-        torch.zeros_like(ratio),
-        ~slope & (rows.advantage != 0),
-    )
-
-
-def cispo(rows: Rows, clip: Clip) -> Term:
-    """L = −sg(min(r, ε_high))·A·ℓ  (MiniMax-M1, in TRL's form: the cap is ε_high itself)."""
-    ratio = rows.log_ratio.exp()
-    by_logprob = -ratio.clamp(max=clip.epsilon_high) * rows.advantage
-    return Term(
-        by_logprob * rows.logprob,
-        torch.zeros_like(ratio),
-        by_logprob,
-        (ratio > clip.epsilon_high) & (rows.advantage != 0),
-    )
-
-
-def reinforce(rows: Rows, clip: Clip) -> Term:
-    """L = −A·ℓ: the plain policy gradient, no ratio."""
-    zero = torch.zeros_like(rows.advantage)
-    return Term(-rows.advantage * rows.logprob, zero, -rows.advantage, zero.bool())
-
-
-SURROGATES: dict[str, Callable[[Rows, Clip], Term]] = {
-    "ppo": ppo,
-    "cispo": cispo,
-    "reinforce": reinforce,
-}
 
 # "reinforce" averages over the tokens of the step, so that every token weighs the same, as in the
 # gradient of the expected reward; a mean within each sequence would favour short ones.
 LOSSES = {
-    "grpo": Loss("ppo", "sequences"),
-    "bnpo": Loss("ppo", "local_tokens"),
-    "dr_grpo": Loss("ppo", "max_length"),
-    "dapo": Loss("ppo", "tokens"),
-    "gspo": Loss("ppo", "sequences", level="sequence"),
-    "cispo": Loss("cispo", "tokens"),
-    "reinforce": Loss("reinforce", "tokens"),
+    "grpo": Loss("ppo", "sequence_means", PPO),
+    "bnpo": Loss("ppo", "local_tokens", PPO),
+    "dr_grpo": Loss("ppo", "max_length", PPO),
+    "dapo": Loss("ppo", "tokens", PPO),
+    "gspo": Loss("ppo", "sequence_means", PPO, LEVELS_OF_SEQUENCES),
+    "luspo": Loss("ppo", "sequence_sums", PPO, (*LEVELS_OF_SEQUENCES, "token")),
+    "gmpo": Loss(
+        "gmpo", "sequence_means", {"epsilon": 0.4, "epsilon_high": "epsilon"}, ("sequence",)
+    ),
+    "cispo": Loss("cispo", "tokens", {"epsilon_high": None}),
+    "cispo_clip": Loss("cispo_clip", "tokens", CLIP),
+    "sapo": Loss(
+        "sapo", "sequence_means", {"sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05}
+    ),
+    "vespo": Loss(
+        "vespo",
+        "tokens",
+        {"vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0, "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0},
+        ("sequence_sum",),
+    ),
+    "dppo_tv": Loss("dppo_tv", "tokens", {**CLIP, "clip_ratio_c": 20.0}, ("token",)),
+    "dppo_kl": Loss(
+        "dppo_kl", "tokens", {**CLIP, "epsilon": 0.05, "clip_ratio_c": 20.0}, ("token",)
+    ),
+    "reinforce": Loss("reinforce", "tokens", {}, ("token",)),
+    "clip_cov": Loss(
+        "ppo",
+        "tokens",
+        {**CLIP, "clip_cov_ratio": 2e-4, "clip_cov_lb": 1.0, "clip_cov_ub": 5.0, "seed": 0},
+        ("token",),
+    ),
+    "kl_cov": Loss("kl_cov", "tokens", {"kl_cov_ratio": 2e-4, "ppo_kl_coef": 1.0}, ("token",)),
 }
 
+# Public name → function of surrogates.py.
+KL_ESTIMATORS = {
+    "k1": "k1", "abs": "absolute", "k2": "k2", "k3": "k3", "low_var": "low_var", "k3+": "k3_plus",
+}  # fmt: skip
 
-def k1(x: Tensor) -> tuple[Tensor, Tensor]:
-    return -x, torch.ones_like(x)
+ROLLOUT_CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
-
-def k2(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x.square() / 2, -x
-
-
-def k3(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x.expm1() - x, -x.expm1()
-
-
-# KL(policy ‖ reference) of one token from x = f − ℓ: (value, ∂value/∂ℓ)  (Schulman, 2020).
-KL_ESTIMATORS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {"k1": k1, "k2": k2, "k3": k3}
-
-
-class Sequences:
-    """Sums over packed sequences, in a fixed order."""
-
-    def __init__(self, cu_seqlens: Tensor, rows: int) -> None:
-        self.offsets = cu_seqlens
-        self.count = cu_seqlens.numel() - 1
-        steps = torch.arange(rows, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
-        self.of_row = torch.searchsorted(cu_seqlens[1:].contiguous(), steps, right=True)
-
-    def sum(self, values: Tensor) -> Tensor:
-        """[T] → the sum of each sequence, given to each of its rows, [T]."""
-        return torch.segment_reduce(values, "sum", offsets=self.offsets, initial=0)[self.of_row]
+# The options of each surrogate, in the order in which it takes them.
+PARAMETERS = {
+    loss.surrogate: tuple(
+        inspect.signature(getattr(surrogates, loss.surrogate)).parameters
+    )[ROW_ARGUMENTS:]
+    for loss in LOSSES.values()
+}  # fmt: skip
+OPTIONS = tuple(dict.fromkeys(option for loss in LOSSES.values() for option in loss.options))
+MAY_BE_ZERO = ("epsilon", "epsilon_high", "ppo_kl_coef", "clip_cov_lb", "seed")
 
 
-def log_difference(a: Tensor, b: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-    """a − b, zero at inactive rows and bounded, and where its derivative is 1 rather than 0."""
-    difference = (a - b).where(active, 0)
-    bounded = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return bounded, bounded == difference
+def resolve(op: str, loss_type: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The value of every option of ``loss_type``; an option given as None has its default.
+
+    Raises:
+        TypeError: no loss has such an option.
+        ValueError: this loss has not, or it is missing or out of range.
+    """
+    options = LOSSES[loss_type].options
+    values: dict[str, Any] = {}
+    for option, value in given.items():
+        if option not in OPTIONS:
+            raise TypeError(f"{op}: unexpected keyword argument {option!r}")
+        if value is None:
+            continue
+        if option not in options:
+            known = ", ".join(options) or "none"
+            raise ValueError(
+                f"{op}: {option}: {loss_type!r} has no such option, expected None or one of its "
+                f"options ({known}); got {value}"
+            )
+        if value < 0 or (value == 0 and option not in MAY_BE_ZERO):
+            raise ValueError(f"{op}: {option}: expected a number above 0, got {value}")
+        values[option] = value
+    for option, default in options.items():
+        if option in values:
+            continue
+        if default is None:
+            raise ValueError(f"{op}: {option}: expected a number for {loss_type!r}, got None")
+        values[option] = values[default] if isinstance(default, str) else default
+    if values.get("clip_ratio_c", math.inf) <= 1:
+        raise ValueError(
+            f"{op}: clip_ratio_c: expected a number above 1, got {values['clip_ratio_c']}"
+        )
+    return values
 
 
-def reference(
-    logprob: Tensor,
-    advantages: Tensor,
-    cu_seqlens: Tensor,
-    old_logprob: Tensor | None,
-    ref_logprob: Tensor | None,
-    sampling_logprob: Tensor | None,
-    mask: Tensor | None,
-    entropy: Tensor | None,
-    denominator: Tensor | None,
-    num_active_tokens: Tensor | None,
-    surrogate: str,
-    level: str,
-    sequence_mean: bool,
-    epsilon: float,
-    epsilon_high: float,
-    delta: float | None,
-    beta: float,
-    kl_estimator: str,
-    entropy_coef: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    active = torch.ones_like(logprob, dtype=torch.bool) if mask is None else mask
-    m = active.to(logprob.dtype)
-    tokens = m.sum()
-    sequences = Sequences(cu_seqlens, logprob.shape[0])
-    length = sequences.sum(m).clamp(min=1)
-
-    # Weights: loss = Σ w·L.
-    if sequence_mean:
-        total = length * (sequences.count if denominator is None else denominator)
-    else:
-        total = tokens if denominator is None else denominator
-    w = (1 / total).expand_as(m).where(active, 0)
-
-    # The policy term and its gradient.
-    log_ratio, inside = log_difference(
-        logprob, logprob if old_logprob is None else old_logprob, active
-    )
-    if level == "sequence":
-        log_ratio = sequences.sum(log_ratio) / length
-        log_ratio = log_ratio.where(active, 0)
-    if advantages.shape[0] == sequences.count:
-        advantages = advantages[sequences.of_row]
-    rows = Rows(logprob.where(active, 0), log_ratio, advantages.where(active, 0))
-    term = SURROGATES[surrogate](rows, Clip(epsilon, epsilon_high, delta))
-    chain = w * term.by_log_ratio
-    if level == "sequence":
-        chain = sequences.sum(chain) / length * m
-    grad = chain.where(inside, 0) + w * term.by_logprob
-    policy = (w * term.value).sum()
-    loss = policy
-
-    none = policy.new_zeros(())
-    mean = m / tokens.clamp(min=1)
-    kl = delta_mean = delta_max = mean_entropy = none
-    if ref_logprob is not None:
-        x, inside = log_difference(ref_logprob, logprob, active)
-        value, slope = KL_ESTIMATORS[kl_estimator](x)
-        loss = loss + beta * (w * value).sum()
-        grad = grad + beta * (w * slope).where(inside, 0)
-        kl = (mean * value).sum()
-    if sampling_logprob is not None:
-        policy_logprob = logprob if old_logprob is None else old_logprob
-        drift = (policy_logprob - sampling_logprob).abs().where(active, 0)
-        delta_mean, delta_max = (mean * drift).sum(), _max(drift)
-    grad_entropy = logprob.new_empty(0)
-    if entropy is not None:
-        total = tokens if num_active_tokens is None else num_active_tokens
-        share = (1 / total).expand_as(m).where(active, 0)
-        known = entropy.where(active, 0)
-        loss = loss - entropy_coef * (share * known).sum()
-        grad_entropy = -entropy_coef * share
-        mean_entropy = (mean * known).sum()
-    ratio = log_ratio.exp().where(active, 0)
-    metrics = torch.stack(
-        [
-            policy, kl, mean_entropy, (mean * term.clipped).sum(), (mean * ratio).sum(),
-            _max(ratio), delta_mean, delta_max, tokens,
-        ]
-    )  # fmt: skip
-    return loss, grad, grad_entropy, metrics
+def parameters(surrogate: str, values: Mapping[str, Any]) -> list[float]:
+    """The options of a surrogate in its order; a bound that the loss does not have is infinite."""
+    return [float(values.get(name, math.inf)) for name in PARAMETERS[surrogate]]
 
 
-def _max(values: Tensor) -> Tensor:
-    return values.max() if values.numel() else values.new_zeros(())
+def choose_level(op: str, loss_type: str, level: str | None) -> str:
+    levels = LOSSES[loss_type].levels
+    if level is None:
+        return levels[0]
+    check.choice(op, "importance_sampling_level", level, LEVELS)
+    if level not in levels:
+        known = ", ".join(name for name in levels if name in LEVELS)
+        raise ValueError(
+            f"{op}: importance_sampling_level: {loss_type!r} has its own ratio, expected None"
+            f"{' or one of ' + known if known else ''}; got {level!r}"
+        )
+    return level

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from r1kernels import check
-from r1kernels.op import Case, Op
-from r1kernels.ops import losses
-from r1kernels.ops.losses import KL_ESTIMATORS, LEVELS, LOSSES, METRICS
+from r1kernels.op import Op
+from r1kernels.ops import covariance, losses
+from r1kernels.ops import policy_loss_inputs as inputs
+from r1kernels.ops.losses import KL_ESTIMATORS, LOSSES
+from r1kernels.ops.policy_loss_cases import CASES
+from r1kernels.ops.policy_loss_reference import METRICS, Arguments, Sequences, reference
 
-FLOATS = (torch.float32, torch.float64)
+NAME = "policy_loss"
+ADVANTAGE_EPS = 1e-4
 
 
 class PolicyLoss(NamedTuple):
@@ -24,91 +29,142 @@ class PolicyLoss(NamedTuple):
 
 def policy_loss(
     logprob: Tensor,
-    advantages: Tensor,
+    advantages: Tensor | None = None,
     *,
     cu_seqlens: Tensor,
+    rewards: Tensor | None = None,
+    group_ids: Tensor | None = None,
+    scale_rewards: str = "group",
+    baseline: str = "mean",
     old_logprob: Tensor | None = None,
     ref_logprob: Tensor | None = None,
     sampling_logprob: Tensor | None = None,
     mask: Tensor | None = None,
     loss_type: str = "grpo",
-    importance_sampling_level: str = "token",
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
+    importance_sampling_level: str | None = None,
     beta: float = 0.0,
     kl_estimator: str = "k3",
+    use_bias_correction_kl: bool = False,
     entropy: Tensor | None = None,
     entropy_coef: float = 0.0,
+    rollout_correction: str | None = None,
+    rollout_clip_min: float | None = None,
+    rollout_clip_max: float | None = None,
+    off_policy_mask_threshold: float | None = None,
     num_active_tokens: float | Tensor | None = None,
     num_sequences: float | Tensor | None = None,
     max_completion_length: int | None = None,
+    **options: float | None,
 ) -> PolicyLoss:
-    """loss = Σ_t w_t·(L_t + beta·KL_t) − entropy_coef·Σ_t H_t / num_active_tokens over active rows.
+    """loss = Σ_t w_t·(c_t·L_t + beta·KL_t) − entropy_coef·Σ_t H_t / num_active_tokens, t active.
 
-    L_t and w_t by ``loss_type``; the formulas are those of TRL 1.16, where it has them:
+    L_t, the average w_t and the options by ``loss_type``. A advantage, ℓ logprob, r ratio, sg
+    stopped gradient; the formulas in full: ``surrogates.py``.
 
-    ========= ============================================ =====================================
-    loss_type L_t                                          averaged by
-    ========= ============================================ =====================================
-    grpo      clipped ratio times −A, see ``losses.ppo``   mean over sequences of token means
-    bnpo      the same                                     tokens of this call
-    dr_grpo   the same                                     num_sequences·max_completion_length
-    dapo      the same                                     num_active_tokens
-    gspo      the same with the ratio of the sequence      as grpo
-    cispo     −sg(min(ratio, epsilon_high))·A·logprob      num_active_tokens
-    reinforce −A·logprob                                   num_active_tokens
-    ========= ============================================ =====================================
+    ========== ================================== ================ =================================
+    loss_type  L_t                                averaged by      options = default
+    ========== ================================== ================ =================================
+    grpo       −min(r·A, clip(r, 1 − ε, 1 + ε')A) sequence means   epsilon = 0.2, epsilon_high =
+                                                                   epsilon, delta, clip_ratio_c
+    bnpo       as grpo                            local tokens     as grpo
+    dr_grpo    as grpo                            max length       as grpo
+    dapo       as grpo                            tokens           as grpo
+    gspo       as grpo, r of the sequence         sequence means   as grpo
+    luspo      as grpo, r of the sequence         sequence sums    as grpo
+    gmpo       −A·r, r the geometric mean of      sequence means   epsilon = 0.4, epsilon_high =
+               ratios, each clipped by A's sign                    epsilon: bounds of *log* ratios
+    cispo      −sg(min(r, ε'))·A·ℓ                tokens           epsilon_high, required
+    cispo_clip −sg(clip(r, 1 − ε, 1 + ε'))·A·ℓ    tokens           epsilon = 0.2, epsilon_high
+    sapo       −A·(4/τ)·σ(τ(r − 1))               sequence means   sapo_temperature_pos = 1.0,
+                                                                   sapo_temperature_neg = 1.05
+    vespo      −sg(φ)·A·ℓ, φ = e^(λ + k·x − λeˣ), tokens           vespo_k_pos = 2, vespo_lambda_pos
+               x the sum of the log ratios                         = 3, vespo_k_neg = 3,
+                                                                   vespo_lambda_neg = 2
+    dppo_tv    −sg(min(r, c))·A·ℓ, 0 where p has  tokens           epsilon = 0.2, epsilon_high,
+               moved outward by more than ε                        clip_ratio_c = 20
+    dppo_kl    the same by the binary KL of p     tokens           epsilon = 0.05, …
+    reinforce  −A·ℓ                               tokens           none
+    clip_cov   as grpo; 0 for a few tokens of     tokens           epsilon, epsilon_high,
+               large covariance, see                               clip_cov_ratio = 0.0002,
+               ``covariance.py``                                   clip_cov_lb = 1, clip_cov_ub = 5,
+                                                                   seed = 0
+    kl_cov     −A·r, + κ|log r| for those with    tokens           kl_cov_ratio = 0.0002,
+               the largest                                         ppo_kl_coef = 1 (κ)
+    ========== ================================== ================ =================================
 
-    Gradient accumulation: give every micro-batch the ``num_active_tokens`` and ``num_sequences`` of
-    the whole optimizer step and add the losses up; the sum does not depend on the split. "bnpo" is
-    local by definition and does. ``policy_loss`` of the metrics adds up too; the others are means
-    over the ``active_tokens`` of this call (``*_max``: maxima).
+    delta bounds r from above for A < 0 too (INTELLECT-2); clip_ratio_c is the dual clip: L ≤ −c·A
+    where A < 0. Neither by default.
 
-    Differences of log-probabilities are bounded to ±20, with zero gradient outside. Masked rows
-    may hold anything, infinities and NaN too. Gradients flow to logprob, and to entropy.
+    Averages: *sequence means*: mean over num_sequences of the token means; *sequence sums*: of the
+    token sums; *tokens*: Σ/num_active_tokens; *local tokens*: over the active tokens of this call;
+    *max length*: Σ/(num_sequences·max_completion_length).
+
+    Gradient accumulation and several ranks: give every call the ``num_active_tokens`` and
+    ``num_sequences`` of the whole optimizer step and add the losses up; the sum does not depend on
+    the split. "bnpo" is local by definition, the covariances of clip_cov and kl_cov are those of
+    the call. ``policy_loss`` of the metrics adds up too; the others are means over the
+    ``active_tokens`` of this call (``*_max``: maxima).
+
+    Differences of log-probabilities are bounded to ±20, with zero gradient outside. Masked rows may
+    hold anything, infinities and NaN too. Gradients flow to logprob, and to entropy.
 
     Args:
         logprob: [T] of the sampled tokens under the policy, float32 or float64, in nats.
-        advantages: [B], one per sequence (this reading wins where T = B), or [T]; dtype of logprob.
+        advantages: [B], one per sequence (this reading wins where T = B), or [T]; dtype of logprob;
+            or else
+        rewards, group_ids: [B], of complete groups; scale_rewards and baseline: see
+            ``group_advantage``. For "opo" the lengths are the active tokens.
         cu_seqlens: [B + 1] int32 or int64: sequence b is rows cu_seqlens[b] … cu_seqlens[b+1] − 1.
         old_logprob: [T] under the policy that the ratio compares with; None: on-policy, ratio 1.
         ref_logprob: [T] under the reference policy, required with ``beta``.
-        sampling_logprob: [T] as the sampler reported them, for the sampling_delta metrics.
+        sampling_logprob: [T] as the sampler reported them; NaN where it did not: taken for
+            old_logprob there.
         mask: [T] bool, True where a token counts; None for all.
         loss_type: see above.
-        importance_sampling_level: ratio of the "token", or of the "sequence": the geometric mean.
-            "gspo" means the latter whatever is given.
-        epsilon: lower clip of the ratio, 1 − epsilon.
-        epsilon_high: upper clip, 1 + epsilon_high (default: epsilon). For "cispo" the cap of the
-            weight itself, and required there.
-        delta: upper bound of the ratio for negative advantages too, above 1 + epsilon_high.
+        importance_sampling_level: whose ratio: "token"; "sequence", the geometric mean over its
+            active tokens (GSPO); "sequence_token", the value of that with the gradient of the
+            token's own (GSPO-token). None: "sequence" for gspo and luspo, else "token". gspo and
+            gmpo have no other; vespo, dppo, reinforce and the covariance losses take None.
         beta: weight of the KL term.
-        kl_estimator: "k1", "k2" or "k3".
+        kl_estimator: of x = ref_logprob − logprob: "k1" −x, "abs" |x|, "k2" x²/2, "k3" eˣ − x − 1,
+            "low_var" k3 up to 10, "k3+" the value of k3 with the gradient of k2.
+        use_bias_correction_kl: KL_t times the ratio (DeepSeek-V3.2), gradient included: of the
+            token for vespo, else at importance_sampling_level.
         entropy: [T] of the policy's distributions, in nats; required with ``entropy_coef``.
         entropy_coef: weight of the entropy bonus, a mean over active tokens for every loss type.
+        rollout_correction: c_t = e^(old − sampling) of the "token_…" or of its "sequence_…" (the
+            product), "…_truncate": cut to [rollout_clip_min, rollout_clip_max], "…_mask": 0
+            outside. Multiplies L and not KL; vespo takes it into its sum instead, of tokens only.
+        rollout_clip_min, rollout_clip_max: default 0 and 3; infinite for no upper bound.
+        off_policy_mask_threshold: c_t = 0 where A < 0 and the mean of sampling (or else old) −
+            logprob over the sequence is above it (DeepSeek-V3.2).
         num_active_tokens: of the whole optimizer step, a number or 0-d tensor (default: of this
             call).
         num_sequences: of the whole optimizer step, a number or 0-d tensor (default: B). Sequences
             without an active token count too.
         max_completion_length: in tokens, required for "dr_grpo".
+        options: of the loss type, see above; None for the default.
 
     Returns:
-        ``PolicyLoss(loss, metrics)``. Metrics: policy_loss (Σ w·L), clip_fraction (active tokens
-        whose gradient a bound of the ratio cuts or caps), ratio_mean, ratio_max, active_tokens;
-        kl with ref_logprob; entropy with entropy; sampling_delta_mean and sampling_delta_max
-        (of |old_logprob, or else logprob, − sampling_logprob|) with sampling_logprob.
+        ``PolicyLoss(loss, metrics)``. Metrics: policy_loss (Σ w·c·L), clip_fraction (active tokens
+        whose gradient a bound cuts or caps), ratio_mean, ratio_max (at the level of the ratio; of
+        the tokens for vespo), active_tokens; kl with ref_logprob; entropy with entropy;
+        sampling_delta_mean and sampling_delta_max (of |old_logprob − sampling_logprob|) with
+        sampling_logprob; rollout_weight_mean with rollout_correction; off_policy_fraction (of the
+        tokens, masked) with off_policy_mask_threshold.
 
     Raises:
-        ValueError, TypeError: naming the argument, what was expected and what came.
+        ValueError, TypeError: naming the argument, what was expected and what came. So does every
+            option, level or correction that means nothing for the loss type.
     """
-    name = "policy_loss"
-    check.choice(name, "loss_type", loss_type, tuple(LOSSES))
-    check.choice(name, "importance_sampling_level", importance_sampling_level, LEVELS)
-    check.choice(name, "kl_estimator", kl_estimator, tuple(KL_ESTIMATORS))
-    shapes = check.Shapes(name)
-    shapes("logprob", logprob, "T", FLOATS)
-    shapes("cu_seqlens", cu_seqlens, "B+1", check.INTS)
+    check.choice(NAME, "loss_type", loss_type, tuple(LOSSES))
+    check.choice(NAME, "kl_estimator", kl_estimator, tuple(KL_ESTIMATORS))
+    loss = LOSSES[loss_type]
+    level = losses.choose_level(NAME, loss_type, importance_sampling_level)
+    chosen = losses.resolve(NAME, loss_type, options)
+    shapes = check.Shapes(NAME)
+    shapes("logprob", logprob, "T", inputs.FLOATS)
+    sequences = inputs.sequences(shapes, cu_seqlens)
     for what, tensor in (
         ("old_logprob", old_logprob),
         ("ref_logprob", ref_logprob),
@@ -119,47 +175,96 @@ def policy_loss(
             shapes(what, tensor, "T", (logprob.dtype,))
     if mask is not None:
         shapes("mask", mask, "T", (torch.bool,))
-    if cu_seqlens.shape[0] == 0:
-        raise ValueError(f"{name}: cu_seqlens: expected at least one element, 0; got none")
-    shapes.sizes["B"] = cu_seqlens.shape[0] - 1
-    per_token = advantages.dim() == 1 and advantages.shape[0] == logprob.shape[0]
-    shapes("advantages", advantages, "T" if per_token else "B", (logprob.dtype,))
-    if beta != 0 and ref_logprob is None:
-        raise ValueError(f"{name}: ref_logprob: expected a tensor, since beta = {beta}; got None")
-    if entropy_coef != 0 and entropy is None:
+    if beta != 0:
+        inputs.needed(NAME, "ref_logprob", ref_logprob, "beta is not 0")
+    if entropy_coef != 0:
+        inputs.needed(NAME, "entropy", entropy, "entropy_coef is not 0")
+    if rollout_correction is not None:
+        inputs.needed(NAME, "sampling_logprob", sampling_logprob, "rollout_correction is given")
+    if off_policy_mask_threshold is not None and old_logprob is None:
+        why = "off_policy_mask_threshold is given without old_logprob"
+        inputs.needed(NAME, "sampling_logprob", sampling_logprob, why)
+    if use_bias_correction_kl and (ref_logprob is None or loss_type == "gmpo"):
+        why = "its ratio is clipped" if loss_type == "gmpo" else "there is no ref_logprob"
         raise ValueError(
-            f"{name}: entropy: expected a tensor, since entropy_coef = {entropy_coef}; got None"
+            f"{NAME}: use_bias_correction_kl: expected False for {loss_type!r}: {why}; got True"
         )
-    if loss_type == "cispo" and epsilon_high is None:
-        raise ValueError(
-            f"{name}: epsilon_high: expected the cap of the ratio for 'cispo', e.g. 5.0; got None"
-        )
+    low, high = inputs.rollout_bounds(
+        NAME, loss_type, rollout_correction, rollout_clip_min, rollout_clip_max
+    )
 
-    loss = LOSSES[loss_type]
+    given = inputs.advantages_or_rewards(
+        shapes, advantages, rewards, group_ids, scale_rewards, baseline, (logprob.dtype,)
+    )
+    covariance_based = loss_type in ("clip_cov", "kl_cov")
+    if group_ids is not None and (covariance_based or baseline == "opo"):
+        rows = logprob.shape[0]
+        given = inputs.advantages_of_groups(
+            given, group_ids, scale_rewards, baseline, cu_seqlens, rows, mask
+        )
+        group_ids = None
+    selected = None
+    if covariance_based:
+        by_row = given
+        if given.shape[0] == sequences:
+            by_row = given[Sequences(cu_seqlens, logprob.shape[0]).of_row]
+        selected = covariance.select(loss_type, chosen, logprob, old_logprob, by_row, mask)
+
     tokens = _total(num_active_tokens, logprob)
     denominator = tokens
     if loss.average == "local_tokens":
         denominator = None
-    elif loss.average == "sequences":
+    elif loss.average == "sequence_means":
         denominator = _total(num_sequences, logprob)
+    elif loss.average == "sequence_sums":
+        denominator = _total(sequences if num_sequences is None else num_sequences, logprob)
     elif loss.average == "max_length":
         if max_completion_length is None:
             raise ValueError(
-                f"{name}: max_completion_length: expected a number for {loss_type!r}, got None"
+                f"{NAME}: max_completion_length: expected a number for {loss_type!r}, got None"
             )
-        sequences = shapes.sizes["B"] if num_sequences is None else num_sequences
-        denominator = _total(sequences * max_completion_length, logprob)
-    value, _, _, vector = POLICY_LOSS(
-        logprob, advantages, cu_seqlens, old_logprob, ref_logprob, sampling_logprob, mask, entropy,
-        denominator, tokens, loss.surrogate, loss.level or importance_sampling_level,
-        loss.average == "sequences", epsilon, epsilon if epsilon_high is None else epsilon_high,
-        delta, beta, kl_estimator, entropy_coef,
-    )  # fmt: skip
+        total = sequences if num_sequences is None else num_sequences
+        denominator = _total(total * max_completion_length, logprob)
+
+    arguments = Arguments(
+        logprob=logprob,
+        advantages=given,
+        cu_seqlens=cu_seqlens,
+        group_ids=group_ids,
+        old_logprob=old_logprob,
+        ref_logprob=ref_logprob,
+        sampling_logprob=sampling_logprob,
+        mask=mask,
+        selected=selected,
+        entropy=entropy,
+        denominator=denominator,
+        num_active_tokens=tokens,
+        surrogate=loss.surrogate,
+        options=losses.parameters(loss.surrogate, chosen),
+        level=level,
+        sequence_mean=loss.average == "sequence_means",
+        beta=beta,
+        kl_estimator=KL_ESTIMATORS[kl_estimator],
+        use_bias_correction_kl=use_bias_correction_kl,
+        entropy_coef=entropy_coef,
+        rollout_correction=rollout_correction or "none",
+        rollout_clip_min=low,
+        rollout_clip_max=high,
+        off_policy_mask_threshold=(
+            math.inf if off_policy_mask_threshold is None else off_policy_mask_threshold
+        ),
+        scale=scale_rewards,
+        baseline=baseline,
+        eps=ADVANTAGE_EPS,
+    )
+    value, _, _, vector = POLICY_LOSS(*arguments)
     absent = {
         "kl": ref_logprob is None,
         "entropy": entropy is None,
         "sampling_delta_mean": sampling_logprob is None,
         "sampling_delta_max": sampling_logprob is None,
+        "rollout_weight_mean": rollout_correction is None,
+        "off_policy_fraction": off_policy_mask_threshold is None,
     }
     metrics = zip(METRICS, vector.detach().unbind(), strict=True)
     return PolicyLoss(value, {key: metric for key, metric in metrics if not absent.get(key)})
@@ -173,18 +278,21 @@ def _total(count: float | Tensor | None, like: Tensor) -> Tensor | None:
     return torch.full((), count, dtype=like.dtype, device=like.device)
 
 
-def _fake(logprob: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    entropy = rest[6]
+def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    a = Arguments(*args)
     return (
-        logprob.new_empty(()),
-        logprob.new_empty(logprob.shape),
-        logprob.new_empty(0 if entropy is None else logprob.shape[0]),
-        logprob.new_empty(len(METRICS)),
+        a.logprob.new_empty(()),
+        a.logprob.new_empty(a.logprob.shape),
+        a.logprob.new_empty(0 if a.entropy is None else a.logprob.shape[0]),
+        a.logprob.new_empty(len(METRICS)),
     )
 
 
-def _validate(logprob: Tensor, advantages: Tensor, cu_seqlens: Tensor, *rest: Any) -> None:
-    check.cumulative("policy_loss", "cu_seqlens", cu_seqlens, logprob.shape[0])
+def _validate(*args: Any) -> None:
+    a = Arguments(*args)
+    check.cumulative(NAME, "cu_seqlens", a.cu_seqlens, a.logprob.shape[0])
+    if a.group_ids is not None:
+        check.finite(NAME, "rewards", a.advantages)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -195,89 +303,24 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Any, ...]:
     grad, grad_entropy = ctx.saved_tensors
-    dentropy = dloss * grad_entropy if ctx.needs_input_grad[7] else None
-    return dloss * grad, *[None] * 6, dentropy, *[None] * 11
+    gradients: list[Tensor | None] = [None] * len(Arguments._fields)
+    gradients[0] = dloss * grad
+    entropy = Arguments._fields.index("entropy")
+    if ctx.needs_input_grad[entropy]:
+        gradients[entropy] = dloss * grad_entropy
+    return tuple(gradients)
 
-
-def _case(
-    name: str,
-    lengths: tuple[int, ...],
-    loss_type: str = "grpo",
-    *,
-    level: str = "token",
-    off_policy: bool = True,
-    reference: bool = False,
-    sampling: bool = False,
-    masked: bool = False,
-    entropy_coef: float | None = None,
-    per_token: bool = False,
-    delta: float | None = None,
-    beta: float = 0.0,
-    kl_estimator: str = "k3",
-    totals: bool = False,
-    bench: bool = False,
-) -> Case:
-    rows = sum(lengths)
-
-    def make(device: str) -> tuple[Any, ...]:
-        rng = torch.Generator().manual_seed(rows + len(lengths))
-
-        def near(centre: Tensor) -> Tensor:
-            return centre + 0.3 * torch.randn(rows, generator=rng)
-
-        loss = LOSSES[loss_type]
-        logprob = -2 * torch.rand(rows, generator=rng)
-        tensors: tuple[Tensor | None, ...] = (
-            logprob,
-            torch.randn(rows if per_token else len(lengths), generator=rng),
-            torch.tensor([0, *lengths]).cumsum(0).int(),
-            near(logprob) if off_policy else None,
-            near(logprob) if reference else None,
-            near(logprob) if sampling else None,
-            torch.rand(rows, generator=rng) < 0.7 if masked else None,
-            3 * torch.rand(rows, generator=rng) if entropy_coef is not None else None,
-            torch.tensor(100.0) if totals else None,
-            torch.tensor(90.0) if totals else None,
-        )
-        return (
-            *(None if t is None else t.to(device) for t in tensors),
-            loss.surrogate, loss.level or level, loss.average == "sequences",
-            0.2, 5.0 if loss_type == "cispo" else 0.28, delta, beta, kl_estimator,
-            entropy_coef or 0.0,
-        )  # fmt: skip
-
-    vectors = 3 + off_policy + reference + sampling + 2 * (entropy_coef is not None)
-    return Case(name, make, flops=30.0 * rows, bytes=4.0 * vectors * rows, bench=bench)
-
-
-LENGTHS = (5, 0, 17, 1, 40)
-EVERYTHING: dict[str, Any] = {
-    "reference": True, "sampling": True, "masked": True, "entropy_coef": 0.01, "beta": 0.04,
-    "totals": True, "delta": 1.5,
-}  # fmt: skip
-CASES = (
-    *(_case(loss_type, LENGTHS, loss_type) for loss_type in LOSSES),
-    *(_case(f"{loss_type} everything", LENGTHS, loss_type, **EVERYTHING) for loss_type in LOSSES),
-    *(
-        _case(f"dapo sequence {k}", LENGTHS, "dapo", level="sequence", kl_estimator=k, **EVERYTHING)
-        for k in KL_ESTIMATORS
-    ),
-    _case("on-policy", LENGTHS, off_policy=False, sampling=True),
-    _case("advantage per token", LENGTHS, "gspo", per_token=True, masked=True),
-    _case("one row", (1,)),
-    _case("no rows", (0, 0), "dapo"),
-    _case("no sequences", ()),
-    _case("long", (1024,) * 1024, "dapo", **EVERYTHING, bench=True),
-)
 
 POLICY_LOSS = Op(
-    "policy_loss(Tensor logprob, Tensor advantages, Tensor cu_seqlens, Tensor? old_logprob, "
-    "Tensor? ref_logprob, Tensor? sampling_logprob, Tensor? mask, Tensor? entropy, "
-    "Tensor? denominator, Tensor? num_active_tokens, str surrogate, str level, "
-    "bool sequence_mean, float epsilon, float epsilon_high, float? delta, float beta, "
-    "str kl_estimator, float entropy_coef) "
+    "policy_loss(Tensor logprob, Tensor advantages, Tensor cu_seqlens, Tensor? group_ids, "
+    "Tensor? old_logprob, Tensor? ref_logprob, Tensor? sampling_logprob, Tensor? mask, "
+    "Tensor? selected, Tensor? entropy, Tensor? denominator, Tensor? num_active_tokens, "
+    "str surrogate, float[] options, str level, bool sequence_mean, float beta, "
+    "str kl_estimator, bool use_bias_correction_kl, float entropy_coef, str rollout_correction, "
+    "float rollout_clip_min, float rollout_clip_max, float off_policy_mask_threshold, "
+    "str scale, str baseline, float eps) "
     "-> (Tensor loss, Tensor grad_logprob, Tensor grad_entropy, Tensor metrics)",
-    reference=losses.reference,
+    reference=reference,
     fake=_fake,
     save=_save,
     backward=_backward,

@@ -26,7 +26,7 @@ def interleaved(
     The order turns, so that none always runs in the memory that a heavy neighbour left behind.
 
     Args:
-        seconds: time to spend on each candidate, about.
+        seconds: a candidate that has run for so long, and for the fewest rounds, is done.
         rounds: the fewest and the most rounds, whatever ``seconds`` says.
         warmup: untimed calls of each candidate: compilation, caches, allocator.
     """
@@ -36,11 +36,9 @@ def interleaved(
             call()
     times: dict[str, list[float]] = {name: [] for name in candidates}
     fewest, most = rounds
-    stop = time.perf_counter() + seconds * len(candidates)
     for done in range(most):
-        if done >= fewest and time.perf_counter() > stop:
-            break
-        for name in list(candidates)[:: 1 if done % 2 == 0 else -1]:
+        running = [name for name in times if done < fewest or sum(times[name]) < seconds]
+        for name in running[:: 1 if done % 2 == 0 else -1]:
             times[name].append(clock(candidates[name]))
     return {name: statistics.median(values) for name, values in times.items()}
 

@@ -32,12 +32,13 @@ class Build:
 
     Args:
         kernel: the ``@triton.jit`` function.
-        signature: its run-time arguments and their types, e.g. ``{"x": "*bf16", "rows": "i32"}``.
+        signature: its run-time arguments and their types, e.g. ``{"x": "*bf16", "rows": "i32"}``;
+            that of a tuple is one too; anything else is a compile-time value, such as None.
         constexprs: its compile-time arguments.
         options: ``num_warps`` and ``num_stages``, as the launch table gives them.
         expects: by target (80, 89, 90, 100), a pattern that its PTX must have.
         targets: what it is compiled for; what uses something of NVIDIA's own leaves AMD out.
-        aligned: pointers and integers that are multiples of 16.
+        aligned: pointers and integers that are multiples of 16, ``"tuple.member"`` too.
     """
 
     kernel: Any
@@ -50,12 +51,31 @@ class Build:
 
 
 def compile_for(build: Build, target: GPUTarget) -> Any:
-    names = build.kernel.arg_names
-    signature = {
-        name: "constexpr" if name in build.constexprs else build.signature[name] for name in names
-    }
-    constants = {(names.index(name),): value for name, value in build.constexprs.items()}
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in build.aligned}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+
+    def type_of(name: str, kind: Any, path: tuple[int, ...]) -> Any:
+        if name in build.aligned:
+            attributes[path] = [["tt.divisibility", 16]]
+        if isinstance(kind, str):
+            return kind
+        if not isinstance(kind, tuple):
+            constants[path] = kind
+            return "constexpr"
+        fields = getattr(kind, "_fields", range(len(kind)))
+        types = [
+            type_of(f"{name}.{field}", member, (*path, index))
+            for index, (field, member) in enumerate(zip(fields, kind, strict=True))
+        ]
+        return type(kind)(*types) if hasattr(kind, "_fields") else tuple(types)
+
+    signature = {}
+    for index, name in enumerate(build.kernel.arg_names):
+        if name in build.constexprs:
+            constants[(index,)] = build.constexprs[name]
+            signature[name] = "constexpr"
+        else:
+            signature[name] = type_of(name, build.signature[name], (index,))
     source = ASTSource(build.kernel, signature, constants, attributes)
     return triton.compile(source, target=target, options=dict(build.options))
 

@@ -1,0 +1,60 @@
+"""Liger: its chunked GRPO loss, its fused linear cross-entropy, and its scaled cross-entropy.
+
+The last is a kernel of its own on Hopper, where it also needs ``nvidia-cutlass-dsl``; elsewhere it
+runs verl's formulas in chunks of 512 rows.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from benchmarks.peers.adapt import Peer
+from benchmarks.tasks import EPSILON, SEQUENCE, Task, losses_of
+
+CHUNK = {"cpu": 256, "cuda": 2048}  # rows at once: faster than its default of one sequence
+
+
+def chunked_grpo(task: Task) -> Tensor:
+    from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+
+    (hidden, weight), sequences = task.inputs, len(task.advantages)
+    loss = LigerFusedLinearGRPOLoss(
+        beta=0.0, use_ref_model=False, chunk_size=CHUNK[hidden.device.type] // SEQUENCE,
+        epsilon_low=EPSILON, epsilon_high=EPSILON, loss_type="grpo",
+    )  # fmt: skip
+    old = task.old_logprob.view(sequences, SEQUENCE)
+    return loss(
+        hidden.view(sequences, SEQUENCE, -1), weight, task.target.view(sequences, SEQUENCE),
+        old.new_ones(old.shape), task.advantages, old_per_token_logps=old,
+    )[0]  # fmt: skip
+
+
+def scaled_logprob(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    from liger_kernel.ops import fused_linear_scaled_cross_entropy as module
+
+    return -module.LigerFusedLinearScaledCrossEntropyFunction.apply(hidden, weight, target)
+
+
+def fused_logprob(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    return -liger_fused_linear_cross_entropy(hidden, weight, target, reduction="none")
+
+
+def fused_cross_entropy(task: Task) -> Tensor:
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    return liger_fused_linear_cross_entropy(*task.inputs, task.target)
+
+
+NEEDS = ("liger_kernel", "triton")
+PEERS = (
+    Peer("liger grpo", {"grpo": chunked_grpo}, needs=NEEDS),
+    Peer("liger scaled", losses_of(scaled_logprob), needs=NEEDS),
+    Peer(
+        "liger fused",
+        losses_of(fused_logprob) | {"cross_entropy": fused_cross_entropy},
+        needs=NEEDS,
+        gpu_only=True,
+    ),
+)

@@ -1,0 +1,62 @@
+"""Plain PyTorch: eager, compiled, and in checkpointed chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks.peers.adapt import Peer
+from benchmarks.tasks import Loss, Task, clipped_loss, losses_of, plain_logprob
+from r1kernels.op import Op
+
+CHUNK = {"cpu": 128, "cuda": 1024}  # rows that become logits at once
+
+
+def of_op(op: Op) -> dict[str, Callable[..., Any]]:
+    """The reference of any op, eager and compiled."""
+    reference = op.backends["torch"].run
+    return {"eager": reference, "compile": torch.compile(reference, dynamic=False)}
+
+
+def chunked_logprob(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    rows = CHUNK[hidden.device.type]
+    parts = zip(hidden.split(rows), target.split(rows), strict=True)
+    return torch.cat(
+        [checkpoint(plain_logprob, x, weight, y, use_reentrant=False) for x, y in parts]
+    )
+
+
+@torch.compile(dynamic=False)
+def _clipped(inputs: tuple[Tensor, ...], target: Tensor, old: Tensor, advantages: Tensor) -> Tensor:
+    return clipped_loss(plain_logprob(*inputs, target), old, advantages)
+
+
+@torch.compile(dynamic=False)
+def _logprob(inputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
+    return plain_logprob(*inputs, target)
+
+
+@torch.compile(dynamic=False)
+def _cross_entropy(inputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
+    return -plain_logprob(*inputs, target).mean()
+
+
+def compiled_clipped(task: Task) -> Tensor:
+    return _clipped(task.inputs, task.target, task.old_logprob, task.advantages)
+
+
+COMPILED: dict[str, Loss] = {
+    "grpo": compiled_clipped,
+    "logits": compiled_clipped,
+    "cross_entropy": lambda task: _cross_entropy(task.inputs, task.target),
+    "logprob": lambda task: _logprob(task.inputs, task.target),
+}
+PEERS = (
+    Peer("compile", COMPILED),
+    Peer("eager", losses_of(plain_logprob) | losses_of(plain_logprob, given_logits=True)),
+    Peer("chunked", losses_of(chunked_logprob)),
+)

@@ -1,0 +1,45 @@
+// Rows of tensors around the kernels: scratch memory, rows as units of gemm.h, rows written back.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+
+#include "common/op.h"
+#include "cpu/simd.h"
+
+namespace r1 {
+namespace {  // Tensor itself is hidden in each library
+using OptionalTensor = std::optional<Tensor>;
+
+template <class T>
+struct Buffer {  // uninitialised, aligned for whole vectors
+  explicit Buffer(int64_t count)
+      : p(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) / 64 + 1) * 64))) {
+    R1_CHECK(p, "r1kernels: out of memory for ", count * sizeof(T), " bytes of scratch");
+  }
+  ~Buffer() { std::free(p); }
+  Buffer(const Buffer&) = delete;
+  T* p;
+  T& operator[](int64_t i) { return p[i]; }
+};
+
+// Rows of H elements as rows of whole units: in place, or copied with a zero at the end where a
+// bf16 row has an odd length.
+inline Tensor whole_units(const Tensor& t) {
+  if (!is_bf16(t) || t.size(1) % 2 == 0) return dense(t);
+  Tensor padded = torch::stable::new_zeros(t, {t.size(0), t.size(1) + 1});
+  Tensor view = torch::stable::narrow(padded, 1, 0, t.size(1));
+  torch::stable::copy_(view, t);
+  return padded;
+}
+
+inline void store_row(void* out, bool bf16, int64_t at, const float* row, int64_t width) {
+  if (!bf16) {
+    std::memcpy(static_cast<float*>(out) + at, row, width * sizeof(float));
+    return;
+  }
+  auto* p = static_cast<uint16_t*>(out) + at;
+  for (int64_t j = 0; j < width; ++j) p[j] = scalar::float_to_bf16(row[j]);
+}
+}  // namespace
+}  // namespace r1

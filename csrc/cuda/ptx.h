@@ -1,0 +1,97 @@
+// Instructions that CUDA C++ has no name for, or only a slower one.
+#pragma once
+
+#include <cstdint>
+
+namespace r1 {
+// 2^x to 2 units in the last place, denormal results flushed to zero; exp2f scales around them.
+__device__ inline float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Two bf16, rounded to nearest even, the first one in the low half.
+__device__ inline uint32_t pack_bf16(float low, float high) {
+  uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+
+// Clusters, barriers in shared memory and bulk copies came with sm_90.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];
+__device__ inline unsigned char* dynamic_shared() { return dynamic_shared_memory; }
+
+__device__ inline int cluster_rank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ inline int cluster_size() {
+  uint32_t size;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+// Each thread of the cluster arrives, then waits for all of them. What a thread wrote before it
+// arrived, all see after they waited; not so if it only announced itself, which is cheaper.
+__device__ inline void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+}
+__device__ inline void cluster_announce() {
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
+__device__ inline void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+// The address in the block `rank` of what stands at `here` in this block's shared memory.
+template <class T>
+__device__ inline T* in_block(T* here, int rank) {
+  uint64_t there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(here), "r"(rank));
+  return reinterpret_cast<T*>(there);
+}
+
+__device__ inline uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// A barrier that waits for bytes: one thread says how many come, bulk copies count them off. Good
+// for one use.
+struct alignas(8) Arrival {
+  uint64_t state;
+
+  __device__ void start() {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(this)) : "memory");
+  }
+  __device__ void expect(uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                     shared_address(this)),
+                 "r"(bytes)
+                 : "memory");
+  }
+  __device__ void wait() {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], 0;\n"
+        "@!done bra again;\n"
+        "}" ::"r"(shared_address(this))
+        : "memory");
+  }
+};
+// Between the start of barriers and the first copy that counts on them.
+__device__ inline void publish_arrivals() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Global → this block's shared memory: addresses and size are multiples of 16 bytes.
+__device__ inline void bulk_copy(void* to, const void* from, uint32_t bytes, Arrival& arrival) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(&arrival))
+      : "memory");
+}
+#endif
+}  // namespace r1

@@ -1,0 +1,71 @@
+"""The policy loss of completions under a patched model, for a training loop of one's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1kernels import check
+from r1kernels.hf.head import Head
+from r1kernels.hf.patched import with_hidden
+from r1kernels.ops.fused_linear_grpo_loss import fused_linear_grpo_loss
+from r1kernels.ops.fused_linear_loss import FusedLoss
+
+
+def grpo_loss(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    completion_mask: Tensor,
+    *,
+    inputs: dict[str, Any] | None = None,
+    **options: Any,
+) -> FusedLoss:
+    """``fused_linear_grpo_loss`` of the last C of S tokens, from the model's own hidden states.
+
+    Only tokens under ``completion_mask`` go through the head.
+
+    Args:
+        model: patched by ``hf.patch``, possibly wrapped since.
+        input_ids: [B, S], prompts and then completions.
+        attention_mask: [B, S], 0 at padding.
+        completion_mask: [B, C], 1 (or True) where one of the last C tokens counts, else 0.
+        inputs: further arguments of the model.
+        options: every keyword of ``fused_linear_grpo_loss`` but mask and cu_seqlens; what is [T]
+            there is [B, C] here.
+
+    Returns:
+        ``FusedLoss`` whose logprob and entropy are [B, C].
+    """
+    shapes = check.Shapes("grpo_loss")
+    shapes("input_ids", input_ids, "B S", check.INTS)
+    shapes("completion_mask", completion_mask, "B C", (*check.FLOATS, *check.INTS, torch.bool))
+    sequences, length = shape = completion_mask.shape
+    if not length < input_ids.shape[1]:
+        raise ValueError(
+            f"grpo_loss: completion_mask: expected C < S = {input_ids.shape[1]}, since a token "
+            f"needs one before it; got {list(shape)}"
+        )
+    packed: dict[str, Any] = {
+        name: value.flatten() if isinstance(value, Tensor) and value.shape == shape else value
+        for name, value in options.items()
+    }
+
+    def loss(hidden: Tensor, head: Head) -> FusedLoss:
+        return fused_linear_grpo_loss(
+            head.rows(hidden[:, -length - 1 : -1]).flatten(0, 1),
+            head.weight,
+            input_ids[:, -length:].flatten(),
+            cu_seqlens=torch.arange(sequences + 1, device=hidden.device) * length,
+            mask=completion_mask.bool().flatten(),
+            **head.options,
+            **packed,
+        )
+
+    found = with_hidden(
+        model, loss, input_ids=input_ids, attention_mask=attention_mask, **(inputs or {})
+    )
+    entropy = None if found.entropy is None else found.entropy.view(shape)
+    return found._replace(logprob=found.logprob.view(shape), entropy=entropy)

@@ -1,0 +1,107 @@
+"""Hidden states → a loss of the caller's own, through the fused head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from r1kernels import check
+from r1kernels.ops.linear_logprob import head_logprob
+
+# Target of masked rows: no vocabulary has it, and unlike −100 no user writes it by accident.
+SKIPPED = torch.iinfo(torch.int32).min
+
+
+class FusedLoss(NamedTuple):
+    """``loss`` is differentiable, the others are detached.
+
+    logprob and entropy: [T], float32, in nats, zero at masked rows. regime: what the head's
+    gradient costs: "kept", "recompute", "frozen_head" or "forward_only".
+    """
+
+    loss: Tensor
+    logprob: Tensor
+    entropy: Tensor | None
+    metrics: dict[str, Tensor]
+    regime: str
+
+
+def fused_linear_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    loss_fn: Callable[..., Tensor],
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    entropy: bool = False,
+    mask: Tensor | None = None,
+) -> FusedLoss:
+    """``loss_fn(logprob)``, or ``loss_fn(logprob, entropy)``, without ever making the logits.
+
+    >>> fused_linear_loss(hidden, weight, target, lambda logprob: -(advantage * logprob).mean())
+
+    autograd differentiates ``loss_fn`` on [T] vectors; the head does the rest in the cheapest of
+    its regimes, as for ``fused_linear_grpo_loss``: rows that are masked, or get no gradient from
+    ``loss_fn``, cost nothing in the backward pass.
+
+    Args:
+        hidden, weight, target, bias, temperature, logit_scale, softcap: see ``linear_logprob``.
+        loss_fn: from logprob [T] (float32, or float64 for float64 hidden; in nats) to a 0-d loss;
+            everything else it needs it brings along.
+        entropy: give it the entropies [T] too, with their gradient.
+        mask: [T] bool, True where a token counts; False: not computed, and 0 in what loss_fn gets.
+
+    Returns:
+        ``FusedLoss(loss, logprob, entropy, metrics, regime)``; metrics is empty.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+
+    def with_metrics(*outputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = loss_fn(*outputs if entropy else outputs[:1])
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"fused_linear_loss: loss_fn: expected a 0-d tensor, got {got}")
+        return loss, {}
+
+    return through_head(
+        "fused_linear_loss", with_metrics, hidden, weight, target, bias, temperature, logit_scale,
+        softcap, mask, entropy, entropy_grad=entropy,
+    )  # fmt: skip
+
+
+def through_head(
+    name: str,
+    loss_fn: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    logit_scale: float,
+    softcap: float | None,
+    mask: Tensor | None,
+    entropy: bool,
+    **head: Any,
+) -> FusedLoss:
+    """Run the head on the rows of ``mask``, and ``loss_fn(logprob, entropy or None)`` on that."""
+    shapes = check.Shapes(name)
+    shapes("target", target, "T", check.INTS)
+    if mask is not None:
+        shapes("mask", mask, "T", (torch.bool,))
+        target = target.where(mask, SKIPPED)
+    logprob, entropies, regime = head_logprob(
+        name, hidden, weight, target, bias, temperature, logit_scale, softcap, entropy,
+        ignore_index=SKIPPED, **head,
+    )  # fmt: skip
+    loss, metrics = loss_fn(logprob, entropies)
+    if entropies is not None:
+        entropies = entropies.detach()
+    return FusedLoss(loss, logprob.detach(), entropies, metrics, regime)

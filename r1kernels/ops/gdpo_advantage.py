@@ -1,0 +1,52 @@
+"""Advantages from several rewards, each measured against its own spread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from r1kernels import check
+from r1kernels.ops.group_advantage import group_advantage
+
+
+def gdpo_advantage(
+    rewards: Tensor,
+    group_ids: Tensor,
+    *,
+    reward_weights: Sequence[float] | None = None,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Normalise each reward within its group, add up, whiten over the batch  (GDPO; as in TRL).
+
+    Advantages of a sum would let the reward with the largest spread drown the others. With
+    S = Σ_r weight_r·group_advantage(rewards[:, r]), A = (S − mean S) / (std S + eps); the batch is
+    the last group, so the promises of ``group_advantage`` hold: exactly 0 where all are equal, and
+    no dependence on the order of the batch.
+
+    Args:
+        rewards: [B, R], float32 or float64, finite.
+        group_ids: [B], int64 or int32, see ``group_advantage``.
+        reward_weights: R numbers (default: all 1).
+        eps: added to every standard deviation.
+
+    Returns:
+        [B], dtype of rewards; a constant for autograd.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    shapes = check.Shapes("gdpo_advantage")
+    shapes("rewards", rewards, "B R", (torch.float32, torch.float64))
+    shapes("group_ids", group_ids, "B", check.INTS)
+    kinds = rewards.shape[1]
+    weights = [1.0] * kinds if reward_weights is None else list(reward_weights)
+    if len(weights) != kinds:
+        raise ValueError(
+            f"gdpo_advantage: reward_weights: expected R = {kinds} numbers, got {len(weights)}"
+        )
+    total = torch.zeros_like(rewards[:, 0]) if kinds else rewards.new_zeros(rewards.shape[0])
+    for kind, weight in enumerate(weights):
+        total = total + weight * group_advantage(rewards[:, kind], group_ids, eps=eps)
+    return group_advantage(total, torch.zeros_like(group_ids), eps=eps)

@@ -1,0 +1,61 @@
+// csrc/cuda/ptx.h on the emulator.
+#pragma once
+
+#include "device.h"
+
+namespace r1 {
+inline float fast_exp2(float x) {
+  const float y = exp2f(x);
+  return y < 0x1p-126f ? 0.0f : y;
+}
+inline uint32_t bf16_bits(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  if (x != x) return 0x7fff;
+  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+inline uint32_t pack_bf16(float low, float high) { return bf16_bits(low) | bf16_bits(high) << 16; }
+
+inline unsigned char* dynamic_shared() { return emulator::Block::mine->shared; }
+inline int cluster_rank() { return emulator::Block::mine->rank; }
+inline int cluster_size() { return emulator::Block::mine->cluster.blocks; }
+
+inline emulator::Thread& this_thread() {
+  return emulator::Block::mine->threads[emulator::Block::mine->running];
+}
+inline void cluster_arrive() {
+  this_thread().announced = emulator::Block::mine->cluster.meeting.arrive();
+}
+inline void cluster_announce() { cluster_arrive(); }
+inline void cluster_wait() {
+  emulator::Block::mine->wait(emulator::Block::mine->cluster.meeting, this_thread().announced);
+}
+template <class T>
+T* in_block(T* here, int rank) {
+  const auto offset = reinterpret_cast<unsigned char*>(here) - dynamic_shared();
+  return reinterpret_cast<T*>(emulator::Block::mine->cluster.shared[rank].get() + offset);
+}
+
+struct alignas(8) Arrival {
+  uint64_t state;
+
+  emulator::Expected& expected() { return emulator::Block::mine->arrivals.at(this); }
+  void start() { emulator::Block::mine->arrivals[this] = {}; }
+  void expect(uint32_t bytes) { expected().bytes += bytes; }
+  void wait() {
+    for (const emulator::Copy& copy : expected().copies) {
+      std::memcpy(copy.to, copy.from, copy.bytes);
+      expected().bytes -= copy.bytes;
+    }
+    expected().copies.clear();
+    if (expected().bytes != 0) emulator::stop("a barrier waits for bytes that nobody copies");
+  }
+};
+inline void publish_arrivals() {}
+
+inline void bulk_copy(void* to, const void* from, uint32_t bytes, Arrival& arrival) {
+  for (const auto p : {reinterpret_cast<uintptr_t>(to), reinterpret_cast<uintptr_t>(from)})
+    if (p % 16 != 0) emulator::stop("bulk copy: an address is not a multiple of 16");
+  if (bytes % 16 != 0) emulator::stop("bulk copy: the size is not a multiple of 16");
+  arrival.expected().copies.push_back({to, from, bytes});
+}
+}  // namespace r1

@@ -226,3 +226,21 @@ def test_shares_that_were_never_kept_show(kernels: Any) -> None:
         entropy, kept, None, 1.0, None, False, -100, False, True, False, False,
     )  # fmt: skip
     assert dhidden.isnan().all()
+
+
+def test_a_shard_keeps_nothing(kernels: Any) -> None:
+    """Its shares are not those of the whole vocabulary, whose sum comes with the backward pass."""
+    hidden, weight, target = (tensor.detach() for tensor in problem(20))
+    target[::2] += 270  # in another shard
+
+    def backward(kept_rows: int) -> Tensor:
+        logprob, entropy, lse, kept, _ = kernels.linear_logprob(
+            hidden, weight, target, None, None, None, 1.0, None, False, False, kept_rows, False,
+            -100, True,
+        )  # fmt: skip
+        return kernels.linear_logprob_backward(
+            torch.ones_like(logprob), entropy, hidden, weight, target, None, None, logprob, lse + 1,
+            entropy, kept, None, 1.0, None, False, -100, True, True, False, False,
+        )[0]  # fmt: skip
+
+    assert torch.equal(backward(48), backward(0))

@@ -28,6 +28,8 @@ INDICES = ("order", "active", "lines", "places", "counts", "count", "kept_rows")
 SCALARS = ("start", "size", "columns", "width", "depth", "first_column", "last_column")
 SCALARS += ("shares_stride", "shares_rows", "kept_stride")
 
+UNALIGNED = ("logit_scale", "softcap", "size", "shares_rows", "last_column")
+
 EVERYTHING: frozenset[str] = frozenset()
 NOT_KEPT = frozenset({"kept"})
 OPTIONS = frozenset({"bias", "temperature", "softcap", "dots", "entropy", "dentropy"})
@@ -62,9 +64,7 @@ def build(
         {name: value for name, value in given.items() if name not in names} | EXACT,
         expects=MATRIX_UNIT if multiplies else {},
         targets=(target,),
-        aligned=tuple(
-            name for name, kind in signature.items() if kind != "fp32" and name != "size"
-        ),
+        aligned=tuple(name for name in signature if name not in UNALIGNED),
     )
 
 

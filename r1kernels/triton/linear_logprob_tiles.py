@@ -4,6 +4,8 @@ Rows are taken in an order made on the device, so that those with nothing to com
 many have is known on the device only, and programs past them return at once. A value stored for
 the backward pass is the softmax's, times the slope of the softcap, less 1 at the target: what the
 upstream gradient, −logit_scale/temperature times, is to be multiplied with.
+
+What goes with the number of rows is not specialised on: nothing is compiled again for another one.
 """
 
 from __future__ import annotations
@@ -102,7 +104,7 @@ def forward_part(
         tl.store(at, e.to(shares.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "shares_rows"])
 def forward_tile(
     hidden, weight, bias, temperature, target, order, counts, tops, sums, dots, own, shares,
     start, size, columns, width, shares_stride, shares_rows, logit_scale, softcap,
@@ -147,7 +149,7 @@ def forward_tile(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shares_rows"])
 def forward_row(
     target, temperature, order, counts, tops, sums, dots, own, logprob, entropy, lse, shares,
     start, columns, shares_stride, shares_rows, softcap,
@@ -246,7 +248,7 @@ def gradient_part(
     tl.store(at, share, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "last_column"])
 def gradient_tile(
     hidden, weight, bias, temperature, target, active, count, places, logprob, lse, entropy,
     dlogprob, dentropy, kept, kept_stride, kept_rows, shares, shares_stride,

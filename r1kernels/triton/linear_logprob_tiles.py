@@ -5,6 +5,8 @@ many have is known on the device only, and programs past them return at once. A 
 the backward pass is the softmax's, times the slope of the softcap, less 1 at the target: what the
 upstream gradient, −logit_scale/temperature times, is to be multiplied with.
 
+Columns of the shares past the last one of the vocabulary hold 0.
+
 What goes with the number of rows is not specialised on: nothing is compiled again for another one.
 """
 
@@ -100,7 +102,7 @@ def forward_part(
         if softcap is not None:
             e *= slope_of_softcap(z, temperature, rows, softcap)
         at = shares + line.to(tl.int64)[:, None] * shares_stride + column[None, :]
-        inside = kept[:, None] & (column < columns)[None, :]
+        inside = kept[:, None] & (column < shares_stride)[None, :]
         tl.store(at, e.to(shares.dtype.element_ty), mask=inside)
 
 
@@ -199,9 +201,9 @@ def forward_row(
             if softcap is not None:
                 at_goal *= slope_of_softcap(own_logprob + row_lse, temperature, row, softcap)
             shares += line.to(tl.int64) * shares_stride
-            for start_column in range(0, columns, BLOCK):
+            for start_column in range(0, shares_stride, BLOCK):
                 column = start_column + block
-                exists = column < columns
+                exists = column < shares_stride
                 e = tl.load(shares + column, mask=exists, other=0.0).to(tl.float32)
                 tops_here = tl.load(tops + partial + column // PART, mask=exists, other=0.0)
                 share = e * tl.exp(tops_here - row_lse)
@@ -213,7 +215,7 @@ def forward_row(
 def gradient_part(
     acc, bias, temperature, target, rows, line, exists, logprob, lse, entropy, dlogprob, dentropy,
     kept, kept_stride, place, is_kept, shares, shares_stride,
-    first, first_column, last_column, columns, logit_scale, softcap,
+    first, first_column, columns, logit_scale, softcap,
 ):  # fmt: skip
     z = logits(acc, bias, temperature, rows, first, columns, logit_scale, softcap)
     column = first + tl.arange(0, acc.shape[1])
@@ -239,12 +241,13 @@ def gradient_part(
     goal = place_of_target(target, rows, first, columns, acc.shape[1])
     share = tl.where(tl.arange(0, acc.shape[1])[None, :] == goal[:, None], at_goal[:, None], share)
     share = share.to(shares.dtype.element_ty)
-    inside = exists[:, None] & (column < last_column)[None, :]
+    local = column - first_column
+    inside = exists[:, None] & (local < shares_stride)[None, :]
     if kept is not None:
         at = kept + place.to(tl.int64)[:, None] * kept_stride + column[None, :]
-        known = tl.load(at, mask=inside & is_kept[:, None], other=0.0)
-        share = tl.where(is_kept[:, None], known, share)
-    at = shares + line.to(tl.int64)[:, None] * shares_stride + (column - first_column)[None, :]
+        there = is_kept[:, None] & (column < kept_stride)[None, :]
+        share = tl.where(is_kept[:, None], tl.load(at, mask=inside & there, other=0.0), share)
+    at = shares + line.to(tl.int64)[:, None] * shares_stride + local[None, :]
     tl.store(at, share, mask=inside)
 
 
@@ -282,17 +285,17 @@ def gradient_tile(
         gradient_part(
             acc, bias, temperature, target, rows, line, exists, logprob, lse, entropy, dlogprob,
             dentropy, kept, kept_stride, place, is_kept, shares, shares_stride,
-            first, first_column, last_column, columns, logit_scale, softcap,
+            first, first_column, columns, logit_scale, softcap,
         )  # fmt: skip
     else:
         left, right = halves(acc)
         gradient_part(
             left, bias, temperature, target, rows, line, exists, logprob, lse, entropy, dlogprob,
             dentropy, kept, kept_stride, place, is_kept, shares, shares_stride,
-            first, first_column, last_column, columns, logit_scale, softcap,
+            first, first_column, columns, logit_scale, softcap,
         )  # fmt: skip
         gradient_part(
             right, bias, temperature, target, rows, line, exists, logprob, lse, entropy, dlogprob,
             dentropy, kept, kept_stride, place, is_kept, shares, shares_stride,
-            first + PART, first_column, last_column, columns, logit_scale, softcap,
+            first + PART, first_column, columns, logit_scale, softcap,
         )  # fmt: skip

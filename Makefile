@@ -42,7 +42,7 @@ bench: setup
 # Triton kernel, writes records.
 gpu:
 	$(PYTHON) setup.py build_ext --inplace
-	timeout 120 $(PYTHON) -m pytest -q tests/test_ops.py -k cuda
+	timeout 120 $(PYTHON) -m pytest -q tests/test_ops.py -k "cuda and not torch-cuda" $(OR_LATE)
 	$(MEMCHECK) $(OR_LATE)
 	timeout 210 $(PYTHON) -m benchmarks head $(OR_LATE)
 	timeout 90 $(PYTHON) -m benchmarks ops $(OR_LATE)

@@ -23,7 +23,7 @@ def cells(row: Row) -> list[str]:
         significant(row.gbps),
         number(row.roofline, ".0%"),
         number(row.ratio, ".2f"),
-        significant(row.peak and row.peak / 2**20),
+        number(row.peak and row.peak / 2**20, ".1f" if (row.peak or 0) < 100 << 20 else ".0f"),
         f"{row.error:.0e}",
     ]
 

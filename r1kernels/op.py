@@ -205,7 +205,7 @@ def using(backend: str, *ops: Op) -> Iterator[None]:
 def explain(op: Op | str, *args: Any) -> str:
     """Say which backend ``op(*args)`` runs on and why each better one does not.
 
-    >>> print(r1kernels.explain("group_advantage", rewards, ids, "group", "mean", 1e-4))
+    >>> print(r1kernels.explain("group_advantage", rewards, ids, None, "group", "mean", 1e-4))
     group_advantage: cpp
     """
     if isinstance(op, str):

@@ -218,8 +218,8 @@ class GRPOConfig(Section, section="grpo"):
     """Weight of the entropy bonus."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """What a group's centred rewards are divided by (R1: the group's standard deviation)."""
-    baseline: Literal["mean", "rloo"] = "mean"
-    """The group's mean, or the mean of the other completions."""
+    baseline: Literal["mean", "rloo", "opo"] = "mean"
+    """The group's mean, the mean of the other completions, or the mean weighted by length."""
     token_budget: Count = 16384
     """Tokens of a micro-batch, prompts included."""
     eval_steps: CountOrZero = 0

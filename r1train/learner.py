@@ -54,8 +54,13 @@ class Learner:
         config, device = self.config, self.model.device
         reward = torch.tensor(rewards, dtype=torch.float32, device=device)
         group = torch.arange(len(rewards), device=device) // config.num_generations
+        lengths = torch.tensor([len(ids) for ids in rollout.completion_ids], device=device)
         advantages = group_advantage(
-            reward, group, scale=config.scale_rewards, baseline=config.baseline
+            reward,
+            group,
+            scale=config.scale_rewards,
+            baseline=config.baseline,
+            lengths=lengths if config.baseline == "opo" else None,
         )
         table = reward.view(-1, config.num_generations)
         constant = (table.amax(1) == table.amin(1)).repeat_interleave(config.num_generations)

@@ -7,11 +7,18 @@ import torch
 from torch import Tensor
 
 import r1kernels
+from r1kernels.ops.group_advantage import BASELINES
 from r1kernels.ops.linear_logprob import LINEAR_LOGPROB
 from r1kernels.ops.losses import LEVELS, LOSSES
 
 LENGTHS = (5, 0, 9, 4)
 B, T, H, V = len(LENGTHS), sum(LENGTHS), 8, 37
+NEEDED = {
+    "cispo": {"epsilon_high": 1.1},
+    "clip_cov": {"clip_cov_ratio": 0.2, "clip_cov_lb": 0.0},
+    "dr_grpo": {"max_completion_length": 16},
+    "kl_cov": {"kl_cov_ratio": 0.2},
+}
 HEAD = {"temperature": 0.7, "logit_scale": 1.5, "softcap": 3.0}
 
 
@@ -59,12 +66,25 @@ def check(inputs: dict[str, Any], got: Tensor) -> None:
 
 
 @pytest.mark.parametrize("head", [{}, HEAD], ids=["plain", "scaled"])
-@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("loss_type", LOSSES)
-def test_equals_the_composition(loss_type: str, level: str, head: dict[str, float]) -> None:
-    inputs = make_inputs() | head | {"loss_type": loss_type, "importance_sampling_level": level}
-    inputs |= {"epsilon_high": 0.28, "max_completion_length": 16}
+def test_equals_the_composition(loss_type: str, head: dict[str, float]) -> None:
+    inputs = make_inputs() | head | {"loss_type": loss_type} | NEEDED.get(loss_type, {})
+    inputs["old_logprob"] = -3 + torch.randn(T)
     check(inputs, r1kernels.fused_linear_grpo_loss(**inputs).loss)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_rows_that_an_option_cuts_off_stay_right(loss_type: str, frozen: bool) -> None:
+    inputs = make_inputs() | {"loss_type": loss_type} | NEEDED.get(loss_type, {})
+    inputs["weight"].requires_grad_(not frozen)
+    inputs["bias"].requires_grad_(not frozen)
+    old = r1kernels.fused_linear_grpo_loss(**inputs).logprob + 0.3 * torch.randn(T)
+    inputs |= {"old_logprob": old, "sampling_logprob": old + torch.randn(T)}
+    inputs |= {"rollout_correction": "token_mask", "off_policy_mask_threshold": 0.1}
+    result = r1kernels.fused_linear_grpo_loss(**inputs)
+    assert result.metrics["rollout_weight_mean"] < 1
+    check(inputs, result.loss)
 
 
 def test_importance_ratio_is_not_dropped() -> None:
@@ -105,6 +125,28 @@ def test_frozen_head(beta: float) -> None:
     check(inputs, result.loss)
 
 
+def test_rows_with_a_temperature_and_candidates_of_their_own() -> None:
+    inputs = make_inputs(torch.float64)
+    hidden, weight, bias = inputs["hidden"], inputs["weight"], inputs["bias"]
+    temperature = 0.5 + torch.rand(T, dtype=torch.float64)
+    allowed = (torch.rand(T, V) < 0.3).scatter(1, inputs["target"][:, None], True)
+    fused = r1kernels.fused_linear_grpo_loss(
+        **inputs,
+        temperature=temperature,
+        candidate_ids=allowed.nonzero()[:, 1],
+        candidate_offsets=torch.cat([torch.zeros(1).long(), allowed.sum(1).cumsum(0)]),
+    ).loss
+    z = ((hidden @ weight.T + bias) / temperature[:, None]).masked_fill(~allowed, -torch.inf)
+    logprob = z.log_softmax(-1).gather(1, inputs["target"][:, None])[:, 0]
+    options = {key: inputs[key] for key in ("advantages", "cu_seqlens", "mask")}
+    plain = r1kernels.policy_loss(logprob, **options).loss
+    torch.testing.assert_close(fused, plain)
+    leaves = (hidden, weight, bias)
+    torch.testing.assert_close(
+        torch.autograd.grad(fused, leaves), torch.autograd.grad(plain, leaves)
+    )
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_advantages_by_token(level: str) -> None:
     advantages = torch.randn(T).where(torch.rand(T) < 0.5, 0)
@@ -112,12 +154,17 @@ def test_advantages_by_token(level: str) -> None:
     check(inputs, r1kernels.fused_linear_grpo_loss(**inputs).loss)
 
 
-def test_rewards_become_group_advantages() -> None:
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_rewards_become_group_advantages(baseline: str) -> None:
     inputs = make_inputs()
     given = {"rewards": torch.tensor([1.0, 0.0, 0.0, 0.5]), "group_ids": torch.tensor([3, 3, 1, 1])}
-    inputs["advantages"] = r1kernels.group_advantage(**given)
+    lengths = torch.stack([m.sum() for m in inputs["mask"].split(LENGTHS)])
+    inputs["advantages"] = r1kernels.group_advantage(
+        **given, baseline=baseline, lengths=lengths if baseline == "opo" else None
+    )
     expected = r1kernels.fused_linear_grpo_loss(**inputs)
-    got = r1kernels.fused_linear_grpo_loss(**(inputs | {"advantages": None} | given))
+    inputs |= {"advantages": None, "baseline": baseline} | given
+    got = r1kernels.fused_linear_grpo_loss(**inputs)
     torch.testing.assert_close(got[:4], expected[:4])
 
 
@@ -165,9 +212,9 @@ def test_rows_without_advantage_are_announced_to_the_head(monkeypatch: pytest.Mo
     r1kernels.fused_linear_grpo_loss(**inputs)
     r1kernels.fused_linear_grpo_loss(**inputs, beta=0.1, ref_logprob=torch.zeros(T))
     r1kernels.fused_linear_grpo_loss(**inputs, entropy_coef=0.1)
+    r1kernels.fused_linear_grpo_loss(**inputs, loss_type="kl_cov")
     assert kept[0].tolist() == [True] * 5 + [False] * 9 + [True] * 4
-    assert kept[1] is None
-    assert kept[2] is None
+    assert kept[1:] == [None] * 3
 
 
 @pytest.mark.parametrize("mode", ["advantages", "rewards"])

@@ -72,7 +72,8 @@ def test_a_frozen_head_gets_the_gradient_of_a_trained_one(head: dict) -> None:
     expected, hidden.grad = hidden.grad, None
     frozen = r1kernels.linear_logprob(hidden, weight.detach(), target, **head).logprob
     frozen.backward(upstream)
-    torch.testing.assert_close(hidden.grad, expected, rtol=1e-5, atol=1e-6)
+    largest = float(expected.abs().max())
+    torch.testing.assert_close(hidden.grad, expected, rtol=1e-5, atol=1e-6 * largest)
 
 
 def test_a_confident_row_keeps_its_small_gradient() -> None:
@@ -102,9 +103,9 @@ def test_rows_without_a_gradient_stay_out_of_the_weight_gradient() -> None:
 
 
 def test_more_rows_than_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients of the weight are summed over chunks of 4,080 rows."""
-    hidden, weight, target = problem(4200, 8, 70, torch.float32)
-    upstream = torch.randn(4200, generator=torch.Generator().manual_seed(2))
+    """Gradients of the weight are summed over chunks of 1,056 rows."""
+    hidden, weight, target = problem(2200, 8, 70, torch.float32)
+    upstream = torch.randn(2200, generator=torch.Generator().manual_seed(2))
     gradients = {}
     if native.load("cpp") is not None:
         pytest.skip("needs a second backend: the C++ library is not built")

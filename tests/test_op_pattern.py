@@ -150,7 +150,7 @@ def test_using_restores_after_an_error(toy: Op) -> None:
 
 def test_using_for_all_ops_pins_those_that_have_the_backend(toy: Op) -> None:
     add_fast(toy)
-    rewards = (torch.ones(2), torch.zeros(2, dtype=torch.int64), "group", "mean", 1e-4)
+    rewards = (torch.ones(2), torch.zeros(2, dtype=torch.int64), None, "group", "mean", 1e-4)
     before = OPS["group_advantage"].select(*rewards)
     with r1kernels.using("fast"):
         assert toy.select(torch.ones(2), 3.0).backend == "fast"

@@ -211,7 +211,8 @@ def test_nothing_active_is_a_zero_loss(loss_type: str) -> None:
 
 def test_fp64_numbers_compile() -> None:
     torch.compiler.reset()
-    inputs = make_inputs("dapo", torch.float32) | {"beta": 0.1}
+    inputs = make_inputs("dapo", torch.float32) | {"epsilon_high": 0.28, "delta": 1.5} | EVERYTHING
+    inputs["sampling_logprob"] = inputs["old_logprob"] + 0.1
     compiled = torch.compile(r1kernels.policy_loss, fullgraph=True, dynamic=True)
     for tokens in (7.5, torch.tensor(9.0, dtype=torch.float64), torch.tensor(11)):
         expected = r1kernels.policy_loss(**inputs, num_active_tokens=tokens)

@@ -119,7 +119,7 @@ def work(index: int, folder: str) -> None:
             for kind, dtype in DTYPES.items():
                 results[name, kind] = run(case, dtype, dict(shard))
         messages = {"too large": wrong_target(shard, COLUMNS), "negative": wrong_target(shard, -3)}
-        losses = cross_entropy(**shard)
+        losses = {name: loss(**shard) for name, loss in LOSSES.items()}
     torch.save((results, messages, losses), Path(folder) / f"{index}.pt")
 
 
@@ -143,6 +143,26 @@ def cross_entropy(columns: int = COLUMNS, **shard: Any) -> dict[str, Tensor]:
     loss = r1kernels.linear_cross_entropy(x["hidden"], weight, x["target"], **shard)
     (gradient,) = torch.autograd.grad(loss, weight)
     return {"loss": loss.detach(), "dweight": gradient}
+
+
+def grpo(columns: int = COLUMNS, **shard: Any) -> dict[str, Tensor]:
+    x = problem({}, torch.float32)
+    start = shard.get("vocab_start", 0)
+    weight = x["weight"][start : start + columns].clone().requires_grad_()
+    loss = r1kernels.fused_linear_grpo_loss(
+        x["hidden"],
+        weight,
+        x["target"].clamp(min=0),
+        advantages=torch.tensor([1.0, 0.0, -0.5]),
+        cu_seqlens=torch.tensor([0, 10, 20, ROWS]),
+        mask=x["target"] != IGNORED,
+        **shard,
+    ).loss
+    (gradient,) = torch.autograd.grad(loss, weight)
+    return {"loss": loss.detach(), "dweight": gradient}
+
+
+LOSSES = {"cross_entropy": cross_entropy, "grpo": grpo}
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +202,10 @@ def test_verl_2656_padded_columns_add_no_exp_0(ranks: list) -> None:
     assert not last["dbias"][140 - CUT :].any()
 
 
-def test_cross_entropy_of_two_shards(ranks: list) -> None:
-    expected = cross_entropy()
-    ours = [losses for _, _, losses in ranks]
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_of_two_shards(ranks: list, name: str) -> None:
+    expected = LOSSES[name]()
+    ours = [losses[name] for _, _, losses in ranks]
     torch.testing.assert_close(ours[0]["loss"], expected["loss"])
     assert torch.equal(ours[0]["loss"], ours[1]["loss"])
     torch.testing.assert_close(torch.cat([o["dweight"] for o in ours]), expected["dweight"])

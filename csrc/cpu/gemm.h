@@ -4,8 +4,9 @@
 //
 // The reduction is counted in units of 32 bits: one fp32 (F32) or two neighbouring bf16 (BF16).
 // One operand (a) is read in place, a unit at a time, at any strides; the other (b) is packed in
-// panels of kPanel lanes, [panel][k][lane]. Every element of c sums its products in the order of k
-// whatever m, n or the number of threads: a row's result does not depend on its neighbours.
+// panels of kPanel lanes, [panel][k][lane]. Every element of c sums its products slice by slice of k,
+// each from zero, whatever m, n or the number of threads: a row's result does not depend on its
+// neighbours, and rounding grows with the slices rather than with k.
 #pragma once
 
 #ifdef __AVX512BF16__
@@ -79,8 +80,7 @@ static inline void micro(int64_t depth, Left left, const uint32_t* b, float* c, 
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
-    for (int n = 0; n < NR; ++n)
-      acc[m][n] = accumulate ? load(c + m * ldc + n * kWidth) : F{};
+    for (int n = 0; n < NR; ++n) acc[m][n] = F{};
   for (int64_t k = 0; k < depth; ++k) {
     U bk[NR];
 #pragma GCC unroll 4
@@ -95,7 +95,17 @@ static inline void micro(int64_t depth, Left left, const uint32_t* b, float* c, 
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
-    for (int n = 0; n < NR; ++n) store(c + m * ldc + n * kWidth, acc[m][n]);
+    for (int n = 0; n < NR; ++n) {
+      float* sum = c + m * ldc + n * kWidth;
+      store(sum, accumulate ? load(sum) + acc[m][n] : acc[m][n]);
+    }
+}
+
+// Fetches the sums that come next, from wherever they are, while the products at hand are made.
+template <int MR, int NR>
+static inline void prefetch(const float* c, int64_t ldc) {
+  for (int m = 0; m < MR; ++m)
+    for (int n = 0; n < NR; ++n) __builtin_prefetch(c + m * ldc + n * kWidth, 1);
 }
 
 // One panel: c[rows][lanes], where lanes is rounded up to whole vectors.
@@ -115,6 +125,7 @@ static void gemm_panel(int64_t rows, int64_t lanes, int64_t depth, Left left, co
         const Left at{left.a + m * left.row + k0 * left.unit, left.row, left.unit};
         float* cm = c + m * ldc + n;
         if (lanes - n > kWidth) {
+          if (accumulate && k0 == 0) prefetch<MR, NR>(cm + MR * ldc, ldc);
           if (rows - m >= MR) micro<T, MR, NR>(d, at, bn, cm, ldc, add), m += MR;
           else micro<T, 1, NR>(d, at, bn, cm, ldc, add), m += 1;
         } else {

@@ -10,7 +10,8 @@ constexpr int64_t kRows = kPanel;     // rows of a block: they share one packed 
 constexpr int64_t kCols = 64;         // columns of a tile of logits, TILE_COLS in Python
 constexpr int64_t kStripe = 512;      // columns of the weight whose gradients are made together
 constexpr int64_t kSplits = 16;       // parts of V in the forward pass, whatever T or the threads
-constexpr int64_t kChunk = 85 * kRows;  // rows whose logit gradients exist at one time
+constexpr int64_t kChunk = 22 * kRows;  // rows whose logit gradients exist at one time: they and
+                                        // an operand of theirs fit the second-level cache
 constexpr float kLow = -1e30f;        // stands for -inf where a difference must stay finite
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

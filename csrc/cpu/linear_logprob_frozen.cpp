@@ -28,7 +28,7 @@ static void frozen(const Frozen& f) {
       bool moved = false;
       for (int64_t n = 0; n < lanes; n += kWidth) {
         const F before = load(s.max + n), after = max(before, column_maximum(z, cols, n));
-        const F factor = exp(before - after), old = load(s.sum + n);
+        const F factor = exp_nonpositive(before - after), old = load(s.sum + n);
         F sum = old * factor, weighted = (load(s.weighted + n) + (before - after) * old) * factor;
         const F per = per_factor(f.rows, b * kRows + n);
         store(rescale + n, factor);
@@ -37,7 +37,7 @@ static void frozen(const Frozen& f) {
           F e[2] = {};
           for (int64_t i = 0; i < T::kPerUnit && v + i < cols; ++i) {
             const F logit = load(z + (v + i) * kRows + n);
-            e[i] = exp(logit - after);
+            e[i] = exp_nonpositive(logit - after);
             sum = sum + e[i];
             if (f.want_entropy) weighted = weighted + e[i] * max(splat(-200.0f), logit - after);
             if (h.softcap != 0) e[i] = e[i] * cap_slope(logit, per);

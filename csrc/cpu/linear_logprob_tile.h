@@ -52,7 +52,7 @@ static inline void clear(Statistics& s) {
 
 static inline void merge(Statistics& into, int64_t n, F m, F sum, F weighted) {
   const F before = load(into.max + n), after = max(before, m);
-  const F old = exp(before - after), add = exp(m - after), old_sum = load(into.sum + n);
+  const F old = exp_nonpositive(before - after), add = exp_nonpositive(m - after), old_sum = load(into.sum + n);
   store(into.max + n, after);
   store(into.weighted + n, old * (load(into.weighted + n) + (before - after) * old_sum) +
                                add * (weighted + (m - after) * sum));
@@ -80,7 +80,7 @@ static void reduce_tile(const float* z, int64_t lanes, int64_t cols, bool weight
     F sum{}, products{};
     for (int64_t v = 0; v < cols; ++v) {
       const F d = load(z + v * kRows + n) - m;
-      const F e = exp(d);
+      const F e = exp_nonpositive(d);
       sum = sum + e;
       if (weighted) products = products + e * max(splat(-200.0f), d);
       if (kept) T::store(Tile<T>(kept).elements + v * kRows + n, e);

@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #include "cpu/isa.h"
 
 namespace r1::R1_ISA {
@@ -43,12 +47,17 @@ static inline F from_bf16(H h) { return (F)(__builtin_convertvector(h, U) << 16)
 static inline F load_bf16(const uint16_t* p) { return from_bf16(load_as<H>(p)); }
 
 // Round to nearest even; NaN stays NaN. In the low half of each lane.
+#ifdef __AVX512BF16__
+static inline H to_bf16(F v) { return (H)_mm512_cvtneps_pbh((__m512)v); }
+static inline U bf16_bits(F v) { return __builtin_convertvector(to_bf16(v), U); }
+#else
 static inline U bf16_bits(F v) {
   U u = (U)v;
   U rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
   return (v == v) ? rounded : (u >> 16 | 0x40);
 }
 static inline H to_bf16(F v) { return __builtin_convertvector(bf16_bits(v), H); }
+#endif
 static inline void store_bf16(uint16_t* p, F v) { store_as(p, to_bf16(v)); }
 
 static inline float bf16_to_float(uint16_t h) {
@@ -64,14 +73,16 @@ static inline uint16_t float_to_bf16(float f) {
   return uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-// e^x to about one unit in the last place; 0 below -87.3 (no subnormals), +inf above 88.7.
-static inline F exp(F x) {
+// 2^n and e^r of x = n·ln 2 + r, |r| ≤ ln 2 / 2.
+struct Exponential {
+  I n;
+  F of_rest;
+};
+static inline Exponential reduced_exp(F x) {
   const F magic = splat(12582912.0f);  // 1.5·2^23: adding it rounds to an integer
-  F clamped = x < splat(-87.3f) ? splat(-87.3f) : x;
-  clamped = clamped > splat(88.8f) ? splat(88.8f) : clamped;
-  F shifted = clamped * splat(1.44269504088896341f) + magic;
+  F shifted = x * splat(1.44269504088896341f) + magic;
   F n = shifted - magic;
-  F r = clamped - n * splat(0.693359375f);
+  F r = x - n * splat(0.693359375f);
   r = r - n * splat(-2.12194440e-4f);
   F p = splat(1.9875691500e-4f);
   p = p * r + splat(1.3981999507e-3f);
@@ -79,12 +90,17 @@ static inline F exp(F x) {
   p = p * r + splat(4.1665795894e-2f);
   p = p * r + splat(1.6666665459e-1f);
   p = p * r + splat(5.0000001201e-1f);
-  p = p * r * r + r + splat(1.0f);
+  return {(I)shifted - (I)magic, p * r * r + r + splat(1.0f)};
+}
+
+// e^x to about one unit in the last place; 0 below -87.3 (no subnormals), +inf above 88.7.
+static inline F exp(F x) {
+  F clamped = x < splat(-87.3f) ? splat(-87.3f) : x;
+  clamped = clamped > splat(88.8f) ? splat(88.8f) : clamped;
+  const Exponential e = reduced_exp(clamped);
   // 2^n in two factors, so that n = 128 overflows to inf only where it should.
-  I e = (I)shifted - (I)magic;
-  I half = e >> 1;
-  F a = (F)((half + 127) << 23), b = (F)((e - half + 127) << 23);
-  p = p * a * b;
+  const I half = e.n >> 1;
+  F p = e.of_rest * (F)((half + 127) << 23) * (F)((e.n - half + 127) << 23);
   p = x < splat(-87.3f) ? splat(0.0f) : p;
   return x == x ? p : x;
 }
@@ -112,6 +128,13 @@ static inline F log(F x) {
   p = m + p + e * splat(0.693359375f);
   p = x > splat(0.0f) ? p : splat(__builtin_nanf(""));
   return x == splat(0.0f) ? splat(-__builtin_inff()) : p;
+}
+
+// The same bits for x ≤ 0 or NaN, with fewer instructions.
+static inline F exp_nonpositive(F x) {
+  const Exponential e = reduced_exp(x < splat(-87.3f) ? splat(-87.3f) : x);
+  const F p = e.of_rest * (F)((e.n + 127) << 23);
+  return x < splat(-87.3f) ? splat(0.0f) : p;
 }
 
 static inline F tanh(F x) {

@@ -37,17 +37,16 @@ _KNOWN: WeakKeyDictionary[nn.Module, LogitMap] = WeakKeyDictionary()
 
 
 def logit_map(model: Any) -> LogitMap:
-    """The map of a causal LM; it runs the model the first time.
+    """``watch(model)``, remembered from the first time."""
+    return _KNOWN[model] if model in _KNOWN else watch(model)
+
+
+def watch(model: Any) -> LogitMap:
+    """The map of a causal LM as it is now; runs the model once.
 
     Raises:
         NotImplementedError: saying what the model does that the fused head would not.
     """
-    if model not in _KNOWN:
-        _KNOWN[model] = _watch(model)
-    return _KNOWN[model]
-
-
-def _watch(model: Any) -> LogitMap:
     name, head = type(model).__name__, model.get_output_embeddings()
     open_head(head)  # or a refusal of what it is
     seen: dict[str, Tensor] = {}
@@ -89,6 +88,7 @@ def _watch(model: Any) -> LogitMap:
         loss = loss + model.router_aux_loss_coef * aux_loss
     if not torch.allclose(loss.double(), output.loss.double(), rtol=1e-4):
         raise NotImplementedError(f"{name}: its loss is not the cross-entropy of the next token")
+    _KNOWN[model] = found
     return found
 
 

@@ -16,11 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1kernels.hf.head import Head, read_head
-from r1kernels.hf.logit_map import logit_map
+from r1kernels.hf.logit_map import watch
 from r1kernels.hf.modules import unwrap
 from r1kernels.ops.linear_cross_entropy import linear_cross_entropy
 
 T = TypeVar("T")
+
+# What a causal LM hands to its loss function.
+LABELS = ("labels", "shift_labels", "num_items_in_batch", "ignore_index")
 
 
 def patch(model: Any) -> None:
@@ -100,7 +103,7 @@ class State:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.logits = logit_map(model)
+        self.logits = watch(model)
         self.replaced = vars(model).get("forward")  # someone else's patch
         self.original = model.forward
         self.method = _method(model)
@@ -145,9 +148,6 @@ class State:
         if fn is not None:
             output["through_head"] = fn(hidden, head)
         return output
-
-
-LABELS = ("labels", "shift_labels", "num_items_in_batch", "ignore_index")
 
 
 def causal_loss(

@@ -62,14 +62,14 @@ class GRPOTrainer(trl.GRPOTrainer):
         labels = input_ids.masked_fill(attention_mask == 0, IGNORED)
         labels[:, :-logits_to_keep] = IGNORED
         found = []
-        for rows in torch.arange(len(labels)).split(batch_size or len(labels)):
+        size = batch_size or len(labels)
+        for part in zip(*(x.split(size) for x in (input_ids, attention_mask, labels)), strict=True):
             with self.accelerator.autocast():
                 found.append(
                     logprobs(
                         model,
-                        input_ids[rows],
-                        attention_mask[rows],
-                        labels=labels[rows],
+                        *part[:2],
+                        labels=part[2],
                         temperature=self.temperature,
                         entropy=compute_entropy,
                     )

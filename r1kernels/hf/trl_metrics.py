@@ -20,9 +20,8 @@ def log_metrics(
 
     def mean(values: Tensor) -> float:
         """Of [B, C] over active tokens, or of [B, 1] over sequences."""
-        sums = [values.sum(), values.new_tensor(values.shape[0])]
-        if values.shape[1] > 1 or mask.shape[1] == 1:
-            sums = [(values * mask).sum(), mask.sum().to(values)]
+        weight = torch.ones_like(values) if values.shape[1] == 1 else mask.to(values)
+        sums = [(values * weight).sum(), weight.sum()]
         total, count = trainer.accelerator.reduce(torch.stack(sums), reduction="sum")
         return (total / count.clamp(min=1)).item()
 

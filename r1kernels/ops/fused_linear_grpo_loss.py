@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from r1kernels import check
 from r1kernels.ops import policy_loss_inputs as inputs
 from r1kernels.ops.fused_linear_loss import FusedLoss, through_head
 from r1kernels.ops.policy_loss import policy_loss
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def fused_linear_grpo_loss(
@@ -25,9 +28,14 @@ def fused_linear_grpo_loss(
     baseline: str = "mean",
     cu_seqlens: Tensor,
     bias: Tensor | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     logit_scale: float = 1.0,
     softcap: float | None = None,
+    candidate_ids: Tensor | None = None,
+    candidate_offsets: Tensor | None = None,
+    tp_group: ProcessGroup | None = None,
+    vocab_start: int = 0,
+    vocab_size: int | None = None,
     entropy: bool = False,
     mask: Tensor | None = None,
     loss_type: str = "grpo",
@@ -42,8 +50,9 @@ def fused_linear_grpo_loss(
     cuts off, are skipped in the backward pass. A loss of your own: ``fused_linear_loss``.
 
     Args:
-        hidden, weight, target, bias, temperature, logit_scale, softcap: see ``linear_logprob``;
-            row t of hidden is the one that predicts target[t].
+        hidden, weight, target, bias, temperature, logit_scale, softcap, candidate_ids,
+            candidate_offsets, tp_group, vocab_start, vocab_size: see ``linear_logprob``; row t of
+            hidden is the one that predicts target[t].
         advantages: [B] or [T], see ``policy_loss``; or else
         rewards, group_ids: [B], of complete groups; scale_rewards, baseline: see
             ``group_advantage``.
@@ -82,6 +91,8 @@ def fused_linear_grpo_loss(
     return through_head(
         name, loss_fn, hidden, weight, target, bias, temperature, logit_scale, softcap, mask,
         entropy or entropy_coef != 0, entropy_grad=entropy_coef != 0, keep=keep,
+        candidate_ids=candidate_ids, candidate_offsets=candidate_offsets, tp_group=tp_group,
+        vocab_start=vocab_start, vocab_size=vocab_size,
     )  # fmt: skip
 
 

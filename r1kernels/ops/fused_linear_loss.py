@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from r1kernels import check
 from r1kernels.ops.linear_logprob import head_logprob
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 # Target of masked rows: no vocabulary has it, and unlike −100 no user writes it by accident.
 SKIPPED = torch.iinfo(torch.int32).min
@@ -36,9 +39,14 @@ def fused_linear_loss(
     loss_fn: Callable[..., Tensor],
     *,
     bias: Tensor | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     logit_scale: float = 1.0,
     softcap: float | None = None,
+    candidate_ids: Tensor | None = None,
+    candidate_offsets: Tensor | None = None,
+    tp_group: ProcessGroup | None = None,
+    vocab_start: int = 0,
+    vocab_size: int | None = None,
     entropy: bool = False,
     mask: Tensor | None = None,
 ) -> FusedLoss:
@@ -51,7 +59,8 @@ def fused_linear_loss(
     ``loss_fn``, cost nothing in the backward pass.
 
     Args:
-        hidden, weight, target, bias, temperature, logit_scale, softcap: see ``linear_logprob``.
+        hidden, weight, target, bias, temperature, logit_scale, softcap, candidate_ids,
+            candidate_offsets, tp_group, vocab_start, vocab_size: see ``linear_logprob``.
         loss_fn: from logprob [T] (float32, or float64 for float64 hidden; in nats) to a 0-d loss;
             everything else it needs it brings along.
         entropy: give it the entropies [T] too, with their gradient.
@@ -73,7 +82,9 @@ def fused_linear_loss(
 
     return through_head(
         "fused_linear_loss", with_metrics, hidden, weight, target, bias, temperature, logit_scale,
-        softcap, mask, entropy, entropy_grad=entropy,
+        softcap, mask, entropy, entropy_grad=entropy, candidate_ids=candidate_ids,
+        candidate_offsets=candidate_offsets, tp_group=tp_group, vocab_start=vocab_start,
+        vocab_size=vocab_size,
     )  # fmt: skip
 
 
@@ -84,7 +95,7 @@ def through_head(
     weight: Tensor,
     target: Tensor,
     bias: Tensor | None,
-    temperature: float,
+    temperature: float | Tensor,
     logit_scale: float,
     softcap: float | None,
     mask: Tensor | None,

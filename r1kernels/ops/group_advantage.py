@@ -37,8 +37,8 @@ def group_advantage(
         baseline: the group's "mean"; or the mean of its other members, "rloo" (RLOO), which is
             G/(G − 1) times as far away; or Σ length·R / Σ length, "opo" (OPO).
         eps: added to the standard deviation.
-        lengths: [B], of the completions in tokens, any number dtype; for "opo", and required there.
-            A group without any token has the baseline 0/0 = NaN only if its rewards differ.
+        lengths: [B], of the completions in tokens, int64, int32 or float; for "opo", required
+            there. Unequal rewards of a group without any token give NaN: 0/0.
 
     Returns:
         [B], dtype of rewards; a constant for autograd.

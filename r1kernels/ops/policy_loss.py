@@ -58,42 +58,42 @@ def policy_loss(
 ) -> PolicyLoss:
     """loss = Σ_t w_t·(c_t·L_t + beta·KL_t) − entropy_coef·Σ_t H_t / num_active_tokens, t active.
 
-    L_t, the average w_t and the options by ``loss_type``. A advantage, ℓ logprob, r ratio, sg
-    stopped gradient; the formulas in full: ``surrogates.py``.
+    L_t and the average w_t by ``loss_type``. A advantage, ℓ logprob, r ratio, ε epsilon, ε' its
+    epsilon_high, sg stopped gradient; the algebra in full, with its sources: ``surrogates.py``.
 
-    ========== ================================== ================ =================================
-    loss_type  L_t                                averaged by      options = default
-    ========== ================================== ================ =================================
-    grpo       −min(r·A, clip(r, 1 − ε, 1 + ε')A) sequence means   epsilon = 0.2, epsilon_high =
-                                                                   epsilon, delta, clip_ratio_c
-    bnpo       as grpo                            local tokens     as grpo
-    dr_grpo    as grpo                            max length       as grpo
-    dapo       as grpo                            tokens           as grpo
-    gspo       as grpo, r of the sequence         sequence means   as grpo
-    luspo      as grpo, r of the sequence         sequence sums    as grpo
-    gmpo       −A·r, r the geometric mean of      sequence means   epsilon = 0.4, epsilon_high =
-               ratios, each clipped by A's sign                    epsilon: bounds of *log* ratios
-    cispo      −sg(min(r, ε'))·A·ℓ                tokens           epsilon_high, required
-    cispo_clip −sg(clip(r, 1 − ε, 1 + ε'))·A·ℓ    tokens           epsilon = 0.2, epsilon_high
-    sapo       −A·(4/τ)·σ(τ(r − 1))               sequence means   sapo_temperature_pos = 1.0,
-                                                                   sapo_temperature_neg = 1.05
-    vespo      −sg(φ)·A·ℓ, φ = e^(λ + k·x − λeˣ), tokens           vespo_k_pos = 2, vespo_lambda_pos
-               x the sum of the log ratios                         = 3, vespo_k_neg = 3,
-                                                                   vespo_lambda_neg = 2
-    dppo_tv    −sg(min(r, c))·A·ℓ, 0 where p has  tokens           epsilon = 0.2, epsilon_high,
-               moved outward by more than ε                        clip_ratio_c = 20
-    dppo_kl    the same by the binary KL of p     tokens           epsilon = 0.05, …
-    reinforce  −A·ℓ                               tokens           none
-    clip_cov   as grpo; 0 for a few tokens of     tokens           epsilon, epsilon_high,
-               large covariance, see                               clip_cov_ratio = 0.0002,
-               ``covariance.py``                                   clip_cov_lb = 1, clip_cov_ub = 5,
-                                                                   seed = 0
-    kl_cov     −A·r, + κ|log r| for those with    tokens           kl_cov_ratio = 0.0002,
-               the largest                                         ppo_kl_coef = 1 (κ)
-    ========== ================================== ================ =================================
+    ========== ======================================================== ================
+    loss_type  L_t                                                      averaged by
+    ========== ======================================================== ================
+    grpo       −min(r·A, clip(r, 1 − ε, 1 + ε')·A)                      sequence means
+    bnpo       as grpo                                                  local tokens
+    dr_grpo    as grpo                                                  max length
+    dapo       as grpo                                                  tokens
+    gspo       as grpo, r of the sequence                               sequence means
+    luspo      as grpo, r of the sequence                               sequence sums
+    gmpo       −A·r, r the geometric mean of ratios clipped one by one  sequence means
+    cispo      −sg(min(r, ε'))·A·ℓ  (TRL)                               tokens
+    cispo_clip −sg(clip(r, 1 − ε, 1 + ε'))·A·ℓ  (verl)                  tokens
+    sapo       −A·(4/τ)·σ(τ·(r − 1))                                    sequence means
+    vespo      −sg(φ)·A·ℓ, φ = e^(λ + k·x − λ·eˣ), x = Σ log r          tokens
+    dppo_tv    −sg(min(r, c))·A·ℓ, or 0: p moved outward by over ε      tokens
+    dppo_kl    the same, by the binary KL of p from its old value       tokens
+    reinforce  −A·ℓ                                                     tokens
+    clip_cov   as grpo, or 0 for a few tokens (``covariance.py``)       tokens
+    kl_cov     −A·r, and + κ·|log r| for a few tokens                   tokens
+    ========== ======================================================== ================
 
-    delta bounds r from above for A < 0 too (INTELLECT-2); clip_ratio_c is the dual clip: L ≤ −c·A
-    where A < 0. Neither by default.
+    Options, one that a loss lacks being an error; epsilon_high is epsilon by default:
+
+    - grpo, bnpo, dr_grpo, dapo, gspo, luspo: epsilon = 0.2, epsilon_high; delta, a bound of r for
+      A < 0 too (INTELLECT-2), and clip_ratio_c, the dual clip L ≤ −c·A for A < 0: none by default.
+    - gmpo: epsilon = 0.4, epsilon_high, bounds of the *log* ratios.
+    - cispo: epsilon_high, the cap itself, required. cispo_clip: epsilon = 0.2, epsilon_high.
+    - sapo: sapo_temperature_pos = 1.0, sapo_temperature_neg = 1.05 (τ by the sign of A).
+    - vespo: vespo_k_pos = 2, vespo_lambda_pos = 3, vespo_k_neg = 3, vespo_lambda_neg = 2.
+    - dppo_tv: epsilon = 0.2, dppo_kl: epsilon = 0.05; both epsilon_high, clip_ratio_c = 20 (c).
+    - clip_cov: epsilon = 0.2, epsilon_high, clip_cov_ratio = 0.0002, clip_cov_lb = 1,
+      clip_cov_ub = 5, and seed = 0, to be another one at every step.
+    - kl_cov: kl_cov_ratio = 0.0002, ppo_kl_coef = 1 (κ).
 
     Averages: *sequence means*: mean over num_sequences of the token means; *sequence sums*: of the
     token sums; *tokens*: Σ/num_active_tokens; *local tokens*: over the active tokens of this call;
@@ -123,8 +123,9 @@ def policy_loss(
         loss_type: see above.
         importance_sampling_level: whose ratio: "token"; "sequence", the geometric mean over its
             active tokens (GSPO); "sequence_token", the value of that with the gradient of the
-            token's own (GSPO-token). None: "sequence" for gspo and luspo, else "token". gspo and
-            gmpo have no other; vespo, dppo, reinforce and the covariance losses take None.
+            token's own (GSPO-token). None: "sequence" for gspo, luspo and gmpo, else "token".
+            gspo has no "token", gmpo only "sequence"; dppo, reinforce and the covariance losses
+            only "token"; vespo takes None.
         beta: weight of the KL term.
         kl_estimator: of x = ref_logprob − logprob: "k1" −x, "abs" |x|, "k2" x²/2, "k3" eˣ − x − 1,
             "low_var" k3 up to 10, "k3+" the value of k3 with the gradient of k2.
@@ -134,7 +135,8 @@ def policy_loss(
         entropy_coef: weight of the entropy bonus, a mean over active tokens for every loss type.
         rollout_correction: c_t = e^(old − sampling) of the "token_…" or of its "sequence_…" (the
             product), "…_truncate": cut to [rollout_clip_min, rollout_clip_max], "…_mask": 0
-            outside. Multiplies L and not KL; vespo takes it into its sum instead, of tokens only.
+            outside. Multiplies L and not KL (for gmpo too, where verl takes a geometric mean);
+            vespo takes it into its sum instead, of tokens only.
         rollout_clip_min, rollout_clip_max: default 0 and 3; infinite for no upper bound.
         off_policy_mask_threshold: c_t = 0 where A < 0 and the mean of sampling (or else old) −
             logprob over the sequence is above it (DeepSeek-V3.2).

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ class Parity:
     """The verdict on one backend and one case.
 
     Args:
-        error: the largest error of any output, relative to the largest magnitude of its truth.
+        error: the largest error of any output, relative to the largest magnitude of its truth;
+            infinite for a difference that has no size: of shape, dtype, or bits.
         problems: one line for each thing that is wrong; empty means equal.
     """
 
@@ -57,13 +59,13 @@ class Truth:
         for index, (output, working) in enumerate(zip(got, self.working, strict=True)):
             if output is None:
                 continue
-            found = metadata_problems(output, working)
+            error, found = 0.0, metadata_problems(output, working)
             if not found and index not in self.op.opaque:
                 if self.case.tier == "bitwise" or not working.is_floating_point():
                     found = bitwise_problems(output, working)
                 else:
                     error, found = self._budget(output, working, self.exact[index])
-                    worst = max(worst, error)
+            worst = max(worst, inf if found and not error else error)
             problems += [f"{where}, output {index}: {problem}" for problem in found]
         return Parity(worst, tuple(problems))
 

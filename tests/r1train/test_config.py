@@ -3,6 +3,7 @@ import typing
 
 import pytest
 
+from r1kernels.ops import group_advantage, losses
 from r1train import config as module
 from r1train.config import Config, GRPOConfig, RolloutConfig, load_config, recipes, to_toml
 from r1train.schema import ConfigError
@@ -30,6 +31,20 @@ def test_toml_fills_the_dataclasses(path):
     assert config.grpo == GRPOConfig(max_steps=7)
     assert config.task.datasets[0].params == {"max_terms": 3}
     assert config.task.datasets[1].weight == 2.0
+
+
+def test_the_names_are_those_of_the_kernels():
+    hints = typing.get_type_hints(GRPOConfig)
+
+    def names(option):
+        parts = [typing.get_args(part) or (part,) for part in typing.get_args(hints[option])]
+        return {name for part in parts for name in part if isinstance(name, str)}
+
+    assert names("loss_type") == set(losses.LOSSES) - {"clip_cov", "kl_cov"}
+    assert names("kl_estimator") == set(losses.KL_ESTIMATORS)
+    assert names("importance_sampling_level") == set(losses.LEVELS)
+    assert names("scale_rewards") == set(group_advantage.SCALES)
+    assert names("baseline") == set(group_advantage.BASELINES)
 
 
 def test_overrides_win_and_have_types(path):

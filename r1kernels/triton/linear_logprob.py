@@ -64,6 +64,11 @@ def kept_shares(kept: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
     return kept[: rows * stride * hidden.element_size()].view(hidden.dtype).view(rows, stride)
 
 
+def may_be_kept(entropy_grad: bool, sharded: bool) -> bool:
+    """Shares are of the sum of all columns, and lack what the gradient of an entropy needs."""
+    return not (entropy_grad or sharded)
+
+
 def mark(kept: Tensor) -> Tensor:
     return kept[-8:].view(torch.int64)
 
@@ -99,7 +104,8 @@ def linear_logprob(
     kept_bytes = kept_rows // TILE_ROWS * tile_row_bytes(hidden, weight) + KEPT_STATE
     kept = hidden.new_empty(kept_bytes, dtype=torch.uint8)
     kept[-KEPT_STATE:] = 0  # for another backend's backward pass nothing is there
-    if not entropy_grad:
+    keeps = kept_rows > 0 and may_be_kept(entropy_grad, sharded)
+    if keeps:
         mark(kept).fill_(KEPT_HERE)
     if not rows:
         return logprob, entropy, lse, kept, dhidden
@@ -107,20 +113,20 @@ def linear_logprob(
     order = Order.of(target, keep, ignore_index)
     # A target that is nowhere has the logit 0 in a shard, and shows as NaN elsewhere.
     own = torch.full_like(lse, 0.0 if sharded else float("nan"))
-    tile = launch.parameters("linear_logprob.logits", hidden.device, hidden.dtype)
+    tile = logits_tile(hidden, softcap)
     parts = triton.cdiv(columns, tile["PART"])
     shares = None
     block, shares_rows = BLOCK_ROWS, rows
     if frozen_head:
         block, shares = frozen_block(hidden, columns)
-    elif kept_rows and not entropy_grad:
+    elif keeps:
         shares_rows = kept_rows
     block = min(block, rows)
     tops, sums = (lse.new_empty(block, parts) for _ in range(2))
     dots = lse.new_empty(block, parts) if want_entropy else None
     for start in range(0, rows, block):
         size = min(block, rows - start)
-        if shares_rows == kept_rows:
+        if keeps:
             shares = kept_shares(kept, hidden, weight)[start:]
         stride = 0 if shares is None else shares.stride(0)
         forward_tile[(triton.cdiv(size, tile["ROWS"]) * triton.cdiv(columns, tile["COLUMNS"]),)](
@@ -199,6 +205,8 @@ def linear_logprob_backward(
     )
     places = torch.argsort(order.rows).int()
     stored = kept_shares(kept, hidden, weight)
+    if not may_be_kept(entropy_grad, sharded):
+        stored = stored[:0]
     have = torch.where(mark(kept) == KEPT_HERE, order.counts[0].clamp(max=stored.shape[0]), 0)
 
     if stored.shape[0] >= rows:
@@ -207,7 +215,7 @@ def linear_logprob_backward(
         coefficient = coefficient.where(places < have, float("nan"))
         shares, lines, chunk = stored, places[active], columns
     else:
-        tile = launch.parameters("linear_logprob.logits", hidden.device, hidden.dtype)
+        tile = logits_tile(hidden, softcap)
         most = SCRATCH_BYTES // (rows * hidden.element_size()) // tile["COLUMNS"]
         chunk = min(max(most, 1), triton.cdiv(columns, tile["COLUMNS"])) * tile["COLUMNS"]
         shares = hidden.new_empty(rows, chunk)
@@ -242,6 +250,12 @@ def linear_logprob_backward(
                 last - first, **BIAS_BLOCK, **EXACT,
             )  # fmt: skip
     return dhidden, dweight, dbias
+
+
+def logits_tile(hidden: Tensor, softcap: float | None) -> dict[str, int]:
+    """A softcap needs registers, which the widest tile of logits does not leave."""
+    kernel = "linear_logprob.logits" if softcap is None else "linear_logprob.capped_logits"
+    return launch.parameters(kernel, hidden.device, hidden.dtype)
 
 
 def contiguous(tensor: Tensor | None) -> Any:

@@ -58,6 +58,10 @@ def test_totals_of_this_call_under_a_mask(name: str, share: float) -> None:
     assert not problems(a._replace(denominator=None, num_active_tokens=None, mask=mask))
 
 
+def test_a_sampler_that_is_only_measured_is_not_corrected_for() -> None:
+    assert not problems(arguments("vespo everything")._replace(rollout_correction="none"))
+
+
 def test_a_log_probability_that_is_nan_is_not_hidden() -> None:
     a = arguments("grpo")
     a.logprob[30] = torch.nan

@@ -52,13 +52,13 @@ def unit(top, n):
 
 @triton.jit
 def members(batch, ids, start, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
-    """A block of the batch: positions, rewards, and whose group they are in, [rows, block]."""
+    """A block of the batch: its rewards, and whether they are of the groups, [rows, block]."""
     j = start + tl.arange(0, BLOCK)[None, :]
     here = j < batch.count
     same = here
     if not WHOLE:
         same = here & (tl.load(batch.group_ids + j, here, 0) == ids)
-    return j, tl.load(batch.rewards + j, here, 0.0), same
+    return tl.load(batch.rewards + j, here, 0.0), same
 
 
 @triton.jit
@@ -71,7 +71,7 @@ def moments(
     high = tl.full([ROWS, BLOCK], float("-inf"), tl.float32)
     poison = tl.zeros([ROWS, BLOCK], tl.float32)  # NaN if any reward is not finite
     for start in range(0, batch.count, BLOCK):
-        j, r, same = members(batch, ids, start, WHOLE, BLOCK)
+        r, same = members(batch, ids, start, WHOLE, BLOCK)
         n += same.to(tl.int32)
         low = tl.minimum(low, tl.where(same, r, float("inf")))
         high = tl.maximum(high, tl.where(same, r, float("-inf")))
@@ -83,7 +83,7 @@ def moments(
     scale, inverse = unit(tl.maximum(tl.abs(low), tl.abs(high)), n)
     total = tl.zeros([ROWS, BLOCK], tl.int64)
     for start in range(0, batch.count, BLOCK):
-        j, r, same = members(batch, ids, start, WHOLE, BLOCK)
+        r, same = members(batch, ids, start, WHOLE, BLOCK)
         total += tl.where(same, (r.to(tl.float64) * scale[:, None]).to(tl.int64), 0)
     mean = tl.sum(total, 1).to(tl.float64) * inverse / n + tl.sum(poison, 1)
 
@@ -93,7 +93,7 @@ def moments(
         scale, inverse = unit(furthest * furthest, n)
         total = tl.zeros([ROWS, BLOCK], tl.int64)
         for start in range(0, batch.count, BLOCK):
-            j, r, same = members(batch, ids, start, WHOLE, BLOCK)
+            r, same = members(batch, ids, start, WHOLE, BLOCK)
             away = r.to(tl.float64) - mean[:, None]
             total += tl.where(same, (away * away * scale[:, None]).to(tl.int64), 0)
         squares += tl.sum(total, 1).to(tl.float64) * inverse
@@ -103,11 +103,12 @@ def moments(
 @triton.jit
 def weighted_mean(batch, ids, n, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Σ length·R / Σ length of the groups ``ids``, [rows]."""
+    column = tl.arange(0, BLOCK)[None, :]
     longest = tl.zeros([ROWS, BLOCK], tl.float64)
     largest = tl.zeros([ROWS, BLOCK], tl.float64)
     for start in range(0, batch.count, BLOCK):
-        j, r, same = members(batch, ids, start, False, BLOCK)
-        length = tl.load(batch.lengths + j, same, 0.0).to(tl.float64)
+        r, same = members(batch, ids, start, False, BLOCK)
+        length = tl.load(batch.lengths + start + column, same, 0.0).to(tl.float64)
         longest = tl.maximum(longest, tl.abs(length))
         largest = tl.maximum(largest, tl.abs(length * r))
     scale, inverse = unit(tl.max(longest, 1), n)
@@ -115,8 +116,8 @@ def weighted_mean(batch, ids, n, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     total = tl.zeros([ROWS, BLOCK], tl.int64)
     total_product = tl.zeros([ROWS, BLOCK], tl.int64)
     for start in range(0, batch.count, BLOCK):
-        j, r, same = members(batch, ids, start, False, BLOCK)
-        length = tl.load(batch.lengths + j, same, 0.0).to(tl.float64)
+        r, same = members(batch, ids, start, False, BLOCK)
+        length = tl.load(batch.lengths + start + column, same, 0.0).to(tl.float64)
         total += (length * scale[:, None]).to(tl.int64)
         total_product += (length * r * scale_product[:, None]).to(tl.int64)
     product = tl.sum(total_product, 1).to(tl.float64) * inverse_product

@@ -1,8 +1,8 @@
 """Log-probabilities and entropies of given logits: one read of them; backward one read, one write.
 
-A row belongs to one program, or from ``SEGMENT`` columns on to several, whose results a second,
-tiny kernel combines in the order of the columns. How depends on V alone, never on T, so a row comes
-out the same in every batch. All exponentials are to base 2, which is what the hardware has.
+A program has a segment of a row; a second, tiny kernel combines a row's segments, in their order.
+How rows are cut depends on V alone, never on T, so a row comes out the same in every batch. All
+exponentials are to base 2, which is what the hardware has.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from r1kernels.ops.logprob import LOGPROB, LOGPROB_BACKWARD
-from r1kernels.triton import plug_in
-from r1kernels.triton.build import Build
+from r1kernels.triton import launch, plug_in
 from r1kernels.triton.elementary import LN2, LOG2E, expm1, tanh
 
-SEGMENT = 32768  # columns of a row that one program reads
-DEPTH = 4  # elements that a lane has in flight
+ROWS = 32  # whose segments one program combines
 LOW = tl.constexpr(-1e30)  # stands for −inf where a difference must stay finite
 UNLIKELY = tl.constexpr(-1e4)  # 2 to this power is 0, and 0 times it is not NaN
 
@@ -33,7 +31,6 @@ class Given(NamedTuple):
     temperature: Any
     columns: Any
     row_stride: Any
-    column_stride: Any
     logit_scale: Any
     softcap: Any
 
@@ -79,27 +76,11 @@ def row_statistics(s):
 
 
 @triton.jit
-def finish(s, row, rows, given, out):
-    """Write the results of the rows ``row`` from their statistics."""
-    here = row < rows
-    y = tl.load(given.target + row, here, -1).to(tl.int64)
-    at = row.to(tl.int64) * given.row_stride + y * given.column_stride
-    # A target out of range gives NaN; raising here would wait for the device.
-    own = tl.load(given.logits + at, here & (y >= 0) & (y < given.columns), float("nan"))
-    z = scaled(own, per_temperature(LOG2E, given, row, here), given)
-    log_total = tl.log2(s.total)
-    tl.store(out.logprob + row, ((z - s.m) - log_total) * LN2, here)
-    tl.store(out.lse + row, (s.m + log_total) * LN2, here)
-    if out.entropy is not None:
-        tl.store(out.entropy + row, (log_total - s.weighted / s.total) * LN2, here)
-
-
-@triton.jit
 def read(
-    given, out, parts, rows, splits,
-    SEGMENT: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr,
+    given, parts, splits,
+    ENTROPY: tl.constexpr, SEGMENT: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Statistics of one segment of a row; where that is the whole row, its results."""
+    """The statistics of one segment of a row."""
     row = tl.program_id(0) // splits
     first = tl.program_id(0) % splits * SEGMENT
     factor = per_temperature(LOG2E, given, row, True)
@@ -113,28 +94,26 @@ def read(
     for start in range(first, min(first + SEGMENT, given.columns), DEPTH * LANES):
         column = start + tile
         here = column < given.columns
-        z = scaled(tl.load(x + column * given.column_stride, here, float("-inf")), factor, given)
+        z = scaled(tl.load(x + column, here, float("-inf")), factor, given)
         if given.softcap is not None:
             z = tl.where(here, z, float("-inf"))
         top = tl.maximum(m, tl.max(z, 0, keep_dims=True))
-        p = tl.exp2(z - top)
+        z -= top
+        p = tl.exp2(z)
         share = tl.exp2(m - top)
-        if out.entropy is not None:
+        if ENTROPY:
             weighted = share * (weighted + (m - top) * total)
-            weighted += tl.sum(p * tl.maximum(z - top, UNLIKELY), 0, keep_dims=True)
+            weighted += tl.sum(p * tl.maximum(z, UNLIKELY), 0, keep_dims=True)
         total = share * total + tl.sum(p, 0, keep_dims=True)
         m = top
     s = row_statistics(Statistics(m, total, weighted))
-    if parts is None:
-        finish(s, row + tl.arange(0, 1), rows, given, out)
-    else:
-        at = parts + 3 * (tl.program_id(0).to(tl.int64) + tl.arange(0, 1))
-        tl.store(at, s.m)
-        tl.store(at + 1, s.total)
-        tl.store(at + 2, s.weighted)
+    at = parts + 3 * tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    tl.store(at, s.m)
+    tl.store(at + 1, s.total)
+    tl.store(at + 2, s.weighted)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def combine(given, out, parts, rows, splits, ROWS: tl.constexpr, SPLITS: tl.constexpr):
     """The results of ``ROWS`` rows from the statistics of their segments."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -143,7 +122,18 @@ def combine(given, out, parts, rows, splits, ROWS: tl.constexpr, SPLITS: tl.cons
     here = (row[:, None] < rows) & (split < splits)
     m, total = tl.load(at, here, LOW), tl.load(at + 1, here, 0.0)
     s = row_statistics(Statistics(m, total, tl.load(at + 2, here, 0.0)))
-    finish(s, row, rows, given, out)
+
+    here = row < rows
+    y = tl.load(given.target + row, here, -1).to(tl.int64)
+    at = row.to(tl.int64) * given.row_stride + y
+    # A target out of range gives NaN; raising here would wait for the device.
+    own = tl.load(given.logits + at, here & (y >= 0) & (y < given.columns), float("nan"))
+    z = scaled(own, per_temperature(LOG2E, given, row, here), given)
+    log_total = tl.log2(s.total)
+    tl.store(out.logprob + row, ((z - s.m) - log_total) * LN2, here)
+    tl.store(out.lse + row, (s.m + log_total) * LN2, here)
+    if out.entropy is not None:
+        tl.store(out.entropy + row, (log_total - s.weighted / s.total) * LN2, here)
 
 
 @triton.jit
@@ -169,16 +159,17 @@ def gradient(
         factor = per_temperature(LOG2E, given, row, True)
         slope = per_temperature(given.logit_scale, given, row, True)
         lse = tl.load(saved.lse + row) * LOG2E
-        own = tl.load(x + y * given.column_stride, (y >= 0) & (y < given.columns), float("nan"))
+        own = tl.load(x + y, (y >= 0) & (y < given.columns), float("nan"))
         own = -g * expm1((scaled(own, factor, given) - lse) * LN2)
         for start in range(first, last, BLOCK):
             column = start + tl.arange(0, BLOCK)
             here = column < given.columns
-            z = scaled(tl.load(x + column * given.column_stride, here, 0.0), factor, given)
-            p = tl.exp2(z - lse)
+            z = scaled(tl.load(x + column, here, 0.0), factor, given)
+            logp = z - lse
+            p = tl.exp2(logp)
             dz = tl.where(column == y, own, -g * p)
             if dentropy is not None:
-                dz -= (e * LN2) * p * (tl.maximum(z - lse, UNLIKELY) + h)
+                dz -= (e * LN2) * p * (tl.maximum(logp, UNLIKELY) + h)
             dz *= slope
             if given.softcap is not None:
                 bent = z / (given.softcap * factor)
@@ -193,14 +184,19 @@ def given_logits(
     logit_scale: float,
     softcap: float | None,
 ) -> Given:
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
     temperature = None if temperature is None else temperature.contiguous()
     return Given(
-        logits, target.contiguous(), temperature, logits.shape[1], *logits.stride(),
+        logits, target.contiguous(), temperature, logits.shape[1], logits.stride(0),
         logit_scale, softcap,
     )  # fmt: skip
 
 
-@plug_in(LOGPROB)
+def tabled(logits: Tensor, *_: Any) -> bool | str:
+    return launch.absent("logprob.read", logits.device) or True
+
+
+@plug_in(LOGPROB, when=tabled)
 def logprob(
     logits: Tensor,
     target: Tensor,
@@ -216,20 +212,23 @@ def logprob(
     if rows == 0:
         return value, entropy, lse
     given = given_logits(logits, target, temperature, logit_scale, softcap)
-    out = Results(value, entropy if want_entropy else None, lse)
-    splits = triton.cdiv(columns, SEGMENT)
-    parts = None if splits == 1 else value.new_empty(rows * splits, 3)
-    lanes = min(max(triton.next_power_of_2(columns) // DEPTH, 32), 2048)
+    tile = launch.parameters("logprob.read", logits.device, logits.dtype)
+    # Narrow rows take fewer threads.
+    lanes = min(max(triton.next_power_of_2(columns) // tile["DEPTH"], 32), tile["LANES"])
+    warps = max(tile["num_warps"] * lanes // tile["LANES"], 1)
+    splits = triton.cdiv(columns, tile["SEGMENT"])
+    parts = value.new_empty(rows * splits, 3)
     read[(rows * splits,)](
-        given, out, parts, rows, splits, SEGMENT, DEPTH, lanes, num_warps=max(lanes // 256, 1)
+        given, parts, splits, want_entropy, **(tile | {"LANES": lanes, "num_warps": warps})
     )
-    if parts is not None:
-        grid = (triton.cdiv(rows, 32),)
-        combine[grid](given, out, parts, rows, splits, 32, triton.next_power_of_2(splits))
+    out = Results(value, entropy if want_entropy else None, lse)
+    combine[(triton.cdiv(rows, ROWS),)](
+        given, out, parts, rows, splits, ROWS, triton.next_power_of_2(splits)
+    )
     return value, entropy, lse
 
 
-@plug_in(LOGPROB_BACKWARD)
+@plug_in(LOGPROB_BACKWARD, when=lambda *args: tabled(args[2]))
 def logprob_backward(
     dlogprob: Tensor,
     dentropy: Tensor,
@@ -247,40 +246,12 @@ def logprob_backward(
         return dlogits
     given = given_logits(logits, target, temperature, logit_scale, softcap)
     saved = Results(None, entropy.contiguous(), lse.contiguous())
-    block = min(max(triton.next_power_of_2(columns), 32), 4096)
-    splits = triton.cdiv(columns, 4 * block)
+    tile = launch.parameters("logprob.gradient", logits.device, logits.dtype)
+    block = min(max(triton.next_power_of_2(columns), 32), tile["BLOCK"])
+    warps = max(tile["num_warps"] * block // tile["BLOCK"], 1)
+    splits = triton.cdiv(columns, tile["SEGMENT"])
     gradient[(rows * splits,)](
         given, saved, dlogprob.contiguous(), dentropy.contiguous() if dentropy.numel() else None,
-        dlogits, splits, 4 * block, block, num_warps=max(block // 512, 1),
+        dlogits, splits, **(tile | {"BLOCK": block, "num_warps": warps}),
     )  # fmt: skip
     return dlogits
-
-
-def _builds(dtype: str, softcap: str | None, entropy: str | None) -> tuple[Build, Build]:
-    temperature = "*fp32" if softcap else None
-    signature = {
-        "given": Given(f"*{dtype}", "*i64", temperature, "i32", "i32", 1, "fp32", softcap),
-        "out": Results("*fp32", entropy, "*fp32"),
-        "saved": Results(None, "*fp32", "*fp32"),
-        "parts": "*fp32",
-        "rows": "i32",
-        "splits": "i32",
-        "dlogprob": "*fp32",
-        "dentropy": entropy,
-        "dlogits": f"*{dtype}",
-    }
-    aligned = ("given.logits", "given.columns", "given.row_stride", "dlogits")
-    wide = {arch: r"ld\.global\.v4.*(.|\n)*st\.global" for arch in (80, 89, 90, 100)}
-    forward = {"SEGMENT": SEGMENT, "DEPTH": DEPTH, "LANES": 2048}
-    backward = {"SEGMENT": 4 * 4096, "BLOCK": 4096}
-    return (
-        Build(read, signature, forward, {"num_warps": 8}, wide, aligned=aligned),
-        Build(gradient, signature, backward, {"num_warps": 8}, wide, aligned=aligned),
-    )
-
-
-BUILDS = (
-    *_builds("bf16", None, None),
-    *_builds("bf16", "fp32", "*fp32"),
-    *_builds("fp32", None, "*fp32"),
-)

@@ -212,7 +212,7 @@ def test_a_row_does_not_depend_on_its_batch(
 ) -> None:
     hidden, weight, target = linear_head(100, variant.device, dtype)
     results = []
-    with variant.active():
+    with variant.active(), r1kernels.using(variant.backend):  # the backward pass too
         for keep in (100, 1, 37):
             result, leaf = rows(hidden[:keep], weight, target[:keep], options)
             total = result.logprob.sum()

@@ -113,7 +113,7 @@ def head_logprob(
     - "forward_only": there is none;
     - "kept": probabilities of the rows that fit in KEPT_BYTES (all of them, when each row has its
       candidates) are kept, the rest made again;
-    - "recompute": all made again (softcap, or an entropy with a gradient);
+    - "recompute": all made again (softcap, an entropy with a gradient, shards on a GPU);
     - "frozen_head": the gradient of hidden is made in the forward pass, weight has none.
     """
     shapes = check.Shapes(name)
@@ -145,7 +145,7 @@ def head_logprob(
         regime = "forward_only"
     elif not head_grad and not entropy_grad:
         regime, frozen_head = "frozen_head", True
-    elif softcap is None and not entropy_grad:
+    elif softcap is None and not entropy_grad and (tp_group is None or not hidden.is_cuda):
         regime, kept_rows = "kept", rows_that_fit(hidden, weight)
     else:
         regime = "recompute"

@@ -67,19 +67,20 @@ def rows_times_rows(
 def rows_times(
     acc, x, x_rows, x_stride, y, columns, depth, width, STEP: tl.constexpr, EVEN: tl.constexpr
 ):
-    """acc [M, N] + x[x_rows]·y[:, columns]: x [·, depth] in rows of x_stride, y [depth, width]."""
+    """acc [M, N] + x[x_rows]·y[:, columns]: x [·, depth] in rows of x_stride, y [depth, width].
+
+    Columns of x from depth on to the next multiple of STEP must be there, and be 0.
+    """
     k = tl.arange(0, STEP)
     left = x + x_rows.to(tl.int64)[:, None] * x_stride + k[None, :]
     right = y + k.to(tl.int64)[:, None] * width + columns[None, :]
     exists = (columns < width)[None, :]
     for start in range(0, depth, STEP):
+        a = tl.load(left)
         if EVEN:
-            a = tl.load(left)
             b = tl.load(right, mask=exists, other=0.0)
         else:
-            inside = k < depth - start
-            a = tl.load(left, mask=inside[None, :], other=0.0)
-            b = tl.load(right, mask=inside[:, None] & exists, other=0.0)
+            b = tl.load(right, mask=(k < depth - start)[:, None] & exists, other=0.0)
         acc = multiply_add(a, b, acc)
         left += STEP
         right += STEP * width

@@ -64,6 +64,11 @@ def kept_shares(kept: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
     return kept[: rows * stride * hidden.element_size()].view(hidden.dtype).view(rows, stride)
 
 
+def may_be_kept(entropy_grad: bool, sharded: bool) -> bool:
+    """Shares are of the sum of all columns, and lack what the gradient of an entropy needs."""
+    return not (entropy_grad or sharded)
+
+
 def mark(kept: Tensor) -> Tensor:
     return kept[-8:].view(torch.int64)
 
@@ -99,7 +104,8 @@ def linear_logprob(
     kept_bytes = kept_rows // TILE_ROWS * tile_row_bytes(hidden, weight) + KEPT_STATE
     kept = hidden.new_empty(kept_bytes, dtype=torch.uint8)
     kept[-KEPT_STATE:] = 0  # for another backend's backward pass nothing is there
-    if not entropy_grad:
+    keeps = kept_rows > 0 and may_be_kept(entropy_grad, sharded)
+    if keeps:
         mark(kept).fill_(KEPT_HERE)
     if not rows:
         return logprob, entropy, lse, kept, dhidden
@@ -113,14 +119,14 @@ def linear_logprob(
     block, shares_rows = BLOCK_ROWS, rows
     if frozen_head:
         block, shares = frozen_block(hidden, columns)
-    elif kept_rows and not entropy_grad:
+    elif keeps:
         shares_rows = kept_rows
     block = min(block, rows)
     tops, sums = (lse.new_empty(block, parts) for _ in range(2))
     dots = lse.new_empty(block, parts) if want_entropy else None
     for start in range(0, rows, block):
         size = min(block, rows - start)
-        if shares_rows == kept_rows:
+        if keeps:
             shares = kept_shares(kept, hidden, weight)[start:]
         stride = 0 if shares is None else shares.stride(0)
         forward_tile[(triton.cdiv(size, tile["ROWS"]) * triton.cdiv(columns, tile["COLUMNS"]),)](
@@ -199,6 +205,8 @@ def linear_logprob_backward(
     )
     places = torch.argsort(order.rows).int()
     stored = kept_shares(kept, hidden, weight)
+    if not may_be_kept(entropy_grad, sharded):
+        stored = stored[:0]
     have = torch.where(mark(kept) == KEPT_HERE, order.counts[0].clamp(max=stored.shape[0]), 0)
 
     if stored.shape[0] >= rows:

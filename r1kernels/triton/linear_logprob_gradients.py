@@ -13,14 +13,14 @@ import triton.language as tl
 from r1kernels.triton import gemm
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "depth"])
 def hidden_tile(
     shares, lines, weight, active, count, coefficient, partial, dhidden,
     shares_stride, size, depth, width,
     FIRST: tl.constexpr, LAST: tl.constexpr, EVEN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """dhidden[active] = coefficient · (shares · weight), ``depth`` columns of the vocabulary a call.
+    """dhidden[active] = coefficient · (shares · weight), ``depth`` columns of V a call.
 
     Between the FIRST and the LAST call the accumulators rest in partial [active, width], fp32:
     the bits are those of one call for all columns.
@@ -68,7 +68,7 @@ def scaled_row(hidden, active, count, coefficient, scaled, width, BLOCK: tl.cons
         tl.store(scaled + column, (factor * value).to(scaled.dtype.element_ty), mask=column < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["columns"])
 def weight_tile(
     shares, lines, scaled, count, dweight, shares_stride, columns, width,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr,
@@ -88,7 +88,7 @@ def weight_tile(
     tl.store(at, acc.to(dweight.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["columns"])
 def bias_block(
     shares, lines, active, count, coefficient, dbias, shares_stride, columns,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,

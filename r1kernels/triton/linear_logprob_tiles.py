@@ -4,6 +4,10 @@ Rows are taken in an order made on the device, so that those with nothing to com
 many have is known on the device only, and programs past them return at once. A value stored for
 the backward pass is the softmax's, times the slope of the softcap, less 1 at the target: what the
 upstream gradient, −logit_scale/temperature times, is to be multiplied with.
+
+Columns of the shares past the last one of the vocabulary hold 0.
+
+What goes with the number of rows is not specialised on: nothing is compiled again for another one.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ def tile_of_products(
 
 @triton.jit
 def halves(acc):
-    """The left and the right half of a tile: what follows the product has room for one at a time."""
+    """Left and right half of a tile: what follows the product has room for one at a time."""
     ROWS: tl.constexpr = acc.shape[0]
     HALF: tl.constexpr = acc.shape[1] // 2
     return acc.reshape(ROWS, 2, HALF).permute(0, 2, 1).split()
@@ -60,10 +64,19 @@ def slope_of_softcap(z, temperature, rows, softcap):
 
 
 @triton.jit
+def place_of_target(target, rows, first, columns, PART: tl.constexpr):
+    """Where each row's target is among the PART columns from ``first`` on, or −1; 32 bits wide."""
+    y = tl.load(target + rows)
+    here = (y >= first) & (y < tl.minimum(first + PART, columns))
+    return tl.where(here, y - first, -1).to(tl.int32)
+
+
+@triton.jit
 def exponentials(z):
-    """(e^{z − top}, top) of each row of a tile; 0 where z is −inf, the whole row too."""
+    """(z − top, e^{z − top}, top) of each row of a tile; (−inf, 0, −inf) where all are −inf."""
     top = tl.max(z, 1)
-    return tl.exp(z - tl.where(top == float("-inf"), 0.0, top)[:, None]), top
+    below = z - tl.where(top == float("-inf"), 0.0, top)[:, None]
+    return below, tl.exp(below), top
 
 
 @triton.jit
@@ -74,26 +87,26 @@ def forward_part(
     z = logits(acc, bias, temperature, rows, first, columns, logit_scale, softcap)
     PART: tl.constexpr = acc.shape[1]
     column = first + tl.arange(0, PART)
-    goal = tl.load(target + rows)
-    here = (goal >= first) & (goal < first + PART) & (goal < columns) & exists
-    tl.store(own + rows, tl.sum(tl.where(column[None, :] == goal[:, None], z, 0.0), 1), mask=here)
-    e, top = exponentials(z)
+    goal = place_of_target(target, rows, first, columns, PART)
+    at_goal = tl.arange(0, PART)[None, :] == goal[:, None]
+    tl.store(own + rows, tl.sum(tl.where(at_goal, z, 0.0), 1), mask=exists & (goal >= 0))
+    below, e, top = exponentials(z)
     partial = line.to(tl.int64) * tl.cdiv(columns, PART) + first // PART
     exists &= first < columns
     tl.store(tops + partial, top, mask=exists)
     tl.store(sums + partial, tl.sum(e, 1), mask=exists)
     if dots is not None:
-        dot = tl.sum(e * tl.where(e > 0, z - top[:, None], 0.0), 1)
+        dot = tl.sum(e * tl.maximum(below, -200.0), 1)  # −inf·0 is not 0
         tl.store(dots + partial, dot, mask=exists)
     if shares is not None:
         if softcap is not None:
             e *= slope_of_softcap(z, temperature, rows, softcap)
         at = shares + line.to(tl.int64)[:, None] * shares_stride + column[None, :]
-        inside = kept[:, None] & (column < columns)[None, :]
+        inside = kept[:, None] & (column < shares_stride)[None, :]
         tl.store(at, e.to(shares.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "shares_rows"])
 def forward_tile(
     hidden, weight, bias, temperature, target, order, counts, tops, sums, dots, own, shares,
     start, size, columns, width, shares_stride, shares_rows, logit_scale, softcap,
@@ -138,7 +151,7 @@ def forward_tile(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shares_rows"])
 def forward_row(
     target, temperature, order, counts, tops, sums, dots, own, logprob, entropy, lse, shares,
     start, columns, shares_stride, shares_rows, softcap,
@@ -181,16 +194,16 @@ def forward_row(
     tl.store(lse + row, row_lse)
     if dots is not None:
         tl.store(entropy + row, log_total - product / total)
-    if shares is not None:
+    if shares is not None:  # noqa: SIM102 (one is of compile time)
         if place < tl.minimum(tl.load(counts), shares_rows):
             goal = tl.load(target + row)
             at_goal = expm1(own_logprob)
             if softcap is not None:
                 at_goal *= slope_of_softcap(own_logprob + row_lse, temperature, row, softcap)
             shares += line.to(tl.int64) * shares_stride
-            for start_column in range(0, columns, BLOCK):
+            for start_column in range(0, shares_stride, BLOCK):
                 column = start_column + block
-                exists = column < columns
+                exists = column < shares_stride
                 e = tl.load(shares + column, mask=exists, other=0.0).to(tl.float32)
                 tops_here = tl.load(tops + partial + column // PART, mask=exists, other=0.0)
                 share = e * tl.exp(tops_here - row_lse)
@@ -202,42 +215,43 @@ def forward_row(
 def gradient_part(
     acc, bias, temperature, target, rows, line, exists, logprob, lse, entropy, dlogprob, dentropy,
     kept, kept_stride, place, is_kept, shares, shares_stride,
-    first, first_column, last_column, columns, logit_scale, softcap,
+    first, first_column, columns, logit_scale, softcap,
 ):  # fmt: skip
     z = logits(acc, bias, temperature, rows, first, columns, logit_scale, softcap)
     column = first + tl.arange(0, acc.shape[1])
-    row_lse = tl.load(lse + rows)
-    e, top = exponentials(z)
-    row_logprob = tl.load(logprob + rows)
-    at_goal, p_goal = expm1(row_logprob), tl.exp(row_logprob)
+    row_lse, row_logprob = tl.load(lse + rows), tl.load(logprob + rows)
+    at_goal = expm1(row_logprob)
+    if dentropy is None:
+        _, e, top = exponentials(z)
+        if softcap is not None:
+            e *= slope_of_softcap(z, temperature, rows, softcap)
+        share = e.to(shares.dtype.element_ty).to(tl.float32) * tl.exp(top - row_lse)[:, None]
+    else:
+        g, of_entropy = tl.load(dlogprob + rows), tl.load(dentropy + rows)
+        mean = tl.load(entropy + rows)
+        logp = z - row_lse[:, None]
+        share = tl.exp(logp)
+        logp = tl.where(share > 0, logp, 0.0)
+        share *= (g + of_entropy * mean)[:, None] + of_entropy[:, None] * logp
+        if softcap is not None:
+            share *= slope_of_softcap(z, temperature, rows, softcap)
+        at_goal = g * at_goal + of_entropy * tl.exp(row_logprob) * (row_logprob + mean)
     if softcap is not None:
-        e *= slope_of_softcap(z, temperature, rows, softcap)
-        slope = slope_of_softcap(row_logprob + row_lse, temperature, rows, softcap)
-        at_goal *= slope
-        p_goal *= slope
-    share = e.to(shares.dtype.element_ty).to(tl.float32) * tl.exp(top - row_lse)[:, None]
-    if dentropy is not None:
-        logp = tl.where(share != 0, z - row_lse[:, None], 0.0)
-        of_entropy = tl.load(dentropy + rows)
-        upstream = tl.load(dlogprob + rows)
-        at_goal *= upstream
-        at_goal += of_entropy * p_goal * (row_logprob + tl.load(entropy + rows))
-        share *= (upstream + of_entropy * tl.load(entropy + rows))[:, None] + of_entropy[
-            :, None
-        ] * logp
-    goal = column[None, :] == tl.load(target + rows)[:, None]
-    share = tl.where(goal, at_goal[:, None], share)
+        at_goal *= slope_of_softcap(row_logprob + row_lse, temperature, rows, softcap)
+    goal = place_of_target(target, rows, first, columns, acc.shape[1])
+    share = tl.where(tl.arange(0, acc.shape[1])[None, :] == goal[:, None], at_goal[:, None], share)
     share = share.to(shares.dtype.element_ty)
-    inside = exists[:, None] & (column < last_column)[None, :]
+    local = column - first_column
+    inside = exists[:, None] & (local < shares_stride)[None, :]
     if kept is not None:
         at = kept + place.to(tl.int64)[:, None] * kept_stride + column[None, :]
-        known = tl.load(at, mask=inside & is_kept[:, None], other=0.0)
-        share = tl.where(is_kept[:, None], known, share)
-    at = shares + line.to(tl.int64)[:, None] * shares_stride + (column - first_column)[None, :]
+        there = is_kept[:, None] & (column < kept_stride)[None, :]
+        share = tl.where(is_kept[:, None], tl.load(at, mask=inside & there, other=0.0), share)
+    at = shares + line.to(tl.int64)[:, None] * shares_stride + local[None, :]
     tl.store(at, share, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "last_column"])
 def gradient_tile(
     hidden, weight, bias, temperature, target, active, count, places, logprob, lse, entropy,
     dlogprob, dentropy, kept, kept_stride, kept_rows, shares, shares_stride,
@@ -271,17 +285,17 @@ def gradient_tile(
         gradient_part(
             acc, bias, temperature, target, rows, line, exists, logprob, lse, entropy, dlogprob,
             dentropy, kept, kept_stride, place, is_kept, shares, shares_stride,
-            first, first_column, last_column, columns, logit_scale, softcap,
+            first, first_column, columns, logit_scale, softcap,
         )  # fmt: skip
     else:
         left, right = halves(acc)
         gradient_part(
             left, bias, temperature, target, rows, line, exists, logprob, lse, entropy, dlogprob,
             dentropy, kept, kept_stride, place, is_kept, shares, shares_stride,
-            first, first_column, last_column, columns, logit_scale, softcap,
+            first, first_column, columns, logit_scale, softcap,
         )  # fmt: skip
         gradient_part(
             right, bias, temperature, target, rows, line, exists, logprob, lse, entropy, dlogprob,
             dentropy, kept, kept_stride, place, is_kept, shares, shares_stride,
-            first + PART, first_column, last_column, columns, logit_scale, softcap,
+            first + PART, first_column, columns, logit_scale, softcap,
         )  # fmt: skip

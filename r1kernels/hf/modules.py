@@ -66,11 +66,10 @@ def _open_peft(head: Any) -> tuple[nn.Module, tuple[Adapter, ...]]:
             raise _refusal("plain LoRA", f"{_path(head.lora_variant[name])} in adapter {name!r}")
         if head.lora_bias[name]:
             raise _refusal("LoRA without a bias", f"lora_bias=True in adapter {name!r}")
-        adapters.append(
-            Adapter(
-                head.lora_A[name], head.lora_dropout[name], head.scaling[name], head.lora_B[name]
-            )
-        )
+        down, up = head.lora_A[name], head.lora_B[name]
+        assert isinstance(down, nn.Linear)
+        assert isinstance(up, nn.Linear)
+        adapters.append(Adapter(down, head.lora_dropout[name], head.scaling[name], up))
     return head.base_layer, tuple(adapters)
 
 

@@ -21,7 +21,7 @@ static void forward(const Forward& f) {
           const int64_t v0 = tile * kCols, cols = smaller(f.head.columns - v0, kCols);
           uint8_t* kept = b < f.kept_blocks ? f.kept + tile * f.kept_stride + b * Tile<T>::kBytes
                                             : nullptr;
-          const int64_t lanes = kept ? kRows : f.rows.lanes(b);  // whole blocks are kept
+          const int64_t lanes = f.rows.lanes(b);
           logits_tile<T>(f.head, f.rows, b, lanes, v0, cols, z);
           pick_targets(f.rows, b, z, v0, cols, f.target_logit);
           reduce_tile<T>(z, lanes, cols, f.want_entropy, &f.statistics[split * blocks + b], kept);

@@ -84,12 +84,12 @@ static void gradient_tile(const Backward& f, int64_t block, int64_t v0, int64_t 
   alignas(64) float z[kCols * kRows];
   const bool plain = f.head.softcap == 0 && !f.entropy;
   const uint8_t* kept = f.kept[block] ? f.kept[block] + v0 / kCols * f.kept_stride : nullptr;
-  if (!kept)
-    logits_tile<T>(f.head, f.rows, block, kRows, v0, cols, z);
+  const int64_t lanes = plain ? f.rows.lanes(block) : kRows;  // the padding is blank: g = 0
+  if (!kept) logits_tile<T>(f.head, f.rows, block, lanes, v0, cols, z);
   if (plain) {
     // Through the same rounding as a kept tile: what was kept must not change any gradient.
     alignas(64) uint8_t scratch[Tile<T>::kBytes];
-    if (!kept) reduce_tile<T>(z, kRows, cols, false, nullptr, scratch);
+    if (!kept) reduce_tile<T>(z, lanes, cols, false, nullptr, scratch);
     decode_tile<T>(f, row0, cols, kept ? kept : scratch, out);
   } else {
     differentiate_tile<T>(f, row0, cols, z, out);
@@ -150,7 +150,8 @@ static void backward(const Backward& f) {
           const int64_t rows = smaller(cols - v, kCols);
           float* c = f.dweight_sums ? f.dweight_sums + v * h.lanes() + j0 : own;
           const int64_t ldc = f.dweight_sums ? h.lanes() : kPanel;
-          gemm_panel<T>(rows, kPanel, nb * kRows / T::kPerUnit,
+          const int64_t depth = smaller(nb * kRows, f.rows.count - b0 * kRows);
+          gemm_panel<T>(rows, kPanel, ceil_div(depth, T::kPerUnit),
                         Left{f.by_column + v * stride / T::kPerUnit, stride / T::kPerUnit, 1},
                         f.row_pairs + (p * row_units + b0 * kRows / T::kPerUnit) * kPanel, c, ldc,
                         !first);

@@ -64,7 +64,7 @@ RowStatistics logprob_row(const LogitFormat& f, const void* row, const RowOption
     const F centre = splat(top > -INFINITY ? top : 0.0f);
     F block_total{}, block_weighted{};
     for (int64_t i = 0; i < count; i += kWidth) {
-      const F x = load(z + i) - centre, e = exp(x);
+      const F x = load(z + i) - centre, e = exp_nonpositive(x);
       block_total += e;
       if (entropy) block_weighted += e > splat(0.0f) ? e * x : splat(0.0f);
     }

@@ -9,10 +9,16 @@ from r1kernels.ops.fused_linear_grpo_loss import fused_linear_grpo_loss
 from r1kernels.ops.fused_linear_loss import FusedLoss, fused_linear_loss
 from r1kernels.ops.gdpo_advantage import gdpo_advantage
 from r1kernels.ops.group_advantage import group_advantage
+from r1kernels.ops.grouped_mm import grouped_mm
 from r1kernels.ops.head import LogProb
 from r1kernels.ops.linear_cross_entropy import linear_cross_entropy
 from r1kernels.ops.linear_logprob import linear_logprob
 from r1kernels.ops.logprob import logprob
+from r1kernels.ops.moe_combine import moe_combine
+from r1kernels.ops.moe_experts import moe_experts
+from r1kernels.ops.moe_permute import moe_permute
+from r1kernels.ops.moe_route import Routing, moe_route
+from r1kernels.ops.moe_sort import moe_sort
 from r1kernels.ops.policy_loss import PolicyLoss, policy_loss
 
 __all__ = [
@@ -20,15 +26,22 @@ __all__ = [
     "FusedLoss",
     "LogProb",
     "PolicyLoss",
+    "Routing",
     "candidates",
     "explain",
     "fused_linear_grpo_loss",
     "fused_linear_loss",
     "gdpo_advantage",
     "group_advantage",
+    "grouped_mm",
     "linear_cross_entropy",
     "linear_logprob",
     "logprob",
+    "moe_combine",
+    "moe_experts",
+    "moe_permute",
+    "moe_route",
+    "moe_sort",
     "policy_loss",
     "using",
 ]

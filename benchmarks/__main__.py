@@ -1,10 +1,11 @@
 """``python -m benchmarks``: every op × case × backend, and the whole loss, against peers.
 
 ops: each op alone. head: whole tasks, from hidden states to gradients, at
-several sizes. scaling: the loss against the number of rows. all: these three.
+several sizes. scaling: the loss against the number of rows. moe: a mixture of
+experts, with its growth. all: these four.
 
 status: which kernels have no record of their present source.
-plot: draw time and memory against the number of rows, from the records.
+plot: draw how time and memory grow, from the records.
 tune: better launch parameters for the Triton kernels on this GPU.
 """
 
@@ -17,11 +18,11 @@ from collections.abc import Iterator
 import torch
 
 import r1kernels  # noqa: F401  (declares the ops)
-from benchmarks import head, ops, plot, record, scaling, status
+from benchmarks import head, moe, ops, plot, record, scaling, status
 from benchmarks.record import Row
 from r1kernels.op import OPS
 
-MEASURE = ("ops", "head", "scaling")
+MEASURE = ("ops", "moe", "head", "scaling")
 
 
 def main() -> None:
@@ -61,6 +62,8 @@ def measure(options: argparse.Namespace, device: str) -> Iterator[list[Row]]:
     if "ops" in wanted:
         for op in [OPS[options.op]] if options.op else OPS.values():
             yield ops.bench(op, device, options.quick)
+    if "moe" in wanted:
+        yield from moe.bench(device, options.quick)
     if "head" in wanted:
         yield from head.bench(device, options.quick)
     if "scaling" in wanted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from benchmarks import head, peers
+from benchmarks import peers, whole
 from benchmarks.record import Row
 from benchmarks.table import number, table
 from benchmarks.tasks import Scenario
@@ -24,7 +24,7 @@ def bench(device: str, quick: bool) -> Iterator[list[Row]]:
         scenario = Scenario(
             f"{PREFIX}{rows}", rows, WIDTH[device], COLUMNS[device], peers=tuple(names)
         )
-        measured, problems = head.measure(scenario, device, quick, rounds=(3, 9), seconds=1.0)
+        measured, problems = whole.measure(scenario, device, quick, rounds=(3, 9), seconds=1.0)
         print(f"{scenario.name}: {', '.join(row.implementation for row in measured)}", flush=True)
         print("".join(f"{problem:.300}\n" for problem in problems), end="")
         slow = {row.implementation for row in measured if (row.seconds or 0) > SECONDS[device]}
@@ -45,7 +45,7 @@ def report(rows: Sequence[Row]) -> str:
     times = [[name, *cells(line, "seconds", 1e3), exponent(line)] for name, line in lines.items()]
     memory = [[name, *cells(line, "peak", 2.0**-20)] for name, line in lines.items()]
     header = ("run by", *(f"T {t}" for t in steps))
-    ours = [row for row in lines[head.WE] if row is not None]
+    ours = [row for row in lines[whole.WE] if row is not None]
     per_row = ", ".join(f"{row.seconds * 1e3 / row.shape[0]:.3g}" for row in ours)
     scratch = ", ".join(f"{(row.peak - row.returned) / 2**20:.0f}" for row in ours)
     return "\n".join(
@@ -55,8 +55,8 @@ def report(rows: Sequence[Row]) -> str:
             "\nMiB above the inputs, results included",
             table(header, memory),
             "\nNo figure: too slow at the T before, or wrong.",
-            f"{head.WE}, ms a row: {per_row}",
-            f"{head.WE}, MiB beyond the results: {scratch}",
+            f"{whole.WE}, ms a row: {per_row}",
+            f"{whole.WE}, MiB beyond the results: {scratch}",
         )
     )
 

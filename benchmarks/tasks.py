@@ -30,13 +30,14 @@ class Task(NamedTuple):
     old_logprob: Tensor  # [T] f32
     advantages: Tensor  # [B] f32
     cu_seqlens: Tensor  # [B + 1] int32
+    upstream: Tensor | None = None
 
 
 Loss = Callable[[Task], Tensor]
 
 
 class Scenario(NamedTuple):
-    """One task at one size. ``peers``: those that take part; None is all of them."""
+    """One task at one size; see ``whole.Scenario``."""
 
     name: str
     rows: int
@@ -47,6 +48,11 @@ class Scenario(NamedTuple):
     active: float = 1.0  # share of the sequences with a nonzero advantage
     frozen: bool = False  # the head is not trained
     peers: tuple[str, ...] | None = None
+    yardstick: str = "eager"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.rows, self.width, self.columns
 
     def describe(self) -> str:
         sizes = [f"T {self.rows}", f"H {self.width}", f"V {self.columns}"]

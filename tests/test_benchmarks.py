@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import head, ops, peers, plot, record, scaling, status
+from benchmarks import head, moe_tasks, ops, peers, plot, record, scaling, status, whole
 from benchmarks.peers.adapt import Peer, one_temperature
 from benchmarks.record import Row
 from benchmarks.table import show, table
@@ -104,15 +104,15 @@ def test_a_peer_that_fails_costs_only_its_own_row(
 def test_a_wrong_gradient_of_the_headline_has_no_speed(
     spoil: Any, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_step = head.step
+    make_step = whole.step
 
     def step(name: str, *args: Any) -> Any:
         call = make_step(name, *args)
-        return (lambda: spoil(call())) if name == head.WE else call
+        return (lambda: spoil(call())) if name == whole.WE else call
 
-    monkeypatch.setattr(head, "step", step)
+    monkeypatch.setattr(whole, "step", step)
     scenario = Scenario("small", 64, 16, 50, frozen=True, peers=("eager",))
-    rows, problems = head.measure(scenario, "cpu", quick=True, rounds=(1, 1), seconds=0)
+    rows, problems = whole.measure(scenario, "cpu", quick=True, rounds=(1, 1), seconds=0)
     assert [row.seconds is None for row in rows] == [True, False]
     assert [problem.startswith(line) for problem in problems] == [True]
 
@@ -197,16 +197,27 @@ def small(kind: str) -> Scenario:
     return Scenario("small", 256, 96, 300, torch.float32, kind, active=0.5)
 
 
+def small_moe(kind: str) -> moe_tasks.Scenario:
+    return moe_tasks.Scenario("small", 40, 32, 4, 48, 24, kind, torch.float32)
+
+
+SMALL = [*map(small, KINDS), *map(small_moe, moe_tasks.OURS)]
+
+
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [(name, kind) for kind in KINDS for name in head.implementations(small(kind), "cpu")],
+    ("name", "scenario"),
+    [
+        pytest.param(name, scenario, id=f"{scenario.kind}-{name}")
+        for scenario in SMALL
+        for name in whole.implementations(scenario, "cpu")
+    ],
 )
-def test_every_implementation_does_the_same_task(name: str, kind: str) -> None:
-    scenario = small(kind)
-    exact = head.step("eager", scenario, scenario.make("cpu", torch.float64))()
+def test_every_implementation_does_the_same_task(name: str, scenario: whole.Scenario) -> None:
+    wide = torch.float32 if scenario.kind == "experts" else torch.float64
+    exact = whole.step(scenario.yardstick, scenario, scenario.make("cpu", wide))()
     with torch.compiler.set_stance("force_eager"):  # the formulas; compiling takes long
-        got = head.step(name, scenario, scenario.make("cpu"))()
-    assert head.error(got, exact) < 1e-5
+        got = whole.step(name, scenario, scenario.make("cpu"))()
+    assert whole.error(got, exact) < 1e-5
 
 
 def test_a_missing_peer_is_absent_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,9 +246,9 @@ def test_points_of_the_headline_are_many_and_include_odd_vocabularies() -> None:
 def scaling_rows() -> list[Row]:
     """Ours linear in T, a peer quadratic, which stops early."""
     return [
-        row(name, t**power, op="fused", case=f"{scaling.PREFIX}{t}", peak=t << 20, returned=1 << 20,
-            shape=(t, 576, 49152))
-        for name, power, steps in ((head.WE, 1, (512, 1024, 2048)), ("eager", 2, (512, 1024)))
+        row(name, t**power, op=whole.NAME["grpo"], case=f"{scaling.PREFIX}{t}", peak=t << 20,
+            returned=1 << 20, shape=(t, 576, 49152))
+        for name, power, steps in ((whole.WE, 1, (512, 1024, 2048)), ("eager", 2, (512, 1024)))
         for t in steps
     ]  # fmt: skip
 
@@ -245,13 +256,13 @@ def scaling_rows() -> list[Row]:
 def test_a_peer_that_is_too_slow_is_not_asked_for_more_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def measure(scenario: Scenario, *_: Any, **__: Any) -> head.Measured:
+    def measure(scenario: Scenario, *_: Any, **__: Any) -> whole.Measured:
         assert scenario.peers is not None
-        names = (head.WE, *scenario.peers)
+        names = (whole.WE, *scenario.peers)
         slow = dict.fromkeys(("eager", "chunked"), 100.0)
-        return head.Measured([row(name, slow.get(name, 0.1)) for name in names], [])
+        return whole.Measured([row(name, slow.get(name, 0.1)) for name in names], [])
 
-    monkeypatch.setattr(head, "measure", measure)
+    monkeypatch.setattr(whole, "measure", measure)
     first, second = scaling.bench("cpu", quick=True)
     gone = {row.implementation for row in first} - {row.implementation for row in second}
     assert gone == {"chunked"}  # eager stays: the others' exactness is judged by it
@@ -260,7 +271,7 @@ def test_a_peer_that_is_too_slow_is_not_asked_for_more_rows(
 def test_growth_with_the_number_of_rows_is_fitted() -> None:
     lines = scaling.report(scaling_rows()).splitlines()
     exponents = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in lines[2:6]}
-    assert exponents[head.WE] == "1.00"
+    assert exponents[whole.WE] == "1.00"
     assert exponents["eager"] == "2.00"
     assert max(map(len, lines)) <= 80
 
@@ -268,7 +279,7 @@ def test_growth_with_the_number_of_rows_is_fitted() -> None:
 def test_the_plot_is_drawn_from_records_without_a_display(results: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     record.save(scaling_rows(), "cpu")
-    files = plot.draw(record.load(), tmp_path / "drawing")
+    files = plot.draw(record.load(), tmp_path)
     assert [file.suffix for file in files] == [".png", ".svg"]
     assert files[0].read_bytes().startswith(b"\x89PNG")
     assert "eager" in files[1].read_text() or "<path" in files[1].read_text()
@@ -277,7 +288,7 @@ def test_the_plot_is_drawn_from_records_without_a_display(results: Path, tmp_pat
 def test_nothing_to_draw_is_said(results: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     with pytest.raises(SystemExit, match="benchmarks scaling"):
-        plot.draw([], tmp_path / "drawing")
+        plot.draw([], tmp_path)
 
 
 def test_tuning_keeps_what_is_faster_and_stops() -> None:

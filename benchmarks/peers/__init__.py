@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.peers import cce, liger, plain, quack, trl
+from benchmarks.peers import cce, hf, liger, plain, quack, trl
 from benchmarks.peers.adapt import Peer, bind
 from benchmarks.tasks import Loss
 from r1kernels.op import Op
 
-PEERS: tuple[Peer, ...] = (*plain.PEERS, *trl.PEERS, *liger.PEERS, *cce.PEERS, *quack.PEERS)
+PEERS: tuple[Peer, ...] = (
+    *plain.PEERS, *trl.PEERS, *liger.PEERS, *cce.PEERS, *quack.PEERS, *hf.PEERS
+)  # fmt: skip
 
 
 def for_task(kind: str, device: str) -> dict[str, Loss]:

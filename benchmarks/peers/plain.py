@@ -13,13 +13,26 @@ from benchmarks.peers.adapt import Peer
 from benchmarks.tasks import Loss, Task, clipped_loss, losses_of, plain_logprob
 from r1kernels.op import Op
 
+# Their references loop over experts with the counts in Python: there is nothing to compile.
+ON_THE_HOST = ("grouped_mm", "moe_experts")
 CHUNK = {"cpu": 128, "cuda": 1024}  # rows that become logits at once
 
 
 def of_op(op: Op) -> dict[str, Callable[..., Any]]:
     """The reference of any op, eager and compiled."""
     reference = op.backends["torch"].run
+    if op.module in ON_THE_HOST:
+        return {"eager": reference}
     return {"eager": reference, "compile": torch.compile(reference, dynamic=False)}
+
+
+def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor, transposed: bool) -> Tensor:
+    right = weight if transposed else weight.transpose(1, 2)
+    return torch.nn.functional.grouped_mm(x, right, offs=offsets[1:])
+
+
+def grouped_mm_backward(left: Tensor, right: Tensor, offsets: Tensor) -> Tensor:
+    return torch.nn.functional.grouped_mm(left.T, right, offs=offsets[1:])
 
 
 def chunked_logprob(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
@@ -59,4 +72,7 @@ PEERS = (
     Peer("compile", COMPILED),
     Peer("eager", losses_of(plain_logprob) | losses_of(plain_logprob, given_logits=True)),
     Peer("chunked", losses_of(chunked_logprob)),
+    Peer(
+        "F.grouped_mm", ops={"grouped_mm": grouped_mm, "grouped_mm_backward": grouped_mm_backward}
+    ),
 )

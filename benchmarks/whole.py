@@ -1,0 +1,186 @@
+"""Whole tasks, from inputs to gradients: checks, times and weighs every implementation of one.
+
+Error is that of the results against the same task in a wider type: the largest row error over the
+largest row, so that one wrong row shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from math import inf, nan
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from benchmarks import moe_tasks, peers, tasks
+from benchmarks.record import Row
+from r1kernels.testing import peaks
+from r1kernels.testing.memory import extra_peak
+from r1kernels.testing.timing import interleaved
+
+OURS = tasks.OURS | moe_tasks.OURS
+NAME = {
+    "grpo": "fused_linear_grpo_loss",
+    "cross_entropy": "linear_cross_entropy",
+    "logits": "logprob + policy_loss",
+    "logprob": "logprob, forward",
+    "route": "moe_route, forward",
+    "permute": "moe_permute + moe_combine",
+    "experts": "moe_experts, layer",
+}
+WE = "r1kernels"
+PEER_ERROR = 1e-2  # a peer need not be as exact as we, but must have done the same task
+SECONDS = {"cpu": 2.0, "cuda": 0.5}  # of timing, for each implementation
+
+
+class Task(Protocol):
+    """``inputs``: what may have a gradient. ``upstream``: that of the result; None for a loss."""
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]: ...
+    @property
+    def upstream(self) -> Tensor | None: ...
+
+
+class Scenario(Protocol):
+    """One task at one size: ``tasks.Scenario`` and ``moe_tasks.Scenario``.
+
+    peers: those that take part; None is all of them. yardstick: the one that says what is true, in
+    a wider type, and how exact one must be.
+    """
+
+    name: str
+    kind: str
+    dtype: torch.dtype
+    peers: tuple[str, ...] | None
+    yardstick: str
+
+    def make(self, device: str, dtype: torch.dtype | None = None) -> Any: ...
+    def describe(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def flops(self) -> float: ...
+    @property
+    def bytes(self) -> float: ...
+    @property
+    def exact_dtype(self) -> torch.dtype: ...
+
+
+class Measured(NamedTuple):
+    """The rows of one scenario, and what is wrong with those that print no speed."""
+
+    rows: list[Row]
+    problems: list[str]
+
+
+def measure(
+    scenario: Scenario, device: str, quick: bool, rounds: tuple[int, int], seconds: float
+) -> Measured:
+    """Check, time (``rounds`` and ``seconds`` of each) and weigh every implementation."""
+    torch._dynamo.reset()  # it would stop compiling after eight shapes
+    names = implementations(scenario, device)
+    exact = step(scenario.yardstick, scenario, scenario.make(device, scenario.exact_dtype))()
+    task = made(scenario, device)
+    calls = {name: step(name, scenario, task) for name in names}
+    problems: list[str] = []
+    errors = {name: judge(name, call, exact, problems) for name, call in calls.items()}
+    del exact
+    allowed = 2 * errors[scenario.yardstick]
+    right = {}
+    for name, found in errors.items():
+        limit = allowed if name == WE else max(allowed, PEER_ERROR)
+        if found <= limit:
+            right[name] = calls[name]
+        elif found == found:
+            problems.append(f"{name}: error {found:.2g}, allowed {limit:.2g}")
+    times = interleaved(
+        right, device=device, warmup=1, rounds=(1, 1) if quick else rounds, seconds=seconds
+    )
+    best = min((times[name] for name in times if name != WE), default=None)
+    least = peaks.roofline(device, scenario.dtype, scenario.flops, scenario.bytes)
+    rows = []
+    for name in names:
+        time, memory = times.get(name), None
+        if time and not quick:
+            memory = extra_peak(build, name, scenario, device, device=device)
+        row = Row(
+            NAME[scenario.kind],
+            scenario.name,
+            name,
+            seconds=time,
+            tflops=time and scenario.flops / time / 1e12,
+            gbps=time and scenario.bytes / time / 1e9,
+            roofline=time and least / time,
+            ratio=time and best and time / best,
+            error=errors[name],
+            peak=memory and memory.peak,
+            returned=memory and memory.returned,
+            shape=scenario.shape,
+        )
+        rows.append(row)
+    return Measured(rows, problems)
+
+
+def implementations(scenario: Scenario, device: str) -> list[str]:
+    able = peers.for_task(scenario.kind, device)
+    wanted = able if scenario.peers is None else [name for name in scenario.peers if name in able]
+    return [WE, *wanted]
+
+
+def step(name: str, scenario: Scenario, task: Task) -> Callable[[], tuple[Tensor, ...]]:
+    """A call that returns the result and the gradients of what is trained."""
+    able = OURS if name == WE else peers.for_task(scenario.kind, task.inputs[0].device.type)
+    run = able[scenario.kind if name == WE else name]
+    leaves = [tensor for tensor in task.inputs if tensor.requires_grad]
+
+    def call() -> tuple[Tensor, ...]:
+        result = run(task)
+        gradients = torch.autograd.grad(result, leaves, task.upstream) if leaves else ()
+        return (result.detach(), *gradients)
+
+    return call
+
+
+@lru_cache(maxsize=1)
+def made(scenario: Scenario, device: str) -> Task:
+    """The task, kept until the next one is made: it takes seconds."""
+    return scenario.make(device)
+
+
+def build(name: str, scenario: Scenario, device: str) -> Callable[[], tuple[Tensor, ...]]:
+    """``step`` by names, for the process that measures memory."""
+    torch._dynamo.reset()
+    return step(name, scenario, made(scenario, device))
+
+
+def judge(
+    name: str,
+    call: Callable[[], tuple[Tensor, ...]],
+    exact: tuple[Tensor, ...],
+    problems: list[str],
+) -> float:
+    try:
+        return error(call(), exact)
+    except Exception as problem:  # of a peer, most likely: it must not cost the whole table
+        problems.append(f"{name}: {type(problem).__name__}: {problem}")
+        return nan
+
+
+def error(got: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
+    """The worst of result and gradients, each relative to the largest row of the truth."""
+    worst = 0.0
+    for a, b in zip(got, exact, strict=True):
+        rows = (a.to(b.dtype) - b).reshape(b.shape[0] if b.dim() else 1, -1).norm(dim=1)
+        rows = rows.nan_to_num(nan=inf)
+        scale = b.reshape(b.shape[0] if b.dim() else 1, -1).norm(dim=1).max()
+        worst = max(worst, float(rows.max() / scale))
+    return worst
+
+
+def title(scenario: Scenario, rows: list[Row]) -> str:
+    returned = next((row.returned for row in rows if row.returned), None)
+    results = f"; results: {returned / 2**20:.0f} MiB" if returned else ""
+    return f"{NAME[scenario.kind]}, {scenario.describe()}{results}"

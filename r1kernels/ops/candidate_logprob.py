@@ -198,7 +198,9 @@ def _backward_reference(
     dz = head.scale_backward(dz[:, None], z[:, None], of_candidate, logit_scale, softcap)[:, 0]
     dz = dz.where(rows.spread(wanted & (target != ignore_index)), 0)
 
-    dhidden, dweight, dbias = _gradients(hidden, weight, need_hidden, need_weight, need_bias)
+    dhidden, dweight, dbias = head.empty_gradients(
+        hidden, weight, need_hidden, need_weight, need_bias
+    )
     if need_hidden:
         dhidden = rows.weighted_rows(weight, candidate_ids, dz).to(hidden.dtype)
     if need_weight or need_bias:
@@ -218,23 +220,6 @@ def _backward_reference(
 
 def _any(rows: Segments, active: Tensor) -> Tensor:
     return rows.reduce(active.float(), "sum") > 0
-
-
-def _gradients(
-    hidden: Tensor, weight: Tensor, need_hidden: bool, need_weight: bool, need_bias: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    (rows, width), columns = hidden.shape, weight.shape[0]
-    return (
-        hidden.new_empty((rows if need_hidden else 0, width)),
-        weight.new_empty((columns if need_weight else 0, width)),
-        weight.new_empty(columns if need_bias else 0),
-    )
-
-
-def _backward_fake(
-    dlogprob: Tensor, dentropy: Tensor, hidden: Tensor, weight: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients(hidden, weight, *rest[-3:])
 
 
 def _case(
@@ -337,6 +322,6 @@ CANDIDATE_LOGPROB_BACKWARD = Op(
     "int ignore_index, bool need_hidden, bool need_weight, bool need_bias) "
     "-> (Tensor dhidden, Tensor dweight, Tensor dbias)",
     reference=_backward_reference,
-    fake=_backward_fake,
+    fake=head.backward_fake,
     cases=tuple(_backward_case(case) for case in CASES),
 )

@@ -5,7 +5,7 @@ The order is fixed: bias → logit_scale → softcap → temperature (TRL, verl 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -126,3 +126,22 @@ def statistics_backward(
 
 def _in_shard(target: Tensor, columns: int) -> Tensor:
     return (target >= 0) & (target < columns)
+
+
+def empty_gradients(
+    hidden: Tensor, weight: Tensor, need_hidden: bool, need_weight: bool, need_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of hidden, weight and bias, to be filled; without rows where none is needed."""
+    (rows, width), columns = hidden.shape, weight.shape[0]
+    return (
+        hidden.new_empty((rows if need_hidden else 0, width)),
+        weight.new_empty((columns if need_weight else 0, width)),
+        weight.new_empty(columns if need_bias else 0),
+    )
+
+
+def backward_fake(
+    dlogprob: Tensor, dentropy: Tensor, hidden: Tensor, weight: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The fake of both backward ops: what they need comes last."""
+    return empty_gradients(hidden, weight, *rest[-3:])

@@ -132,23 +132,6 @@ def _backward(
     )
 
 
-def _backward_fake(
-    dlogprob: Tensor, dentropy: Tensor, hidden: Tensor, weight: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients(hidden, weight, *rest[-3:])
-
-
-def _gradients(
-    hidden: Tensor, weight: Tensor, need_hidden: bool, need_weight: bool, need_bias: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    (rows, width), columns = hidden.shape, weight.shape[0]
-    return (
-        hidden.new_empty((rows if need_hidden else 0, width)),
-        weight.new_empty((columns if need_weight else 0, width)),
-        weight.new_empty(columns if need_bias else 0),
-    )
-
-
 def _backward_reference(
     dlogprob: Tensor,
     dentropy: Tensor,
@@ -176,7 +159,9 @@ def _backward_reference(
         dlogprob, dentropy, z, target, lse, entropy, ignore_index, sharded
     )
     dz = head.scale_backward(dz, z, temperature, logit_scale, softcap)
-    dhidden, dweight, dbias = _gradients(hidden, weight, need_hidden, need_weight, need_bias)
+    dhidden, dweight, dbias = head.empty_gradients(
+        hidden, weight, need_hidden, need_weight, need_bias
+    )
     narrow = dz.to(weight.dtype)
     if need_hidden:
         dhidden = narrow @ weight
@@ -297,6 +282,6 @@ LINEAR_LOGPROB_BACKWARD = Op(
     "int ignore_index, bool sharded, bool need_hidden, bool need_weight, bool need_bias) "
     "-> (Tensor dhidden, Tensor dweight, Tensor dbias)",
     reference=_backward_reference,
-    fake=_backward_fake,
+    fake=head.backward_fake,
     cases=tuple(_backward_case(case) for case in CASES if "frozen" not in case.name),
 )

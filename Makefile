@@ -44,7 +44,8 @@ gpu:
 	$(PYTHON) setup.py build_ext --inplace
 	timeout 120 $(PYTHON) -m pytest -q tests/test_ops.py -k "cuda and not torch-cuda" $(OR_LATE)
 	$(MEMCHECK) $(OR_LATE)
-	timeout 210 $(PYTHON) -m benchmarks head $(OR_LATE)
+	timeout 150 $(PYTHON) -m benchmarks head $(OR_LATE)
+	timeout 60 $(PYTHON) -m benchmarks moe $(OR_LATE)
 	timeout 90 $(PYTHON) -m benchmarks ops $(OR_LATE)
 	$(PYTHON) -m benchmarks status
 

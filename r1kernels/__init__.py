@@ -5,6 +5,7 @@
 
 from r1kernels.op import explain, using
 from r1kernels.ops.candidates import Candidates, candidates
+from r1kernels.ops.expert_parallel import moe_experts_parallel
 from r1kernels.ops.fused_linear_grpo_loss import fused_linear_grpo_loss
 from r1kernels.ops.fused_linear_loss import FusedLoss, fused_linear_loss
 from r1kernels.ops.gdpo_advantage import gdpo_advantage
@@ -41,6 +42,7 @@ __all__ = [
     "moe_balance_loss",
     "moe_combine",
     "moe_experts",
+    "moe_experts_parallel",
     "moe_permute",
     "moe_route",
     "moe_sort",

@@ -66,15 +66,16 @@ float slot_gradient(const typename T::Element* grad, const typename T::Element* 
 }
 
 template <class T>
-void gradients(const MoeCombine& c, const MoeCombineBackward& b, int64_t t) {
+void row_gradients(const MoeCombine& c, const MoeCombineBackward& b, int64_t p) {
   using E = typename T::Element;
-  const E* grad = static_cast<const E*>(b.grad) + t * c.width;
-  for (int64_t j = t * c.top_k; j < (t + 1) * c.top_k; ++j) {
-    const int64_t at = c.inverse[j] * c.width;
-    b.dweights[j] = at < 0 ? 0
-                           : slot_gradient<T>(grad, static_cast<const E*>(c.rows) + at,
-                                              c.weights[j], c.width, static_cast<E*>(b.drows) + at);
-  }
+  const int64_t slot = b.gather[p], at = p * c.width;
+  E* drow = static_cast<E*>(b.drows) + at;
+  if (slot < 0)
+    memset(drow, 0, c.width * sizeof(E));
+  else
+    b.dweights[slot] = slot_gradient<T>(static_cast<const E*>(b.grad) + slot / c.top_k * c.width,
+                                        static_cast<const E*>(c.rows) + at, c.weights[slot],
+                                        c.width, drow);
 }
 }  // namespace
 
@@ -82,8 +83,8 @@ void moe_combine_token(const MoeCombine& c, int64_t t, void* out) {
   c.bf16 ? combine<BF16>(c, t, out) : combine<F32>(c, t, out);
 }
 
-void moe_combine_backward_token(const MoeCombine& c, const MoeCombineBackward& b, int64_t t) {
-  c.bf16 ? gradients<BF16>(c, b, t) : gradients<F32>(c, b, t);
+void moe_combine_backward_row(const MoeCombine& c, const MoeCombineBackward& b, int64_t p) {
+  c.bf16 ? row_gradients<BF16>(c, b, p) : row_gradients<F32>(c, b, p);
 }
 }  // namespace r1::R1_ISA
 
@@ -118,9 +119,9 @@ Tensor moe_combine(Tensor rows, OptionalTensor weights, Tensor gather, Tensor in
   const Combined c(rows, weights, gather, inverse);
   Tensor out = new_empty(rows, {c.slots.tokens, rows.size(1)}, rows.scalar_type());
   const auto kernel = R1_DISPATCH(moe_combine_token);
-  c.slots.each(
-      c.row_bytes, [&](int64_t t) { kernel(c.kernel, t, data<char>(out) + t * c.row_bytes); },
-      [](int64_t) {});
+  char* y = data<char>(out);
+  parallel_rows(c.slots.tokens, c.row_bytes * c.slots.top_k,
+                [&](int64_t t) { kernel(c.kernel, t, y + t * c.row_bytes); });
   return out;
 }
 
@@ -131,12 +132,11 @@ std::tuple<Tensor, Tensor> moe_combine_backward(Tensor grad, Tensor rows, Tensor
            "moe_combine_backward: grad: expected shape [", c.slots.tokens, ", ", rows.size(1), "]");
   const Tensor upstream = to_dtype(grad, rows.scalar_type());
   Tensor drows = new_empty(rows, {c.slots.rows, rows.size(1)}, rows.scalar_type());
-  Tensor dweights = new_empty(weights, {c.slots.tokens, c.slots.top_k}, ScalarType::Float);
-  const MoeCombineBackward b{upstream.data_ptr(), drows.data_ptr(), data<float>(dweights)};
-  const auto kernel = R1_DISPATCH(moe_combine_backward_token);
-  c.slots.each(
-      c.row_bytes, [&](int64_t t) { kernel(c.kernel, b, t); },
-      [&](int64_t p) { memset(data<char>(drows) + p * c.row_bytes, 0, c.row_bytes); });
+  Tensor dweights = torch::stable::new_zeros(weights, {c.slots.tokens, c.slots.top_k});
+  const MoeCombineBackward b{c.slots.gather, upstream.data_ptr(), drows.data_ptr(),
+                             data<float>(dweights)};
+  const auto kernel = R1_DISPATCH(moe_combine_backward_row);
+  parallel_rows(c.slots.rows, 2 * c.row_bytes, [&](int64_t p) { kernel(c.kernel, b, p); });
   return {drows, dweights};
 }
 }  // namespace

@@ -14,13 +14,14 @@ struct MoeCombine {
   const void* rows;        // [P, H]
 };
 struct MoeCombineBackward {
-  const void* grad;  // [T, H]
-  void* drows;       // [P, H]
-  float* dweights;   // [T, k]
+  const int32_t* gather;  // [P]
+  const void* grad;       // [T, H]
+  void* drows;            // [P, H]
+  float* dweights;        // [T, k], zeros
 };
 }  // namespace r1
 
 #ifdef R1_BASELINE
 R1_DECLARE(void moe_combine_token(const MoeCombine&, int64_t, void*))
-R1_DECLARE(void moe_combine_backward_token(const MoeCombine&, const MoeCombineBackward&, int64_t))
+R1_DECLARE(void moe_combine_backward_row(const MoeCombine&, const MoeCombineBackward&, int64_t))
 #endif

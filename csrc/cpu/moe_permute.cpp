@@ -13,14 +13,13 @@ Tensor moe_permute(Tensor x, Tensor gather, Tensor inverse) {
   const Tensor from = dense(x);
   Tensor out = new_empty(x, {slots.rows, x.size(1)}, x.scalar_type());
   const int64_t bytes = x.size(1) * x.element_size();
-  slots.each(
-      bytes,
-      [&](int64_t t) {
-        for (int64_t j = 0; j < slots.top_k; ++j)
-          if (const int64_t p = slots.inverse[t * slots.top_k + j]; p >= 0)
-            memcpy(data<char>(out) + p * bytes, data<char>(from) + t * bytes, bytes);
-      },
-      [&](int64_t p) { memset(data<char>(out) + p * bytes, 0, bytes); });
+  const char* source = data<char>(from);
+  char* rows = data<char>(out);
+  parallel_rows(slots.rows, bytes, [&](int64_t p) {
+    const int64_t slot = slots.gather[p];
+    if (slot < 0) memset(rows + p * bytes, 0, bytes);
+    else memcpy(rows + p * bytes, source + slot / slots.top_k * bytes, bytes);
+  });
   return out;
 }
 }  // namespace

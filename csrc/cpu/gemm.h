@@ -27,6 +27,7 @@ struct F32 {
   static inline F dot(F acc, U a, U b) { return acc + (F)a * (F)b; }
   static inline float element(float x) { return x; }
   static inline float scalar(float x) { return x; }
+  static inline F rounded(F x) { return x; }
   static inline uint32_t unit(float x, float) {
     uint32_t u;
     memcpy(&u, &x, 4);
@@ -53,6 +54,7 @@ struct BF16 {
   }
   static inline uint16_t element(float x) { return float_to_bf16(x); }
   static inline float scalar(uint16_t x) { return bf16_to_float(x); }
+  static inline F rounded(F x) { return from_bf16(to_bf16(x)); }
   static inline uint32_t unit(float low, float high) {
     return uint32_t(element(low)) | uint32_t(element(high)) << 16;
   }

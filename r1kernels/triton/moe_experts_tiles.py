@@ -83,10 +83,22 @@ def inner_gradient_tile(
         tl.zeros((ROWS, COLUMNS), tl.float32), grad, slot // TOP_K, depth, down, column,
         depth, inner, STEP, EVEN, PADDED=False,
     )  # fmt: skip
-    da = tl.where(real[:, None], da, 0.0)
-    weight = tl.load(weights + slot, mask=real, other=0.0)[:, None]
+    weight = tl.load(weights + slot, mask=real, other=0.0)
+    exists = line < last
+    left, right = gemm.halves(tl.where(real[:, None], da, 0.0))  # registers are for one at a time
+    start = tile_column * COLUMNS
+    dot = inner_gradient_part(left, weight, h, dh, weighted, line, exists, start, inner)
+    dot += inner_gradient_part(
+        right, weight, h, dh, weighted, line, exists, start + COLUMNS // 2, inner
+    )
+    tl.store(dots + tile_column.to(tl.int64) * rows + line, dot, mask=exists)
 
-    inside = (line < last)[:, None] & (column < inner)[None, :]
+
+@triton.jit
+def inner_gradient_part(da, weight, h, dh, weighted, line, exists, start, inner):
+    """Stores dh and weighted of the columns from ``start`` on; Σ da·a over them."""
+    column = start + tl.arange(0, da.shape[1])
+    inside = exists[:, None] & (column < inner)[None, :]
     within = line.to(tl.int64)[:, None] * inner + column[None, :]
     pair = within + line.to(tl.int64)[:, None] * inner
     gate = tl.load(h + pair, mask=inside, other=0.0).to(tl.float32)
@@ -94,13 +106,14 @@ def inner_gradient_tile(
     s = tl.sigmoid(gate)
     a = gate * s * up
     dot = tl.sum(da * a, 1)
-    tl.store(dots + tile_column.to(tl.int64) * rows + line, dot, mask=line < last)
+    weight = weight[:, None]
     if weighted is not None:
         tl.store(weighted + within, (weight * a).to(weighted.dtype.element_ty), mask=inside)
     da *= weight
     dgate = da * up * s * (1.0 + gate * (1.0 - s))
     tl.store(dh + pair, dgate.to(dh.dtype.element_ty), mask=inside)
     tl.store(dh + pair + inner, (da * gate * s).to(dh.dtype.element_ty), mask=inside)
+    return dot
 
 
 @triton.jit(do_not_specialize=["slots", "rows"])

@@ -63,7 +63,8 @@ def product_tile(
     else:
         of_weight = tl.minimum(column, width - 1)
         acc = gemm.rows_times_rows(acc, x, row, weight, of_weight, steps, depth, STEP, EVEN)
-    at = out + line.to(tl.int64)[:, None] * width + column[None, :]
+    within = tl.arange(0, ROWS)[:, None] * width + column[None, :]
+    at = out + first.to(tl.int64) * width + within
     inside = (line < last)[:, None] & (column < width)[None, :]
     tl.store(at, acc.to(out.dtype.element_ty), mask=inside)
 

@@ -50,20 +50,21 @@ def gate_up_tile(
     gate, up = gemm.halves(acc.to(activation.dtype.element_ty))
     column = tile_column * HALF + tl.arange(0, HALF)
     inside = (line < last)[:, None] & (column < inner)[None, :]
-    within = line.to(tl.int64)[:, None] * inner + column[None, :]
+    within = tl.arange(0, ROWS)[:, None]
     if h is not None:
-        at = h + within + line.to(tl.int64)[:, None] * inner
+        at = h + first.to(tl.int64) * 2 * inner + (within * 2 * inner + column[None, :])
         tl.store(at, gate, mask=inside)
         tl.store(at + inner, up, mask=inside)
     gate, up = gate.to(tl.float32), up.to(tl.float32)
-    product = gate * tl.sigmoid(gate) * up
-    tl.store(activation + within, product.to(activation.dtype.element_ty), mask=inside)
+    product = (gate * tl.sigmoid(gate) * up).to(activation.dtype.element_ty)
+    at = activation + first.to(tl.int64) * inner + (within * inner + column[None, :])
+    tl.store(at, product, mask=inside)
 
 
 @triton.jit(do_not_specialize=["tiles", "rows"])
 def inner_gradient_tile(
     grad, down, weights, offsets, gather, h, dh, weighted, dots, tiles, rows, experts, depth, inner,
-    TOP_K: tl.constexpr, EVEN: tl.constexpr, EXPERTS: tl.constexpr,
+    TOP_K: tl.constexpr, EVEN: tl.constexpr, EXPERTS: tl.constexpr, PART: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """dh [rows, 2·inner] of the upstream gradient, and what else the backward pass needs of a row.
@@ -84,32 +85,41 @@ def inner_gradient_tile(
         depth, inner, STEP, EVEN, PADDED=False,
     )  # fmt: skip
     weight = tl.load(weights + slot, mask=real, other=0.0)
-    exists = line < last
-    left, right = gemm.halves(tl.where(real[:, None], da, 0.0))  # registers are for one at a time
-    start = tile_column * COLUMNS
-    dot = inner_gradient_part(left, weight, h, dh, weighted, line, exists, start, inner)
-    dot += inner_gradient_part(
-        right, weight, h, dh, weighted, line, exists, start + COLUMNS // 2, inner
-    )
-    tl.store(dots + tile_column.to(tl.int64) * rows + line, dot, mask=exists)
+    h += first.to(tl.int64) * 2 * inner
+    dh += first.to(tl.int64) * 2 * inner
+    if weighted is not None:
+        weighted += first.to(tl.int64) * inner
+    dot = inner_gradient_part(
+        tl.where(real[:, None], da, 0.0), weight, h, dh, weighted, last - first,
+        tile_column * COLUMNS, inner, PART,
+    )  # fmt: skip
+    tl.store(dots + tile_column.to(tl.int64) * rows + line, dot, mask=line < last)
 
 
 @triton.jit
-def inner_gradient_part(da, weight, h, dh, weighted, line, exists, start, inner):
-    """Stores dh and weighted of the columns from ``start`` on; Σ da·a over them."""
-    column = start + tl.arange(0, da.shape[1])
-    inside = exists[:, None] & (column < inner)[None, :]
-    within = line.to(tl.int64)[:, None] * inner + column[None, :]
-    pair = within + line.to(tl.int64)[:, None] * inner
+def inner_gradient_part(da, weight, h, dh, weighted, size, start, inner, PART: tl.constexpr):
+    """Stores dh and weighted, ``size`` rows, of the columns from ``start`` on; Σ da·a over them.
+
+    There are registers for PART columns at a time.
+    """
+    if da.shape[1] > PART:
+        left, right = gemm.halves(da)
+        dot = inner_gradient_part(left, weight, h, dh, weighted, size, start, inner, PART)
+        start += left.shape[1]
+        return dot + inner_gradient_part(right, weight, h, dh, weighted, size, start, inner, PART)
+    row = tl.arange(0, da.shape[0])[:, None]
+    column = start + tl.arange(0, da.shape[1])[None, :]
+    inside = (row < size) & (column < inner)
+    pair = row * 2 * inner + column
     gate = tl.load(h + pair, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(h + pair + inner, mask=inside, other=0.0).to(tl.float32)
     s = tl.sigmoid(gate)
     a = gate * s * up
     dot = tl.sum(da * a, 1)
-    weight = weight[:, None]
     if weighted is not None:
-        tl.store(weighted + within, (weight * a).to(weighted.dtype.element_ty), mask=inside)
-    da *= weight
+        at = weighted + row * inner + column
+        tl.store(at, (weight[:, None] * a).to(weighted.dtype.element_ty), mask=inside)
+    da *= weight[:, None]
     dgate = da * up * s * (1.0 + gate * (1.0 - s))
     tl.store(dh + pair, dgate.to(dh.dtype.element_ty), mask=inside)
     tl.store(dh + pair + inner, (da * gate * s).to(dh.dtype.element_ty), mask=inside)

@@ -50,9 +50,10 @@ def weight_gradient(
         "moe_experts.weight" if gathered else "grouped_mm.weight", left.device, left.dtype
     )
     experts, height, width = offsets.shape[0] - 1, left.shape[1], right.shape[1]
+    rows = (left if left_lines is None else left_lines).shape[0]
     out = left.new_empty(experts, height, width)
     grid = triton.cdiv(height, tile["ROWS"]) * triton.cdiv(width, tile["COLUMNS"])
     weight_tile[(grid, experts)](
-        left, left_lines, right, right_lines, offsets, out, height, width, **tile
+        left, left_lines, right, right_lines, offsets, out, rows, height, width, **tile
     )
     return out

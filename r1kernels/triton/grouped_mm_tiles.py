@@ -69,9 +69,9 @@ def product_tile(
     tl.store(at, acc.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def weight_tile(
-    left, left_lines, right, right_lines, offsets, out, height, width,
+    left, left_lines, right, right_lines, offsets, out, rows, height, width,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """out[expert] [height, width] = leftᵀ · right over the expert's rows, from first to last.
@@ -87,7 +87,7 @@ def weight_tile(
     acc = gemm.columns_times(
         tl.zeros((ROWS, COLUMNS), tl.float32), left, left_lines, row, height,
         right, right_lines, column, width,
-        tl.load(offsets + expert), tl.load(offsets + expert + 1), STEP,
+        tl.load(offsets + expert), tl.minimum(tl.load(offsets + expert + 1), rows), STEP,
     )  # fmt: skip
     at = out + (expert.to(tl.int64) * height + row[:, None]) * width + column[None, :]
     inside = (row < height)[:, None] & (column < width)[None, :]

@@ -37,9 +37,7 @@ def moe_experts(
     inverse: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    x, gate_up, down, offsets, gather = map(
-        Tensor.contiguous, (x, gate_up, down, offsets, gather)
-    )
+    x, gate_up, down, offsets, gather = map(Tensor.contiguous, (x, gate_up, down, offsets, gather))
     (experts, width, depth), rows = gate_up.shape, gather.shape[0]
     inner = width // 2
     h = x.new_empty(rows if keep else 0, width)

@@ -25,6 +25,9 @@ from triton.compiler import ASTSource
 NVIDIA = (80, 89, 90, 100)
 AMD = "gfx942"
 
+# What products of 16-bit operands must compile to, by target.
+MATRIX_UNIT = {80: r"mma\.sync", 89: r"mma\.sync", 90: r"wgmma\.mma_async", 100: r"tcgen05\.mma"}
+
 
 @dataclass(frozen=True)
 class Build:

@@ -65,18 +65,23 @@ def rows_times_rows(
 
 @triton.jit
 def rows_times(
-    acc, x, x_rows, x_stride, y, columns, depth, width, STEP: tl.constexpr, EVEN: tl.constexpr
-):
+    acc, x, x_rows, x_stride, y, columns, depth, width,
+    STEP: tl.constexpr, EVEN: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
     """acc [M, N] + x[x_rows]·y[:, columns]: x [·, depth] in rows of x_stride, y [depth, width].
 
-    Columns of x from depth on to the next multiple of STEP must be there, and be 0.
+    EVEN: depth is a multiple of STEP. PADDED: columns of x from depth on to the next multiple of
+    STEP are there, and are 0.
     """
     k = tl.arange(0, STEP)
     left = x + x_rows.to(tl.int64)[:, None] * x_stride + k[None, :]
     right = y + k.to(tl.int64)[:, None] * width + columns[None, :]
     exists = (columns < width)[None, :]
     for start in range(0, depth, STEP):
-        a = tl.load(left)
+        if EVEN or PADDED:
+            a = tl.load(left)
+        else:
+            a = tl.load(left, mask=(k < depth - start)[None, :], other=0.0)
         if EVEN:
             b = tl.load(right, mask=exists, other=0.0)
         else:
@@ -89,22 +94,48 @@ def rows_times(
 
 @triton.jit
 def columns_times(
-    acc, x, x_lines, x_columns, x_stride, y, columns, depth, width, STEP: tl.constexpr
-):
-    """acc [M, N] + x[x_lines[:depth], x_columns]ᵀ·y[:depth, columns], y in rows of width.
+    acc, x, x_lines, x_columns, x_stride, y, y_lines, columns, width, first, last,
+    STEP: tl.constexpr,
+):  # fmt: skip
+    """acc [M, N] + x[x_lines[i], x_columns]ᵀ·y[y_lines[i], columns], i from ``first`` to ``last``.
 
-    Columns of x from x_stride on do not exist.
+    Line −1 holds zeros; without lines, i itself is the line. Columns of x from x_stride on and of
+    y from width on do not exist.
     """
     k = tl.arange(0, STEP)
     left = x + x_columns[:, None]
-    right = y + k.to(tl.int64)[:, None] * width + columns[None, :]
+    right = y + columns[None, :]
     left_exists = (x_columns < x_stride)[:, None]
     right_exists = (columns < width)[None, :]
-    for start in range(0, depth, STEP):
-        inside = k < depth - start
-        line = tl.load(x_lines + start + k, mask=inside, other=0).to(tl.int64)
-        a = tl.load(left + line[None, :] * x_stride, mask=inside[None, :] & left_exists, other=0.0)
-        b = tl.load(right, mask=inside[:, None] & right_exists, other=0.0)
+    for start in range(first, last, STEP):
+        left_line = lines_from(x_lines, start + k, last)
+        right_line = lines_from(y_lines, start + k, last)
+        a = tl.load(
+            left + left_line.to(tl.int64)[None, :] * x_stride,
+            mask=(left_line >= 0)[None, :] & left_exists,
+            other=0.0,
+        )
+        b = tl.load(
+            right + right_line.to(tl.int64)[:, None] * width,
+            mask=(right_line >= 0)[:, None] & right_exists,
+            other=0.0,
+        )
         acc = multiply_add(a, b, acc)
-        right += STEP * width
     return acc
+
+
+@triton.jit
+def lines_from(lines, i, last):
+    """The i-th of ``lines`` (None: i), −1 from ``last`` on."""
+    if lines is None:
+        return tl.where(i < last, i, -1)
+    else:
+        return tl.load(lines + i, mask=i < last, other=-1)
+
+
+@triton.jit
+def halves(acc):
+    """Left and right half of a tile: what follows the product has room for one at a time."""
+    ROWS: tl.constexpr = acc.shape[0]
+    HALF: tl.constexpr = acc.shape[1] // 2
+    return acc.reshape(ROWS, 2, HALF).permute(0, 2, 1).split()

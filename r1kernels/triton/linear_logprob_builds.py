@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from r1kernels.triton import launch
-from r1kernels.triton.build import AMD, NVIDIA, Build
+from r1kernels.triton.build import AMD, MATRIX_UNIT, NVIDIA, Build
 from r1kernels.triton.linear_logprob import BIAS_BLOCK, EXACT, ROW_BLOCK
 from r1kernels.triton.linear_logprob_gradients import (
     bias_block,
@@ -20,7 +20,6 @@ from r1kernels.triton.linear_logprob_gradients import (
 )
 from r1kernels.triton.linear_logprob_tiles import forward_row, forward_tile, gradient_tile
 
-MATRIX_UNIT = {80: r"mma\.sync", 89: r"mma\.sync", 90: r"wgmma\.mma_async", 100: r"tcgen05\.mma"}
 BITS = {"bf16": "16", "fp32": "32"}
 
 FLOATS = ("hidden", "weight", "bias", "kept", "shares", "scaled", "dhidden", "dweight", "dbias")

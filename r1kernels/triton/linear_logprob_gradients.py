@@ -41,8 +41,9 @@ def hidden_tile(
     else:
         acc = tl.load(partial + within, mask=inside, other=0.0)
     acc = gemm.rows_times(
-        acc, shares, tl.load(lines + last), shares_stride, weight, column, depth, width, STEP, EVEN
-    )
+        acc, shares, tl.load(lines + last), shares_stride, weight, column, depth, width,
+        STEP, EVEN, PADDED=True,
+    )  # fmt: skip
     if LAST:
         rows = tl.load(active + last)
         acc *= tl.load(coefficient + rows)[:, None]
@@ -81,7 +82,7 @@ def weight_tile(
     column = tile_column * COLUMNS + tl.arange(0, COLUMNS)
     acc = gemm.columns_times(
         tl.zeros((ROWS, COLUMNS), tl.float32), shares, lines, row, shares_stride,
-        scaled, column, tl.load(count), width, STEP,
+        scaled, None, column, width, 0, tl.load(count), STEP,
     )  # fmt: skip
     at = dweight + row.to(tl.int64)[:, None] * width + column[None, :]
     inside = (row < columns)[:, None] & (column < width)[None, :]

@@ -31,14 +31,6 @@ def tile_of_products(
 
 
 @triton.jit
-def halves(acc):
-    """Left and right half of a tile: what follows the product has room for one at a time."""
-    ROWS: tl.constexpr = acc.shape[0]
-    HALF: tl.constexpr = acc.shape[1] // 2
-    return acc.reshape(ROWS, 2, HALF).permute(0, 2, 1).split()
-
-
-@triton.jit
 def logits(acc, bias, temperature, rows, first, columns, logit_scale, softcap):
     """Products of the given rows and the columns from ``first`` on, scaled; −inf past the last."""
     column = first + tl.arange(0, acc.shape[1])
@@ -140,7 +132,7 @@ def forward_tile(
             first, columns, shares_stride, logit_scale, softcap,
         )  # fmt: skip
     else:
-        left, right = halves(acc)
+        left, right = gemm.halves(acc)
         forward_part(
             left, bias, temperature, target, rows, line, exists, kept, tops, sums, dots, own,
             shares, first, columns, shares_stride, logit_scale, softcap,
@@ -288,7 +280,7 @@ def gradient_tile(
             first, first_column, columns, logit_scale, softcap,
         )  # fmt: skip
     else:
-        left, right = halves(acc)
+        left, right = gemm.halves(acc)
         gradient_part(
             left, bias, temperature, target, rows, line, exists, logprob, lse, entropy, dlogprob,
             dentropy, kept, kept_stride, place, is_kept, shares, shares_stride,

@@ -28,8 +28,8 @@ from r1kernels.triton.moe_route_scores import score_of, sigmoid, softmax
 from r1kernels.triton.moe_sort import moe_sort
 
 EPS = tl.constexpr(EPS)
-TILE = 1024  # logits that a program has, of as many rows as that makes
-WARPS = 4  # at most
+TILE = 256  # logits that a warp has, of as many rows as that makes
+MOST = 1024  # of a single row
 
 
 class Logits(NamedTuple):
@@ -171,13 +171,12 @@ def gradient(
 
 
 def tile(width: int, top_k: int) -> dict[str, int]:
-    """How many rows of ``width`` logits a program has, each in one warp if that is up to 1024."""
-    rows = max(TILE // width, 1)
+    """Rows of ``width`` logits that a program has: one warp, where nothing waits at a barrier."""
     return {
-        "ROWS": rows,
+        "ROWS": max(TILE // width, 1),
         "WIDTH": width,
         "CHOICES": triton.next_power_of_2(top_k),
-        "num_warps": max(min(rows, WARPS), width // TILE),
+        "num_warps": max(width // MOST, 1),
     }
 
 

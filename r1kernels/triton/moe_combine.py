@@ -1,0 +1,122 @@
+"""Experts' rows back to tokens, weighted and summed in order; backward each row is read once.
+
+A program has a token, forward a block of its columns, backward all of them, since the gradients of
+its weights are sums over the row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from r1kernels.ops.moe_combine import MOE_COMBINE, MOE_COMBINE_BACKWARD
+from r1kernels.triton import plug_in
+from r1kernels.triton.build import NVIDIA, Build
+from r1kernels.triton.moe_permute import BLOCK, ROWS, block_of, clear_padding, rows_of_choices
+
+WARPS = 8  # of a program of the backward pass, which handles ROWS × BLOCK elements together
+
+
+@triton.jit(do_not_specialize=["rows"])
+def combine(
+    y, x, weights, inverse, rows, width, x_stride, top_k,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    splits = tl.cdiv(width, BLOCK)
+    token = (tl.program_id(0) // splits).to(tl.int64)
+    column = tl.program_id(0) % splits * BLOCK + tl.arange(0, BLOCK)
+    here = column < width
+    total = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, top_k, ROWS):
+        for j in tl.static_range(ROWS):
+            row, there = rows_of_choices(inverse, token, first + j, top_k, rows)
+            value = tl.load(x + row * x_stride + column, here & there, 0.0).to(tl.float32)
+            if weights is not None:
+                value *= tl.load(weights + token * top_k + first + j, there, 0.0)
+            total += value
+    tl.store(y + token * width + column, total, here)
+
+
+@triton.jit(do_not_specialize=["tokens", "rows"])
+def gradient(
+    dx, dweights, grad, x, weights, gather, inverse, tokens, rows, width, grad_stride, x_stride,
+    top_k, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    if token < tokens:
+        for first in range(0, top_k, ROWS):
+            slot = first + tl.arange(0, ROWS)
+            row, there = rows_of_choices(inverse, token, slot[:, None], top_k, rows)
+            weight = tl.load(weights + token * top_k + slot[:, None], there, 0.0)
+            dot = tl.zeros([ROWS, BLOCK], tl.float32)
+            for start in range(0, width, BLOCK):
+                column = start + tl.arange(0, BLOCK)[None, :]
+                here = there & (column < width)
+                g = tl.load(grad + token * grad_stride + column, column < width, 0.0)
+                g = g.to(tl.float32)
+                dot += g * tl.load(x + row * x_stride + column, here, 0.0).to(tl.float32)
+                tl.store(dx + row * width + column, weight * g, here)
+            tl.store(dweights + token * top_k + slot, tl.sum(dot, 1), slot < top_k)
+    else:
+        first = (tl.program_id(0) - tokens) * ROWS
+        clear_padding(dx, gather, first, rows, width, ROWS, BLOCK)
+
+
+@plug_in(MOE_COMBINE)
+def moe_combine(rows: Tensor, weights: Tensor | None, gather: Tensor, inverse: Tensor) -> Tensor:
+    (tokens, top_k), width = inverse.shape, rows.shape[1]
+    y = rows.new_empty(tokens, width)
+    if y.numel() > 0:
+        rows = rows if rows.stride(1) == 1 else rows.contiguous()
+        weights = None if weights is None else weights.contiguous()
+        block = block_of(width)
+        combine[(tokens * triton.cdiv(width, block),)](
+            y, rows, weights, inverse.contiguous(), rows.shape[0], width, rows.stride(0), top_k,
+            ROWS, block,
+        )  # fmt: skip
+    return y
+
+
+@plug_in(MOE_COMBINE_BACKWARD)
+def moe_combine_backward(
+    grad: Tensor, rows: Tensor, weights: Tensor, gather: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor]:
+    tokens, top_k = inverse.shape
+    count, width = rows.shape
+    drows = rows.new_empty(rows.shape)
+    dweights = weights.new_empty(weights.shape)
+    programs = tokens + triton.cdiv(count, ROWS)
+    if programs > 0:
+        grad, rows = (x if x.stride(1) == 1 else x.contiguous() for x in (grad, rows))
+        gradient[(programs,)](
+            drows, dweights, grad, rows, weights.contiguous(), gather.contiguous(),
+            inverse.contiguous(), tokens, count, width, grad.stride(0), rows.stride(0), top_k,
+            ROWS, block_of(width), num_warps=WARPS,
+        )  # fmt: skip
+    return drows, dweights
+
+
+def _builds(dtype: str) -> tuple[Build, ...]:
+    signature: dict[str, Any] = dict.fromkeys(("y", "x", "dx", "grad"), f"*{dtype}")
+    signature |= dict.fromkeys(("gather", "inverse"), "*i32")
+    signature |= dict.fromkeys(("weights", "dweights"), "*fp32")
+    signature |= dict.fromkeys(
+        ("tokens", "rows", "width", "x_stride", "grad_stride", "top_k"), "i32"
+    )
+    sizes = {"ROWS": ROWS, "BLOCK": BLOCK}
+    wide = dict.fromkeys(NVIDIA, r"ld\.global\.v4[\s\S]*st\.global\.v4")
+    aligned = ("y", "x", "dx", "grad", "width", "x_stride", "grad_stride")
+    return (
+        Build(combine, signature, sizes, {}, wide, aligned=aligned),
+        Build(combine, signature | {"weights": None}, sizes, {}, wide, aligned=aligned),
+        Build(
+            gradient, signature, sizes, {"num_warps": WARPS}, wide,
+            aligned=aligned,
+        ),
+    )  # fmt: skip
+
+
+BUILDS = (*_builds("bf16"), *_builds("fp32"))

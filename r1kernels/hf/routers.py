@@ -40,7 +40,7 @@ class Router:
         return bias
 
     def __call__(self, hidden: Tensor) -> tuple[Any, ...]:
-        z = self.rule.product(self.module, hidden)
+        z = self.rule.casts.product(self.module, hidden)
         replay = self.replaying
         if replay is None:
             self._check_live()
@@ -50,7 +50,7 @@ class Router:
         )
         if self.recording is not None:
             self.recording.see(self, routing.ids)
-        return self.rule.output(hidden, z, routing.weights, routing.ids)
+        return self.rule.casts.output(hidden, z, routing.weights, routing.ids)
 
     def _check_live(self) -> None:
         if not in_backward():

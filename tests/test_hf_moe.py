@@ -1,0 +1,341 @@
+"""Mixture-of-experts models, patched against unpatched."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from r1kernels import hf
+from tests.moe_models import (
+    EXPERTS,
+    FAMILIES,
+    LAYERS,
+    MAIN,
+    TOP_K,
+    V,
+    assert_near,
+    gradients,
+    tiny,
+    tokens,
+)
+
+transformers = pytest.importorskip("transformers")
+
+
+def bias_of(model: Any) -> list[Tensor]:
+    return [b for name, b in model.named_buffers() if name.endswith("e_score_correction_bias")]
+
+
+def loss_of(model: Any, ids: Tensor) -> Tensor:
+    logits = model(ids).logits[:, :-1].flatten(0, 1).float()
+    return nn.functional.cross_entropy(logits, ids[:, 1:].flatten())
+
+
+@pytest.mark.parametrize("baseline", ["eager", "grouped_mm"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_same_logits_and_gradients(family: str, baseline: str) -> None:
+    model, ids = tiny(family), tokens()
+    model.set_experts_implementation(baseline)
+    expected = model(ids).logits
+    expected_gradients = gradients(model, loss_of(model, ids))
+    hf.patch_moe(model)
+    assert len(hf.routers(model)) == LAYERS
+    torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)
+    assert_near(gradients(model, loss_of(model, ids)), expected_gradients)
+
+
+@pytest.mark.parametrize("family", MAIN)
+def test_fifty_steps_stay_together(family: str) -> None:
+    def train(model: Any) -> list[float]:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        losses = []
+        for _ in range(50):
+            loss = loss_of(model, tokens())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    model = tiny(family)
+    other = copy.deepcopy(model)
+    hf.patch_moe(other)
+    expected = train(model)
+    assert expected[-1] < 0.5 * expected[0]
+    assert train(other) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("family", MAIN)
+def test_generate_gives_the_same_tokens(family: str) -> None:
+    model, ids = tiny(family), tokens()
+    options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
+    expected = model.generate(ids, **options)
+    hf.patch_moe(model)
+    assert torch.equal(model.generate(ids, **options), expected)
+    assert model.config._experts_implementation == "r1"
+
+
+@pytest.mark.parametrize("family", MAIN)
+def test_unpatch_restores_everything(family: str) -> None:
+    model, ids = tiny(family), tokens()
+    before = [dict(vars(module)) for module in model.modules()]
+    expected, implementation = model(ids).logits, model.get_experts_implementation()
+    hf.patch_moe(model)
+    assert not torch.equal(model(ids).logits, expected)  # other roundings: other kernels ran
+    hf.unpatch_moe(model)
+    assert hf.routers(model) == []
+    assert model.get_experts_implementation() == implementation
+    assert [vars(module).keys() for module in model.modules()] == [b.keys() for b in before]
+    assert torch.equal(model(ids).logits, expected)
+
+
+def test_patch_does_the_head_and_the_experts() -> None:
+    model, ids = tiny("Qwen3Moe"), tokens()
+    expected = model(ids, labels=ids).loss
+    hf.patch(model)
+    found = model(ids, labels=ids)
+    assert found.logits is None
+    torch.testing.assert_close(found.loss, expected)
+    assert len(hf.routers(model)) == LAYERS
+    hf.unpatch(model)
+    assert hf.routers(model) == []
+    assert model.config._experts_implementation != "r1"
+
+
+def test_patch_after_patch_moe_and_back() -> None:
+    model = tiny("Mixtral")
+    hf.patch_moe(model)
+    hf.patch(model)
+    with pytest.raises(ValueError, match="patch_moe: MixtralForCausalLM: expected an unpatched"):
+        hf.patch_moe(model)
+    hf.unpatch(model)
+    with pytest.raises(ValueError, match="unpatch_moe: MixtralForCausalLM: expected a patched"):
+        hf.unpatch_moe(model)
+
+
+def test_a_dense_model_does_not_change() -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=V, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2,
+    )  # fmt: skip
+    model, ids = transformers.LlamaForCausalLM(config), tokens()
+    expected, implementation = model(ids).logits, model.get_experts_implementation()
+    hf.patch_moe(model)
+    assert model.get_experts_implementation() == implementation
+    assert torch.equal(model(ids).logits, expected)
+    hf.unpatch_moe(model)
+
+
+@pytest.mark.parametrize("family", MAIN)
+def test_router_logits_and_the_balance_loss(family: str) -> None:
+    """They are recorded by hooks on the router's class."""
+    model, ids = tiny(family, output_router_logits=True), tokens()
+    expected = model(ids, labels=ids)
+    hf.patch_moe(model)
+    found = model(ids, labels=ids)
+    assert len(found.router_logits) == LAYERS
+    torch.testing.assert_close(found.router_logits, expected.router_logits)
+    assert ("aux_loss" in found) == ("aux_loss" in expected)
+    if "aux_loss" in expected:
+        torch.testing.assert_close(found.aux_loss, expected.aux_loss)
+    torch.testing.assert_close(found.loss, expected.loss)
+
+
+@pytest.mark.parametrize("family", MAIN)
+def test_a_deep_copy_runs_its_own_routers(family: str) -> None:
+    model, ids = tiny(family), tokens()
+    hf.patch_moe(model)
+    copied, expected = copy.deepcopy(model), model(ids).logits
+    for router, other in zip(hf.routers(model), hf.routers(copied), strict=True):
+        assert router.module is not other.module
+        assert other.module.forward.__self__ is other.module
+        assert other.layer == router.layer
+        with torch.no_grad():
+            other.module.weight.neg_()
+    assert torch.equal(model(ids).logits, expected)
+    assert not torch.allclose(copied(ids).logits, expected, atol=1e-2)
+    hf.unpatch_moe(copied)
+    assert len(hf.routers(model)) == LAYERS
+
+
+def test_transformers_43362_two_runs_are_equal_bit_for_bit() -> None:
+    model, ids = tiny("Qwen3Moe"), tokens(8, 16)
+    hf.patch_moe(model)
+    first = gradients(model, loss_of(model, ids))
+    second = gradients(model, loss_of(model, ids))
+    assert all(torch.equal(second[name], gradient) for name, gradient in first.items())
+
+
+@pytest.mark.parametrize("cast", [lambda m: m.to(torch.bfloat16), lambda m: m.half()])
+def test_the_bias_stays_float32(cast: Any) -> None:
+    model = tiny("DeepseekV3")
+    expected = [bias.clone() for bias in bias_of(model)]
+    hf.patch_moe(model)
+    cast(model)
+    assert model.lm_head.weight.dtype != torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(bias_of(model), expected, strict=True))
+    assert all(
+        router.bias is b for router, b in zip(hf.routers(model), bias_of(model), strict=True)
+    )
+    model(tokens())
+    model.float().to(torch.bfloat16)
+    assert all(torch.equal(a, b) for a, b in zip(bias_of(model), expected, strict=True))
+    copied = copy.deepcopy(model).half()
+    assert all(torch.equal(a, b) for a, b in zip(bias_of(copied), expected, strict=True))
+
+
+def test_a_small_update_of_the_bias_is_not_rounded_away_in_bfloat16() -> None:
+    """An update of 0.001 at a bias of 5, where bfloat16 has steps of 0.03."""
+    model = tiny("DeepseekV3")
+    hf.patch_moe(model)
+    model.to(torch.bfloat16)
+    (first, *_) = hf.routers(model)
+    assert first.bias is not None
+    first.bias.fill_(5)
+    z = torch.zeros(1, EXPERTS)
+    assert first.choose(z).tolist() == [[0, 1, 2]]
+    first.bias[5] += 0.001
+    assert first.choose(z)[0, 0] == 5
+
+
+def test_a_bias_in_bfloat16_is_widened() -> None:
+    model = tiny("DeepseekV3").to(torch.bfloat16)
+    expected = [bias.float() for bias in bias_of(model)]
+    hf.patch_moe(model)
+    assert all(torch.equal(a, b) for a, b in zip(bias_of(model), expected, strict=True))
+
+
+@pytest.mark.parametrize("family", MAIN)
+def test_bfloat16(family: str) -> None:
+    """As near to float32 as the unpatched model in bfloat16, and in the same dtypes."""
+    model, ids = tiny(family, initializer_range=0.1), tokens()
+    exact = model(ids).logits
+    model.to(torch.bfloat16)
+    expected = [bias.float() for bias in bias_of(model)]
+    for name, bias in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):  # as from_pretrained leaves it
+            model.get_submodule(name.rpartition(".")[0])._buffers["e_score_correction_bias"] = (
+                bias.float()
+            )
+    theirs = model(ids).logits
+    hf.patch_moe(model)
+    ours = model(ids).logits
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    assert len(expected) == (LAYERS if family == "DeepseekV3" else 0)
+    assert (ours - exact).norm() < 1.5 * (theirs - exact).norm()
+
+
+@pytest.mark.parametrize("family", MAIN)
+def test_autocast(family: str) -> None:
+    model, ids = tiny(family, initializer_range=0.1), tokens()
+    exact = model(ids).logits
+    expected = gradients(model, loss_of(model, ids))
+    hf.patch_moe(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(ids).logits
+        loss = loss_of(model, ids)
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).norm() < 0.05 * exact.norm()
+    for name, gradient in gradients(model, loss).items():
+        assert gradient.dtype == torch.float32
+        assert gradient.isfinite().all(), name
+        assert name in expected
+
+
+@pytest.mark.parametrize("family", MAIN)
+def test_expert_parallel_sentinels_contribute_nothing(family: str) -> None:
+    """Ids of ``num_experts`` and above are another rank's: zero in both passes."""
+    model = tiny(family)
+    hf.patch_moe(model)
+    (experts, *_) = (m for m in model.modules() if hasattr(m, "_is_expert_parallel"))
+    experts._is_expert_parallel = True
+    ids = torch.tensor([[0, EXPERTS, 2], [EXPERTS, EXPERTS, EXPERTS + 5]])
+    x = torch.randn(2, 32, requires_grad=True)
+    weights = torch.rand(2, TOP_K, requires_grad=True)
+    found = experts(x, ids, weights)
+    one = torch.tensor([[0, 2]])
+    torch.testing.assert_close(found[:1], experts(x[:1], one, weights[:1, ::2]))
+    assert torch.equal(found[1], torch.zeros(32))
+    found.sum().backward()
+    assert torch.equal(weights.grad == 0, ids >= EXPERTS)
+    assert torch.equal(x.grad[1], torch.zeros(32))
+    assert not experts.down_proj.grad[[1, 3, 4, 5, 6, 7]].any()
+
+
+@pytest.mark.parametrize("family", MAIN)
+def test_saved_files_are_those_of_the_unpatched_model(family: str, tmp_path: Path) -> None:
+    model, ids = tiny(family), tokens()
+    model.save_pretrained(tmp_path / "before")
+    hf.patch(model)
+    model.save_pretrained(tmp_path / "after")
+    names = sorted(path.name for path in (tmp_path / "before").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "after").iterdir())
+    for name in names:
+        before, after = (tmp_path / when / name for when in ("before", "after"))
+        assert before.read_bytes() == after.read_bytes(), name
+    assert "r1" not in json.loads((tmp_path / "after/config.json").read_text()).values()
+    loaded = type(model).from_pretrained(tmp_path / "after")
+    assert loaded.config._experts_implementation != "r1"
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_from_pretrained_in_bfloat16_with_the_experts_of_r1(tmp_path: Path) -> None:
+    tiny("DeepseekV3").save_pretrained(tmp_path)
+    hf.register_experts()
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    model = load(tmp_path, dtype=torch.bfloat16, experts_implementation="r1")
+    expected = model.state_dict()
+    assert model.config._experts_implementation == "r1"
+    hf.patch_moe(model)
+    model.save_pretrained(tmp_path / "again")
+    again = load(tmp_path / "again", dtype="auto").state_dict()
+    assert again.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert again[name].dtype == tensor.dtype, name
+        assert torch.equal(again[name], tensor), name
+
+
+@pytest.mark.parametrize("family", ["DeepseekV3", "Qwen3Moe"])
+def test_compiles_into_one_graph(family: str) -> None:
+    model, ids = tiny(family), tokens()
+    hf.patch_moe(model)
+    expected = gradients(model, loss_of(model, ids))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_near(gradients(model, loss_of(compiled, ids)), expected)
+
+
+def test_one_token_and_none() -> None:
+    model = tiny("Qwen3Moe")
+    (layer, *_) = model.model.layers
+    hidden = torch.randn(1, 1, 32)
+    expected = layer.mlp(hidden)
+    hf.patch_moe(model)
+    torch.testing.assert_close(layer.mlp(hidden), expected)
+    assert layer.mlp(hidden[:, :0]).shape == (1, 0, 32)
+
+
+def test_unknown_routers_are_left_alone_with_a_warning() -> None:
+    model, ids = tiny("DeepseekV3"), tokens()
+    layer = model.model.layers[0].mlp
+    original = layer.gate.forward
+    layer.gate.forward = lambda hidden: original(hidden.clone())
+    expected = model(ids).logits
+    with pytest.warns(UserWarning, match="DeepseekV3TopkRouter: left as it is, since its forward"):
+        hf.patch_moe(model)
+    assert [router.module for router in hf.routers(model)] == [model.model.layers[1].mlp.gate]
+    torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_patching_draws_no_random_numbers_and_warns_of_nothing() -> None:
+    model, state = tiny("Mixtral"), torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hf.patch_moe(model)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -45,7 +45,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "GptOss": {"num_local_experts": EXPERTS},  # softmax of the chosen, biases, its own gate
     "DeepseekV2": LATENT | ROUTED | GROUPS | {"topk_method": "group_limited_greedy"},
     "Glm4Moe": ROUTED | {"n_group": 1, "topk_group": 1},
-    "Olmoe": {"num_experts": EXPERTS},  # not normalised
+    "Olmoe": {"num_experts": EXPERTS, "num_key_value_heads": 2, "head_dim": 16},  # not normalised
     "Qwen2Moe": QWEN | {"shared_expert_intermediate_size": 16},
     "GraniteMoe": {"num_local_experts": EXPERTS},  # (ids, weights, logits)
     "MiniMax": {"num_local_experts": EXPERTS},

@@ -210,6 +210,19 @@ def test_contexts_end_with_an_error_inside() -> None:
     assert torch.equal(model(ids).logits, expected)
 
 
+def test_a_forward_pass_that_breaks_off() -> None:
+    model, ids = patched(), tokens()
+    hook = model.model.layers[0].register_forward_hook(lambda *args: 1 / 0)
+    with hf.record_routing(model) as record:
+        with pytest.raises(ZeroDivisionError):
+            model(ids)
+        with pytest.raises(RuntimeError, match=r"every layer as often as any other, got \[0, 1\]"):
+            record.take()
+        hook.remove()
+        model(ids)
+        assert len(record.take()) == 1
+
+
 def test_errors() -> None:
     model, ids = patched(), tokens()
     choices = recorded(model, ids)

@@ -24,6 +24,7 @@ from tests.moe_models import (
     V,
     assert_near,
     gradients,
+    loss_of,
     tiny,
     tokens,
 )
@@ -33,11 +34,6 @@ transformers = pytest.importorskip("transformers")
 
 def bias_of(model: Any) -> list[Tensor]:
     return [b for name, b in model.named_buffers() if name.endswith("e_score_correction_bias")]
-
-
-def loss_of(model: Any, ids: Tensor) -> Tensor:
-    logits = model(ids).logits[:, :-1].flatten(0, 1).float()
-    return nn.functional.cross_entropy(logits, ids[:, 1:].flatten())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -359,6 +355,27 @@ def test_compiles_into_one_graph(family: str) -> None:
     expected = gradients(model, loss_of(model, ids))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert_near(gradients(model, loss_of(compiled, ids)), expected)
+
+
+def test_lora_on_attention_and_on_experts() -> None:
+    peft = pytest.importorskip("peft")
+    model, ids = tiny("Qwen3Moe"), tokens()
+    config = peft.LoraConfig(
+        r=2, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"]
+    )
+    hf.patch_moe(model)
+    model = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    found, found_gradients = model(ids).logits, gradients(model, loss_of(model, ids))
+    hf.unpatch_moe(model)
+    torch.testing.assert_close(found, model(ids).logits, rtol=1e-5, atol=1e-5)
+    assert_near(found_gradients, gradients(model, loss_of(model, ids)))
+    hf.patch_moe(model)
+    assert len(hf.routers(model)) == LAYERS
+    torch.testing.assert_close(found, model(ids).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_one_token_and_none() -> None:

@@ -6,14 +6,25 @@
 from r1kernels.hf.grpo import grpo_loss
 from r1kernels.hf.head import Head, head_of
 from r1kernels.hf.logprobs import logprobs
+from r1kernels.hf.moe import patch_moe, register_experts, unpatch_moe
 from r1kernels.hf.patched import patch, unpatch, with_hidden
+from r1kernels.hf.routers import Router, routers
+from r1kernels.hf.routing import expert_counts, record_routing, replay_routing
 
 __all__ = [
     "Head",
+    "Router",
+    "expert_counts",
     "grpo_loss",
     "head_of",
     "logprobs",
     "patch",
+    "patch_moe",
+    "record_routing",
+    "register_experts",
+    "replay_routing",
+    "routers",
     "unpatch",
+    "unpatch_moe",
     "with_hidden",
 ]

@@ -18,6 +18,7 @@ from torch import Tensor
 from r1kernels.hf.head import Head, read_head
 from r1kernels.hf.logit_map import watch
 from r1kernels.hf.modules import unwrap
+from r1kernels.hf.moe import patch_moe, unpatch_moe
 from r1kernels.ops.linear_cross_entropy import linear_cross_entropy
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ def patch(model: Any) -> None:
     ``num_items_in_batch``, ``shift_labels``, ``ignore_index`` and router losses included), and with
     ``logits`` None, so metrics that are made of logits need the unpatched model. Without labels
     everything is as before, ``generate`` included. Adapters and weights are looked up in each call.
+    A mixture of experts is patched too, as by ``patch_moe``.
 
     Args:
         model: a HuggingFace causal LM whose output embeddings are an ``nn.Linear``, or peft's
@@ -47,6 +49,8 @@ def patch(model: Any) -> None:
         raise ValueError(f"patch: {type(model).__name__}: expected an unpatched model")
     model._r1kernels = State(model)
     model.forward = MethodType(model._r1kernels.method, model)
+    if "_r1kernels_moe" not in vars(model):
+        patch_moe(model)
 
 
 def unpatch(model: Any) -> None:
@@ -63,6 +67,8 @@ def unpatch(model: Any) -> None:
         raise ValueError(f"unpatch: {type(model).__name__}: its forward was replaced since")
     state.hook.remove()
     del model.forward, model._r1kernels
+    if "_r1kernels_moe" in vars(model):
+        unpatch_moe(model)
     if state.replaced is not None:
         model.forward = state.replaced
 

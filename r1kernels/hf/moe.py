@@ -1,0 +1,122 @@
+"""Mixture-of-experts models of HuggingFace through r1kernels' ops: routers and experts."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from r1kernels.hf.modules import unwrap
+from r1kernels.hf.routers import patch_routers, unpatch_routers
+from r1kernels.ops.moe_combine import accumulate_dtype
+from r1kernels.ops.moe_experts import moe_experts
+from r1kernels.ops.moe_route import Routing
+
+NAME = "r1"
+
+
+def register_experts() -> None:
+    """Make transformers know ``experts_implementation="r1"``.
+
+    ``patch`` and ``patch_moe`` do so; call it before a ``from_pretrained`` that asks for it.
+    """
+    from transformers.integrations.moe import ExpertsInterface
+
+    ExpertsInterface.register(NAME, experts_forward)
+
+
+def experts_forward(
+    self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """The forward of a HuggingFace experts module, through ``moe_experts``.
+
+    Args:
+        self: the module, as ``use_experts_implementation`` describes it.
+        hidden_states: [T, H]. Cast to the weights' dtype, as HuggingFace does.
+        top_k_index: [T, k]; ids of ``num_experts`` and above are another rank's experts and
+            contribute nothing, in both passes.
+        top_k_weights: [T, k], any float type.
+
+    Returns:
+        [T, H], dtype of ``hidden_states``.
+    """
+    name = "gate_up_proj" if self.has_gate else "up_proj"
+    first = getattr(self, name)
+    x = hidden_states.to(first.dtype)
+    options: dict[str, Any] = {}
+    if self.has_bias:
+        options["gate_up_bias"] = getattr(self, f"{name}_bias")
+        options["down_bias"] = self.down_proj_bias
+    if not is_swiglu(self):
+        options["activation"] = self._apply_gate if self.has_gate else self.act_fn
+    weights = top_k_weights.to(accumulate_dtype(x))
+    routing = Routing.of(weights, top_k_index, self.num_experts)
+    with torch.autocast(x.device.type, enabled=False):  # would cast the products inside of ops
+        y = moe_experts(x, first, self.down_proj, routing, transposed=self.is_transposed, **options)
+    return y.to(hidden_states.dtype)
+
+
+def is_swiglu(experts: Any) -> bool:
+    """Whether silu(gate)·up of two halves is what stands between a module's two products."""
+    from transformers.integrations.moe import _default_apply_gate
+
+    gate = getattr(experts._apply_gate, "__func__", None)
+    silu = isinstance(getattr(experts, "act_fn", None), nn.SiLU)
+    return experts.has_gate and silu and gate is _default_apply_gate
+
+
+def patch_moe(model: Any) -> None:
+    """Make a model's routers go through ``moe_route`` and its experts through ``moe_experts``.
+
+    Same outputs, ``router_logits`` included, same parameters, same ``state_dict``; the routers'
+    ``e_score_correction_bias`` becomes, and stays, float32 whatever the model is cast to. Routers
+    that do something else are left as they are, with a warning, and so are FP8 experts. Options
+    such as ``top_k`` are read now. Does nothing to a model without a mixture of experts.
+
+    Args:
+        model: a HuggingFace model, or peft's wrapper of one.
+
+    Raises:
+        ValueError: the model is patched already.
+    """
+    model = unwrap(model)
+    if "_r1kernels_moe" in vars(model):
+        raise ValueError(f"patch_moe: {type(model).__name__}: expected an unpatched model")
+    model._r1kernels_moe = None
+    experts = [module for module in model.modules() if hasattr(module, "_is_expert_parallel")]
+    reasons = {_unlike_plain_experts(module) for module in experts} - {None}
+    for reason in reasons:
+        name = type(model).__name__
+        warnings.warn(f"patch_moe: {name}: experts left as they are, {reason}", stacklevel=2)
+    if experts and not reasons:
+        register_experts()
+        model._r1kernels_moe = model.get_experts_implementation()
+        model.set_experts_implementation(NAME)
+    patch_routers(model)
+
+
+def unpatch_moe(model: Any) -> None:
+    """Undo ``patch_moe``; a bias that became float32 stays so.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    model = unwrap(model)
+    if "_r1kernels_moe" not in vars(model):
+        raise ValueError(f"unpatch_moe: {type(model).__name__}: expected a patched model")
+    if model._r1kernels_moe is not None:
+        model.set_experts_implementation(model._r1kernels_moe)
+    del model._r1kernels_moe
+    unpatch_routers(model)
+
+
+def _unlike_plain_experts(experts: nn.Module) -> str | None:
+    """Why ``experts_forward`` cannot stand in for the forward of an experts module."""
+    name = type(experts).__name__
+    if name.startswith("FP8"):
+        return f"since {name} has implementations of its own"
+    if getattr(experts, "has_post_expert_norm", False):
+        return f"since {name} has a norm after its experts"
+    return None

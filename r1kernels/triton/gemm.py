@@ -30,6 +30,12 @@ def tile_of_program(rows, columns, GROUP: tl.constexpr):
 
 
 @triton.jit
+def skip(pointer, count, size):
+    """The pointer, past ``count`` blocks of ``size``: 64 bits wide, whatever these two are."""
+    return pointer + tl.cast(count, tl.int64) * size
+
+
+@triton.jit
 def multiply_add(x, y, acc):
     if IN_FLOAT64:
         x, y = x.to(tl.float32).to(tl.float64), y.to(tl.float32).to(tl.float64)

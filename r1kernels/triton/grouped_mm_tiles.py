@@ -53,7 +53,7 @@ def product_tile(
     line = first + tl.arange(0, ROWS)
     row = tl.minimum(line, last - 1)
     column = tile_column * COLUMNS + tl.arange(0, COLUMNS)
-    weight += expert.to(tl.int64) * depth * width
+    weight = gemm.skip(weight, expert, depth * width)
     steps = tl.where(expert < experts, depth, 0)  # without an expert the result is 0
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
     if TRANSPOSED:
@@ -64,7 +64,7 @@ def product_tile(
         of_weight = tl.minimum(column, width - 1)
         acc = gemm.rows_times_rows(acc, x, row, weight, of_weight, steps, depth, STEP, EVEN)
     within = tl.arange(0, ROWS)[:, None] * width + column[None, :]
-    at = out + first.to(tl.int64) * width + within
+    at = gemm.skip(out, first, width) + within
     inside = (line < last)[:, None] & (column < width)[None, :]
     tl.store(at, acc.to(out.dtype.element_ty), mask=inside)
 
@@ -89,6 +89,6 @@ def weight_tile(
         right, right_lines, column, width,
         tl.load(offsets + expert), tl.minimum(tl.load(offsets + expert + 1), rows), STEP,
     )  # fmt: skip
-    at = out + (expert.to(tl.int64) * height + row[:, None]) * width + column[None, :]
+    at = gemm.skip(out, expert, height * width) + row[:, None] * width + column[None, :]
     inside = (row < height)[:, None] & (column < width)[None, :]
     tl.store(at, acc.to(out.dtype.element_ty), mask=inside)

@@ -40,7 +40,7 @@ def gate_up_tile(
     slot, real = slots_of(gather, line, last)
     both = tl.arange(0, COLUMNS)
     of_weight = tl.minimum(tile_column * HALF + both % HALF, inner - 1) + both // HALF * inner
-    gate_up += expert.to(tl.int64) * 2 * inner * depth
+    gate_up = gemm.skip(gate_up, expert, 2 * inner * depth)
     steps = tl.where(expert < experts, depth, 0)
     acc = gemm.rows_times_rows(
         tl.zeros((ROWS, COLUMNS), tl.float32), x, slot // TOP_K, gate_up, of_weight,
@@ -52,12 +52,12 @@ def gate_up_tile(
     inside = (line < last)[:, None] & (column < inner)[None, :]
     within = tl.arange(0, ROWS)[:, None]
     if h is not None:
-        at = h + first.to(tl.int64) * 2 * inner + (within * 2 * inner + column[None, :])
+        at = gemm.skip(h, first, 2 * inner) + (within * 2 * inner + column[None, :])
         tl.store(at, gate, mask=inside)
         tl.store(at + inner, up, mask=inside)
     gate, up = gate.to(tl.float32), up.to(tl.float32)
     product = (gate * tl.sigmoid(gate) * up).to(activation.dtype.element_ty)
-    at = activation + first.to(tl.int64) * inner + (within * inner + column[None, :])
+    at = gemm.skip(activation, first, inner) + (within * inner + column[None, :])
     tl.store(at, product, mask=inside)
 
 
@@ -79,21 +79,20 @@ def inner_gradient_tile(
     line = first + tl.arange(0, ROWS)
     slot, real = slots_of(gather, line, last)
     column = tile_column * COLUMNS + tl.arange(0, COLUMNS)
-    down += expert.to(tl.int64) * depth * inner
+    down = gemm.skip(down, expert, depth * inner)
     da = gemm.rows_times(
         tl.zeros((ROWS, COLUMNS), tl.float32), grad, slot // TOP_K, depth, down, column,
         depth, inner, STEP, EVEN, PADDED=False,
     )  # fmt: skip
     weight = tl.load(weights + slot, mask=real, other=0.0)
-    h += first.to(tl.int64) * 2 * inner
-    dh += first.to(tl.int64) * 2 * inner
+    h, dh = gemm.skip(h, first, 2 * inner), gemm.skip(dh, first, 2 * inner)
     if weighted is not None:
-        weighted += first.to(tl.int64) * inner
+        weighted = gemm.skip(weighted, first, inner)
     dot = inner_gradient_part(
         tl.where(real[:, None], da, 0.0), weight, h, dh, weighted, last - first,
         tile_column * COLUMNS, inner, PART,
     )  # fmt: skip
-    tl.store(dots + tile_column.to(tl.int64) * rows + line, dot, mask=line < last)
+    tl.store(gemm.skip(dots, tile_column, rows) + line, dot, mask=line < last)
 
 
 @triton.jit
@@ -131,8 +130,7 @@ def weights_gradient(dots, inverse, dweights, slots, rows, parts, BLOCK: tl.cons
     """dweights [slots] = Σ dots of the slot's row, from the first part to the last; 0 for none."""
     slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(inverse + slot, mask=slot < slots, other=-1)
-    at = dots + tl.maximum(row, 0)
     total = tl.zeros((BLOCK,), tl.float32)
     for part in range(parts):
-        total += tl.load(at + tl.cast(part, tl.int64) * rows, mask=row >= 0, other=0.0)
+        total += tl.load(gemm.skip(dots, part, rows) + row, mask=row >= 0, other=0.0)
     tl.store(dweights + slot, total, mask=slot < slots)

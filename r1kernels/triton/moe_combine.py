@@ -17,8 +17,6 @@ from r1kernels.triton import plug_in
 from r1kernels.triton.build import NVIDIA, Build
 from r1kernels.triton.moe_permute import BLOCK, ROWS, block_of, clear_padding, rows_of_choices
 
-WARPS = 8  # of a program of the backward pass, which handles ROWS × BLOCK elements together
-
 
 @triton.jit(do_not_specialize=["rows"])
 def combine(
@@ -94,7 +92,7 @@ def moe_combine_backward(
         gradient[(programs,)](
             drows, dweights, grad, rows, weights.contiguous(), gather.contiguous(),
             inverse.contiguous(), tokens, count, width, grad.stride(0), rows.stride(0), top_k,
-            ROWS, block_of(width), num_warps=WARPS,
+            ROWS, block_of(width),
         )  # fmt: skip
     return drows, dweights
 
@@ -112,10 +110,7 @@ def _builds(dtype: str) -> tuple[Build, ...]:
     return (
         Build(combine, signature, sizes, {}, wide, aligned=aligned),
         Build(combine, signature | {"weights": None}, sizes, {}, wide, aligned=aligned),
-        Build(
-            gradient, signature, sizes, {"num_warps": WARPS}, wide,
-            aligned=aligned,
-        ),
+        Build(gradient, signature, sizes, {}, wide, aligned=aligned),
     )  # fmt: skip
 
 

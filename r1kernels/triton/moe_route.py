@@ -43,7 +43,6 @@ class Logits(NamedTuple):
 class Choices(NamedTuple):
     """Of some rows, each [ROWS, CHOICES]."""
 
-    ids: Any
     z: Any
     there: Any
     s: Any  # scores, 0 where there is none
@@ -74,7 +73,7 @@ def read_choices(
         s = score_of(chosen, softmax(chosen, named), SCORE)
     else:
         s = score_of(chosen, softmax(z.to(tl.float64), there), SCORE)
-    return Choices(ids, chosen, named, tl.where(named, s, 0.0))
+    return Choices(chosen, named, tl.where(named, s, 0.0))
 
 
 @triton.jit
@@ -101,9 +100,10 @@ def route(
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     slot = tl.arange(0, CHOICES)[None, :]
     place = tl.arange(0, WIDTH)[None, :]
-    PADDING: tl.constexpr = WIDTH // GROUPS - EXPERTS // NUM_GROUPS
-    column = place - place // (WIDTH // GROUPS) * PADDING
-    there = (place % (WIDTH // GROUPS) < EXPERTS // NUM_GROUPS) & (column < EXPERTS)
+    SIZE: tl.constexpr = WIDTH // GROUPS
+    PADDING: tl.constexpr = SIZE - EXPERTS // NUM_GROUPS  # of every group, and groups of padding
+    column = place - place // SIZE * PADDING
+    there = (place % SIZE < SIZE - PADDING) & (column < EXPERTS)
     logits = Logits(logits, tokens, stride)
     z = read_rows(logits, row, column, there)
     here = (row < tokens) & (slot < top_k)
@@ -113,10 +113,9 @@ def route(
         if NUM_GROUPS > 1:
             key = in_best_groups(key, top_k_groups, BEST, GROUPS)
         chosen = choose(key, top_k, CHOICES)
-        chosen -= chosen // (WIDTH // GROUPS) * PADDING
+        chosen -= chosen // SIZE * PADDING
     else:
-        chosen = tl.load(replay_ids + row * top_k + slot, here, EXPERTS)
-        chosen = known(chosen, EXPERTS)
+        chosen = known(tl.load(replay_ids + row * top_k + slot, here, EXPERTS), EXPERTS)
     if num_valid is not None:
         chosen = tl.where(row < tl.load(num_valid), chosen, EXPERTS)
     chosen = tl.where(here, chosen, EXPERTS)
@@ -171,7 +170,7 @@ def gradient(
 
 
 def tile(width: int, top_k: int) -> dict[str, int]:
-    """Rows of ``width`` logits that a program has: one warp, where nothing waits at a barrier."""
+    """Of a program: rows in a single warp, up to 1024 wide, so that nothing waits at a barrier."""
     return {
         "ROWS": max(TILE // width, 1),
         "WIDTH": width,
@@ -268,7 +267,9 @@ def _builds(
 
 
 BUILDS = (
-    *(b for variant in VARIANTS.values() for b in _builds(variant, 256, 8, "fp32", False)),
+    *_builds(VARIANTS["DeepSeek-V3"], 256, 8, "fp32", False),
     *_builds(VARIANTS["DeepSeek-V3"], 1000, 16, "bf16", False),
-    *_builds(VARIANTS["Qwen3-MoE"], 128, 6, "bf16", True),
+    *_builds(VARIANTS["DeepSeek-V4"], 384, 6, "fp32", False),
+    *_builds(VARIANTS["Qwen3-MoE"], 128, 8, "bf16", True),
+    *_builds(VARIANTS["GPT-OSS"], 32, 4, "bf16", False),
 )

@@ -3,6 +3,7 @@
 ``explain`` says which backend a call runs on and why not on a better one; ``using`` pins one.
 """
 
+from r1kernels.check import checked
 from r1kernels.op import explain, using
 from r1kernels.ops.candidates import Candidates, candidates
 from r1kernels.ops.fused_linear_grpo_loss import fused_linear_grpo_loss
@@ -28,6 +29,7 @@ __all__ = [
     "PolicyLoss",
     "Routing",
     "candidates",
+    "checked",
     "explain",
     "fused_linear_grpo_loss",
     "fused_linear_loss",

@@ -20,7 +20,7 @@ static inline D splat_double(double x) { return D{} + x; }
 static inline D load_double(const double* p) { return load_as<D>(p); }
 static inline void store_double(double* p, D v) { store_as(p, v); }
 #ifdef __AVX512F__
-static inline D to_double(Singles v) { return (D)_mm512_cvtps_pd((__m256)v); }
+static inline D to_double(Singles v) { return (D)_mm512_maskz_cvtps_pd(0xff, (__m256)v); }
 #else
 static inline D to_double(Singles v) { return __builtin_convertvector(v, D); }
 #endif
@@ -96,7 +96,7 @@ static inline D exp(D x) {
   D p = polynomial(taylor, r);
   p = p * r * r + r + splat_double(1.0);
 #ifdef __AVX512F__
-  return (D)_mm512_scalef_pd((__m512d)p, (__m512d)n);
+  return (D)_mm512_maskz_scalef_pd(0xff, (__m512d)p, (__m512d)n);
 #else
   // 2^n in two factors: n = 1024 overflows, and n < -1022 becomes subnormal, only at the end.
   const L exponent = (L)shifted - (L)magic;
@@ -128,7 +128,7 @@ static inline D log1p(D x) {
 
 static inline D sqrt(D x) {
 #if defined(__AVX512F__)
-  return (D)_mm512_sqrt_pd((__m512d)x);
+  return (D)_mm512_maskz_sqrt_pd(0xff, (__m512d)x);
 #elif defined(__AVX2__)
   return (D)_mm256_sqrt_pd((__m256d)x);
 #else

@@ -36,12 +36,12 @@ static inline void widen(const Element* from, int64_t count, double* z) {
   store_double(z + i, to_double(rest));
 }
 
-// Logits of a row, then −inf up to `room`.
-static inline void load_logits(const Scoring& s, int64_t row, double* z, int64_t room) {
+// Logits of a row, then −inf up to padded(experts).
+static inline void load_logits(const Scoring& s, int64_t row, double* z) {
   const int64_t at = row * s.experts;
   if (s.bf16) widen<Halves>(static_cast<const uint16_t*>(s.logits) + at, s.experts, z);
   else widen<Singles>(static_cast<const float*>(s.logits) + at, s.experts, z);
-  for (int64_t i = s.experts; i < room; ++i) z[i] = -kInfinity;
+  for (int64_t i = s.experts; i < padded(s.experts); ++i) z[i] = -kInfinity;
 }
 
 struct Softmax {
@@ -53,10 +53,9 @@ static inline Softmax softmax_of(const double* z, int64_t room) {
   D max = splat_double(-kInfinity), sum{};
   for (int64_t i = 0; i < room; i += kDoubles) {
     const D v = load_double(z + i);
-    max = v > max ? v : max;
+    max = larger(v, max);
   }
-  Softmax found{max[0], 0};
-  for (int i = 1; i < kDoubles; ++i) found.max = max[i] > found.max ? max[i] : found.max;
+  Softmax found{largest_lane(max), 0};
   for (int64_t i = 0; i < room; i += kDoubles)
     sum += exp(load_double(z + i) - splat_double(found.max));
   found.sum = sum_of_lanes(sum);

@@ -29,6 +29,11 @@ inline void cluster_announce() { cluster_arrive(); }
 inline void cluster_wait() {
   emulator::Block::mine->wait(emulator::Block::mine->cluster.meeting, this_thread().announced);
 }
+// Blocks that are launched together are a cluster here.
+inline void sync_grid() {
+  cluster_arrive();
+  cluster_wait();
+}
 template <class T>
 T* in_block(T* here, int rank) {
   const auto offset = reinterpret_cast<unsigned char*>(here) - dynamic_shared();

@@ -109,24 +109,27 @@ struct Owned {
 };
 
 template <class Key, int N>
-__device__ inline void make_keys(Keys<Key, N>& keys, const Route& route, const Row& row,
+__device__ inline void make_keys(Keys<Key, N>& keys, const Route& call, const Row& row,
                                  const Owned& owned, const Softmax& all) {
+  // Every place computes, the ones without an expert something: no branch parts the computations.
   auto fill = [&](auto key) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) keys.of[i] = i < owned.count ? key(owned.first + i) : 0;
+    for (int i = 0; i < N; ++i) {
+      const int e = min(owned.first + i, call.in.experts - 1);
+      const Key found = key(row[e], e);
+      keys.of[i] = i < owned.count ? found : 0;
+    }
   };
-  if constexpr (sizeof(Key) == 4) {
-    fill([&](int e) { return key_of(row[e]); });
-  } else {
-    auto biased = [&](double x, int e) {
-      return key_of(route.bias != nullptr ? x + double{route.bias[e]} : x);
-    };
-    if (route.in.topk_first) fill([&](int e) { return biased(row[e], e); });
-    else if (route.in.score == Score::kSigmoid)
-      fill([&](int e) { return biased(sigmoid(row[e]), e); });
-    else if (route.in.score == Score::kSoftmax) fill([&](int e) { return biased(all(row[e]), e); });
-    else fill([&](int e) { return biased(sqrt_softplus(row[e]), e); });
-  }
+  auto fill_biased = [&](auto score) {
+    fill([&](float z, int e) {
+      return key_of(score(z) + double{call.bias != nullptr ? call.bias[e] : 0.0f});
+    });
+  };
+  if constexpr (sizeof(Key) == 4) fill([](float z, int) { return key_of(z); });
+  else if (call.in.topk_first) fill_biased([](float z) { return double{z}; });
+  else if (call.in.score == Score::kSigmoid) fill_biased([](float z) { return sigmoid(z); });
+  else if (call.in.score == Score::kSoftmax) fill_biased([&](float z) { return all(z); });
+  else fill_biased([](float z) { return sqrt_softplus(z); });
 }
 
 // The expert of each lane's choice.
@@ -158,6 +161,7 @@ __global__ void __launch_bounds__(kThreads<N>) route(Route call, MoeSort sort, S
   const Owned owned(call.layout);
   const int lane = threadIdx.x % 32;
   const int64_t valid = call.num_valid != nullptr ? *call.num_valid : in.tokens;
+  bool negative = false;
   const Segment tokens = shares.of(int64_t{blockIdx.x} * (kThreads<N> / 32) + threadIdx.x / 32);
   for (int64_t t = tokens.begin; t < tokens.end; ++t) {
     const Row row(in, t);
@@ -169,11 +173,11 @@ __global__ void __launch_bounds__(kThreads<N>) route(Route call, MoeSort sort, S
       if (in.over_all()) all = row.softmax(in.experts);
       if (call.replay_ids == nullptr) id = choose<Key, N>(call, row, owned, all);
       else if (mine) id = min(call.replay_ids[slot], int64_t{in.experts});
-      assert(id >= 0 && "moe_route: replay_ids: expected ids >= 0");
+      negative |= id < 0;
       if (!mine) id = in.experts;
       const Choice choice(in, row, id, all);
       double weight = choice.score;
-      if (in.normalises) weight /= sum_over_warp(weight) + kWeightEps;
+      if (in.normalises) weight = quotient(weight, sum_over_warp(weight) + kWeightEps);
       if (mine) call.weights[slot] = static_cast<float>(weight * in.scale);
       if (choice.there && sort.align > 0) rows.add(static_cast<int>(id));
     } else if (mine) {
@@ -182,6 +186,7 @@ __global__ void __launch_bounds__(kThreads<N>) route(Route call, MoeSort sort, S
     if (mine) call.ids[slot] = id;
   }
   if (sort.align > 0) rows.place({tokens.begin * in.top_k, tokens.end * in.top_k});
+  assert(!negative && "moe_route: replay_ids: expected ids >= 0");  // a call: few registers live
 }
 
 Layout layout_of(int64_t experts, int64_t groups, int64_t used, bool by_two) {

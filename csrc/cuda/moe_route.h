@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "cuda/double_math.h"
 #include "cuda/elements.h"
 #include "cuda/moe_sort.h"
 
@@ -39,16 +40,12 @@ __device__ inline float max_over_warp(float x) {
   return x;
 }
 
-__device__ inline double sigmoid(double z) { return 1.0 / (1.0 + exp(-z)); }
-// Softplus is the identity where eᶻ is beyond all else.
-__device__ inline double sqrt_softplus(double z) { return sqrt(z > 1000.0 ? z : log1p(exp(z))); }
-
 struct Softmax {
   float max;
   double sum;
 
-  __device__ double exponential(float z) const { return exp(double{z} - double{max}); }
-  __device__ double operator()(float z) const { return exponential(z) / sum; }
+  __device__ double unscaled(float z) const { return exponential(double{z} - double{max}); }
+  __device__ double operator()(float z) const { return unscaled(z) * reciprocal(sum); }
 };
 
 // The logits of a token.
@@ -67,7 +64,7 @@ struct Row {
     Softmax all{-INFINITY, 0.0};
     for (int e = threadIdx.x % 32; e < experts; e += 32) all.max = fmaxf(all.max, (*this)[e]);
     all.max = max_over_warp(all.max);
-    for (int e = threadIdx.x % 32; e < experts; e += 32) all.sum += all.exponential((*this)[e]);
+    for (int e = threadIdx.x % 32; e < experts; e += 32) all.sum += all.unscaled((*this)[e]);
     all.sum = sum_over_warp(all.sum);
     return all;
   }
@@ -90,7 +87,7 @@ struct Choice {
       Softmax of = all;
       if (in.topk_first) {
         of.max = max_over_warp(z);
-        of.sum = sum_over_warp(there ? of.exponential(z) : 0.0);
+        of.sum = sum_over_warp(there ? of.unscaled(z) : 0.0);
       }
       score = of(z);
     }

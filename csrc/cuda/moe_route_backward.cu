@@ -28,7 +28,7 @@ __device__ inline double through_normaliser(const Scoring& in, const Choice& cho
   double ds = choice.there ? grad * in.scale : 0.0;
   if (in.normalises) {
     const double total = sum_over_warp(choice.score) + kWeightEps;
-    ds = (ds - sum_over_warp(ds * choice.score) / total) / total;
+    ds = quotient(ds - quotient(sum_over_warp(ds * choice.score), total), total);
   }
   return choice.there ? ds : 0.0;
 }
@@ -38,7 +38,7 @@ __device__ inline double through_score(const Scoring& in, const Choice& choice, 
   const double s = choice.score;
   if (in.score == Score::kSigmoid) return ds * s * (1.0 - s);
   if (in.score == Score::kSoftmax) return s * (ds - sum_over_warp(ds * s));
-  return s > 0.0 ? ds * sigmoid(choice.z) / (2.0 * s) : 0.0;
+  return s > 0.0 ? quotient(ds * sigmoid(choice.z), 2.0 * s) : 0.0;
 }
 
 __global__ void __launch_bounds__(kThreads) backward(Backward call) {

@@ -20,6 +20,25 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
   return word;
 }
 
+// 1/x and 1/√x to 20 bits.
+__device__ inline double approximate_reciprocal(double x) {
+  double y;
+  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+  return y;
+}
+__device__ inline double approximate_rsqrt(double x) {
+  double y;
+  asm("rsqrt.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+  return y;
+}
+
+// The larger one, NaN for NaN; fmaxf returns the other one then.
+__device__ inline float at_least(float x, float bound) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(bound));
+  return y;
+}
+
 extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];
 __device__ inline unsigned char* dynamic_shared() { return dynamic_shared_memory; }
 

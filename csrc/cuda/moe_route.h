@@ -64,6 +64,7 @@ struct Row {
     Softmax all{-INFINITY, 0.0};
     for (int e = threadIdx.x % 32; e < experts; e += 32) all.max = fmaxf(all.max, (*this)[e]);
     all.max = max_over_warp(all.max);
+#pragma unroll 1  // as a loop it needs few registers
     for (int e = threadIdx.x % 32; e < experts; e += 32) all.sum += all.unscaled((*this)[e]);
     all.sum = sum_over_warp(all.sum);
     return all;

@@ -20,4 +20,5 @@ def two_threads_and_one_seed() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
 
+
 from tests.emulated_cuda import emulated, kernels  # noqa: E402, F401 (fixtures)

@@ -21,6 +21,10 @@ CASES += [
     pytest.param(moe_route.MOE_ROUTE, case, id=f"moe_route-{case.name}, strange")
     for case in moe_route.STRANGE
 ]
+# No kernel here depends on the architecture.
+pytestmark = pytest.mark.parametrize(
+    "kernels", ["gpu" if torch.cuda.is_available() else "sm_80"], indirect=True
+)
 # Score, order, bias, groups, best groups, normalise, scale, replay, num_valid, align.
 PLAIN = ("sigmoid", "score_first", None, 1, 1, True, 1.0, None, None, 1)
 

@@ -155,7 +155,7 @@ template <int N>
 constexpr int kThreads = N <= 8 ? 1024 : N == 16 ? 512 : 256;
 
 template <class Key, int N>
-__global__ void __launch_bounds__(kThreads<N>) route(Route call, MoeSort sort, Shares shares) {
+__global__ void __launch_bounds__(kThreads<N>, 1) route(Route call, MoeSort sort, Shares shares) {
   const Scoring& in = call.in;
   const BlockSort<kThreads<N>> rows(sort);
   const Owned owned(call.layout);

@@ -19,3 +19,6 @@ def two_threads_and_one_seed() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+from tests.emulated_cuda import emulated, kernels  # noqa: E402, F401 (fixtures)

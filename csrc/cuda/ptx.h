@@ -1,6 +1,8 @@
 // Instructions that CUDA C++ has no name for, or only a slower one.
 #pragma once
 
+#include <cooperative_groups.h>
+
 #include <cstdint>
 
 namespace r1 {
@@ -18,11 +20,34 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
   return word;
 }
 
-// Clusters, barriers in shared memory and bulk copies came with sm_90.
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+// 1/x and 1/√x to 20 bits.
+__device__ inline double approximate_reciprocal(double x) {
+  double y;
+  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+  return y;
+}
+__device__ inline double approximate_rsqrt(double x) {
+  double y;
+  asm("rsqrt.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+  return y;
+}
+
+// The larger one, NaN for NaN; fmaxf returns the other one then.
+__device__ inline float at_least(float x, float bound) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(bound));
+  return y;
+}
+
 extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];
 __device__ inline unsigned char* dynamic_shared() { return dynamic_shared_memory; }
 
+// Waits for all blocks of a launch that OnDevice::launch_together made. What a thread wrote before,
+// all see after it.
+__device__ inline void sync_grid() { cooperative_groups::this_grid().sync(); }
+
+// Clusters, barriers in shared memory and bulk copies came with sm_90.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 __device__ inline int cluster_rank() {
   uint32_t rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));

@@ -34,11 +34,10 @@ class OnDevice {
       : index_(t.get_device_index()), guard_(index_), stream_(current_stream(index_)) {}
 
   bool is_sm90() const {
-    int major = 0, minor = 0;
-    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index_), "device");
-    check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index_), "device");
-    return major == 9 && minor == 0;
+    return attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+           attribute(cudaDevAttrComputeCapabilityMinor) == 0;
   }
+  int multiprocessors() const { return attribute(cudaDevAttrMultiProcessorCount); }
 
   template <class... Parameters, class... Arguments>
   void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads,
@@ -50,25 +49,48 @@ class OnDevice {
   template <class... Parameters, class... Arguments>
   void launch_clusters(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads,
                        int cluster, int shared, const Arguments&... arguments) const {
+    cudaLaunchAttribute shape{};
+    shape.id = cudaLaunchAttributeClusterDimension;
+    shape.val.clusterDim.x = cluster;
+    shape.val.clusterDim.y = shape.val.clusterDim.z = 1;
+    launch_with(shape, cluster > 1, name, kernel, grid, threads, shared, arguments...);
+  }
+
+  // All blocks run at the same time, one a multiprocessor at most, and may wait for one another.
+  template <class... Parameters, class... Arguments>
+  void launch_together(const char* name, void (*kernel)(Parameters...), int blocks, int threads,
+                       int shared, const Arguments&... arguments) const {
+    cudaLaunchAttribute together{};
+    together.id = cudaLaunchAttributeCooperative;
+    together.val.cooperative = 1;
+    launch_with(together, true, name, kernel, dim3(blocks), threads, shared, arguments...);
+  }
+
+ private:
+  int attribute(cudaDeviceAttr which) const {
+    int value = 0;
+    check_cuda(cudaDeviceGetAttribute(&value, which, index_), "device");
+    return value;
+  }
+
+  template <class... Parameters, class... Arguments>
+  void launch_with(cudaLaunchAttribute attribute, bool used, const char* name,
+                   void (*kernel)(Parameters...), dim3 grid, int threads, int shared,
+                   const Arguments&... arguments) const {
     if (shared > 48 << 10)  // more than a kernel may have unasked
       check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                       cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
                  name);
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = cluster;
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
     cudaLaunchConfig_t config{};
     config.gridDim = grid;
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = shared;
     config.stream = stream_;
     config.attrs = &attribute;
-    config.numAttrs = cluster > 1 ? 1 : 0;
+    config.numAttrs = used ? 1 : 0;
     check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...), name);
   }
 
- private:
   int32_t index_;
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_;

@@ -24,9 +24,9 @@
 #define __launch_bounds__(...)
 #define __shared__ static thread_local
 #define __syncthreads() ::emulator::sync_block()
-#define __shfl_down_sync(mask, value, offset) ::emulator::shuffle_down(value, offset)
 #define threadIdx (::emulator::Block::mine->threads[::emulator::Block::mine->running].index)
 #define blockIdx (::emulator::Block::mine->index)
+#define gridDim (::emulator::Block::mine->cluster.grid)
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -41,6 +41,12 @@ inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
 inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t bits) {
   return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> (bits % 32));
 }
+inline uint64_t __double_as_longlong(double x) { return std::bit_cast<uint64_t>(x); }
+inline double __longlong_as_double(uint64_t x) { return std::bit_cast<double>(x); }
+inline int __popc(uint32_t x) { return std::popcount(x); }
+inline int __ffs(uint32_t x) { return x == 0 ? 0 : std::countr_zero(x) + 1; }
+inline int atomicAdd(int* p, int x) { return std::atomic_ref(*p).fetch_add(x); }
+using std::max;
 using std::min;
 
 namespace emulator {
@@ -63,7 +69,9 @@ struct Meeting {
 };
 
 struct Cluster {
-  explicit Cluster(int blocks, int threads) : blocks(blocks), meeting(blocks * threads) {}
+  Cluster(dim3 grid, int blocks, int threads)
+      : grid(grid), blocks(blocks), meeting(blocks * threads) {}
+  dim3 grid;
   int blocks;
   Meeting meeting;
   std::vector<std::unique_ptr<unsigned char[]>> shared;  // of each block
@@ -84,7 +92,11 @@ struct Thread {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
   unsigned announced = 0;
+  const Meeting* awaited = nullptr;  // with its round
+  unsigned round = 0;
   bool done = false;
+
+  bool waits() const { return awaited != nullptr && awaited->round == round; }
 };
 
 struct Block {
@@ -97,7 +109,7 @@ struct Block {
   unsigned char* shared;
   std::vector<Thread> threads;
   std::vector<std::unique_ptr<Meeting>> warps;
-  std::vector<float> lanes;
+  std::vector<uint64_t> lanes;
   Meeting all;
   std::map<void*, Expected> arrivals;
   ucontext_t scheduler;
@@ -127,32 +139,49 @@ struct Block {
       for (running = 0; running < static_cast<int>(threads.size()); ++running) {
         if (threads[running].done) continue;
         left = true;
-        swapcontext(&scheduler, &threads[running].context);
+        if (!threads[running].waits()) swapcontext(&scheduler, &threads[running].context);
       }
       std::this_thread::yield();
     }
   }
   void wait(const Meeting& meeting, unsigned round) {
-    while (meeting.round == round) swapcontext(&threads[running].context, &scheduler);
+    Thread& thread = threads[running];
+    thread.awaited = &meeting, thread.round = round;
+    while (thread.waits()) swapcontext(&thread.context, &scheduler);
   }
 };
 
 inline void sync_block() { Block::mine->wait(Block::mine->all, Block::mine->all.arrive()); }
 
-inline float shuffle_down(float value, int offset) {
+// see(own lane, value_of), where value_of(lane) is what that lane of the warp came with.
+template <class T, class See>
+auto in_warp(const T& value, const See& see) {
   Block& block = *Block::mine;
   const int at = block.running, lane = at % Block::kWarp;
   Meeting& warp = *block.warps[at / Block::kWarp];
-  block.lanes[at] = value;
+  std::memcpy(&block.lanes[at], &value, sizeof(T));
   block.wait(warp, warp.arrive());
-  const float result = lane + offset < Block::kWarp ? block.lanes[at + offset] : value;
+  const auto result = see(lane, [&](int from) {
+    T other;
+    std::memcpy(&other, &block.lanes[at - lane + from], sizeof(T));
+    return other;
+  });
   block.wait(warp, warp.arrive());
   return result;
 }
 
-inline void run_cluster(unsigned x, unsigned y, int threads, int blocks, int shared,
+template <class T, class Matches>
+uint32_t lanes_where(const T& value, const Matches& matches) {
+  return in_warp(value, [&](int, auto value_of) {
+    uint32_t lanes = 0;
+    for (int i = 0; i < Block::kWarp; ++i) lanes |= uint32_t{matches(value_of(i))} << i;
+    return lanes;
+  });
+}
+
+inline void run_cluster(dim3 grid, unsigned x, unsigned y, int threads, int blocks, int shared,
                         const std::function<void()>& kernel) {
-  Cluster cluster(blocks, threads);
+  Cluster cluster(grid, blocks, threads);
   for (int rank = 0; rank < blocks; ++rank) {
     cluster.shared.emplace_back(new (std::align_val_t{128}) unsigned char[shared + 1]);
     std::memset(cluster.shared.back().get(), 0xff, shared);  // NaN
@@ -164,3 +193,40 @@ inline void run_cluster(unsigned x, unsigned y, int threads, int blocks, int sha
   for (std::thread& thread : running) thread.join();
 }
 }  // namespace emulator
+
+// All lanes of a warp call these together, so the mask says nothing.
+inline void __syncwarp() {
+  ::emulator::in_warp(0, [](int, auto) { return 0; });
+}
+template <class T>
+T __shfl_sync(uint32_t, T value, int from) {
+  return ::emulator::in_warp(value, [&](int, auto value_of) { return value_of(from % 32); });
+}
+template <class T>
+T __shfl_xor_sync(uint32_t, T value, int by) {
+  return ::emulator::in_warp(value, [&](int lane, auto value_of) { return value_of(lane ^ by); });
+}
+template <class T>
+T __shfl_up_sync(uint32_t, T value, int by) {
+  return ::emulator::in_warp(
+      value, [&](int lane, auto value_of) { return value_of(lane < by ? lane : lane - by); });
+}
+template <class T>
+T __shfl_down_sync(uint32_t, T value, int by) {
+  return ::emulator::in_warp(
+      value, [&](int lane, auto value_of) { return value_of(lane + by < 32 ? lane + by : lane); });
+}
+inline uint32_t __ballot_sync(uint32_t, bool holds) {
+  return ::emulator::lanes_where(holds, [](bool other) { return other; });
+}
+template <class T>
+uint32_t __match_any_sync(uint32_t, T value) {
+  return ::emulator::lanes_where(value, [&](T other) { return other == value; });
+}
+inline uint32_t __reduce_max_sync(uint32_t, uint32_t value) {
+  return ::emulator::in_warp(value, [](int, auto value_of) {
+    uint32_t most = 0;
+    for (int i = 0; i < 32; ++i) most = std::max(most, value_of(i));
+    return most;
+  });
+}

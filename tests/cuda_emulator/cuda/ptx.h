@@ -15,6 +15,13 @@ inline uint32_t bf16_bits(float x) {
 }
 inline uint32_t pack_bf16(float low, float high) { return bf16_bits(low) | bf16_bits(high) << 16; }
 
+inline double upper_half(double x) {
+  return std::bit_cast<double>(std::bit_cast<uint64_t>(x) >> 32 << 32);
+}
+inline double approximate_reciprocal(double x) { return upper_half(1 / x); }
+inline double approximate_rsqrt(double x) { return upper_half(1 / std::sqrt(x)); }
+inline float at_least(float x, float bound) { return x < bound ? bound : x; }
+
 inline unsigned char* dynamic_shared() { return emulator::Block::mine->shared; }
 inline int cluster_rank() { return emulator::Block::mine->rank; }
 inline int cluster_size() { return emulator::Block::mine->cluster.blocks; }
@@ -28,6 +35,11 @@ inline void cluster_arrive() {
 inline void cluster_announce() { cluster_arrive(); }
 inline void cluster_wait() {
   emulator::Block::mine->wait(emulator::Block::mine->cluster.meeting, this_thread().announced);
+}
+// Blocks that are launched together are a cluster here.
+inline void sync_grid() {
+  cluster_arrive();
+  cluster_wait();
 }
 template <class T>
 T* in_block(T* here, int rank) {

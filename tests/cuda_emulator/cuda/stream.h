@@ -26,7 +26,15 @@ struct OnDevice {
                        int cluster, int shared, const Arguments&... arguments) const {
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; x += cluster)
-        emulator::run_cluster(x, y, threads, cluster, shared, [&] { kernel(arguments...); });
+        emulator::run_cluster(grid, x, y, threads, cluster, shared, [&] { kernel(arguments...); });
+  }
+
+  int multiprocessors() const { return 3; }
+
+  template <class... Parameters, class... Arguments>
+  void launch_together(const char* name, void (*kernel)(Parameters...), int blocks, int threads,
+                       int shared, const Arguments&... arguments) const {
+    launch_clusters(name, kernel, dim3(blocks), threads, blocks, shared, arguments...);
   }
 };
 }  // namespace r1

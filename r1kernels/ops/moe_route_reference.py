@@ -17,7 +17,8 @@ def score_of(z: Tensor, score: str) -> Tensor:
     """Scores of float64 logits [T, E], or of any shape unless it is the softmax of a row."""
     if score == "softmax":
         return z.softmax(-1)
-    return z.sigmoid() if score == "sigmoid" else F.softplus(z, threshold=1000.0).sqrt()
+    # Above the threshold softplus is z: to the last bit from 34 on, and eᶻ overflows from 710 on.
+    return z.sigmoid() if score == "sigmoid" else F.softplus(z, threshold=100.0).sqrt()
 
 
 def keys(logits: Tensor, score: str, order: str, bias: Tensor | None, num_groups: int) -> Tensor:
@@ -39,19 +40,30 @@ def choose(
 ) -> Tensor:
     """[T, k]: the k best keys in the best groups, best first; of equal ones the lower index.
 
-    A group counts as much as the sum of its ``best_of_group`` best keys. What is not in one of the
-    best groups comes after everything that is, −inf included.
+    A group counts as much as its best key, or as the sum of its two best, compared to 48 bits. What
+    is not in one of the best groups comes after everything that is, −inf included.
     """
     order = key.argsort(dim=1, descending=True, stable=True)
     if num_groups > 1:
         size = key.shape[1] // num_groups
         group = key.view(-1, num_groups, size).topk(best_of_group, -1).values.sum(-1)
+        if best_of_group == 2:
+            group = to_48_bits(group)
         group = group.masked_fill(group.isnan(), -torch.inf)  # +inf − inf
         best = group.argsort(dim=1, descending=True, stable=True)[:, :top_k_groups]
         outside = torch.ones_like(group, dtype=torch.bool).scatter_(1, best, False)
         last = outside.gather(1, order // size).to(torch.int8)
         order = order.gather(1, last.argsort(dim=1, stable=True))
     return order[:, :top_k]
+
+
+def to_48_bits(sums: Tensor) -> Tensor:
+    """Float64 ``sums`` with the last five bits rounded off.
+
+    σ(z) + σ(−z) is 1, but which of these sums is 1 to the last bit depends on the exponential at
+    hand: PyTorch's own differs between an element within a vector and one past the last.
+    """
+    return ((sums.contiguous().view(torch.int64) + 16) & -32).view(torch.float64)
 
 
 def scores_of_choices(z: Tensor, ids: Tensor, score: str, order: str) -> Tensor:

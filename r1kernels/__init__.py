@@ -5,6 +5,7 @@
 
 from r1kernels.op import explain, using
 from r1kernels.ops.candidates import Candidates, candidates
+from r1kernels.ops.expert_parallel import moe_experts_parallel
 from r1kernels.ops.fused_linear_grpo_loss import fused_linear_grpo_loss
 from r1kernels.ops.fused_linear_loss import FusedLoss, fused_linear_loss
 from r1kernels.ops.gdpo_advantage import gdpo_advantage
@@ -14,6 +15,7 @@ from r1kernels.ops.head import LogProb
 from r1kernels.ops.linear_cross_entropy import linear_cross_entropy
 from r1kernels.ops.linear_logprob import linear_logprob
 from r1kernels.ops.logprob import logprob
+from r1kernels.ops.moe_balance import moe_balance_loss, update_expert_bias
 from r1kernels.ops.moe_combine import moe_combine
 from r1kernels.ops.moe_experts import moe_experts
 from r1kernels.ops.moe_permute import moe_permute
@@ -37,11 +39,14 @@ __all__ = [
     "linear_cross_entropy",
     "linear_logprob",
     "logprob",
+    "moe_balance_loss",
     "moe_combine",
     "moe_experts",
+    "moe_experts_parallel",
     "moe_permute",
     "moe_route",
     "moe_sort",
     "policy_loss",
+    "update_expert_bias",
     "using",
 ]

@@ -22,16 +22,19 @@ constexpr int kPanel = 48;  // lanes of a panel; a multiple of every vector widt
 namespace r1::R1_ISA {
 struct F32 {
   using Element = float;
+  using Elements = U;  // a vector of them, as bits
   static constexpr int kPerUnit = 1;
   static inline F dot(F acc, U a, U b) { return acc + (F)a * (F)b; }
   static inline float element(float x) { return x; }
   static inline float scalar(float x) { return x; }
+  static inline F rounded(F x) { return x; }
   static inline uint32_t unit(float x, float) {
     uint32_t u;
     memcpy(&u, &x, 4);
     return u;
   }
   static inline U units(F x, F) { return (U)x; }
+  static inline U pair(U x, U) { return x; }
   static inline void set(uint32_t& u, int64_t, float x) { u = unit(x, 0); }
   static inline F load(const float* p) { return R1_ISA::load(p); }
   static inline void store(float* p, F v) { R1_ISA::store(p, v); }
@@ -39,6 +42,7 @@ struct F32 {
 
 struct BF16 {
   using Element = uint16_t;
+  using Elements = H;
   static constexpr int kPerUnit = 2;
   static inline F dot(F acc, U a, U b) {
 #ifdef __AVX512BF16__
@@ -50,6 +54,7 @@ struct BF16 {
   }
   static inline uint16_t element(float x) { return float_to_bf16(x); }
   static inline float scalar(uint16_t x) { return bf16_to_float(x); }
+  static inline F rounded(F x) { return from_bf16(to_bf16(x)); }
   static inline uint32_t unit(float low, float high) {
     return uint32_t(element(low)) | uint32_t(element(high)) << 16;
   }
@@ -57,6 +62,9 @@ struct BF16 {
     u = which ? (u & 0xffffu) | uint32_t(x) << 16 : (u & 0xffff0000u) | x;
   }
   static inline U units(F low, F high) { return bf16_bits(low) | bf16_bits(high) << 16; }
+  static inline U pair(H low, H high) {
+    return __builtin_convertvector(low, U) | __builtin_convertvector(high, U) << 16;
+  }
   static inline F load(const uint16_t* p) { return load_bf16(p); }
   static inline void store(uint16_t* p, F v) { store_bf16(p, v); }
 };
@@ -101,6 +109,15 @@ static inline void micro(int64_t depth, Left left, const uint32_t* b, float* c, 
     }
 }
 
+// As many rows as are left, at most MR.
+template <class T, int MR, int NR>
+static inline void micro_rows(int64_t rows, int64_t depth, Left left, const uint32_t* b, float* c,
+                              int64_t ldc, bool accumulate) {
+  if constexpr (MR > 1)
+    if (rows < MR) return micro_rows<T, MR - 1, NR>(rows, depth, left, b, c, ldc, accumulate);
+  micro<T, MR, NR>(depth, left, b, c, ldc, accumulate);
+}
+
 // Fetches the sums that come next, from wherever they are, while the products at hand are made.
 template <int MR, int NR>
 static inline void prefetch(const float* c, int64_t ldc) {
@@ -108,31 +125,38 @@ static inline void prefetch(const float* c, int64_t ldc) {
     for (int n = 0; n < NR; ++n) __builtin_prefetch(c + m * ldc + n * kWidth, 1);
 }
 
+// NR vectors of lanes of one slice of the reduction.
+template <class T, int NR>
+static inline void gemm_strip(int64_t rows, int64_t depth, Left left, const uint32_t* b, float* c,
+                              int64_t ldc, bool accumulate, bool fetch) {
+  constexpr int MR = kWidth == 16 ? 8 : 4;
+  for (int64_t m = 0; m < rows; m += MR) {
+    const Left at{left.a + m * left.row, left.row, left.unit};
+    if (fetch) prefetch<MR, NR>(c + (m + MR) * ldc, ldc);
+    micro_rows<T, MR, NR>(rows - m, depth, at, b, c + m * ldc, ldc, accumulate);
+  }
+}
+
 // One panel: c[rows][lanes], where lanes is rounded up to whole vectors.
 template <class T>
 static void gemm_panel(int64_t rows, int64_t lanes, int64_t depth, Left left, const uint32_t* b,
                        float* c, int64_t ldc, bool accumulate) {
-  constexpr int MR = kWidth == 16 ? 8 : 4, NR = kWidth == 16 ? 3 : 2;
+  constexpr int NR = kWidth == 16 ? 3 : 2;
   constexpr int64_t kDepth = 160;  // units: a slice of a panel is 30 KiB, about the first cache
   const int64_t slices = depth > 0 ? (depth + kDepth - 1) / kDepth : 1;
   const int64_t slice = depth > 0 ? (depth + slices - 1) / slices : 1;  // of equal length
   for (int64_t k0 = 0; k0 < depth || k0 == 0; k0 += slice) {
     const int64_t d = depth - k0 < slice ? depth - k0 : slice;
-    const bool add = accumulate || k0 > 0;
-    for (int64_t n = 0; n < lanes; n += kWidth * (lanes - n > kWidth ? NR : 1)) {
+    const bool add = accumulate || k0 > 0, fetch = accumulate && k0 == 0;
+    const Left at{left.a + k0 * left.unit, left.row, left.unit};
+    for (int64_t n = 0; n < lanes; n += kWidth * NR) {
       const uint32_t* bn = b + k0 * kPanel + n;
-      for (int64_t m = 0; m < rows;) {
-        const Left at{left.a + m * left.row + k0 * left.unit, left.row, left.unit};
-        float* cm = c + m * ldc + n;
-        if (lanes - n > kWidth) {
-          if (accumulate && k0 == 0) prefetch<MR, NR>(cm + MR * ldc, ldc);
-          if (rows - m >= MR) micro<T, MR, NR>(d, at, bn, cm, ldc, add), m += MR;
-          else micro<T, 1, NR>(d, at, bn, cm, ldc, add), m += 1;
-        } else {
-          if (rows - m >= MR) micro<T, MR, 1>(d, at, bn, cm, ldc, add), m += MR;
-          else micro<T, 1, 1>(d, at, bn, cm, ldc, add), m += 1;
-        }
-      }
+      if (lanes - n <= kWidth)
+        gemm_strip<T, 1>(rows, d, at, bn, c + n, ldc, add, false);
+      else if (NR == 3 && lanes - n <= 2 * kWidth)
+        gemm_strip<T, 2>(rows, d, at, bn, c + n, ldc, add, fetch);
+      else
+        gemm_strip<T, NR>(rows, d, at, bn, c + n, ldc, add, fetch);
     }
   }
 }

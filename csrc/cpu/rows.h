@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #include "common/op.h"
 #include "cpu/simd.h"
@@ -23,12 +24,15 @@ struct Buffer {  // uninitialised, aligned for whole vectors
   T& operator[](int64_t i) { return p[i]; }
 };
 
-// Rows of H elements as rows of whole units: in place, or copied with a zero at the end where a
-// bf16 row has an odd length.
+// Rows of H elements (the last dimension) as rows of whole units: in place, or copied with a zero at
+// the end where a bf16 row has an odd length.
 inline Tensor whole_units(const Tensor& t) {
-  if (!is_bf16(t) || t.size(1) % 2 == 0) return dense(t);
-  Tensor padded = torch::stable::new_zeros(t, {t.size(0), t.size(1) + 1});
-  Tensor view = torch::stable::narrow(padded, 1, 0, t.size(1));
+  const int64_t last = t.dim() - 1, width = t.size(last);
+  if (!is_bf16(t) || width % 2 == 0) return dense(t);
+  std::vector<int64_t> sizes(t.sizes().begin(), t.sizes().end());
+  ++sizes[last];
+  Tensor padded = torch::stable::new_zeros(t, sizes);
+  Tensor view = torch::stable::narrow(padded, last, 0, width);
   torch::stable::copy_(view, t);
   return padded;
 }

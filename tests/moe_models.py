@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 V, S = 67, 9
@@ -68,6 +69,11 @@ def tiny(family: str, **changes: Any) -> Any:
 
 def tokens(rows: int = 2, length: int = S) -> Tensor:
     return torch.randint(1, V, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def loss_of(model: Any, ids: Tensor) -> Tensor:
+    logits = model(ids).logits[:, :-1].flatten(0, 1).float()
+    return F.cross_entropy(logits, ids[:, 1:].flatten())
 
 
 def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:

@@ -7,10 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from r1kernels import hf
-from tests.moe_models import EXPERTS, LAYERS, MAIN, TOP_K, S, assert_near, gradients, tiny, tokens
+from tests.moe_models import (
+    EXPERTS,
+    LAYERS,
+    MAIN,
+    TOP_K,
+    S,
+    assert_near,
+    gradients,
+    loss_of,
+    tiny,
+    tokens,
+)
 
 transformers = pytest.importorskip("transformers")
 
@@ -37,11 +48,6 @@ def disturbed(model: Any) -> Any:
         for router in hf.routers(other):
             router.module.weight.add_(0.1 * torch.randn_like(router.module.weight))
     return other
-
-
-def loss_of(model: Any, ids: Tensor) -> Tensor:
-    logits = model(ids).logits[:, :-1].flatten(0, 1)
-    return nn.functional.cross_entropy(logits, ids[:, 1:].flatten())
 
 
 @pytest.mark.parametrize("family", MAIN)
@@ -208,6 +214,19 @@ def test_contexts_end_with_an_error_inside() -> None:
     ):
         raise ZeroDivisionError
     assert torch.equal(model(ids).logits, expected)
+
+
+def test_a_forward_pass_that_breaks_off() -> None:
+    model, ids = patched(), tokens()
+    hook = model.model.layers[0].register_forward_hook(lambda *args: 1 / 0)
+    with hf.record_routing(model) as record:
+        with pytest.raises(ZeroDivisionError):
+            model(ids)
+        with pytest.raises(RuntimeError, match=r"every layer as often as any other, got \[0, 1\]"):
+            record.take()
+        hook.remove()
+        model(ids)
+        assert len(record.take()) == 1
 
 
 def test_errors() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -70,9 +71,9 @@ def patch_moe(model: Any) -> None:
     """Make a model's routers go through ``moe_route`` and its experts through ``moe_experts``.
 
     Same outputs, ``router_logits`` included, same parameters, same ``state_dict``; the routers'
-    ``e_score_correction_bias`` becomes, and stays, float32 whatever the model is cast to. A router
-    that does something else is left as it is, with a warning, and so are FP8 experts. Options such
-    as ``top_k`` are read now. Does nothing to a model without a mixture of experts.
+    ``e_score_correction_bias`` becomes, and stays, float32 whatever the model is cast to. Routers
+    that do something else are left as they are, with a warning, and so are FP8 experts. Options
+    such as ``top_k`` are read now. Does nothing to a model without a mixture of experts.
 
     Args:
         model: a HuggingFace model, or peft's wrapper of one.
@@ -84,7 +85,12 @@ def patch_moe(model: Any) -> None:
     if "_r1kernels_moe" in vars(model):
         raise ValueError(f"patch_moe: {type(model).__name__}: expected an unpatched model")
     model._r1kernels_moe = None
-    if any(takes_r1(module) for module in model.modules()):
+    experts = [module for module in model.modules() if hasattr(module, "_is_expert_parallel")]
+    reasons = {_unlike_plain_experts(module) for module in experts} - {None}
+    for reason in reasons:
+        name = type(model).__name__
+        warnings.warn(f"patch_moe: {name}: experts left as they are, {reason}", stacklevel=2)
+    if experts and not reasons:
         register_experts()
         model._r1kernels_moe = model.get_experts_implementation()
         model.set_experts_implementation(NAME)
@@ -106,7 +112,11 @@ def unpatch_moe(model: Any) -> None:
     unpatch_routers(model)
 
 
-def takes_r1(module: nn.Module) -> bool:
-    """Whether the module is one whose forward transformers' ExpertsInterface chooses."""
-    described = hasattr(module, "is_transposed") and hasattr(module, "_is_expert_parallel")
-    return described and not type(module).__name__.startswith("FP8")
+def _unlike_plain_experts(experts: nn.Module) -> str | None:
+    """Why ``experts_forward`` cannot stand in for the forward of an experts module."""
+    name = type(experts).__name__
+    if name.startswith("FP8"):
+        return f"since {name} has implementations of its own"
+    if getattr(experts, "has_post_expert_norm", False):
+        return f"since {name} has a norm after its experts"
+    return None

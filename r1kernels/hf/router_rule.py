@@ -133,7 +133,7 @@ class Sight:
         rng = torch.Generator().manual_seed(0)
         self.setting, self.twin = setting, _twin(module, setting, rng)
         width = self.twin.weight.shape[1]
-        self.hidden = torch.randn(ROWS, width, generator=rng).to(setting.dtype)
+        self.hidden = torch.randn(ROWS, width, generator=rng, device="cpu").to(setting.dtype)
         with setting.context():
             self.output = type(module).forward(self.twin, self.hidden.clone())
 
@@ -174,7 +174,7 @@ def _twin(module: nn.Module, setting: Setting, rng: torch.Generator) -> Any:
 
     def drawn(like: Tensor) -> Tensor:
         size = like.shape[-1] ** -0.5 if like.dim() > 1 else 0.5
-        return torch.randn(like.shape, generator=rng) * size
+        return torch.randn(like.shape, generator=rng, device="cpu") * size
 
     twin._parameters = {
         name: None if p is None else nn.Parameter(drawn(p).to(setting.dtype))

@@ -66,8 +66,15 @@ class RecordedRouting(Loads):
         """The choices of each forward pass since the last call, [T, L, k] int16, oldest first.
 
         T are the tokens of the pass, [B, S] flattened; the order of k is best first.
+
+        Raises:
+            RuntimeError: a pass did not run every layer once.
         """
         taken, self.ids = self.ids, [[] for _ in self.ids]
+        if len(runs := {len(layers) for layers in taken}) > 1:
+            raise RuntimeError(
+                f"record_routing: expected every layer as often as any other, got {sorted(runs)}"
+            )
         passes = [list(layers) for layers in zip(*taken, strict=True)]
         return [torch.stack([i.to(ids[0].device) for i in ids], 1) for ids in passes]
 

@@ -12,11 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from r1kernels import update_expert_bias
 from r1kernels.hf import expert_counts, routers
-
-
-def update_expert_bias(bias: Tensor, counts: Tensor, *, rate: float) -> None:
-    bias.add_(rate * torch.sign(counts.float().mean() - counts))
 
 
 class ExpertLoad:

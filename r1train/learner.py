@@ -19,7 +19,7 @@ from r1train.forward import completion_hidden
 from r1train.metrics import Metrics
 from r1train.optim import Optimizer
 from r1train.rollout import Rollout
-from r1train.routing import Replay
+from r1train.routing import Comparison, Replay
 
 # Limit of the mean |Δlogp| between sampler and trainer. Rounding alone stays a hundred times below.
 # The maximum is logged but has no limit: one near-tie in an expert router may move it by 1.
@@ -118,9 +118,9 @@ class Learner:
         So neither the token budget nor leaving rows out changes what an update does.
         """
         config = self.config
-        replay = self._replay(self.model, part)
+        routes = self._routes(self.model, part)
         hidden, target, cu_seqlens = completion_hidden(
-            self.model, part.prompts, part.completions, replay
+            self.model, part.prompts, part.completions, routes
         )
         head = head_of(self.model)
         old = ref = None
@@ -155,8 +155,8 @@ class Learner:
         )
         fused.loss.backward()
         figures = {"loss": fused.loss.detach(), **fused.metrics}
-        if replay is not None:
-            figures["routing/differing"] = replay.differing()
+        if routes is not None:
+            figures["routing/differing"] = routes.differing()
         values = torch.stack(list(figures.values())).tolist()  # one transfer
         return dict(zip(figures, values, strict=True))
 
@@ -168,7 +168,7 @@ class Learner:
         for rows in micro_batches(batch.prompts, batch.completions, self.config.token_budget):
             part = batch.take(rows)
             hidden, target, _ = completion_hidden(
-                model, part.prompts, part.completions, self._replay(model, part)
+                model, part.prompts, part.completions, self._routes(model, part)
             )
             logprob = linear_logprob(
                 head.rows(hidden),
@@ -180,11 +180,12 @@ class Learner:
             found |= zip(rows, logprob.split([len(c) for c in part.completions]), strict=True)
         return [found[row] for row in range(len(batch))]
 
-    def _replay(self, model: PreTrainedModel, part: Batch) -> Replay | None:
+    def _routes(self, model: PreTrainedModel, part: Batch) -> Replay | Comparison | None:
         """Where the rollout sent the tokens of `part`; the reference sends them where it will."""
-        if model is not self.model or part.routing is None or not self.config.routing_replay:
+        if model is not self.model or part.routing is None:
             return None
-        return Replay(model, part.prompts, part.routing)
+        routes = Replay if self.config.routing_replay else Comparison
+        return routes(model, part.prompts, part.routing)
 
     def _check_sampler(self, mean: float) -> None:
         """Before the weights change: the engine must have sampled from the trainer's model."""

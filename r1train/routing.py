@@ -69,8 +69,7 @@ class Replay:
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], routing: Sequence[Tensor]
     ) -> None:
         shared, row_of = distinct(prompts)
-        first = {row: i for i, row in reversed(list(enumerate(row_of)))}
-        heads = [routing[first[row]][: len(prompt)] for row, prompt in enumerate(shared)]
+        heads = [routing[row_of.index(i)][: len(prompt)] for i, prompt in enumerate(shared)]
         tails = [ids[len(prompt) :] for prompt, ids in zip(prompts, routing, strict=True)]
         self.model, self.passes = model, [torch.cat(tails), torch.cat(heads)]  # the last is next
         self.shares: list[Tensor] = []
@@ -92,7 +91,16 @@ class Replay:
         return (torch.stack(self.shares) * weights).sum() / weights.sum()
 
 
-def differing(routing: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    """[]: the share of the choices in `routing` that are not made in `other`."""
-    ids, others = torch.cat(list(routing)), torch.cat(list(other))
-    return (ids[..., :, None] != others[..., None, :]).all(-1).float().mean()
+class Comparison(Recording):
+    """Lets the tokens of `completion_hidden` go where they will; says how many went elsewhere."""
+
+    def __init__(
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], routing: Sequence[Tensor]
+    ) -> None:
+        super().__init__(model)
+        self.prompts, self.routing = prompts, routing
+
+    def differing(self) -> Tensor:
+        """[]: the share of the choices in `routing` that were not made again."""
+        ids, live = torch.cat(list(self.routing)), torch.cat(self.sequences(self.prompts))
+        return (ids[..., :, None] != live[..., None, :]).all(-1).float().mean()

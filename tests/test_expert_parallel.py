@@ -155,21 +155,23 @@ def alone(tmp_path: Path) -> Iterator[Any]:
     dist.destroy_process_group()
 
 
-def test_bad_input_is_named(alone: Any) -> None:
-    given = problem(CASES["alike"], torch.float32)
-    weights, ids = given["weights"], given["ids"]
-    expected = {
-        "expected one of E = 6 experts with its sort, got 7": (weights, ids, 7),
-        "expected choices of T = 32 tokens, got 31": (weights[1:], ids[1:], EXPERTS),
-    }
-    for message, arguments in expected.items():
-        routing = r1kernels.Routing.of(*arguments)
-        with pytest.raises(ValueError, match=f"moe_experts_parallel: routing: {message}"):
-            r1kernels.moe_experts_parallel(
-                given["x"], given["gate_up"], given["down"], routing, group=alone
-            )
-    padded = r1kernels.Routing.of(weights, ids, EXPERTS, align=16)
-    with pytest.raises(ValueError, match=r"routing: expected one without padding \(align = 1\)"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_experts": 7}, "routing: expected one of E = 6 experts with its sort, got 7"),
+        ({"align": 16}, r"routing: expected one without padding \(align = 1\), got P = 176 rows"),
+        ({"x": torch.zeros(31, WIDTH)}, r"routing.weights: expected T = 31 .*, got \[32, 3\]"),
+        ({"x": torch.zeros(32, WIDTH).half()}, "gate_up: expected dtype float16, got float32"),
+        ({"down": torch.zeros(5, WIDTH, INNER)}, r"down: expected E/W = 6 .*, got \[5, 40, 24\]"),
+        ({"down": torch.zeros(6, WIDTH, 25)}, "gate_up: expected 2·I = 50 rows an expert, got 48"),
+    ],
+)
+def test_bad_input_is_named(alone: Any, change: dict[str, Any], message: str) -> None:
+    given = {**problem(CASES["alike"], torch.float32), "num_experts": EXPERTS, "align": 1, **change}
+    routing = r1kernels.Routing.of(
+        given["weights"], given["ids"], given["num_experts"], align=given["align"]
+    )
+    with pytest.raises((ValueError, TypeError), match=f"moe_experts_parallel: {message}"):
         r1kernels.moe_experts_parallel(
-            given["x"], given["gate_up"], given["down"], padded, group=alone
+            given["x"], given["gate_up"], given["down"], routing, group=alone
         )

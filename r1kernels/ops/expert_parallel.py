@@ -32,10 +32,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
 from torch import Tensor
-from torch.distributed import DeviceMesh, ProcessGroup
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
 
 from r1kernels import check
-from r1kernels.ops.moe_combine import MOE_COMBINE, moe_combine
+from r1kernels.ops.moe_combine import MOE_COMBINE, accumulate_dtype, moe_combine
 from r1kernels.ops.moe_experts import MOE_EXPERTS, MOE_EXPERTS_BACKWARD, moe_experts
 from r1kernels.ops.moe_permute import MOE_PERMUTE, moe_permute
 from r1kernels.ops.moe_route import Routing
@@ -76,19 +77,21 @@ def moe_experts_parallel(
     name = "moe_experts_parallel"
     if isinstance(group, DeviceMesh):
         group = group.get_group()
-    check.Shapes(name)("x", x, "T H", check.FLOATS)
-    here = gate_up.shape[0]
+    shapes = check.Shapes(name)
+    shapes("x", x, "T H", check.FLOATS)
+    shapes("gate_up", gate_up, "E/W H U" if transposed else "E/W U H", (x.dtype,))
+    shapes("down", down, "E/W I H" if transposed else "E/W H I", (x.dtype,))
+    shapes("routing.weights", routing.weights, "T k", (accumulate_dtype(x),))
+    here, width, inner = (shapes.sizes[size] for size in ("E/W", "U", "I"))
+    if activation is None and width != 2 * inner:
+        raise ValueError(f"{name}: gate_up: expected 2·I = {2 * inner} rows an expert, got {width}")
     experts = here * dist.get_world_size(group)
     if routing.counts is None or routing.counts.shape != (experts,):
         got = "none" if routing.counts is None else len(routing.counts)
         raise ValueError(
             f"{name}: routing: expected one of E = {experts} experts with its sort, got {got}"
         )
-    if routing.inverse.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"{name}: routing: expected choices of T = {x.shape[0]} tokens, got "
-            f"{routing.inverse.shape[0]}"
-        )
+    shapes("routing.inverse", routing.inverse, "T k", (torch.int32,))
     if routing.gather.numel() != routing.inverse.numel():
         raise ValueError(
             f"{name}: routing: expected one without padding (align = 1), got "

@@ -18,6 +18,7 @@ class Batch:
     advantages: Tensor  # [B]
     sampling_logprobs: list[Tensor]
     old_logprobs: list[Tensor] | None = None
+    routing: list[Tensor] | None = None  # of a mixture of experts
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -37,7 +38,14 @@ class Batch:
             advantages=self.advantages[list(rows)],
             sampling_logprobs=pick(self.sampling_logprobs),
             old_logprobs=None if self.old_logprobs is None else pick(self.old_logprobs),
+            routing=None if self.routing is None else pick(self.routing),
         )
+
+
+def distinct(prompts: Sequence[Sequence[int]]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """The distinct prompts in the order they come in, and which of them each prompt is."""
+    row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    return list(row_of), [row_of[tuple(prompt)] for prompt in prompts]
 
 
 def micro_batches(

@@ -159,6 +159,9 @@ class SFTConfig(Section, section="sft"):
     """Decay of the second moment."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this 2-norm."""
+    expert_bias_update_rate: NonNegative = 1e-3
+    """What is added to or taken from each router bias an update, to even out the experts' load
+    (DeepSeek-V3: 1e-3); routers without a bias, and dense models, have nothing to update."""
     token_budget: Count = 16384
     """Tokens of a micro-batch, prompts included."""
     teacher_accuracy: Share = 1.0
@@ -197,6 +200,12 @@ class GRPOConfig(Section, section="grpo"):
     """Decay of the second moment."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this 2-norm."""
+    expert_bias_update_rate: NonNegative = 1e-3
+    """What is added to or taken from each router bias an update, to even out the experts' load
+    (DeepSeek-V3: 1e-3); routers without a bias, and dense models, have nothing to update."""
+    routing_replay: bool = True
+    """Train the experts that the rollout's tokens went to, not those that the trainer would choose
+    (rollout routing replay, R3, arXiv 2510.11370; verl's router_replay)."""
     loss_type: LossType = "grpo"
     """Form of the policy loss and its normalisation."""
     importance_sampling_level: Literal["token", "sequence", "sequence_token"] | None = None

@@ -14,10 +14,12 @@ from r1kernels import fused_linear_grpo_loss, group_advantage, linear_logprob
 from r1kernels.hf import head_of
 from r1train.batch import Batch, micro_batches
 from r1train.config import GRPOConfig
+from r1train.expert_load import ExpertLoad
 from r1train.forward import completion_hidden
 from r1train.metrics import Metrics
 from r1train.optim import Optimizer
 from r1train.rollout import Rollout
+from r1train.routing import Comparison, Replay
 
 # Limit of the mean |Δlogp| between sampler and trainer. Rounding alone stays a hundred times below.
 # The maximum is logged but has no limit: one near-tie in an expert router may move it by 1.
@@ -46,6 +48,7 @@ class Learner:
         warmup = config.warmup_steps * self.updates
         self.optimizer = Optimizer(model, config, config.max_steps * self.updates, warmup)
         self.reference = copy.deepcopy(model).requires_grad_(False) if config.beta else None
+        self.load = ExpertLoad(model, config.expert_bias_update_rate)
         self.generator = torch.Generator().manual_seed(seed)  # order of the minibatches
         self.steps = 0
 
@@ -64,7 +67,13 @@ class Learner:
         )
         table = reward.view(-1, config.num_generations)
         constant = (table.amax(1) == table.amin(1)).repeat_interleave(config.num_generations)
-        batch = Batch(rollout.prompt_ids, rollout.completion_ids, advantages, rollout.logprobs)
+        batch = Batch(
+            rollout.prompt_ids,
+            rollout.completion_ids,
+            advantages,
+            rollout.logprobs,
+            routing=rollout.routing,
+        )
         if self.updates > 1:
             batch = replace(batch, old_logprobs=self._logprobs(self.model, batch))
         metrics = Metrics()
@@ -99,7 +108,9 @@ class Learner:
             del figures["policy_loss"]
             metrics.add(figures, weight=figures.pop("active_tokens"))
         self._check_sampler(metrics.values["sampling_delta_mean"])
-        return metrics.values | {"loss": loss} | self.optimizer.step()
+        if batch.routing is not None:
+            self.load.add(batch.routing)
+        return metrics.values | {"loss": loss} | self.optimizer.step() | self.load.step()
 
     def _backward(self, part: Batch, whole: Batch) -> dict[str, float]:
         """Adds the gradient of `part`, with the normalisers of `whole`, constant groups included.
@@ -107,7 +118,10 @@ class Learner:
         So neither the token budget nor leaving rows out changes what an update does.
         """
         config = self.config
-        hidden, target, cu_seqlens = completion_hidden(self.model, part.prompts, part.completions)
+        routes = self._routes(self.model, part)
+        hidden, target, cu_seqlens = completion_hidden(
+            self.model, part.prompts, part.completions, routes
+        )
         head = head_of(self.model)
         old = ref = None
         if part.old_logprobs is not None:
@@ -141,6 +155,8 @@ class Learner:
         )
         fused.loss.backward()
         figures = {"loss": fused.loss.detach(), **fused.metrics}
+        if routes is not None:
+            figures["routing/differing"] = routes.differing()
         values = torch.stack(list(figures.values())).tolist()  # one transfer
         return dict(zip(figures, values, strict=True))
 
@@ -151,7 +167,9 @@ class Learner:
         head = head_of(model)
         for rows in micro_batches(batch.prompts, batch.completions, self.config.token_budget):
             part = batch.take(rows)
-            hidden, target, _ = completion_hidden(model, part.prompts, part.completions)
+            hidden, target, _ = completion_hidden(
+                model, part.prompts, part.completions, self._routes(model, part)
+            )
             logprob = linear_logprob(
                 head.rows(hidden),
                 head.weight,
@@ -161,6 +179,13 @@ class Learner:
             ).logprob
             found |= zip(rows, logprob.split([len(c) for c in part.completions]), strict=True)
         return [found[row] for row in range(len(batch))]
+
+    def _routes(self, model: PreTrainedModel, part: Batch) -> Replay | Comparison | None:
+        """Where the rollout sent the tokens of `part`; the reference sends them where it will."""
+        if model is not self.model or part.routing is None:
+            return None
+        routes = Replay if self.config.routing_replay else Comparison
+        return routes(model, part.prompts, part.routing)
 
     def _check_sampler(self, mean: float) -> None:
         """Before the weights change: the engine must have sampled from the trainer's model."""

@@ -62,6 +62,8 @@ PANELS = (
     Panel("clipped ratios", ("clip_fraction",), percent=True),
     Panel("constant groups", ("frac_reward_zero_std",), percent=True),
     Panel("|Δlogp| sampler to trainer", ("sampling_delta_mean", "sampling_delta_max"), log=True),
+    Panel("other experts than the sampler's", ("routing/differing",), percent=True),
+    Panel("expert load off the mean", ("expert_load/",), percent=True),
     Panel("gradient norm", ("grad_norm",)),
     Panel("learning rate", ("learning_rate",)),
     Panel("verifier failures", ("verifier/",)),

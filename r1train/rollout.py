@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1kernels.hf import head_of
 from r1train.forward import extend, prefill
+from r1train.routing import Recording, recording
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Rollout:
     """Log-probability of each sampled token under the distribution it was drawn from, float32."""
     finished: list[bool]
     """False where the length limit cut the completion off."""
+    routing: list[Tensor] | None = None
+    """Where a mixture of experts sent each sequence (`r1train.routing`); None for other models."""
 
 
 class Engine:
@@ -58,26 +61,35 @@ class Engine:
         shape = (len(prompts), max_new_tokens)
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
         rollout = Rollout([list(prompt) for prompt in prompts], [], [], [])
+        routing: list[Tensor] = []
         for start in range(0, len(prompts), self.batch_size):
             part = slice(start, start + self.batch_size)
             noise = uniform[part].to(self.model.device)
-            tokens, logprobs = self._decode(prompts[part], noise, temperature, top_p)
+            record = recording(self.model)
+            tokens, logprobs = self._decode(prompts[part], noise, temperature, top_p, record)
+            if record is not None:
+                routing += record.sequences(prompts[part])
             ends = torch.isin(tokens, self.stop)
             lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, max_new_tokens).tolist()
             for row, length in enumerate(lengths):
                 rollout.completion_ids.append(tokens[row, :length].tolist())
                 rollout.logprobs.append(logprobs[row, :length])
             rollout.finished.extend(ends.any(1).tolist())
-        return rollout
+        return replace(rollout, routing=routing or None)
 
     def _decode(
-        self, prompts: Sequence[Sequence[int]], uniform: Tensor, temperature: float, top_p: float
+        self,
+        prompts: Sequence[Sequence[int]],
+        uniform: Tensor,
+        temperature: float,
+        top_p: float,
+        record: Recording | None,
     ) -> tuple[Tensor, Tensor]:
         """Tokens and log-probabilities [B, max_new_tokens]; what follows a stop is unspecified."""
         tokens = torch.full(uniform.shape, int(self.stop[0]), device=uniform.device)
         logprobs = torch.zeros(uniform.shape, device=uniform.device)
         rows = torch.arange(len(prompts), device=uniform.device)
-        prefix = prefill(self.model, prompts)
+        prefix = prefill(self.model, prompts, record)
         for step in range(uniform.shape[1]):
             logits = head_of(self.model).logits(prefix.hidden)
             token, logprob = sample(logits, uniform[rows, step], temperature, top_p)
@@ -92,7 +104,10 @@ class Engine:
             prefix.mask = torch.cat([prefix.mask, prefix.mask.new_ones(len(rows), 1)], 1)
             position = prefix.length[:, None]
             ids = token[:, None]
-            prefix.hidden = extend(self.model, prefix.cache, ids, prefix.mask, position)[:, 0]
+            hidden = extend(self.model, prefix.cache, ids, prefix.mask, position, record)
+            if record is not None:
+                record.rows[-1] = rows  # not all sequences are in the batch
+            prefix.hidden = hidden[:, 0]
             prefix.length = prefix.length + 1
         return tokens, logprobs
 

@@ -12,8 +12,10 @@ from r1kernels.hf import head_of
 from r1train.batch import micro_batches
 from r1train.config import SFTConfig
 from r1train.encode import encode_prompts
+from r1train.expert_load import ExpertLoad
 from r1train.forward import completion_hidden
 from r1train.optim import Optimizer
+from r1train.routing import recording
 from r1train.seeds import derive_seed
 from r1train.solutions import demonstration
 from r1train.tasks import Problem
@@ -32,14 +34,15 @@ def supervise(
     optimizer = Optimizer(
         model, config, config.max_steps, int(config.warmup_ratio * config.max_steps)
     )
+    load = ExpertLoad(model, config.expert_bias_update_rate)
     for step in range(config.max_steps):
         rng = random.Random(derive_seed(seed, "sft", step))
         chosen = [rng.choice(problems) for _ in range(config.batch_size)]
         prompts = encode_prompts(tokenizer, chosen, template)
         texts = [demonstration(problem, config, rng) + tokenizer.eos_token for problem in chosen]
         completions = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        loss = accumulate(model, prompts, completions, config.token_budget)
-        yield {"loss": loss, **optimizer.step()}
+        loss = accumulate(model, prompts, completions, config.token_budget, load)
+        yield {"loss": loss, **optimizer.step(), **load.step()}
 
 
 def accumulate(
@@ -47,13 +50,20 @@ def accumulate(
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
     token_budget: int,
+    load: ExpertLoad,
 ) -> float:
-    """Adds the gradient of the mean cross-entropy of all completion tokens; returns that mean."""
+    """Adds the gradient of the mean cross-entropy of all completion tokens; returns that mean.
+
+    What each expert had to do is added to `load`.
+    """
     total, count = 0.0, sum(map(len, completions))
     for rows in micro_batches(prompts, completions, token_budget):
+        part, record = [prompts[row] for row in rows], recording(model)
         hidden, target, _ = completion_hidden(
-            model, [prompts[row] for row in rows], [completions[row] for row in rows]
+            model, part, [completions[row] for row in rows], record
         )
+        if record is not None:
+            load.add(record.sequences(part))
         head = head_of(model)
         loss = linear_cross_entropy(
             head.rows(hidden), head.weight, target, reduction="sum", **head.options

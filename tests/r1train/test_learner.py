@@ -60,7 +60,7 @@ def test_leaving_constant_groups_out_does_not_change_the_gradient(mini, rollout,
     assert metrics["frac_reward_zero_std"] == 0.5
     # With a reference that equals the policy the KL term is zero, but every row is computed.
     computed, _ = gradients(model, replace(config, beta=1e-3), rollout)
-    torch.testing.assert_close(dropped, computed, atol=1e-5 * dropped.abs().max().item(), rtol=1e-3)
+    torch.testing.assert_close(dropped, computed, atol=2e-5 * dropped.abs().max().item(), rtol=1e-3)
 
 
 def test_constant_groups_never_reach_the_backbone(mini, rollout):
@@ -164,4 +164,5 @@ def test_micro_batches_keep_the_budget_and_every_row():
 
 def _batch(rollout):
     advantages = torch.zeros(len(rollout.finished))
-    return Batch(rollout.prompt_ids, rollout.completion_ids, advantages, rollout.logprobs)
+    parts = rollout.prompt_ids, rollout.completion_ids, advantages, rollout.logprobs
+    return Batch(*parts, routing=rollout.routing)

@@ -68,7 +68,7 @@ def test_a_checkpoint_is_a_huggingface_folder_without_pickles(mini, tmp_path):
     again = AutoTokenizer.from_pretrained(folder)
     assert torch.equal(again("User: What is 3 + 4?", return_tensors="pt")["input_ids"], ids)
     loaded = AutoModelForCausalLM.from_pretrained(folder).eval()
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-4)
     ours, _ = load_model(config(path=str(folder)))
     assert torch.equal(ours(ids).logits, model(ids).logits)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from r1train.config import DatasetConfig, GRPOConfig, SFTConfig, TaskConfig
+from r1train.expert_load import ExpertLoad
 from r1train.optim import Optimizer, lr_share
 from r1train.rewards import extract_answer, format_reward
 from r1train.schema import ConfigError
@@ -75,7 +76,7 @@ def test_the_loss_is_that_of_completion_tokens_only(mini, prompts):
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     for budget in (1, 40, 1000):
         model.zero_grad()
-        loss = accumulate(model, prompts, completions, budget)
+        loss = accumulate(model, prompts, completions, budget, ExpertLoad(model, 0.0))
         assert loss == pytest.approx(total.item() / count, rel=1e-5)
         for name, parameter in model.named_parameters():
             if name in expected:

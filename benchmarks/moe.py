@@ -13,6 +13,7 @@ from benchmarks.table import show
 from benchmarks.whole import SECONDS, measure, title
 
 GROUPED = ("hf grouped_mm",)
+LOOPED = ("hf grouped_mm", "hf eager")
 INDEXED = ("eager", "compile")
 MIDDLE = {"top_k": 6, "width": 1024, "inner": 512}  # E 64: 201 MB of weights in bf16
 MINI = {"experts": 16, "top_k": 4, "width": 128, "inner": 64}  # of r1-zero-mini
@@ -29,9 +30,9 @@ SCENARIOS = {
         Scenario("experts, forward", 1024, 64, **MIDDLE, peers=GROUPED, forward=True),
         Scenario("experts, 16 tokens, forward", 16, 64, **MIDDLE, peers=GROUPED, forward=True),
         Scenario("experts, one token, forward", 1, 64, **MIDDLE, forward=True),
-        Scenario("experts, mini", 4096, **MINI, dtype=torch.float32, peers=GROUPED),
-        Scenario("experts, mini, few tokens", 256, **MINI, dtype=torch.float32, peers=GROUPED),
-        Scenario("experts, float32", 1024, 64, **MIDDLE, dtype=torch.float32, peers=GROUPED),
+        Scenario("experts, mini", 4096, **MINI, dtype=torch.float32, peers=LOOPED),
+        Scenario("experts, mini, few tokens", 256, **MINI, dtype=torch.float32, peers=LOOPED),
+        Scenario("experts, float32", 1024, 16, 4, 512, 512, dtype=torch.float32, peers=LOOPED),
     ),
     "cuda": (
         Scenario("router", 4096, 256, **CHOICE),

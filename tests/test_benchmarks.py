@@ -213,8 +213,7 @@ SMALL = [*map(small, KINDS), *map(small_moe, moe_tasks.OURS)]
     ],
 )
 def test_every_implementation_does_the_same_task(name: str, scenario: whole.Scenario) -> None:
-    wide = torch.float32 if scenario.kind == "experts" else torch.float64
-    exact = whole.step(scenario.yardstick, scenario, scenario.make("cpu", wide))()
+    exact = whole.step(scenario.yardstick, scenario, scenario.make("cpu", torch.float64))()
     with torch.compiler.set_stance("force_eager"):  # the formulas; compiling takes long
         got = whole.step(name, scenario, scenario.make("cpu"))()
     assert whole.error(got, exact) < 1e-5

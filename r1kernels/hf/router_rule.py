@@ -180,7 +180,9 @@ def _twin(module: nn.Module, setting: Setting, rng: torch.Generator) -> Any:
         name: None if p is None else nn.Parameter(drawn(p).to(setting.dtype))
         for name, p in module._parameters.items()
     }
-    twin._buffers = {name: drawn(buffer) for name, buffer in module._buffers.items()}
+    twin._buffers = {
+        name: None if buffer is None else drawn(buffer) for name, buffer in module._buffers.items()
+    }
     twin.training = setting.training
     return twin
 

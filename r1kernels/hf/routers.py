@@ -27,8 +27,9 @@ class Router:
     def __init__(self, module: nn.Module, rule: RouterRule, layer: int) -> None:
         self.module: Any = module
         self.rule, self.layer = rule, layer
-        self.num_experts: int = self.module.num_experts
-        self.top_k: int = self.module.top_k
+        options: Any = module
+        self.num_experts: int = options.num_experts
+        self.top_k: int = options.top_k
         self.recording: RecordedRouting | None = None
         self.replaying: ReplayedRouting | None = None
         self.replayed = False  # the last forward pass was a replay

@@ -285,10 +285,11 @@ CASES = (
 def _backward_case(case: Case, frozen: bool) -> Case:
     def make(device: str) -> tuple[Any, ...]:
         inputs = case.make(device)
-        _, h = reference(*inputs[:7], True)
+        *given, _ = inputs
+        _, h = reference(*given, True)
         rng = torch.Generator().manual_seed(1)
         grad = torch.randn(inputs[0].shape, generator=rng).to(inputs[0])
-        return grad, *inputs[:7], h, frozen
+        return grad, *given, h, frozen
 
     name = case.name + (", frozen" if frozen else "")
     factor = 1 if frozen else 2

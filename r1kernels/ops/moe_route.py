@@ -114,7 +114,8 @@ def moe_route(
         logits, top_k, score, order, bias, num_groups, top_k_groups, normalize, scale,
         replay_ids, num_valid, align or 0,
     )  # fmt: skip
-    return Routing(*found) if align is not None else Routing(*found[:2], None, None, None, None)
+    weights, ids, *order = found
+    return Routing(weights, ids, *(order if align is not None else (None,) * 4))
 
 
 def _check_groups(
@@ -274,7 +275,6 @@ def _case(
     return Case(name, make, flops=10.0 * tokens * experts, bytes=float(moved), bench=bench)
 
 
-LARGE = {"tokens": 4096, "experts": 256, "top_k": 8}
 CASES = (
     *(_case(name, 61, 64, 6, variant) for name, variant in VARIANTS.items()),
     *(_case(f"{n}, ties", 61, 64, 6, v, ties=True) for n, v in VARIANTS.items()),
@@ -292,8 +292,8 @@ CASES = (
     _case("one expert", 9, 1, 1, Variant()),
     _case("one token", 1, 256, 8),
     _case("no tokens", 0, 64, 6),
-    _case("T 4096, E 256, choice", **LARGE, align=0, bench=True),
-    _case("T 4096, E 256, k 8", **LARGE, bench=True),
+    _case("T 4096, E 256, choice", 4096, 256, 8, align=0, bench=True),
+    _case("T 4096, E 256, k 8", 4096, 256, 8, bench=True),
     _case("T 4096, E 128, softmax", 4096, 128, 8, Variant("softmax"), bench=True),
 )
 

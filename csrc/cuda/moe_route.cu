@@ -38,6 +38,12 @@ __device__ inline double number_of(uint64_t key) {
   return __longlong_as_double(key ^ (key >> 63 != 0 ? uint64_t{1} << 63 : ~uint64_t{0}));
 }
 
+// σ(z) + σ(−z) is 1, but not to the last bit: sums are compared to 48 bits, which any exponential
+// gives.
+__device__ inline double to_48_bits(double sum) {
+  return __longlong_as_double((__double_as_longlong(sum) + 16) & -32);
+}
+
 // The first lane that has the largest key.
 __device__ inline int best_lane(uint32_t key) {
   const uint32_t best = __reduce_max_sync(kAllLanes, key);
@@ -85,7 +91,8 @@ struct Keys {
       first = max(first, other);
     }
     if constexpr (sizeof(Key) == 8) {
-      if (layout.by_two && first != 0) first = key_of(number_of(first) + number_of(second));
+      if (layout.by_two && first != 0)
+        first = key_of(to_48_bits(number_of(first) + number_of(second)));
     }
     const int lane = threadIdx.x % 32;
     bool kept = false;
@@ -152,7 +159,7 @@ __device__ inline int choose(const Route& route, const Row& row, const Owned& ow
 }
 
 template <int N>
-constexpr int kThreads = N <= 8 ? 1024 : N == 16 ? 512 : 256;
+constexpr int kThreads = N <= 8 ? 512 : 256;  // so many registers: none is spilled anywhere
 
 template <class Key, int N>
 __global__ void __launch_bounds__(kThreads<N>, 1) route(Route call, MoeSort sort, Shares shares) {
@@ -199,8 +206,11 @@ Layout layout_of(int64_t experts, int64_t groups, int64_t used, bool by_two) {
   const int size = static_cast<int>(experts / groups);
   int lanes = 32;
   while (lanes * groups > 32) lanes /= 2;
-  return {static_cast<int>(groups), static_cast<int>(used), size, by_two, lanes,
-          (size + lanes - 1) / lanes};
+  const int share = (size + lanes - 1) / lanes;
+  R1_CHECK(share <= 32, "moe_route: num_groups: expected at most ", 32 * lanes,
+           " experts a group on CUDA where there are ", groups, ", got ", size,
+           "; r1kernels.using(\"triton\") takes them");
+  return {static_cast<int>(groups), static_cast<int>(used), size, by_two, lanes, share};
 }
 
 // Calls body(key, n): a key of the type that choices need, and the constant of experts a lane.
@@ -213,7 +223,7 @@ void with_kernel(bool exact_in_float, int share, const Body& body) {
   if (share <= 4) with_key(std::integral_constant<int, 4>{});
   else if (share <= 8) with_key(std::integral_constant<int, 8>{});
   else if (share <= 16) with_key(std::integral_constant<int, 16>{});
-  else with_key(std::integral_constant<int, 64>{});
+  else with_key(std::integral_constant<int, 32>{});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_route(

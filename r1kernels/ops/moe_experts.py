@@ -285,8 +285,8 @@ CASES = (
 def _backward_case(case: Case, frozen: bool) -> Case:
     def make(device: str) -> tuple[Any, ...]:
         inputs = case.make(device)
-        *given, _ = inputs
-        _, h = reference(*given, True)
+        given = inputs[:-1]
+        _, h = reference(*(*given, True))
         rng = torch.Generator().manual_seed(1)
         grad = torch.randn(inputs[0].shape, generator=rng).to(inputs[0])
         return grad, *given, h, frozen

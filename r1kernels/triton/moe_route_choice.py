@@ -34,6 +34,12 @@ def ordered(key):
 
 
 @triton.jit
+def to_48_bits(sums):
+    """σ(z) + σ(−z) is 1, but not to the last bit: any exponential gives as many."""
+    return ((sums.to(tl.int64, bitcast=True) + 16) & -32).to(tl.float64, bitcast=True)
+
+
+@triton.jit
 def best(key, place, AXIS: tl.constexpr):
     """The largest key along an axis, and its place: the first of equal ones.
 
@@ -66,7 +72,7 @@ def in_best_groups(key, top_k_groups, BEST: tl.constexpr, GROUPS: tl.constexpr):
         second, _ = best(tl.where(place == at, lowest(key.dtype), member), place, 2)
         both = flipped(score).to(tl.float64, bitcast=True)
         both += flipped(second).to(tl.float64, bitcast=True)
-        score = tl.where(score == lowest(key.dtype), score, ordered(both))
+        score = tl.where(score == lowest(key.dtype), score, ordered(to_48_bits(both)))
     group = tl.arange(0, GROUPS)[None, :, None]
     inside = score != score
     for _ in range(top_k_groups):

@@ -87,3 +87,8 @@ def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, gradient in expected.items():
         error = (found[name] - gradient).norm() / gradient.norm().clamp(min=1e-4)
         assert error < 1e-5, name
+
+
+def experts_of(model: Any) -> Any:
+    """The experts module of its first layer."""
+    return next(m for m in model.modules() if hasattr(m, "_is_expert_parallel"))

@@ -31,36 +31,35 @@ def expert_counts(ids: Tensor, num_experts: int) -> Tensor:
     return counts.scatter_add_(1, rows, torch.ones_like(rows))[:, :num_experts]
 
 
-class Loads:
-    """Rows that each expert of each layer got."""
+class Log:
+    """What the layers chose, pass by pass."""
 
-    def __init__(self, found: list[Router]) -> None:
-        self.experts = found[0].num_experts
-        self.layers: list[Tensor | None] = [None] * len(found)
+    def __init__(self, layers: int) -> None:
+        self.layers: list[list[Tensor]] = [[] for _ in range(layers)]
 
     def add(self, layer: int, ids: Tensor) -> None:
-        new, old = expert_counts(ids[:, None], self.experts), self.layers[layer]
-        self.layers[layer] = new if old is None else old + new
+        self.layers[layer].append(ids.to(torch.int16))
 
-    @property
-    def counts(self) -> Tensor:
-        """[L, E] int64, of all forward passes in the context so far."""
-        device = next((c.device for c in self.layers if c is not None), None)
-        none = torch.zeros(1, self.experts, dtype=torch.int64, device=device)
-        return torch.cat([none if c is None else c.to(none.device) for c in self.layers])
+    def passes(self) -> list[Tensor]:
+        """[T, L, k] each."""
+        if len(runs := {len(layer) for layer in self.layers}) > 1:
+            raise RuntimeError(
+                f"record_routing: expected every layer as often as any other, got {sorted(runs)}"
+            )
+        passes = zip(*self.layers, strict=True)
+        return [torch.stack([ids.to(layers[0].device) for ids in layers], 1) for layers in passes]
 
 
-class RecordedRouting(Loads):
+class RecordedRouting:
     """What ``record_routing`` gives."""
 
     def __init__(self, found: list[Router]) -> None:
-        super().__init__(found)
-        self.ids: list[list[Tensor]] = [[] for _ in found]
+        self.experts, self.log = found[0].num_experts, Log(len(found))
+        self.taken = torch.zeros(len(found), self.experts, dtype=torch.int64)
 
     def see(self, router: Router, ids: Tensor) -> None:
         if not in_backward():  # where checkpoints run their layers again
-            self.ids[router.layer].append(ids.to(torch.int16))
-            self.add(router.layer, ids)
+            self.log.add(router.layer, ids)
 
     def take(self) -> list[Tensor]:
         """The choices of each forward pass since the last call, [T, L, k] int16, oldest first.
@@ -70,25 +69,31 @@ class RecordedRouting(Loads):
         Raises:
             RuntimeError: a pass did not run every layer once.
         """
-        taken, self.ids = self.ids, [[] for _ in self.ids]
-        if len(runs := {len(layers) for layers in taken}) > 1:
-            raise RuntimeError(
-                f"record_routing: expected every layer as often as any other, got {sorted(runs)}"
-            )
-        passes = [list(layers) for layers in zip(*taken, strict=True)]
-        return [torch.stack([i.to(ids[0].device) for i in ids], 1) for ids in passes]
+        log, self.log = self.log, Log(len(self.log.layers))
+        passes = log.passes()
+        self.taken = self._plus(passes)
+        return passes
+
+    @property
+    def counts(self) -> Tensor:
+        """[L, E] int64: rows that each expert got in all forward passes so far."""
+        return self._plus(self.log.passes())
+
+    def _plus(self, passes: list[Tensor]) -> Tensor:
+        counts = self.taken
+        for ids in passes:
+            counts = counts.to(ids.device) + expert_counts(ids, self.experts)
+        return counts
 
 
-class ReplayedRouting(Loads):
+class ReplayedRouting:
     """What ``replay_routing`` gives."""
 
     def __init__(self, found: list[Router], ids: Tensor) -> None:
-        super().__init__(found)
         shapes = check.Shapes("replay_routing")
         shapes.sizes.update(L=len(found), k=found[0].top_k)
         self.ids = shapes("ids", ids, "T L k", IDS)
-        self.different: list[Tensor] = []
-        self.valid: list[Tensor] = []
+        self.experts, self.live = found[0].num_experts, Log(len(found))
 
     def of(self, router: Router, z: Tensor) -> Tensor:
         """[T, k]: the choices for a layer, whose logits are z [T, E]."""
@@ -96,23 +101,26 @@ class ReplayedRouting(Loads):
         if len(ids) != len(z):
             raise ValueError(f"replay_routing: ids: expected T = {len(z)} tokens, got {len(ids)}")
         if not in_backward():
-            live = router.choose(z)
-            valid = ids < router.num_experts
-            known = (ids[:, :, None] == live[:, None, :]).any(-1)
-            self.different.append((valid & ~known).sum())
-            self.valid.append(valid.sum())
-            self.add(router.layer, ids)
+            self.live.add(router.layer, router.choose(z))
         return ids
 
     @property
     def differing(self) -> Tensor:
         """[] float32: the share of replayed choices that live routing would not have made."""
-        device = self.ids.device
-        totals = [
-            sum((n.to(device) for n in part), torch.zeros((), dtype=torch.int64, device=device))
-            for part in (self.different, self.valid)
-        ]
-        return totals[0] / totals[1].clamp(min=1)
+        different = valid = torch.zeros((), dtype=torch.int64, device=self.ids.device)
+        for layer, passes in enumerate(self.live.layers):
+            ids = self.ids[:, layer]
+            there = ids < self.experts
+            for live in passes:
+                known = (ids[:, :, None] == live[:, None, :].to(ids.device)).any(-1)
+                different = different + (there & ~known).sum()
+                valid = valid + there.sum()
+        return different / valid.clamp(min=1)
+
+    @property
+    def counts(self) -> Tensor:
+        """[L, E] int64: rows that each expert got in all forward passes so far."""
+        return expert_counts(self.ids, self.experts) * len(self.live.layers[0])
 
 
 @contextmanager

@@ -20,7 +20,8 @@ def checked() -> Iterator[None]:
     """Until the block ends, and in the whole process, look at values that else nobody looks at.
 
     ``moe_route`` then raises ValueError at a NaN among its logits. On a GPU every such check waits
-    for the device; under torch.compile there is none. ``R1KERNELS_CHECKED=1`` does it for a process.
+    for the device; under torch.compile there is none. ``R1KERNELS_CHECKED=1`` in the environment
+    asks for it from the start.
     """
     global _CHECKED
     before, _CHECKED = _CHECKED, True

@@ -3,6 +3,7 @@
 ``explain`` says which backend a call runs on and why not on a better one; ``using`` pins one.
 """
 
+from r1kernels.check import checked
 from r1kernels.op import explain, using
 from r1kernels.ops.candidates import Candidates, candidates
 from r1kernels.ops.expert_parallel import moe_experts_parallel
@@ -30,6 +31,7 @@ __all__ = [
     "PolicyLoss",
     "Routing",
     "candidates",
+    "checked",
     "explain",
     "fused_linear_grpo_loss",
     "fused_linear_loss",

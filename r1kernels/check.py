@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTS = (torch.int64, torch.int32)
+
+_CHECKED = os.environ.get("R1KERNELS_CHECKED", "0") != "0"
+
+
+@contextmanager
+def checked() -> Iterator[None]:
+    """Until the block ends, and in the whole process, look at values that else nobody looks at.
+
+    ``moe_route`` then raises ValueError at a NaN among its logits. On a GPU every such check waits
+    for the device; under torch.compile there is none. ``R1KERNELS_CHECKED=1`` in the environment
+    asks for it from the start.
+    """
+    global _CHECKED
+    before, _CHECKED = _CHECKED, True
+    try:
+        yield
+    finally:
+        _CHECKED = before
 
 
 class Shapes:
@@ -91,6 +111,13 @@ def finite(op: str, name: str, values: Tensor) -> None:
         at = tuple(wrong.nonzero()[0].tolist())
         where = ", ".join(map(str, at))
         raise ValueError(f"{op}: {name}[{where}]: expected a finite number, got {values[at]}")
+
+
+def numbers_if_checked(op: str, name: str, values: Tensor) -> None:
+    """In checked mode: no element of ``values`` is NaN."""
+    if _CHECKED and not torch.compiler.is_compiling() and values.isnan().any():
+        where = ", ".join(map(str, values.isnan().nonzero()[0].tolist()))
+        raise ValueError(f"{op}: {name}[{where}]: expected a number, got nan")
 
 
 def cumulative(op: str, name: str, cu_seqlens: Tensor, total: int) -> None:

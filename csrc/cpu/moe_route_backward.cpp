@@ -56,7 +56,7 @@ void moe_route_backward_rows(const MoeRouteBackward& b, int64_t begin, int64_t e
   for (int64_t t = begin; t < end; ++t) {
     const int64_t* ids = b.ids + t * s.top_k;
     if (of_whole_row) {
-      load_logits(s, t, z, room);
+      load_logits(s, t, z);
       softmax = softmax_of(z, room);
     }
     for (int64_t j = 0; j < s.top_k; ++j)

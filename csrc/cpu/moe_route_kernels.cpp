@@ -37,17 +37,13 @@ Row row_in(const MoeRoute& r, double* p) {
   return row;
 }
 
-inline D larger(D a, D b) { return a > b ? a : b; }
-inline D smaller(D a, D b) { return a > b ? b : a; }
-
 // The two largest of each lane, of numbers that come one after the other.
 struct Best {
   D first = splat_double(-kInfinity), second = splat_double(-kInfinity);
 
   void operator+=(D v) {
-    const L wins = v > first;
-    second = larger(wins ? first : v, second);
-    first = wins ? v : first;
+    second = larger(smaller(v, first), second);
+    first = larger(v, first);
   }
   template <int by>
   void fold() {
@@ -65,16 +61,17 @@ struct Best {
 inline double largest(const double* p, int64_t count) {
   D v = splat_double(-kInfinity);
   for (int64_t i = 0; i < count; i += kDoubles) v = larger(load_double(p + i), v);
-  if constexpr (kDoubles >= 8) v = larger(v, rotated<4>(v));
-  if constexpr (kDoubles >= 4) v = larger(v, rotated<2>(v));
-  return v[0] > v[1] ? v[0] : v[1];
+  return largest_lane(v);
 }
 
-// The first place that holds `value`, −1 if none does.
+// The first place that holds `value`, −1 if none does. Without a branch on the way, up to 64.
 inline int64_t find(const double* p, int64_t count, double value) {
-  for (int64_t i = 0; i < count; i += kDoubles)
-    if (const int lane = first_lane(load_double(p + i) == splat_double(value)); lane < kDoubles)
-      return i + lane;
+  for (int64_t begin = 0; begin < count; begin += 64) {
+    uint64_t bits = 0;
+    for (int64_t i = 0; i < 64 && begin + i < count; i += kDoubles)
+      bits |= equal_lanes(load_double(p + begin + i), splat_double(value)) << i;
+    if (bits) return begin + __builtin_ctzll(bits);
+  }
   return -1;
 }
 
@@ -90,40 +87,49 @@ inline double to_48_bits(double sum) {
 
 template <class Key>
 void make_keys(const MoeRoute& r, const Row& row, const Key& key_of) {
-  const Blocks& blocks = r.blocks;
   const L lanes = lane_numbers();
+  const Blocks blocks = r.blocks;
   for (int64_t b = 0; b < blocks.count; ++b) {
-    const int64_t left = r.scoring.experts - blocks.first(b);
+    const int64_t at = blocks.first(b), left = r.scoring.experts - at;
     const int64_t count = left < blocks.size ? left : blocks.size;
-    Best best;
+    const double *logits = row.logits + at, *bias = r.bias ? r.bias + at : nullptr;
+    double* keys = row.keys + b * blocks.width;
     for (int64_t i = 0; i < blocks.width; i += kDoubles) {
-      const int64_t expert = blocks.first(b) + i;
-      D key = key_of(load_double(row.logits + expert));
-      if (r.bias) key += load_double(r.bias + expert);
+      D key = key_of(load_double(logits + i));
+      if (bias) key += load_double(bias + i);
       key = key == key ? key : splat_double(-kInfinity);
       if (i + kDoubles > count) key = lanes < L{} + (count - i) ? key : splat_double(kAbsent);
-      store_double(row.keys + b * blocks.width + i, key);
-      best += key;
+      store_double(keys + i, key);
     }
+  }
+}
+
+void make_keys(const MoeRoute& r, const Row& row) {
+  if (!r.by_score) make_keys(r, row, [](D z) { return z; });
+  else if (r.scoring.score == Score::sigmoid) make_keys(r, row, [](D z) { return sigmoid(z); });
+  else if (r.scoring.score == Score::softmax) make_keys(r, row, row.softmax);
+  else make_keys(r, row, [](D z) { return sqrtsoftplus(z); });
+}
+
+// What blocks are chosen by. Apart from the keys: a block then waits for its own alone.
+void rate_blocks(const MoeRoute& r, const Row& row) {
+  const Blocks blocks = r.blocks;
+  for (int64_t b = 0; b < blocks.count; ++b) {
+    Best best;
+    for (int64_t i = 0; i < blocks.width; i += kDoubles)
+      best += load_double(row.keys + b * blocks.width + i);
     best.fold_lanes();
-    row.best[b] = best.first[0];
     const double sum = best.first[0] + best.second[0];
+    row.best[b] = best.first[0];
     row.group[b] = !r.pairs ? best.first[0] : sum == sum ? to_48_bits(sum) : -kInfinity;
   }
   for (int64_t b = blocks.count; b < blocks.end(); ++b) row.best[b] = row.group[b] = kAbsent;
 }
 
-void make_keys(const MoeRoute& r, const Row& row) {
-  if (!r.by_score) make_keys(r, row, [](D z) { return z; });
-  else if (r.scoring.score == Score::sigmoid) make_keys(r, row, sigmoid);
-  else if (r.scoring.score == Score::softmax) make_keys(r, row, row.softmax);
-  else make_keys(r, row, sqrtsoftplus);
-}
-
 void use_best_group(const MoeRoute& r, const Row& row) {
   const int64_t b = find(row.group, r.blocks.end(), largest(row.group, r.blocks.end()));
-  row.group[b] = kAbsent;
-  row.use[b] = row.best[b];
+  put(row.group, b, kAbsent);
+  put(row.use, b, row.best[b]);
 }
 
 // Takes the best key out of the blocks: of equal ones the first.
@@ -135,11 +141,11 @@ int64_t take_best(const MoeRoute& r, const Row& row) {
     double* keys = row.keys + b * blocks.width;
     const int64_t i = find(keys, blocks.width, key);
     if (i < 0) {  // a block that is used up seems to hold −inf
-      row.in_use[b] = kAbsent;
+      put(row.in_use, b, kAbsent);
       continue;
     }
-    keys[i] = kAbsent;
-    row.in_use[b] = largest(keys, blocks.width);
+    put(keys, i, kAbsent);
+    put(row.in_use, b, largest(keys, blocks.width));
     return blocks.first(b) + i;
   }
 }
@@ -148,6 +154,7 @@ int64_t take_best(const MoeRoute& r, const Row& row) {
 void choose(const MoeRoute& r, Row* rows, int64_t count, int64_t* ids) {
   for (int64_t t = 0; t < count; ++t) {
     make_keys(r, rows[t]);
+    rate_blocks(r, rows[t]);
     rows[t].in_use = r.groups_used ? rows[t].use : rows[t].best;
     for (int64_t b = 0; r.groups_used && b < r.blocks.end(); ++b) rows[t].use[b] = kAbsent;
   }
@@ -183,7 +190,7 @@ void moe_route_rows(const MoeRoute& r, int64_t begin, int64_t end, double* scrat
   for (int64_t t = begin; t < valid; t += kTogether) {
     const int64_t count = valid - t < kTogether ? valid - t : kTogether;
     for (int64_t i = 0; i < count; ++i) {
-      load_logits(s, t + i, rows[i].logits, r.logits_room());
+      load_logits(s, t + i, rows[i].logits);
       if (s.score == Score::softmax && !s.of_chosen)
         rows[i].softmax = softmax_of(rows[i].logits, padded(s.experts));
     }

@@ -29,19 +29,20 @@ static inline double logit_at(const Scoring& s, int64_t at) {
 template <class Lanes, class Element>
 static inline void widen(const Element* from, int64_t count, double* z) {
   int64_t i = 0;
-  for (; i + kDoubles <= count; i += kDoubles) store_double(z + i, to_double(load_as<Lanes>(from + i)));
+  for (; i + kDoubles <= count; i += kDoubles)
+    store_double(z + i, to_double(load_as<Lanes>(from + i)));
   if (i == count) return;
   Lanes rest{};
   memcpy(&rest, from + i, (count - i) * sizeof(Element));
   store_double(z + i, to_double(rest));
 }
 
-// Logits of a row, then −inf up to `room`.
-static inline void load_logits(const Scoring& s, int64_t row, double* z, int64_t room) {
+// Logits of a row, then −inf up to padded(experts).
+static inline void load_logits(const Scoring& s, int64_t row, double* z) {
   const int64_t at = row * s.experts;
   if (s.bf16) widen<Halves>(static_cast<const uint16_t*>(s.logits) + at, s.experts, z);
   else widen<Singles>(static_cast<const float*>(s.logits) + at, s.experts, z);
-  for (int64_t i = s.experts; i < room; ++i) z[i] = -kInfinity;
+  for (int64_t i = s.experts; i < padded(s.experts); ++i) z[i] = -kInfinity;
 }
 
 struct Softmax {
@@ -53,10 +54,9 @@ static inline Softmax softmax_of(const double* z, int64_t room) {
   D max = splat_double(-kInfinity), sum{};
   for (int64_t i = 0; i < room; i += kDoubles) {
     const D v = load_double(z + i);
-    max = v > max ? v : max;
+    max = larger(v, max);
   }
-  Softmax found{max[0], 0};
-  for (int i = 1; i < kDoubles; ++i) found.max = max[i] > found.max ? max[i] : found.max;
+  Softmax found{largest_lane(max), 0};
   for (int64_t i = 0; i < room; i += kDoubles)
     sum += exp(load_double(z + i) - splat_double(found.max));
   found.sum = sum_of_lanes(sum);
@@ -70,7 +70,8 @@ static inline double scores_of_choices(const Scoring& s, const Softmax& of_row, 
   const int64_t room = padded(s.top_k);
   for (int64_t j = 0; j < room; ++j)
     if (j >= s.top_k || !names_expert(s, ids[j])) chosen[j] = -kInfinity;
-  const Softmax softmax = s.of_chosen && s.score == Score::softmax ? softmax_of(chosen, room) : of_row;
+  const bool of_chosen = s.of_chosen && s.score == Score::softmax;
+  const Softmax softmax = of_chosen ? softmax_of(chosen, room) : of_row;
   for (int64_t j = 0; j < room; j += kDoubles) {
     const D z = load_double(chosen + j);
     store_double(scores + j, s.score == Score::softmax ? softmax(z) : elementwise(s.score, z));

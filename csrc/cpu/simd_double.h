@@ -2,6 +2,10 @@
 // unit in the last place; NaN stays NaN. Include inside no namespace.
 #pragma once
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #include "cpu/simd.h"
 
 namespace r1::R1_ISA {
@@ -15,7 +19,11 @@ typedef uint16_t Halves __attribute__((vector_size(2 * kDoubles)));
 static inline D splat_double(double x) { return D{} + x; }
 static inline D load_double(const double* p) { return load_as<D>(p); }
 static inline void store_double(double* p, D v) { store_as(p, v); }
+#ifdef __AVX512F__
+static inline D to_double(Singles v) { return (D)_mm512_maskz_cvtps_pd(0xff, (__m256)v); }
+#else
 static inline D to_double(Singles v) { return __builtin_convertvector(v, D); }
+#endif
 static inline D to_double(Halves h) {
   return to_double((Singles)(__builtin_convertvector(h, SingleBits) << 16));
 }
@@ -33,15 +41,33 @@ static inline D rotated(D v) {
   return r;
 }
 
-// The number of the first lane whose bits are set in a comparison, kDoubles if there is none.
-static inline int first_lane(L comparison) {
-  typedef int8_t Bytes __attribute__((vector_size(kDoubles)));
-  const Bytes bytes = __builtin_convertvector(comparison, Bytes);
+// Bit i says that lane i of both is equal; NaN equals nothing.
+static inline uint64_t equal_lanes(D a, D b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_EQ_OQ);
+#elif defined(__AVX2__)
+  return static_cast<unsigned>(_mm256_movemask_pd((__m256d)(a == b)));
+#else
   uint64_t bits = 0;
-  memcpy(&bits, &bytes, kDoubles);
-  return bits ? __builtin_ctzll(bits) / 8 : kDoubles;
+  for (int i = 0; i < kDoubles; ++i) bits |= uint64_t(a[i] == b[i]) << i;
+  return bits;
+#endif
 }
 
+// p[i] = x, through the whole vector that holds it: the next load of that does not wait.
+static inline void put(double* p, int64_t i, double x) {
+  double* whole = p + i / kDoubles * kDoubles;
+  store_double(whole, lane_numbers() == L{} + i % kDoubles ? splat_double(x) : load_double(whole));
+}
+
+static inline D larger(D a, D b) { return a > b ? a : b; }
+static inline D smaller(D a, D b) { return a > b ? b : a; }
+
+static inline double largest_lane(D v) {
+  if constexpr (kDoubles >= 8) v = larger(v, rotated<4>(v));
+  if constexpr (kDoubles >= 4) v = larger(v, rotated<2>(v));
+  return larger(v, rotated<1>(v))[0];
+}
 static inline double sum_of_lanes(D v) {
   if constexpr (kDoubles >= 8) v += rotated<4>(v);
   if constexpr (kDoubles >= 4) v += rotated<2>(v);
@@ -69,10 +95,14 @@ static inline D exp(D x) {
                                1.0 / 24, 1.0 / 6, 0.5};  // enough for |r| ≤ ln 2 / 2
   D p = polynomial(taylor, r);
   p = p * r * r + r + splat_double(1.0);
+#ifdef __AVX512F__
+  return (D)_mm512_maskz_scalef_pd(0xff, (__m512d)p, (__m512d)n);
+#else
   // 2^n in two factors: n = 1024 overflows, and n < -1022 becomes subnormal, only at the end.
   const L exponent = (L)shifted - (L)magic;
-  const L half = (exponent >> 1);
+  const L half = exponent >> 1;
   return p * (D)((half + 1023) << 52) * (D)((exponent - half + 1023) << 52);
+#endif
 }
 
 // ln(1 + x) for x ≥ 0. The logarithm of the rounded sum u, and what u lacks over u. (The reduction
@@ -97,7 +127,13 @@ static inline D log1p(D x) {
 }
 
 static inline D sqrt(D x) {
+#if defined(__AVX512F__)
+  return (D)_mm512_maskz_sqrt_pd(0xff, (__m512d)x);
+#elif defined(__AVX2__)
+  return (D)_mm256_sqrt_pd((__m256d)x);
+#else
   for (int i = 0; i < kDoubles; ++i) x[i] = __builtin_sqrt(x[i]);
   return x;
+#endif
 }
 }  // namespace r1::R1_ISA

@@ -84,7 +84,8 @@ def moe_route(
         ``Routing``; gradients flow from weights to logits.
 
     Raises:
-        ValueError, TypeError: naming the argument, what was expected and what came.
+        ValueError, TypeError: naming the argument, what was expected and what came; within
+            ``r1kernels.checked()`` also the place of a NaN among the logits.
     """
     shapes = check.Shapes("moe_route")
     shapes("logits", logits, "T E", check.FLOATS)
@@ -93,6 +94,7 @@ def moe_route(
     check.choice("moe_route", "order", order, ORDERS)
     if not 0 < experts <= MAX_EXPERTS:
         raise ValueError(f"moe_route: logits: expected 1 ≤ E ≤ {MAX_EXPERTS}, got {experts}")
+    check.numbers_if_checked("moe_route", "logits", logits)
     if bias is not None:
         shapes("bias", bias, "E", (torch.float32, torch.float64))
         bias = bias.detach()

@@ -73,6 +73,7 @@ struct BF16 {
 struct Left {
   const uint32_t* a;
   int64_t row, unit;
+  int64_t ahead = 0;  // units from here to what is read next, to be fetched meanwhile; 0 for nothing
 };
 
 static inline uint32_t load_unit(const uint32_t* p) {
@@ -132,6 +133,9 @@ static inline void gemm_strip(int64_t rows, int64_t depth, Left left, const uint
   constexpr int MR = kWidth == 16 ? 8 : 4;
   for (int64_t m = 0; m < rows; m += MR) {
     const Left at{left.a + m * left.row, left.row, left.unit};
+    for (int64_t r = m; left.ahead && r < m + MR && r < rows; ++r)
+      for (int64_t k = 0; k < depth; k += 16)
+        __builtin_prefetch(left.a + r * left.row + k * left.unit + left.ahead, 0, 2);
     if (fetch) prefetch<MR, NR>(c + (m + MR) * ldc, ldc);
     micro_rows<T, MR, NR>(rows - m, depth, at, b, c + m * ldc, ldc, accumulate);
   }
@@ -148,7 +152,7 @@ static void gemm_panel(int64_t rows, int64_t lanes, int64_t depth, Left left, co
   for (int64_t k0 = 0; k0 < depth || k0 == 0; k0 += slice) {
     const int64_t d = depth - k0 < slice ? depth - k0 : slice;
     const bool add = accumulate || k0 > 0, fetch = accumulate && k0 == 0;
-    const Left at{left.a + k0 * left.unit, left.row, left.unit};
+    const Left at{left.a + k0 * left.unit, left.row, left.unit, left.ahead};
     for (int64_t n = 0; n < lanes; n += kWidth * NR) {
       const uint32_t* bn = b + k0 * kPanel + n;
       if (lanes - n <= kWidth)

@@ -120,9 +120,9 @@ static void rows_as_lanes(int64_t rows, int64_t units, const uint32_t* packed,
   for (int64_t c = c0; c < c1; c += kTile) {
     const int64_t columns = at_most(c1 - c, kTile);
     for (int64_t r = 0; r < rows; r += kPanel) {
-      const int64_t lanes = at_most(rows - r, kPanel);
-      gemm_panel<T>(columns, lanes, units, Left{weight + c * units, units, 1}, packed + r * units,
-                    z, kPanel, false);
+      const int64_t lanes = at_most(rows - r, kPanel), ahead = r == 0 ? kTile * units : 0;
+      gemm_panel<T>(columns, lanes, units, Left{weight + c * units, units, 1, ahead},
+                    packed + r * units, z, kPanel, false);
       store_lanes<T>(z, columns, lanes, out + r * stride + c, stride);
     }
   }

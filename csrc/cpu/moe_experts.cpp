@@ -38,10 +38,10 @@ void gate_up(const ExpertsForward& f, const Part& part, int64_t i0, int64_t i1, 
   for (int64_t i = i0; i < i1; i += kTile) {
     const int64_t columns = at_most(i1 - i, kTile);
     for (int64_t r = 0; r < part.rows; r += kPanel) {
-      const int64_t lanes = at_most(part.rows - r, kPanel);
-      gemm_panel<T>(columns, lanes, units, Left{weight + i * units, units, 1}, packed + r * units,
-                    gate, kPanel, false);
-      gemm_panel<T>(columns, lanes, units, Left{weight + (e.inner + i) * units, units, 1},
+      const int64_t lanes = at_most(part.rows - r, kPanel), ahead = r == 0 ? kTile * units : 0;
+      gemm_panel<T>(columns, lanes, units, Left{weight + i * units, units, 1, ahead},
+                    packed + r * units, gate, kPanel, false);
+      gemm_panel<T>(columns, lanes, units, Left{weight + (e.inner + i) * units, units, 1, ahead},
                     packed + r * units, up, kPanel, false);
       swiglu<T>(gate, up, columns, lanes,
                 f.activation + ((part.panel + r / kPanel) * inner + i / T::kPerUnit) * kPanel);

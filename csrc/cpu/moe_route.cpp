@@ -93,7 +93,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_route(
   Buffer<double> scratch(room * std::min<int64_t>(workers(), tasks));
   const auto kernel = R1_DISPATCH(moe_route_rows);
   parallel(tasks, [&](int64_t task, int worker) {
-    kernel(r, task * kTaskRows, std::min((task + 1) * kTaskRows, s.rows), scratch.p + worker * room);
+    const int64_t begin = task * kTaskRows;
+    kernel(r, begin, std::min(begin + kTaskRows, s.rows), scratch.p + worker * room);
   });
 
   if (align == 0) {

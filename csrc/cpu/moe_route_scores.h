@@ -29,7 +29,8 @@ static inline double logit_at(const Scoring& s, int64_t at) {
 template <class Lanes, class Element>
 static inline void widen(const Element* from, int64_t count, double* z) {
   int64_t i = 0;
-  for (; i + kDoubles <= count; i += kDoubles) store_double(z + i, to_double(load_as<Lanes>(from + i)));
+  for (; i + kDoubles <= count; i += kDoubles)
+    store_double(z + i, to_double(load_as<Lanes>(from + i)));
   if (i == count) return;
   Lanes rest{};
   memcpy(&rest, from + i, (count - i) * sizeof(Element));
@@ -69,7 +70,8 @@ static inline double scores_of_choices(const Scoring& s, const Softmax& of_row, 
   const int64_t room = padded(s.top_k);
   for (int64_t j = 0; j < room; ++j)
     if (j >= s.top_k || !names_expert(s, ids[j])) chosen[j] = -kInfinity;
-  const Softmax softmax = s.of_chosen && s.score == Score::softmax ? softmax_of(chosen, room) : of_row;
+  const bool of_chosen = s.of_chosen && s.score == Score::softmax;
+  const Softmax softmax = of_chosen ? softmax_of(chosen, room) : of_row;
   for (int64_t j = 0; j < room; j += kDoubles) {
     const D z = load_double(chosen + j);
     store_double(scores + j, s.score == Score::softmax ? softmax(z) : elementwise(s.score, z));

@@ -67,6 +67,8 @@ def test_overrides_win_and_have_types(path):
         ("grpo.max_steps=true", "grpo.max_steps = True: expected an integer"),
         ("grpo.learning_rate=0", "grpo.learning_rate = 0: expected a value > 0"),
         ("grpo.learning_rate=nan", "grpo.learning_rate = nan"),
+        ("grpo.routing_replay=1", "grpo.routing_replay = 1: expected true or false"),
+        ("sft.expert_bias_update_rate=-1", "sft.expert_bias_update_rate = -1"),
         ("grpo.loss_type=ppo", "'ppo': expected one of 'grpo', 'bnpo'"),
         ("grpo.num_generations=1", "num_generations = 1: a group needs at least 2"),
         ("rollout.top_p=0.9", "rollout.top_p = 0.9: training needs top_p = 1"),

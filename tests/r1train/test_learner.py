@@ -35,6 +35,7 @@ def gradients(model, config, rollout, rewards=REWARDS):
     model.zero_grad()
     subject = learner(model, config)
     subject.optimizer.step = lambda: {}  # keeps the gradients, and the weights
+    subject.load.step = dict  # and the experts' biases
     metrics = subject.step(rollout, rewards)
     flat = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return torch.cat(flat), metrics
@@ -60,7 +61,7 @@ def test_leaving_constant_groups_out_does_not_change_the_gradient(mini, rollout,
     assert metrics["frac_reward_zero_std"] == 0.5
     # With a reference that equals the policy the KL term is zero, but every row is computed.
     computed, _ = gradients(model, replace(config, beta=1e-3), rollout)
-    torch.testing.assert_close(dropped, computed, atol=2e-5 * dropped.abs().max().item(), rtol=1e-3)
+    torch.testing.assert_close(dropped, computed, atol=1e-5 * dropped.abs().max().item(), rtol=1e-3)
 
 
 def test_constant_groups_never_reach_the_backbone(mini, rollout):

@@ -26,7 +26,7 @@ SCENARIOS = {
         Scenario("router, one token", 1, 256, **CHOICE),
         Scenario("rows", 1024, 64, 6, 1024, kind="permute"),
         Scenario("rows, forward", 1024, 64, 6, 1024, kind="permute", forward=True),
-        Scenario("experts", 1024, 64, **MIDDLE),
+        Scenario("experts", 1024, 64, **MIDDLE, peers=LOOPED),
         Scenario("experts, forward", 1024, 64, **MIDDLE, peers=GROUPED, forward=True),
         Scenario("experts, 16 tokens, forward", 16, 64, **MIDDLE, peers=GROUPED, forward=True),
         Scenario("experts, one token, forward", 1, 64, **MIDDLE, forward=True),

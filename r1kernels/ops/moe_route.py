@@ -61,8 +61,9 @@ def moe_route(
     best. GPT-OSS: softmax of the chosen logits, ``order="topk_first"``.
 
     Choices are exact: made in float64, of equal keys the lower index first, the same on every
-    backend. A NaN counts as −inf there, and makes its own weight NaN (with a softmax, the row's).
-    An expert outside the best groups is never chosen.
+    backend (groups are compared by 48 bits of the sum of their two best). A NaN counts as −inf
+    there, and makes its own weight NaN (with a softmax, the row's). An expert outside the best
+    groups is never chosen.
 
     Args:
         logits: [T, E], float32, bfloat16, float16 or float64; E ≤ 1024.

@@ -60,17 +60,17 @@ static inline void put(double* p, int64_t i, double x) {
   store_double(whole, lane_numbers() == L{} + i % kDoubles ? splat_double(x) : load_double(whole));
 }
 
-// Of a NaN and a number the second, and of two zeros.
+// The maximum of a NaN and a number is the second, the minimum the first; so of equal ones.
 #ifdef __AVX512F__
 static inline D larger(D a, D b) {
   return (D)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b);
 }
 static inline D smaller(D a, D b) {
-  return (D)_mm512_maskz_min_pd(0xff, (__m512d)a, (__m512d)b);
+  return (D)_mm512_maskz_min_pd(0xff, (__m512d)b, (__m512d)a);
 }
 #else
 static inline D larger(D a, D b) { return a > b ? a : b; }
-static inline D smaller(D a, D b) { return a < b ? a : b; }
+static inline D smaller(D a, D b) { return a > b ? b : a; }
 #endif
 
 static inline double largest_lane(D v) {
@@ -94,7 +94,7 @@ static inline D polynomial(const double (&coefficients)[count], D x) {
 
 static inline D exp(D x) {
   const D magic = splat_double(6755399441055744.0);  // 1.5·2^52: adding it rounds to an integer
-  const D clamped = smaller(splat_double(710.0), larger(splat_double(-746.0), x));
+  const D clamped = smaller(larger(splat_double(-746.0), x), splat_double(710.0));
   const D shifted = clamped * splat_double(1.4426950408889634074) + magic;
   const D n = shifted - magic;
   D r = clamped - n * splat_double(6.93147180369123816490e-01);

@@ -76,19 +76,6 @@ def loss_of(model: Any, ids: Tensor) -> Tensor:
     return F.cross_entropy(logits, ids[:, 1:].flatten())
 
 
-def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        error = (found[name] - gradient).norm() / gradient.norm().clamp(min=1e-4)
-        assert error < 1e-5, name
-
-
 def experts_of(model: Any) -> Any:
     """The experts module of its first layer."""
     return next(m for m in model.modules() if hasattr(m, "_is_expert_parallel"))

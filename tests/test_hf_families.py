@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1kernels import hf
+from tests.gradients import assert_near, gradients
 
 transformers = pytest.importorskip("transformers")
 
@@ -80,19 +81,6 @@ def batch() -> dict[str, Tensor]:
     labels = ids.where(mask, -100)
     labels[0, 3:5] = -100
     return {"input_ids": ids.where(mask, 0), "attention_mask": mask.long(), "labels": labels}
-
-
-def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        error = (found[name] - gradient).norm() / gradient.norm().clamp(min=1e-4)
-        assert error < 1e-5, name
 
 
 @pytest.mark.parametrize("family", FAMILIES)

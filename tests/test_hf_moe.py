@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from r1kernels import hf
+from tests.gradients import assert_near, gradients
 from tests.moe_models import (
     EXPERTS,
     FAMILIES,
@@ -22,9 +23,7 @@ from tests.moe_models import (
     MAIN,
     TOP_K,
     V,
-    assert_near,
     experts_of,
-    gradients,
     loss_of,
     tiny,
     tokens,

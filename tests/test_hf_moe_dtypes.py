@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from r1kernels import hf
-from tests.moe_models import EXPERTS, MAIN, TOP_K, experts_of, gradients, loss_of, tiny, tokens
+from tests.gradients import gradients
+from tests.moe_models import EXPERTS, MAIN, TOP_K, experts_of, loss_of, tiny, tokens
 
 pytest.importorskip("transformers")
 

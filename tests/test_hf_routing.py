@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from r1kernels import hf
+from tests.gradients import assert_near, gradients
 from tests.moe_models import (
     EXPERTS,
     LAYERS,
     MAIN,
     TOP_K,
     S,
-    assert_near,
-    gradients,
     loss_of,
     tiny,
     tokens,

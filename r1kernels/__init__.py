@@ -7,6 +7,14 @@ from r1kernels.check import checked
 from r1kernels.op import explain, using
 from r1kernels.ops.candidates import Candidates, candidates
 from r1kernels.ops.expert_parallel import moe_experts_parallel
+from r1kernels.ops.fp8_combine import fp8_combine
+from r1kernels.ops.fp8_dequantize import fp8_dequantize
+from r1kernels.ops.fp8_format import FP8Tensor
+from r1kernels.ops.fp8_gemm import fp8_gemm
+from r1kernels.ops.fp8_grouped_gemm import fp8_grouped_gemm
+from r1kernels.ops.fp8_grouped_wgrad import fp8_grouped_wgrad
+from r1kernels.ops.fp8_quantize import fp8_quantize
+from r1kernels.ops.fp8_swiglu import fp8_swiglu, fp8_swiglu_backward
 from r1kernels.ops.fused_linear_grpo_loss import fused_linear_grpo_loss
 from r1kernels.ops.fused_linear_loss import FusedLoss, fused_linear_loss
 from r1kernels.ops.gdpo_advantage import gdpo_advantage
@@ -26,6 +34,7 @@ from r1kernels.ops.policy_loss import PolicyLoss, policy_loss
 
 __all__ = [
     "Candidates",
+    "FP8Tensor",
     "FusedLoss",
     "LogProb",
     "PolicyLoss",
@@ -33,6 +42,14 @@ __all__ = [
     "candidates",
     "checked",
     "explain",
+    "fp8_combine",
+    "fp8_dequantize",
+    "fp8_gemm",
+    "fp8_grouped_gemm",
+    "fp8_grouped_wgrad",
+    "fp8_quantize",
+    "fp8_swiglu",
+    "fp8_swiglu_backward",
     "fused_linear_grpo_loss",
     "fused_linear_loss",
     "gdpo_advantage",

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 DEVICE = {"cpp": "cpu", "cuda": "cuda"}
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float8_e4m3fn)
 
 
 @cache

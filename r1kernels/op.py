@@ -38,7 +38,8 @@ class Case:
         make: ``make(device) -> args``, the op's positional arguments, the same at every call.
         flops: arithmetic operations of one call, for the roofline.
         bytes: least memory traffic of one call, in bytes, for the roofline.
-        tier: ``"bitwise"`` for integers and selections, ``"budget"`` for floating point.
+        tier: ``"bitwise"`` for integers and selections, ``"budget"`` for floating point,
+            ``"codes"`` where that is quantized in the end: e4m3 codes may be one step apart.
         bench: too large for tests, timed by the benchmarks: True on every device, "cpu" or "cuda"
             on that one only.
     """

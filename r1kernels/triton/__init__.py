@@ -19,7 +19,7 @@ import torch
 
 from r1kernels.op import Op, Predicate
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 

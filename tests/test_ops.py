@@ -141,20 +141,33 @@ def test_two_runs_are_equal_bit_for_bit_and_leave_the_arguments_alone(
     for before, after in zip(untouched, args, strict=True):
         if isinstance(before, Tensor):
             assert not bitwise_problems(after, before)
+            assert all(after.data_ptr() != a.data_ptr() for a in first if a.numel())
 
 
 @with_cases(VARIANTS)
 def test_opcheck(variant: Variant, case: Case) -> None:
     """Schema and fake of every backend; autograd and AOT dispatch once: no backend changes them."""
     args = case.make(variant.device)
-    checks = ["test_schema", "test_faketensor"]
+    checks = ["test_faketensor"]
+    if not any(is_fp8(arg) for arg in args):  # PyTorch compares arguments by allclose
+        checks.append("test_schema")
     if variant.backend == "torch":
-        checks += ["test_autograd_registration", "test_aot_dispatch_dynamic"]
+        checks.append("test_autograd_registration")
         if variant.op.differentiable:
             args = tuple(arg.requires_grad_() if trainable(arg) else arg for arg in args)
     with variant.active() as run, poisoned():  # poison makes opaque outputs comparable
-        run(*args)
+        outputs = run(*args)
+        if variant.backend == "torch" and not any(map(has_nan, outputs)):  # equal to nothing there
+            checks.append("test_aot_dispatch_dynamic")
         torch.library.opcheck(variant.op.overload, args, test_utils=checks)
+
+
+def is_fp8(arg: Any) -> bool:
+    return isinstance(arg, Tensor) and arg.is_floating_point() and arg.itemsize == 1
+
+
+def has_nan(output: Tensor) -> bool:
+    return output.is_floating_point() and bool(output.detach().isnan().any())
 
 
 def trainable(arg: Any) -> bool:

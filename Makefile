@@ -46,6 +46,7 @@ gpu:
 	$(MEMCHECK) $(OR_LATE)
 	timeout 150 $(PYTHON) -m benchmarks head $(OR_LATE)
 	timeout 60 $(PYTHON) -m benchmarks moe $(OR_LATE)
+	timeout 60 $(PYTHON) -m benchmarks fp8 $(OR_LATE)
 	timeout 90 $(PYTHON) -m benchmarks ops $(OR_LATE)
 	$(PYTHON) -m benchmarks status
 

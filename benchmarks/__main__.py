@@ -2,10 +2,11 @@
 
 ops: each op alone. head: whole tasks, from hidden states to gradients, at
 several sizes. scaling: the loss against the number of rows. moe: a mixture of
-experts, with its growth. all: these four.
+experts, with its growth. fp8: a linear layer in FP8. all: these five.
 
 status: which kernels have no record of their present source.
-plot: draw how time and memory grow, from the records.
+plot: draw how time and memory grow, and the roofline of FP8, from the records.
+prove: let the guarded kernels run on devices whose records allow it.
 tune: better launch parameters for the Triton kernels on this GPU.
 """
 
@@ -18,11 +19,11 @@ from collections.abc import Iterator
 import torch
 
 import r1kernels  # noqa: F401  (declares the ops)
-from benchmarks import head, moe, ops, plot, record, scaling, status
+from benchmarks import fp8, head, moe, ops, plot, prove, record, roofline, scaling, status
 from benchmarks.record import Row
 from r1kernels.op import OPS
 
-MEASURE = ("ops", "moe", "head", "scaling")
+MEASURE = ("ops", "moe", "fp8", "head", "scaling")
 
 
 def main() -> None:
@@ -32,7 +33,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "what", nargs="?", choices=("all", *MEASURE, "status", "plot", "tune"), default="all"
+        "what",
+        nargs="?",
+        choices=("all", *MEASURE, "status", "plot", "prove", "tune"),
+        default="all",
     )
     parser.add_argument("--op", choices=tuple(OPS), metavar="OP", help="only this op")
     parser.add_argument("--quick", action="store_true", help="few runs, no memory, no record")
@@ -40,12 +44,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "status":
         print("\n".join(status.lines()) or "every kernel has a record of its present source")
+    elif options.what == "prove":
+        prove.write(record.load())
     elif options.what == "tune":
         from benchmarks.tune import tune  # imports Triton
 
         tune(options.device or "cuda", options.op)
     elif options.what == "plot":
-        print(f"drawn: {', '.join(map(str, plot.draw(record.load())))}")
+        files = plot.draw(record.load()) + roofline.draw(record.load())
+        print(f"drawn: {', '.join(map(str, files))}")
     else:
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         print(f"{record.device_name(device)}, torch {torch.__version__}", flush=True)
@@ -64,6 +71,8 @@ def measure(options: argparse.Namespace, device: str) -> Iterator[list[Row]]:
             yield ops.bench(op, device, options.quick)
     if "moe" in wanted:
         yield from moe.bench(device, options.quick)
+    if "fp8" in wanted:
+        yield from fp8.bench(device, options.quick)
     if "head" in wanted:
         yield from head.bench(device, options.quick)
     if "scaling" in wanted:

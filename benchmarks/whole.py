@@ -14,13 +14,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from benchmarks import moe_tasks, peers, tasks
+from benchmarks import fp8_tasks, moe_tasks, peers, tasks
 from benchmarks.record import Row
 from r1kernels.testing import peaks
 from r1kernels.testing.memory import extra_peak
 from r1kernels.testing.timing import interleaved
 
-OURS = tasks.OURS | moe_tasks.OURS
+OURS = tasks.OURS | moe_tasks.OURS | fp8_tasks.OURS
 NAME = {
     "grpo": "fused_linear_grpo_loss",
     "cross_entropy": "linear_cross_entropy",
@@ -29,6 +29,7 @@ NAME = {
     "route": "moe_route, forward",
     "permute": "moe_permute + moe_combine",
     "experts": "moe_experts, layer",
+    "linear": "fp8_linear, layer",
 }
 WE = "r1kernels"
 PEER_ERROR = 1e-2  # a peer need not be as exact as we, but must have done the same task
@@ -45,7 +46,7 @@ class Task(Protocol):
 
 
 class Scenario(Protocol):
-    """One task at one size: ``tasks.Scenario`` and ``moe_tasks.Scenario``.
+    """One task at one size: those of ``tasks``, ``moe_tasks`` and ``fp8_tasks``.
 
     peers: those that take part; None is all of them. yardstick: the one that says what is true, in
     a wider type, and how exact one must be.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from r1kernels import native
+from r1kernels import native, proven
 
 OPS: dict[str, Op] = {}
 
@@ -83,6 +83,8 @@ class Op:
             the kernels guard themselves.
         cases: arguments for tests and benchmarks.
         opaque: positions of outputs that are a backend's private memory, never compared.
+        guarded: backends that run unasked only on a device where a record says that they are right
+            and faster (``r1kernels/proven.py``); they can be pinned anywhere.
     """
 
     def __init__(
@@ -96,11 +98,12 @@ class Op:
         validate: Callable[..., None] | None = None,
         cases: Sequence[Case] = (),
         opaque: Sequence[int] = (),
+        guarded: Sequence[str] = (),
     ) -> None:
         self.name = schema.split("(", 1)[0]
         # The file of its kernels in r1kernels.triton: that of the op whose gradient it makes.
         self.module = self.name.removesuffix("_").removesuffix("_backward")
-        self.cases, self.opaque = tuple(cases), tuple(opaque)
+        self.cases, self.opaque, self.guarded = tuple(cases), tuple(opaque), tuple(guarded)
         self.differentiable = backward is not None
         self._validate = validate
         self.backends: dict[str, Backend] = {"torch": Backend(reference, lambda *args: True)}
@@ -143,6 +146,8 @@ class Op:
                 reasons[name] = absent
                 continue
             able = self.backends[name].when(*args)
+            if able is True and name in self.guarded and not pinned:
+                able = proven.lacking(self.name.removesuffix("_"), name, _device_type(args)) or True
             if able is True:
                 return Choice(name, reasons)
             reasons[name] = able or "cannot take these arguments"

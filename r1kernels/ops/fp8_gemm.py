@@ -110,7 +110,8 @@ ROW_WISE = (1, 0)
 def quantized(x: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """[R, C] or [E, R, C] in blocks; 0 stands for all rows or columns."""
     if 0 not in block:
-        return quantize.reference(x, None, 1, *block, False, False)[:2]
+        data, scale, _, _ = quantize.reference(x, None, 1, *block, False, False)
+        return data, scale
     dims = (-2, -1) if block == WHOLE else (-1,)
     scale = x.abs().amax(dims, keepdim=True) / 448
     return (x / scale).to(E4M3), scale
@@ -178,10 +179,12 @@ FP8_GEMM = Op(
     reference=reference,
     fake=_fake,
     cases=CASES,
+    guarded=("cuda",),
 )
 FP8_GEMM_ = Op(
     "fp8_gemm_(Tensor(a!) accumulate, Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, "
     "bool transposed) -> ()",
     reference=accumulate_reference,
     fake=_accumulate_fake,
+    guarded=("cuda",),
 )

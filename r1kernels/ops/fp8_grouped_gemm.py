@@ -167,4 +167,5 @@ FP8_GROUPED_GEMM = Op(
     fake=_fake,
     validate=_validate,
     cases=CASES,
+    guarded=("cuda",),
 )

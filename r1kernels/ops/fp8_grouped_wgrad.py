@@ -140,11 +140,13 @@ FP8_GROUPED_WGRAD = Op(
     fake=_fake,
     validate=_validate,
     cases=CASES,
+    guarded=("cuda",),
 )
 FP8_GROUPED_WGRAD_ = Op(
     "fp8_grouped_wgrad_(Tensor(a!) accumulate, Tensor left, Tensor left_scale, Tensor right, "
     "Tensor right_scale, Tensor offsets) -> ()",
     reference=accumulate_reference,
     fake=_accumulate_fake,
+    guarded=("cuda",),
     validate=lambda accumulate, *given: _validate(*given),
 )

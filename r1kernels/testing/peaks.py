@@ -22,10 +22,22 @@ def bandwidth(device: str) -> float:
 
 @cache
 def matmul(device: str, dtype: torch.dtype) -> float:
-    """Operations a second of a large square matrix product."""
+    """Operations a second of a large square matrix product; of FP8 on a CPU, those of bf16."""
     side = SIDE[device]
+    if dtype.itemsize == 1 and device == "cpu":
+        dtype = torch.bfloat16
     a = torch.randn(side, side, device=device).to(dtype)  # a GPU multiplies ones faster
-    return 2 * side**3 / _median(lambda: a @ a, device)
+    if dtype.itemsize == 1:
+        one = torch.ones((), device=device)
+
+        def product() -> torch.Tensor:
+            return torch._scaled_mm(a, a.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+    else:
+
+        def product() -> torch.Tensor:
+            return a @ a
+
+    return 2 * side**3 / _median(product, device)
 
 
 def roofline(device: str, dtype: torch.dtype, flops: float, bytes: float) -> float:

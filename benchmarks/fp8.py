@@ -1,0 +1,38 @@
+"""FP8 linear layers against bf16, from one row to a large batch, quantizing included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.fp8_tasks import Scenario
+from benchmarks.record import Row
+from benchmarks.table import show
+from benchmarks.whole import SECONDS, measure, title
+from r1kernels.ops.fp8_gemm import SHAPES
+
+FORWARD = ("bf16", "torch._scaled_mm", "eager")
+TRAINED = ("bf16", "eager")
+PREFIX = "M = "  # of the cases whose growth is drawn
+
+
+def scenarios(device: str) -> Iterator[Scenario]:
+    """Forward alone by rows, forward and backward, and on a GPU the shapes of DeepSeek-V3."""
+    side = 2048 if device == "cpu" else 7168
+    for rows in (1, 8, 64, 512) if device == "cpu" else (1, 8, 64, 512, 4096):
+        yield Scenario(f"{PREFIX}{rows}", rows, side, side, peers=FORWARD)
+    if device == "cuda":
+        for columns, depth in SHAPES:
+            name = f"{columns} × {depth}"
+            yield Scenario(name, 4096, columns, depth, peers=FORWARD)
+        yield Scenario("trained", 4096, 7168, 7168, forward=False, peers=TRAINED)
+    else:
+        yield Scenario("trained", 512, side, side, forward=False, peers=TRAINED)
+
+
+def bench(device: str, quick: bool) -> Iterator[list[Row]]:
+    """Measure every layer, print a table each, and give the rows."""
+    wanted = list(scenarios(device))
+    for scenario in wanted[:1] if quick else wanted:
+        rows, problems = measure(scenario, device, quick, rounds=(3, 300), seconds=SECONDS[device])
+        show(title(scenario, rows), rows, problems)
+        yield rows

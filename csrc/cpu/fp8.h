@@ -1,0 +1,81 @@
+// e4m3 codes to floats and back, exactly, whatever becomes of subnormal floats on this machine.
+#pragma once
+
+#include "cpu/simd.h"
+
+#ifdef __AVX512BW__
+#include <immintrin.h>
+#endif
+
+namespace r1::R1_ISA {
+// The codes in the low bytes of the lanes, with nothing above them.
+static inline F decode(U code) {
+  const U magnitude = code & 0x7f;
+  const F subnormal = __builtin_convertvector((I)magnitude, F) * splat(0x1p-9f);
+  U bits = (magnitude << 20) + (120u << 23);
+  bits = magnitude < 8 ? (U)subnormal : bits;
+  bits = magnitude == 0x7f ? splat_bits(0x7fc00000) : bits;
+  return (F)(bits | (code & 0x80) << 24);
+}
+
+// The nearest codes, ties to even, of x·factor; what is no number becomes NaN.
+static inline U encode(F x, F factor) {
+  F v = x * factor;
+  v = v > splat(448.0f) ? splat(448.0f) : v;
+  v = v < splat(-448.0f) ? splat(-448.0f) : v;
+  const U bits = (U)v & 0x7fffffff;
+  const U normal = ((bits + 0x7ffff + ((bits >> 20) & 1)) >> 20) - (120u << 3);
+  const F magic = splat(12582912.0f);  // 1.5·2^23: adding it rounds to an integer
+  const U subnormal = (U)((F)bits * splat(512.0f) + magic) - (U)magic;
+  U code = (F)bits < splat(0x1p-6f) ? subnormal : normal;
+  code = ((U)x & 0x7f800000) == 0x7f800000 ? splat_bits(0x7f) : code;
+  return code | ((U)x >> 24 & 0x80);
+}
+
+// |x|, and 0 for what is no number.
+static inline F magnitude(F x) {
+  const U bits = (U)x & 0x7fffffff;
+  return (F)(bits >= 0x7f800000 ? U{} : bits);
+}
+
+#ifdef __AVX512BW__
+struct Bf16Codes {
+  alignas(64) uint16_t bits[128];
+  constexpr Bf16Codes() : bits() {
+    for (int c = 0; c < 128; ++c) {
+      int m = c & 7, exponent = (c >> 3) + 120;
+      if (c < 8)  // subnormal: m·2^-9
+        for (exponent = m ? 121 : 0; m && !(m & 8); m *= 2) --exponent;
+      bits[c] = uint16_t(exponent << 7 | (m & 7) << 4);
+    }
+    bits[127] = 0x7fc0;
+  }
+};
+#endif
+
+// 2·kWidth neighbouring codes as bf16, two in a lane, the first one in the low half.
+static inline U decode_pairs(const uint8_t* p) {
+#ifdef __AVX512BW__
+  static constexpr Bf16Codes codes;
+  const __m512i* table = reinterpret_cast<const __m512i*>(codes.bits);
+  const __m512i code = _mm512_cvtepu8_epi16(load_as<__m256i>(p));
+  const __m512i low = _mm512_permutex2var_epi16(table[0], code, table[1]);
+  const __m512i high = _mm512_permutex2var_epi16(table[2], code, table[3]);
+  const __mmask32 upper = _mm512_test_epi16_mask(code, _mm512_set1_epi16(0x40));
+  const __m512i sign = _mm512_slli_epi16(_mm512_and_si512(code, _mm512_set1_epi16(0x80)), 8);
+  return (U)_mm512_or_si512(_mm512_mask_mov_epi16(low, upper, high), sign);
+#else
+  const U pair = __builtin_convertvector(load_as<H>(p), U);
+  return (U)decode(pair & 0xff) >> 16 | ((U)decode(pair >> 8) & 0xffff0000u);
+#endif
+}
+
+typedef uint8_t Codes __attribute__((vector_size(kWidth)));
+
+static inline U load_codes(const uint8_t* p) {
+  return __builtin_convertvector(load_as<Codes>(p), U);
+}
+static inline void store_codes(uint8_t* p, U code) {
+  store_as(p, __builtin_convertvector(code, Codes));
+}
+}  // namespace r1::R1_ISA

@@ -1,0 +1,181 @@
+// Products of FP8 matrices: codes become bf16 in panels that stay in the cache, each block of 128 of
+// the reduction is summed from zero and promoted with its scales.
+//
+// One panel has 48 columns of the result as lanes. For a single row too: the codes of the weight are
+// read once from memory, and a row's sums are made in the same order whatever its batch.
+#include "cpu/fp8_product.h"
+
+#include "cpu/fp8.h"
+#include "cpu/gemm.h"
+#include "cpu/transpose.h"
+
+namespace r1::R1_ISA {
+namespace {
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Up to 2·kWidth codes as pairs; what is beyond is zero.
+inline U pairs_of(const uint8_t* p, int64_t count) {
+  if (count >= 2 * kWidth) return decode_pairs(p);
+  uint8_t some[2 * kWidth] = {};
+  if (count > 0) memcpy(some, p, count);
+  return decode_pairs(some);
+}
+
+// Rows of b as lanes: [unit][kPanel] of the codes k0 to k1.
+void pack_rows(const Fp8Product& f, int64_t n0, int64_t k0, int64_t k1, uint32_t* out) {
+  const int64_t lanes = least(f.columns - n0, kPanel);
+  for (int64_t n = 0; n < lanes; n += kWidth)
+    for (int64_t k = k0; k < k1; k += 2 * kWidth) {
+      F square[kWidth];
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i)
+        square[i] = n + i < lanes ? (F)pairs_of(f.b + (n0 + n + i) * f.stride + k, k1 - k) : F{};
+      transpose(square);
+      const int64_t units = least((k1 - k + 1) / 2, kWidth);
+      for (int64_t u = 0; u < units; ++u) store((float*)out + ((k - k0) / 2 + u) * kPanel + n, square[u]);
+    }
+}
+
+inline U some_codes(const uint8_t* p, int64_t count) {
+  if (count >= kWidth) return load_codes(p);
+  uint8_t some[kWidth] = {};
+  memcpy(some, p, count);
+  return load_codes(some);
+}
+
+// Columns of b as lanes: two rows of the reduction make a unit.
+void pack_columns(const Fp8Product& f, int64_t n0, int64_t k0, int64_t k1, uint32_t* out) {
+  const int64_t lanes = least(f.columns - n0, kPanel);
+  for (int64_t k = k0; k < k1; k += 2, out += kPanel) {
+    const uint8_t* row = f.b + k * f.stride + n0;
+    for (int64_t n = 0; n < lanes; n += kWidth) {
+      U unit = (U)decode(some_codes(row + n, lanes - n)) >> 16;
+      if (k + 1 < k1) unit |= (U)decode(some_codes(row + f.stride + n, lanes - n));
+      store_as(out + n, unit);
+    }
+  }
+}
+
+// The sums of one block, promoted: z[m][n] += sa[m]·(sb[n]·Σ). `first` writes instead of adding.
+template <int MR, int NR>
+inline void block_product(int64_t depth, Left left, const uint32_t* b, const Fp8Product& f,
+                          int64_t m0, int64_t block, const float* sb, float* z, bool first) {
+  F acc[MR][NR];
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < NR; ++n) acc[m][n] = F{};
+  for (int64_t k = 0; k < depth; ++k) {
+    U bk[NR];
+#pragma GCC unroll 4
+    for (int n = 0; n < NR; ++n) bk[n] = load_as<U>(b + k * kPanel + n * kWidth);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      const U am = splat_bits(load_unit(left.a + m * left.row + k));
+#pragma GCC unroll 4
+      for (int n = 0; n < NR; ++n) acc[m][n] = BF16::dot(acc[m][n], am, bk[n]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) {
+    const F sa = splat(f.a_scale.at(m0 + m, block));
+#pragma GCC unroll 4
+    for (int n = 0; n < NR; ++n) {
+      float* sum = z + m * kPanel + n * kWidth;
+      const F promoted = acc[m][n] * (sa * load(sb + n * kWidth));
+      store(sum, first ? promoted : load(sum) + promoted);
+    }
+  }
+}
+
+template <int MR, int NR>
+inline void block_rows(int64_t rows, int64_t depth, Left left, const uint32_t* b,
+                       const Fp8Product& f, int64_t m0, int64_t block, const float* sb, float* z,
+                       bool first) {
+  if constexpr (MR > 1)
+    if (rows < MR)
+      return block_rows<MR - 1, NR>(rows, depth, left, b, f, m0, block, sb, z, first);
+  block_product<MR, NR>(depth, left, b, f, m0, block, sb, z, first);
+}
+
+template <int NR>
+void block_strip(int64_t rows, int64_t depth, const uint32_t* b, const Fp8Product& f, int64_t m0,
+                 int64_t block, const float* sb, float* z, bool first) {
+  constexpr int MR = kWidth == 16 ? 8 : 4;
+  for (int64_t m = 0; m < rows; m += MR) {
+    const Left left{f.a + (m0 + m) * f.units + block * kBlockUnits, f.units, 1};
+    block_rows<MR, NR>(rows - m, depth, left, b, f, m0 + m, block, sb, z + m * kPanel, first);
+  }
+}
+
+void block_of_panel(int64_t rows, int64_t lanes, int64_t depth, const uint32_t* b,
+                    const Fp8Product& f, int64_t m0, int64_t block, const float* sb, float* z,
+                    bool first) {
+  constexpr int NR = kWidth == 16 ? 3 : 2;
+  for (int64_t n = 0; n < lanes; n += kWidth * NR) {
+    if (lanes - n <= kWidth) block_strip<1>(rows, depth, b + n, f, m0, block, sb + n, z + n, first);
+    else if (NR == 3 && lanes - n <= 2 * kWidth)
+      block_strip<2>(rows, depth, b + n, f, m0, block, sb + n, z + n, first);
+    else block_strip<NR>(rows, depth, b + n, f, m0, block, sb + n, z + n, first);
+  }
+}
+
+inline float element(const void* p, Fp8Output type, int64_t at) {
+  if (type == Fp8Output::bf16) return bf16_to_float(static_cast<const uint16_t*>(p)[at]);
+  if (type == Fp8Output::fp16) return static_cast<float>(static_cast<const _Float16*>(p)[at]);
+  return static_cast<const float*>(p)[at];
+}
+
+void store_row(const Fp8Product& f, int64_t m, int64_t n, int64_t lanes, float* z) {
+  if (f.bias)
+    for (int64_t i = 0; i < lanes; ++i) z[i] += element(f.bias, f.output, n + i);
+  const int64_t at = m * f.columns + n;
+  if (f.output == Fp8Output::bf16) {
+    auto* out = static_cast<uint16_t*>(f.out) + at;
+    int64_t i = 0;
+    for (; i + kWidth <= lanes; i += kWidth) store_bf16(out + i, load(z + i));
+    for (; i < lanes; ++i) out[i] = float_to_bf16(z[i]);
+  } else if (f.output == Fp8Output::fp16) {
+    auto* out = static_cast<_Float16*>(f.out) + at;
+    for (int64_t i = 0; i < lanes; ++i) out[i] = static_cast<_Float16>(z[i]);
+  } else {
+    auto* out = static_cast<float*>(f.out) + at;
+    if (f.output == Fp8Output::add)
+      for (int64_t i = 0; i < lanes; ++i) z[i] += out[i];
+    memcpy(out, z, lanes * sizeof(float));
+  }
+}
+}  // namespace
+
+void fp8_decode_rows(const uint8_t* codes, int64_t stride, int64_t rows, int64_t depth,
+                     uint32_t* out) {
+  const int64_t units = (depth + 1) / 2;
+  for (int64_t r = 0; r < rows; ++r, codes += stride, out += units)
+    for (int64_t u = 0; u < units; u += kWidth) {
+      const U pairs = pairs_of(codes + 2 * u, depth - 2 * u);
+      if (u + kWidth <= units) store_as(out + u, pairs);
+      else memcpy(out + u, &pairs, (units - u) * 4);
+    }
+}
+
+void fp8_product_panel(const Fp8Product& f, int64_t m0, int64_t m1, int64_t n, uint32_t* packed) {
+  alignas(64) float z[kTileRows * kPanel];
+  alignas(64) float sb[kPanel];
+  const int64_t lanes = least(f.columns - n, kPanel);
+  for (int64_t k = 0; k < f.depth; k += kBlock) {
+    const int64_t end = least(f.depth, k + kBlock);
+    uint32_t* block = packed + k / 2 * kPanel;
+    f.transposed ? pack_columns(f, n, k, end, block) : pack_rows(f, n, k, end, block);
+  }
+  for (int64_t m = m0; m < m1; m += kTileRows) {
+    const int64_t rows = least(m1 - m, kTileRows);
+    if (f.depth == 0) memset(z, 0, sizeof(z));
+    for (int64_t k = 0; k < f.depth; k += kBlock) {
+      const int64_t block = k / kBlock, depth = (least(f.depth - k, kBlock) + 1) / 2;
+      for (int64_t i = 0; i < kPanel; ++i) sb[i] = i < lanes ? f.b_scale.at(n + i, block) : 0.0f;
+      block_of_panel(rows, lanes, depth, packed + k / 2 * kPanel, f, m, block, sb, z, k == 0);
+    }
+    for (int64_t r = 0; r < rows; ++r) store_row(f, m + r, n, lanes, z + r * kPanel);
+  }
+}
+}  // namespace r1::R1_ISA

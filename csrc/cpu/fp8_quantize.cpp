@@ -1,0 +1,115 @@
+// fp8_quantize: tiles of 128 × 128 go through the cache once, whatever blocks and copies are wanted.
+#include "cpu/fp8_quantize.h"
+
+#include "cpu/fp8_tile.h"
+#include "cpu/gemm.h"
+
+namespace r1::R1_ISA {
+namespace {
+template <class T>
+void load_row(const typename T::Element* from, int64_t count, float* to) {
+  int64_t c = 0;
+  for (; c + kWidth <= count; c += kWidth) store(to + c, T::load(from + c));
+  if (c == count) return;
+  typename T::Element rest[kWidth] = {};
+  memcpy(rest, from + c, (count - c) * sizeof(*rest));
+  store(to + c, T::load(rest));
+}
+
+template <class T>
+void load_tile(const Fp8Quantize& q, int64_t row, int64_t column, Fp8Tile& tile) {
+  const auto* x = static_cast<const typename T::Element*>(q.x);
+  // Rows of zeros too: a square of transposed codes takes up to three beyond the last one.
+  for (int64_t r = 0; r < kBlock && r < (tile.rows + 3) / 4 * 4; ++r) {
+    int64_t from = r < tile.rows ? row + r : -1;
+    if (q.gather && from >= 0) from = q.gather[from] < 0 ? -1 : q.gather[from] / q.top_k;
+    if (from < 0) memset(tile.v[r], 0, sizeof(tile.v[r]));
+    else load_row<T>(x + from * q.columns + column, tile.columns, tile.v[r]);
+  }
+}
+}  // namespace
+
+void fp8_quantize_tile(const Fp8Quantize& q, int64_t row, int64_t column) {
+  Fp8Tile tile;
+  tile.rows = q.rows - row < kBlock ? q.rows - row : kBlock;
+  tile.columns = q.columns - column < kBlock ? q.columns - column : kBlock;
+  q.bf16 ? load_tile<BF16>(q, row, column, tile) : load_tile<F32>(q, row, column, tile);
+  const int64_t across = (q.columns + kBlock - 1) / kBlock, down = (q.rows + kBlock - 1) / kBlock;
+  const int64_t bc = column / kBlock, br = row / kBlock;
+  uint8_t* data = q.data + row * q.columns + column;
+  if (q.block == Fp8Block::row)
+    quantize_rows(tile, q.power_of_two, data, q.columns, q.scale + row * across + bc, across);
+  else if (q.block == Fp8Block::square)
+    quantize_square(tile, q.power_of_two, data, q.columns, q.scale + br * across + bc);
+  else
+    quantize_columns(tile, q.power_of_two, data, q.columns, q.scale + br * q.columns + column);
+  if (q.data_t)
+    quantize_transposed(tile, q.power_of_two, q.data_t + column * down * kBlock + row,
+                        down * kBlock, q.scale_t + column * down + br, down);
+}
+}  // namespace r1::R1_ISA
+
+#ifdef R1_BASELINE
+#include "cpu/fp8_tensors.h"
+#include "cpu/parallel.h"
+
+namespace r1 {
+namespace {
+std::tuple<Tensor, Tensor, Tensor, Tensor> fp8_quantize(Tensor x, OptionalTensor gather,
+                                                        int64_t top_k, int64_t rows,
+                                                        int64_t columns, bool power_of_two,
+                                                        bool both) {
+  const bool experts = x.dim() == 3;
+  R1_CHECK(experts || x.dim() == 2, "fp8_quantize: x: expected shape [R, C] or [E, R, C]");
+  R1_CHECK((rows == 1 || rows == kBlock) && (columns == 1 || columns == kBlock) && rows * columns > 1,
+           "fp8_quantize: block: expected (1, 128), (128, 1) or (128, 128), got (", rows, ", ",
+           columns, ")");
+  R1_CHECK(top_k > 0, "fp8_quantize: top_k: expected a number above 0, got ", top_k);
+  const int64_t copies = experts ? x.size(0) : 1, width = x.size(x.dim() - 1);
+  const int64_t from = x.size(x.dim() - 2);
+  OptionalTensor order;
+  if (gather) {
+    order = to_dtype(*gather, ScalarType::Int);
+    const int32_t* slot = data<int32_t>(*order);
+    for (int64_t i = 0; i < order->numel(); ++i)
+      R1_CHECK(slot[i] >= -1 && slot[i] < from * top_k, "fp8_quantize: gather[", i,
+               "]: expected -1 ≤ slot < ", from * top_k, ", got ", slot[i]);
+  }
+  const int64_t height = order ? order->numel() : from;
+  const int64_t down = blocks(height), across = blocks(width);
+  const int64_t scale_rows = rows == 1 ? height : down, scale_columns = columns == 1 ? width : across;
+  const Tensor source = dense(x);
+  auto make = [&](int64_t r, int64_t c, ScalarType dtype) {
+    return experts ? new_empty(x, {copies, r, c}, dtype) : new_empty(x, {r, c}, dtype);
+  };
+  Tensor codes = make(height, width, kE4M3), scale = make(scale_rows, scale_columns, ScalarType::Float);
+  Tensor codes_t = new_empty(x, {both ? width : 0, both ? down * kBlock : 0}, kE4M3);
+  Tensor scale_t = new_empty(x, {both ? width : 0, both ? down : 0}, ScalarType::Float);
+  const auto kernel = R1_DISPATCH(fp8_quantize_tile);
+  const Fp8Block block = rows == 1      ? Fp8Block::row
+                         : columns == 1 ? Fp8Block::column
+                                        : Fp8Block::square;
+  // Few rows make little of a tile: then a task has several.
+  const int64_t tiles = height < kBlock ? (kBlock + height) / (height + 1) : 1;
+  const int64_t parts = (across + tiles - 1) / tiles;
+  parallel(copies * down * parts, [&](int64_t task, int) {
+    const int64_t e = task / (down * parts), row = task / parts % down * kBlock;
+    Fp8Quantize q{data<char>(source) + e * height * width * x.element_size(), is_bf16(x), height,
+                  width, data_or_null<int32_t>(order), top_k, block, power_of_two,
+                  data<uint8_t>(codes) + e * height * width, both ? data<uint8_t>(codes_t) : nullptr,
+                  data<float>(scale) + e * scale_rows * scale_columns, data<float>(scale_t)};
+    const int64_t first = task % parts * tiles;
+    for (int64_t c = first; c < first + tiles && c < across; ++c) kernel(q, row, c * kBlock);
+  });
+  return {codes, scale, codes_t, scale_t};
+}
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(r1_cpp, m) {
+  m.def(
+      "fp8_quantize(Tensor x, Tensor? gather, SymInt top_k, int rows, int columns, "
+      "bool power_of_two, bool both) -> (Tensor, Tensor, Tensor, Tensor)");
+}
+STABLE_TORCH_LIBRARY_IMPL(r1_cpp, CPU, m) { m.impl("fp8_quantize", TORCH_BOX(&fp8_quantize)); }
+}  // namespace r1
+#endif

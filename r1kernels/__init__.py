@@ -9,10 +9,12 @@ from r1kernels.ops.candidates import Candidates, candidates
 from r1kernels.ops.expert_parallel import moe_experts_parallel
 from r1kernels.ops.fp8_combine import fp8_combine
 from r1kernels.ops.fp8_dequantize import fp8_dequantize
+from r1kernels.ops.fp8_experts import fp8_experts
 from r1kernels.ops.fp8_format import FP8Tensor
 from r1kernels.ops.fp8_gemm import fp8_gemm
 from r1kernels.ops.fp8_grouped_gemm import fp8_grouped_gemm
 from r1kernels.ops.fp8_grouped_wgrad import fp8_grouped_wgrad
+from r1kernels.ops.fp8_linear import fp8_linear
 from r1kernels.ops.fp8_quantize import fp8_quantize
 from r1kernels.ops.fp8_swiglu import fp8_swiglu, fp8_swiglu_backward
 from r1kernels.ops.fused_linear_grpo_loss import fused_linear_grpo_loss
@@ -44,9 +46,11 @@ __all__ = [
     "explain",
     "fp8_combine",
     "fp8_dequantize",
+    "fp8_experts",
     "fp8_gemm",
     "fp8_grouped_gemm",
     "fp8_grouped_wgrad",
+    "fp8_linear",
     "fp8_quantize",
     "fp8_swiglu",
     "fp8_swiglu_backward",

@@ -1,0 +1,127 @@
+"""A linear layer whose three products are FP8: forward, and the gradients of input and weight.
+
+The recipe is DeepSeek-V3's (arXiv 2412.19437, 3.3): activations and their gradients in blocks of
+(1, 128) along whatever a product sums over, weights in blocks of (128, 128), which serve both the
+forward product and the input's gradient as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from r1kernels import check
+from r1kernels.ops import fp8_quantize as quantize
+from r1kernels.ops.fp8_format import E4M3, SCALE_FORMATS, FP8Tensor, check_scale
+from r1kernels.ops.fp8_gemm import fp8_gemm
+
+
+def fp8_linear(
+    x: Tensor,
+    weight: Tensor,
+    quantized: FP8Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale_format: str = "float",
+) -> Tensor:
+    """x·weightᵀ + bias, with FP8 products in the forward and in the backward pass.
+
+    For the backward pass x is kept in FP8, one byte an element, and not at all if ``weight`` needs
+    no gradient.
+
+    Args:
+        x: [..., K], float32, bfloat16 or float16.
+        weight: [N, K]: where the gradient of the weight goes. It is not read: float32, bfloat16 or
+            float16 that ``quantized`` was made from, or the codes themselves, an e4m3 parameter
+            with ``grad_dtype = torch.float32``.
+        quantized: the weight that is read: data [N, K], and scale [⌈N/128⌉, ⌈K/128⌉] or [1, 1], as
+            ``fp8_quantize(weight, block=(128, 128))`` gives it.
+        bias: [N], float32, bfloat16 or float16; added in x's dtype.
+        scale_format: of x and of the gradient of the result, see ``fp8_quantize``.
+
+    Returns:
+        [..., N], dtype of x. Gradients flow to x, weight (in its dtype, float32 for e4m3) and bias.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    op = "fp8_linear"
+    shapes = check.Shapes(op)
+    if not isinstance(x, Tensor) or not x.dim():
+        got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{op}: x: expected shape [..., K], got {got}")
+    rows = x.flatten(0, -2) if x.dim() > 1 else x[None]
+    shapes("x", rows, "M K", quantize.SOURCES)
+    check_weight(shapes, "weight", weight, quantized, "N K")
+    if bias is not None:
+        shapes("bias", bias, "N", quantize.SOURCES)
+    check.choice(op, "scale_format", scale_format, SCALE_FORMATS)
+    trained = weight.requires_grad and torch.is_grad_enabled()
+    y = _Linear.apply(rows, weight, *quantized[:2], bias, scale_format, trained)
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def check_weight(
+    shapes: check.Shapes, name: str, weight: Tensor, quantized: FP8Tensor, dims: str
+) -> None:
+    """``weight`` can take the gradient of ``quantized``, a weight whose scale serves both passes.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    op = shapes.op
+    shapes(name, weight, dims, (*quantize.SOURCES, E4M3))
+    shapes(f"{name}'s codes", quantized.data, dims, (E4M3,))
+    for summed_over in (-1, -2):  # by the forward product, and by the gradient of its input
+        check_scale(
+            op, f"{name}'s scale", quantized.scale, tuple(quantized.data.shape), summed_over
+        )
+    if weight.dtype == E4M3 and weight.requires_grad and not torch.compiler.is_compiling():
+        # Autograd would round the gradient to codes without a scale, most of it to 0.
+        taken = weight.grad_dtype if weight.is_leaf else E4M3
+        if taken not in (torch.float32, None):
+            raise TypeError(
+                f"{op}: {name}: expected grad_dtype float32 of an e4m3 parameter that is trained, "
+                f"got {str(taken).removeprefix('torch.')} ({name}.grad_dtype = torch.float32)"
+            )
+
+
+def gradient_dtype(weight_dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if weight_dtype == E4M3 else weight_dtype
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None,
+        scale_format: str, trained: bool,
+    ) -> Tensor:  # fmt: skip
+        xq = quantize.fp8_quantize(x, scale_format=scale_format, both=trained)
+        added = None if bias is None else bias.to(x.dtype)
+        ctx.save_for_backward(xq.data_t, xq.scale_t, data, scale)
+        ctx.scale_format, ctx.x_dtype, ctx.weight_dtype = scale_format, x.dtype, weight.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return fp8_gemm(xq, FP8Tensor(data, scale), out_dtype=x.dtype, bias=added)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x_t, x_scale_t, data, scale = ctx.saved_tensors
+        of_x, of_weight, _, _, of_bias, _, _ = ctx.needs_input_grad
+        dx = dweight = dbias = None
+        if of_x or of_weight:
+            dyq = quantize.fp8_quantize(dy, scale_format=ctx.scale_format, both=of_weight)
+        if of_x:
+            dx = fp8_gemm(dyq, FP8Tensor(data, scale), out_dtype=ctx.x_dtype, transposed=True)
+        if of_weight:
+            dweight = fp8_gemm(
+                FP8Tensor(dyq.data_t, dyq.scale_t),
+                FP8Tensor(x_t, x_scale_t),
+                out_dtype=gradient_dtype(ctx.weight_dtype),
+            )
+        if of_bias:
+            dbias = dy.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
+        return dx, dweight, None, None, dbias, None, None

@@ -45,7 +45,7 @@ static inline void encode_row(const float* row, int64_t columns, float inverse, 
 }
 
 // Blocks of 1 × 128: the codes of row r at data + r·stride, its scale at scale[r·step].
-static void quantize_rows(const Fp8Tile& tile, bool power_of_two, uint8_t* data, int64_t stride,
+static inline void quantize_rows(const Fp8Tile& tile, bool power_of_two, uint8_t* data, int64_t stride,
                           float* scale, int64_t step) {
   for (int64_t r = 0; r < tile.rows; ++r) {
     F most{};
@@ -58,7 +58,7 @@ static void quantize_rows(const Fp8Tile& tile, bool power_of_two, uint8_t* data,
 }
 
 // One block, whatever its size.
-static void quantize_square(const Fp8Tile& tile, bool power_of_two, uint8_t* data, int64_t stride,
+static inline void quantize_square(const Fp8Tile& tile, bool power_of_two, uint8_t* data, int64_t stride,
                             float* scale) {
   F most{};
   for (int64_t r = 0; r < tile.rows; ++r)
@@ -83,7 +83,7 @@ static inline F column_factors(const Fp8Tile& tile, int64_t c, bool power_of_two
 }
 
 // Blocks of 128 × 1: the scale of column c at scale[c].
-static void quantize_columns(const Fp8Tile& tile, bool power_of_two, uint8_t* data, int64_t stride,
+static inline void quantize_columns(const Fp8Tile& tile, bool power_of_two, uint8_t* data, int64_t stride,
                              float* scale) {
   for (int64_t c = 0; c < tile.columns; c += kWidth) {
     float scales[kWidth];
@@ -99,7 +99,7 @@ static void quantize_columns(const Fp8Tile& tile, bool power_of_two, uint8_t* da
 }
 
 // The same, transposed: 128 codes of column c at data + c·stride, its scale at scale[c·step].
-static void quantize_transposed(const Fp8Tile& tile, bool power_of_two, uint8_t* data,
+static inline void quantize_transposed(const Fp8Tile& tile, bool power_of_two, uint8_t* data,
                                 int64_t stride, float* scale, int64_t step) {
   for (int64_t c = 0; c < tile.columns; c += kWidth) {
     float scales[kWidth];

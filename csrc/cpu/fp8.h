@@ -39,7 +39,7 @@ static inline F magnitude(F x) {
 }
 
 #ifdef __AVX512BW__
-struct Bf16Codes {
+struct Bf16Codes {  // of every code without its sign
   alignas(64) uint16_t bits[128];
   constexpr Bf16Codes() : bits() {
     for (int c = 0; c < 128; ++c) {
@@ -49,6 +49,38 @@ struct Bf16Codes {
       bits[c] = uint16_t(exponent << 7 | (m & 7) << 4);
     }
     bits[127] = 0x7fc0;
+  }
+};
+#endif
+
+#ifdef __AVX512VBMI__
+// The halves of bf16 numbers by code, and the bytes that make two units of a lane's four codes.
+struct Bf16Halves {
+  __m512i low[2], high[2], first, second;
+
+  Bf16Halves() {
+    static constexpr Bf16Codes codes;
+    alignas(64) uint8_t half[2][128], from[2][64];
+    for (int c = 0; c < 128; ++c) {
+      half[0][c] = uint8_t(codes.bits[c]);
+      half[1][c] = uint8_t(codes.bits[c] >> 8);
+    }
+    for (int i = 0; i < 64; ++i)  // low byte, high byte (64 on), of codes 0 and 1 or 2 and 3
+      for (int j = 0; j < 2; ++j) from[j][i] = uint8_t((i & ~3) + 2 * j + (i >> 1 & 1) + (i & 1) * 64);
+    for (int i = 0; i < 2; ++i) {
+      low[i] = load_as<__m512i>(half[0] + 64 * i);
+      high[i] = load_as<__m512i>(half[1] + 64 * i);
+    }
+    first = load_as<__m512i>(from[0]);
+    second = load_as<__m512i>(from[1]);
+  }
+
+  void decode(__m512i code, U& one, U& two) const {
+    const __m512i sign = _mm512_and_si512(code, _mm512_set1_epi8(char(0x80)));
+    const __m512i lows = _mm512_permutex2var_epi8(low[0], code, low[1]);
+    const __m512i highs = _mm512_or_si512(_mm512_permutex2var_epi8(high[0], code, high[1]), sign);
+    one = (U)_mm512_permutex2var_epi8(lows, first, highs);
+    two = (U)_mm512_permutex2var_epi8(lows, second, highs);
   }
 };
 #endif

@@ -63,8 +63,8 @@ Tensor fp8_dequantize(Tensor codes, Tensor scale, ScalarType dtype) {
   const int64_t down = per_scale(op, "scale", scale_rows, rows);
   const int64_t across = per_scale(op, "scale", scale_columns, columns);
   const Fp8Output output = output_of(op, dtype);
-  Tensor out = dims == 3 ? new_empty(codes, {codes.size(0), rows, columns}, dtype)
-                         : new_empty(codes, {rows, columns}, dtype);
+  Tensor out = dims == 3 ? new_output(codes, {codes.size(0), rows, columns}, dtype)
+                         : new_output(codes, {rows, columns}, dtype);
   const auto kernel = R1_DISPATCH(fp8_decode_row);
   const int64_t total = columns > 0 ? codes.numel() / columns : 0, size = out.element_size();
   const int64_t step = std::max<int64_t>((1 << 15) / (columns + 1), 1);

@@ -41,7 +41,7 @@ Tensor fp8_gemm(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, OptionalTens
     R1_CHECK(bias->numel() == gemm.columns, "fp8_gemm: bias: expected shape [", gemm.columns, "]");
     addend = to_dtype(*bias, out_dtype);
   }
-  Tensor out = new_empty(a, {gemm.rows, gemm.columns}, out_dtype);
+  Tensor out = new_output(a, {gemm.rows, gemm.columns}, out_dtype);
   gemm.run("fp8_gemm", addend ? addend->data_ptr() : nullptr, out.data_ptr(), output);
   return out;
 }

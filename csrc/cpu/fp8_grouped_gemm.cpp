@@ -21,7 +21,7 @@ Tensor fp8_grouped_gemm(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, Tens
            ": b_scale, starts, ends: expected those of E = ", experts, " experts");
   const int32_t *first = data<int32_t>(firsts), *last = data<int32_t>(lasts);
   const Fp8Output output = output_of(kOp, out_dtype);
-  Tensor out = new_empty(a, {rows, columns}, out_dtype);
+  Tensor out = new_output(a, {rows, columns}, out_dtype);
   const int64_t row_bytes = columns * out.element_size();
   int64_t before = 0;
   for (int64_t e = 0; e <= experts; ++e) {

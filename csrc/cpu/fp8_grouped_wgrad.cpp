@@ -51,7 +51,7 @@ struct Wgrad {
 Tensor fp8_grouped_wgrad(Tensor left, Tensor left_scale, Tensor right, Tensor right_scale,
                          Tensor offsets) {
   const Wgrad wgrad("fp8_grouped_wgrad", left, left_scale, right, right_scale, offsets);
-  Tensor out = new_empty(left, {wgrad.experts, wgrad.height, wgrad.columns}, ScalarType::Float);
+  Tensor out = new_output(left, {wgrad.experts, wgrad.height, wgrad.columns}, ScalarType::Float);
   wgrad.run(data<float>(out), Fp8Output::fp32);
   return out;
 }

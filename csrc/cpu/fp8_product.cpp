@@ -21,6 +21,36 @@ inline U pairs_of(const uint8_t* p, int64_t count) {
   return decode_pairs(some);
 }
 
+#ifdef __AVX512VBMI__
+// Four codes of a row in each lane: what is below becomes the units of two rows of the panel.
+inline __m512i fours_of(const uint8_t* p, int64_t count) {
+  if (count >= 64) return load_as<__m512i>(p);
+  return _mm512_maskz_loadu_epi8(count > 0 ? ~0ull >> (64 - count) : 0, p);
+}
+
+// Rows of b as lanes: [unit][kPanel] of the codes k0 to k1, which are transposed before they grow.
+void pack_rows(const Fp8Product& f, int64_t n0, int64_t k0, int64_t k1, uint32_t* out) {
+  const int64_t lanes = least(f.columns - n0, kPanel), units = (k1 - k0 + 1) / 2;
+  const Bf16Halves table;
+  for (int64_t n = 0; n < lanes; n += kWidth)
+    for (int64_t k = k0; k < k1; k += 4 * kWidth) {
+      F square[kWidth];
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i)
+        square[i] = n + i < lanes ? (F)fours_of(f.b + (n0 + n + i) * f.stride + k, k1 - k) : F{};
+      transpose(square);
+      uint32_t* to = out + (k - k0) / 2 * kPanel + n;
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) {
+        const int64_t unit = (k - k0) / 2 + 2 * i;
+        U low, high;
+        table.decode((__m512i)square[i], low, high);
+        if (unit < units) store_as(to + 2 * i * kPanel, low);
+        if (unit + 1 < units) store_as(to + (2 * i + 1) * kPanel, high);
+      }
+    }
+}
+#else
 // Rows of b as lanes: [unit][kPanel] of the codes k0 to k1.
 void pack_rows(const Fp8Product& f, int64_t n0, int64_t k0, int64_t k1, uint32_t* out) {
   const int64_t lanes = least(f.columns - n0, kPanel);
@@ -33,6 +63,19 @@ void pack_rows(const Fp8Product& f, int64_t n0, int64_t k0, int64_t k1, uint32_t
       transpose(square);
       const int64_t units = least((k1 - k + 1) / 2, kWidth);
       for (int64_t u = 0; u < units; ++u) store((float*)out + ((k - k0) / 2 + u) * kPanel + n, square[u]);
+    }
+}
+
+#endif
+
+// Many short pieces of far rows are more than the machine foresees.
+constexpr int64_t kAhead = 8 * kBlock;
+void fetch_rows(const Fp8Product& f, int64_t n0, int64_t lanes, int64_t k) {
+  for (int64_t i = 0; i < lanes; ++i)
+    for (int64_t line = 0; line < kBlock; line += 64) {
+      // Beyond the end of its row: the row of the next panel, as far from its beginning.
+      const int64_t at = k + line, row = n0 + i + (at < f.depth ? 0 : kPanel);
+      if (row < f.columns) __builtin_prefetch(f.b + row * f.stride + (at < f.depth ? at : at - f.depth), 0, 2);
     }
 }
 
@@ -164,6 +207,7 @@ void fp8_product_panel(const Fp8Product& f, int64_t m0, int64_t m1, int64_t n, u
   const int64_t lanes = least(f.columns - n, kPanel);
   for (int64_t k = 0; k < f.depth; k += kBlock) {
     const int64_t end = least(f.depth, k + kBlock);
+    if (!f.transposed) fetch_rows(f, n, lanes, k + kAhead);
     uint32_t* block = packed + k / 2 * kPanel;
     f.transposed ? pack_columns(f, n, k, end, block) : pack_rows(f, n, k, end, block);
   }

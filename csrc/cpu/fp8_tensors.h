@@ -5,6 +5,7 @@
 
 #include "cpu/fp8_product.h"
 #include "cpu/gemm.h"
+#include "cpu/large_pages.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
 

@@ -1,13 +1,12 @@
 // The groups of rows that `offsets` makes, and how their work is handed to threads.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <vector>
 
 #include "cpu/gemm.h"
 #include "cpu/grouped_mm.h"
+#include "cpu/large_pages.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
 
@@ -83,21 +82,6 @@ void each_block(const std::vector<Item>& items, int64_t columns, int64_t tile, c
     const int64_t c0 = tiles * block / blocks * tile, c1 = tiles * (block + 1) / blocks * tile;
     body(items[task / blocks], c0, std::min(c1, columns), worker);
   });
-}
-
-// An output or scratch that is written once and is large: with large pages, if the system lets us,
-// it costs a small part of the page faults.
-inline void large_pages(void* p, int64_t bytes) {
-  constexpr uintptr_t kPage = 2 << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(p) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(p) + bytes) / kPage * kPage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-}
-
-inline Tensor new_output(const Tensor& like, std::initializer_list<int64_t> sizes) {
-  Tensor out = new_empty(like, sizes, like.scalar_type());
-  large_pages(out.data_ptr(), out.numel() * out.element_size());
-  return out;
 }
 }  // namespace
 }  // namespace r1

@@ -1,6 +1,6 @@
 """The arithmetic of r1kernels/ops/fp8_format.py on blocks of float32: the same bytes everywhere.
 
-Codes are uint8, made and read by the arithmetic of float32, since Triton's interpreter casts to them
+Codes are uint8, made and read by the arithmetic of float32: Triton's interpreter casts to them
 otherwise, sm_80 has no instruction for it, and gfx942 one for another format.
 """
 

@@ -15,9 +15,8 @@ from r1kernels.triton import fp8_tiles, plug_in
 from r1kernels.triton.build import Build
 from r1kernels.triton.e4m3 import UNFUSED
 
-# Rows of a tile → warps: where no block goes over rows, a few of them do.
-LOW, WARPS_OF_LOW = 32, 4
-WARPS_OF_SQUARE = 16
+LOW = 32  # rows of a tile where no block goes over rows
+WARPS = {LOW: 4, BLOCK: 8}  # by rows of a tile
 
 
 @triton.jit(do_not_specialize=["rows", "x_rows"])
@@ -35,7 +34,8 @@ def kernel(
         row = slot // top_k
         in_row = (slot >= 0) & (row < x_rows)
     at = x + expert * expert_stride + row.to(tl.int64)[:, None] * x_stride + column[None, :]
-    value = tl.load(at, in_row[:, None] & in_column[None, :], 0.0).to(tl.float32)
+    inside = in_row[:, None] & in_column[None, :]
+    value = tl.load(at, inside, 0.0).to(tl.float32)
 
     data += expert * rows * columns
     scale += expert * tl.cdiv(rows, ROWS) * tl.cdiv(columns, COLUMNS)
@@ -43,6 +43,8 @@ def kernel(
         value, data, scale, tile_row, tile_column, rows, columns, ROWS, COLUMNS, POWER_OF_TWO
     )
     if data_t is not None:
+        # Again, from the cache: there are not enough registers for it and both kinds of codes.
+        value = tl.load(at, inside, 0.0).to(tl.float32)
         fp8_tiles.store_transposed(
             value, data_t, scale_t, tile_row, tile_column, rows, columns, POWER_OF_TWO
         )
@@ -66,7 +68,7 @@ def fp8_quantize(
             x, None if gather is None else gather.contiguous(), data, scale,
             data_t if both else None, scale_t if both else None, height, width, x_rows,
             x.stride(-2), x.stride(0) if lead else 0, top_k, tall, rows, columns, power_of_two,
-            num_warps=warps(tall), **UNFUSED,
+            num_warps=WARPS[tall], **UNFUSED,
         )  # fmt: skip
     return data.view(E4M3), scale, data_t.view(E4M3), scale_t
 
@@ -74,10 +76,6 @@ def fp8_quantize(
 def empty_transposed(x: Tensor, rows: int, columns: int, both: bool) -> tuple[Tensor, Tensor]:
     data, scale = transposed_shapes(rows, columns, both)
     return x.new_empty(data, dtype=torch.uint8), x.new_empty(scale, dtype=torch.float32)
-
-
-def warps(height: int) -> int:
-    return WARPS_OF_SQUARE if height == BLOCK else WARPS_OF_LOW
 
 
 def _build(
@@ -96,7 +94,7 @@ def _build(
     aligned = ("x", "data", "data_t", "columns", "x_stride", "expert_stride")
     wide = r"div\.rn\.f32[\s\S]*st\.global\.v4"
     return Build(
-        kernel, signature, constexprs, {"num_warps": warps(height), **UNFUSED},
+        kernel, signature, constexprs, {"num_warps": WARPS[height], **UNFUSED},
         dict.fromkeys((80, 89, 90, 100), wide), aligned=aligned,
     )  # fmt: skip
 

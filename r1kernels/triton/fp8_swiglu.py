@@ -18,8 +18,9 @@ from r1kernels.ops.fp8_swiglu import FP8_SWIGLU, FP8_SWIGLU_BACKWARD
 from r1kernels.triton import fp8_tiles, gemm, plug_in
 from r1kernels.triton.build import Build
 from r1kernels.triton.e4m3 import UNFUSED
-from r1kernels.triton.fp8_quantize import LOW, empty_transposed, warps
+from r1kernels.triton.fp8_quantize import LOW, empty_transposed
 
+WARPS = {LOW: 4, BLOCK: 16}  # by rows of a tile
 ROWS = 128  # whose weights' gradients a program adds up
 
 
@@ -105,7 +106,7 @@ def fp8_swiglu(h: Tensor, power_of_two: bool) -> tuple[Tensor, Tensor]:
     if data.numel() > 0:
         swiglu[(triton.cdiv(rows, LOW) * blocks(inner),)](
             h.contiguous(), data, scale, rows, inner, LOW, power_of_two,
-            num_warps=warps(LOW), **UNFUSED,
+            num_warps=WARPS[LOW], **UNFUSED,
         )  # fmt: skip
     return data.view(E4M3), scale
 
@@ -125,7 +126,7 @@ def fp8_swiglu_backward(
         transposed = (data_t, scale_t, a_t, a_scale_t) if both else (None,) * 4
         gradient[(triton.cdiv(rows, height) * (blocks(2 * inner) + blocks(inner)),)](
             h.contiguous(), da.contiguous(), weights.contiguous(), data, scale, *transposed, dots,
-            rows, inner, height, power_of_two, num_warps=warps(height), **UNFUSED,
+            rows, inner, height, power_of_two, num_warps=WARPS[height], **UNFUSED,
         )  # fmt: skip
         sum_parts[(triton.cdiv(rows, ROWS),)](dots, dweights, rows, blocks(inner), ROWS)
     codes = (data, scale, data_t, scale_t, a_t, a_scale_t)
@@ -146,7 +147,7 @@ def _builds(dtype: str, both: bool) -> tuple[Build, ...]:
     signature |= dict.fromkeys(("rows", "inner", "parts"), "i32")
     height = BLOCK if both else LOW
     tile = {"HEIGHT": height, "POWER_OF_TWO": False}
-    options = {"num_warps": warps(height), **UNFUSED}
+    options = {"num_warps": WARPS[height], **UNFUSED}
     wide = dict.fromkeys((80, 89, 90, 100), r"div\.rn\.f32[\s\S]*st\.global\.v4")
     aligned = ("h", "da", "data", "dh", "dh_t", "a_t", "inner")
     return (

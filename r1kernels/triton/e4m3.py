@@ -23,6 +23,7 @@ CUT = tl.constexpr(20)
 FAR = tl.constexpr(2.0**20)
 UNBIASED = tl.constexpr(2.0**-120)
 BIASED = tl.constexpr(2.0**120)
+OF_ZERO = tl.constexpr(-0x7F000000)
 
 
 @triton.jit
@@ -33,8 +34,9 @@ def encode(y):
     # A number whose last bit is worth the last of y's code: their sum is rounded there.
     anchor = tl.maximum(power, SMALLEST_NORMAL) * FAR
     rounded = (tl.abs(y) + anchor) - anchor
-    code = (rounded * UNBIASED).to(tl.uint32, bitcast=True) >> CUT
-    return (tl.minimum(code, NOT_A_NUMBER) | ((bits >> 24) & 0x80)).to(tl.uint8)
+    code = (rounded * UNBIASED).to(tl.uint32, bitcast=True)
+    code = tl.minimum(code, NOT_A_NUMBER << CUT) << 4
+    return ((code | (bits & 0x80000000)) >> 24).to(tl.uint8)
 
 
 @triton.jit
@@ -49,12 +51,14 @@ def decode(code):
 @triton.jit
 def scales(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr, POWER_OF_TWO: tl.constexpr):
     """Of the blocks of a tile; where a block has more than one row, or column, the tile is one."""
-    magnitude = tl.abs(x)
-    amax = tl.where(magnitude < float("inf"), magnitude, 0.0)
+    # Without its sign and moved, so that NaN and ±inf, alone, are signed integers below that of 0.
+    order = x.to(tl.int32, bitcast=True) * 2 + OF_ZERO
     if COLUMNS > 1:
-        amax = tl.max(amax, 1, keep_dims=True)
+        order = tl.max(order, 1, keep_dims=True)
     if ROWS > 1:
-        amax = tl.max(amax, 0, keep_dims=True)
+        order = tl.max(order, 0, keep_dims=True)
+    bits = (tl.maximum(order, OF_ZERO) - OF_ZERO).to(tl.uint32, bitcast=True) >> 1
+    amax = bits.to(tl.float32, bitcast=True)
     scale = tl.maximum(tl.div_rn(amax, tl.full(amax.shape, LARGEST, tl.float32)), SMALLEST_SCALE)
     if POWER_OF_TWO:
         bits = scale.to(tl.uint32, bitcast=True)

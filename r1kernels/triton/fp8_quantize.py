@@ -19,6 +19,21 @@ LOW = 32  # rows of a tile where no block goes over rows
 WARPS = {LOW: 4, BLOCK: 8}  # by rows of a tile
 
 
+@triton.jit
+def read(
+    x, gather, tile_row, tile_column, rows, columns, x_rows, x_stride, top_k, HEIGHT: tl.constexpr
+):  # fmt: skip
+    """A tile in float32, of the rows as they are, or of those of the slots in ``gather``."""
+    row, in_row = fp8_tiles.lines(tile_row, rows, HEIGHT)
+    column, in_column = fp8_tiles.lines(tile_column, columns, fp8_tiles.BLOCK)
+    if gather is not None:
+        slot = tl.load(gather + row, in_row, -1)
+        row = slot // top_k
+        in_row = (slot >= 0) & (slot < x_rows * top_k)
+    at = x + row.to(tl.int64)[:, None] * x_stride + column[None, :]
+    return tl.load(at, in_row[:, None] & in_column[None, :], 0.0).to(tl.float32)
+
+
 @triton.jit(do_not_specialize=["rows", "x_rows"])
 def kernel(
     x, gather, data, scale, data_t, scale_t, rows, columns, x_rows, x_stride, expert_stride, top_k,
@@ -27,24 +42,18 @@ def kernel(
     tiles = tl.cdiv(columns, fp8_tiles.BLOCK)
     tile_row, tile_column = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     expert = tl.program_id(1).to(tl.int64)
-    row, in_row = fp8_tiles.lines(tile_row, rows, HEIGHT)
-    column, in_column = fp8_tiles.lines(tile_column, columns, fp8_tiles.BLOCK)
-    if gather is not None:
-        slot = tl.load(gather + row, in_row, -1)
-        row = slot // top_k
-        in_row = (slot >= 0) & (row < x_rows)
-    at = x + expert * expert_stride + row.to(tl.int64)[:, None] * x_stride + column[None, :]
-    inside = in_row[:, None] & in_column[None, :]
-    value = tl.load(at, inside, 0.0).to(tl.float32)
-
+    x += expert * expert_stride
     data += expert * rows * columns
     scale += expert * tl.cdiv(rows, ROWS) * tl.cdiv(columns, COLUMNS)
+    value = read(x, gather, tile_row, tile_column, rows, columns, x_rows, x_stride, top_k, HEIGHT)
     fp8_tiles.store(
         value, data, scale, tile_row, tile_column, rows, columns, ROWS, COLUMNS, POWER_OF_TWO
     )
     if data_t is not None:
         # Again, from the cache: there are not enough registers for it and both kinds of codes.
-        value = tl.load(at, inside, 0.0).to(tl.float32)
+        value = read(
+            x, gather, tile_row, tile_column, rows, columns, x_rows, x_stride, top_k, HEIGHT
+        )
         fp8_tiles.store_transposed(
             value, data_t, scale_t, tile_row, tile_column, rows, columns, POWER_OF_TWO
         )

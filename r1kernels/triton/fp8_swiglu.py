@@ -66,9 +66,9 @@ def gradient(
         column = tl.where(of_gate, column, column - inner)
         gate = load(h, row, column, inside, 2 * inner)
         up = load(h + inner, row, column, inside & of_gate, 2 * inner)
-        d = load(da, row, column, inside, inner) * weight
         s = tl.sigmoid(gate)
-        x = tl.where(of_gate, d * up * s * (1.0 + gate * (1.0 - s)), d * (gate * s))
+        x = tl.where(of_gate, up * s * (1.0 + gate * (1.0 - s)), gate * s)
+        x *= load(da, row, column, inside, inner) * weight
         fp8_tiles.store(
             x, dh, dh_scale, tile_row, tile, rows, 2 * inner, 1, fp8_tiles.BLOCK, POWER_OF_TWO
         )

@@ -1,4 +1,4 @@
-"""Floats to FP8: a program reads a tile, once, and makes of it all that is asked for."""
+"""Floats to FP8: a program has a tile, read from memory once, and makes all that is asked for."""
 
 from __future__ import annotations
 

@@ -68,15 +68,15 @@ void pack_rows(const Fp8Product& f, int64_t n0, int64_t k0, int64_t k1, uint32_t
 
 #endif
 
-// Many short pieces of far rows are more than the machine foresees.
-constexpr int64_t kAhead = 8 * kBlock;
-void fetch_rows(const Fp8Product& f, int64_t n0, int64_t lanes, int64_t k) {
-  for (int64_t i = 0; i < lanes; ++i)
-    for (int64_t line = 0; line < kBlock; line += 64) {
-      // Beyond the end of its row: the row of the next panel, as far from its beginning.
-      const int64_t at = k + line, row = n0 + i + (at < f.depth ? 0 : kPanel);
-      if (row < f.columns) __builtin_prefetch(f.b + row * f.stride + (at < f.depth ? at : at - f.depth), 0, 2);
-    }
+// The codes of the panel after this one, a share of them with each block: rows that follow one another
+// come faster than pieces of many rows.
+void fetch_next(const Fp8Product& f, int64_t n0, int64_t k) {
+  const int64_t first = n0 + f.ahead, rows = least(f.columns - first, kPanel);
+  if (f.transposed || rows <= 0) return;
+  const int64_t share = rows * kBlock, begin = k / kBlock * share;
+  const uint8_t* next = f.b + first * f.stride + begin;
+  for (int64_t i = 0; i < share && begin + i < rows * f.stride; i += 64)
+    __builtin_prefetch(next + i, 0, 2);
 }
 
 inline U some_codes(const uint8_t* p, int64_t count) {
@@ -205,19 +205,19 @@ void fp8_product_panel(const Fp8Product& f, int64_t m0, int64_t m1, int64_t n, u
   alignas(64) float z[kTileRows * kPanel];
   alignas(64) float sb[kPanel];
   const int64_t lanes = least(f.columns - n, kPanel);
-  for (int64_t k = 0; k < f.depth; k += kBlock) {
-    const int64_t end = least(f.depth, k + kBlock);
-    if (!f.transposed) fetch_rows(f, n, lanes, k + kAhead);
-    uint32_t* block = packed + k / 2 * kPanel;
-    f.transposed ? pack_columns(f, n, k, end, block) : pack_rows(f, n, k, end, block);
-  }
+  const bool kept = m1 - m0 > kTileRows;  // for the next rows; else a block is used where it was made
   for (int64_t m = m0; m < m1; m += kTileRows) {
     const int64_t rows = least(m1 - m, kTileRows);
     if (f.depth == 0) memset(z, 0, sizeof(z));
     for (int64_t k = 0; k < f.depth; k += kBlock) {
-      const int64_t block = k / kBlock, depth = (least(f.depth - k, kBlock) + 1) / 2;
+      const int64_t block = k / kBlock, end = least(f.depth, k + kBlock);
+      uint32_t* units = packed + (kept ? k / 2 * kPanel : 0);
+      if (m == m0) {
+        fetch_next(f, n, k);
+        f.transposed ? pack_columns(f, n, k, end, units) : pack_rows(f, n, k, end, units);
+      }
       for (int64_t i = 0; i < kPanel; ++i) sb[i] = i < lanes ? f.b_scale.at(n + i, block) : 0.0f;
-      block_of_panel(rows, lanes, depth, packed + k / 2 * kPanel, f, m, block, sb, z, k == 0);
+      block_of_panel(rows, lanes, (end - k + 1) / 2, units, f, m, block, sb, z, k == 0);
     }
     for (int64_t r = 0; r < rows; ++r) store_row(f, m + r, n, lanes, z + r * kPanel);
   }

@@ -82,8 +82,10 @@ void multiply(int64_t products, int64_t columns, int64_t units, const Product& p
   const auto kernel = R1_DISPATCH(fp8_product_panel);
   parallel(products * panels, [&](int64_t task, int worker) {
     const int64_t i = task / panels;
-    if (first(i) < last(i))
-      kernel(product(i), first(i), last(i), task % panels * kPanel, packed.p + worker * scratch);
+    if (first(i) >= last(i)) return;
+    Fp8Product one = product(i);
+    one.ahead = workers() * kPanel;
+    kernel(one, first(i), last(i), task % panels * kPanel, packed.p + worker * scratch);
   });
 }
 }  // namespace

@@ -1,4 +1,4 @@
-"""fp8_linear and FP8Linear: the three products against float32, what is kept, when codes are made."""
+"""fp8_linear and FP8Linear: products against float32, what is kept, when codes are made."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -155,6 +156,32 @@ def test_codes_are_made_again_after_a_step_and_not_otherwise() -> None:
     assert layer.codes(layer.weight) is fresh
     layer.bfloat16()
     assert torch.equal(layer.codes(layer.weight).data, squares(layer.weight).data)
+
+
+def test_codes_of_a_rollout_serve_training() -> None:
+    layer = FP8Linear(130, 20)
+    x = torch.randn(9, 130)
+    with torch.inference_mode():
+        y = layer(x)
+    codes = layer.codes(layer.weight)
+    again = layer(x)
+    again.sum().backward()
+    assert layer.codes(layer.weight) is codes
+    assert torch.equal(again, y)
+
+
+def test_another_weight_and_a_copy_have_codes_of_their_own() -> None:
+    layer = FP8Linear(130, 20)
+    x = torch.randn(9, 130)
+    y = layer(x)
+    assert torch.equal(copy.deepcopy(layer)(x), y)
+    data = layer.weight.detach()
+    layer.weight = nn.Parameter(data)  # at the same place, as yet unwritten
+    data.mul_(2)
+    torch.testing.assert_close(layer(x) - layer.bias, 2 * (y - layer.bias))
+    layer.weight.data.zero_()  # past the counter
+    layer.codes.forget()
+    assert torch.equal(layer(x), layer.bias.expand(9, 20))
 
 
 def test_two_micro_batches_accumulate_to_one() -> None:

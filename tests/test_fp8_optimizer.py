@@ -170,6 +170,7 @@ def test_groups_and_a_scheduler(master: bool) -> None:
     layer.bias.grad = torch.ones_like(layer.bias)
     optimizer.step()
     scheduler.step()
+    assert [group["lr"] for group in optimizer.state_dict()["param_groups"]] == [0, 0]
     optimizer.step()  # at a rate of 0
     assert torch.equal(layer.bias, torch.full_like(layer.bias, -0.5))
 
@@ -222,6 +223,8 @@ def test_errors_name_the_argument() -> None:
     layer = Layer()
     with pytest.raises(TypeError, match="FP8Optimizer: parameters: expected pairs"):
         FP8Optimizer(torch.optim.SGD, [layer.weight], lr=0.1)
+    with pytest.raises(TypeError, match=r"expected parameters and pairs .*, got str"):
+        FP8Optimizer(torch.optim.SGD, layer.named_parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"expected a float32 scale \[1, 2\]"):
         FP8Optimizer(torch.optim.SGD, [(layer.weight, torch.ones(1, 1))], lr=0.1)
     kept = FP8Optimizer(torch.optim.SGD, with_scales(layer), lr=0.1)

@@ -101,9 +101,7 @@ class FP8Optimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups = self.optimizer.param_groups
-        for inner, outer in zip(groups, self.param_groups, strict=True):
-            inner.update({name: value for name, value in outer.items() if name != "params"})
+        _copy_options(self.param_groups, self.optimizer.param_groups)
         if self.master:
             self._step_masters()
         else:
@@ -155,6 +153,7 @@ class FP8Optimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """That of the optimizer, and under "fp8" the count of steps and the masters."""
+        _copy_options(self.param_groups, self.optimizer.param_groups)
         masters = [weight.floats.detach() for weight in self._weights] if self.master else None
         return {**self.optimizer.state_dict(), "fp8": {"steps": self.steps, "masters": masters}}
 
@@ -169,8 +168,7 @@ class FP8Optimizer(Optimizer):
             )
         self.optimizer.load_state_dict(rest)
         self.state = self.optimizer.state
-        for inner, outer in zip(self.optimizer.param_groups, self.param_groups, strict=True):
-            outer.update({name: value for name, value in inner.items() if name != "params"})
+        _copy_options(self.optimizer.param_groups, self.param_groups)
         self.steps = fp8["steps"]
         for weight, saved in zip(self._weights, fp8["masters"] or (), strict=self.master):
             weight.floats.data.copy_(saved)
@@ -197,9 +195,20 @@ class _Weight:
             write_back(values, data, scale, generator)
 
 
+def _copy_options(source: list[dict[str, Any]], target: list[dict[str, Any]]) -> None:
+    """Rates and the like, which schedulers write to the groups that users see."""
+    for given, taken in zip(source, target, strict=True):
+        taken.update({name: value for name, value in given.items() if name != "params"})
+
+
 def _pair(entry: Any) -> tuple[nn.Parameter, Tensor | None]:
     """(parameter, scale or None) of one of ``parameters``, checked."""
     parameter, scale = entry if isinstance(entry, tuple) else (entry, None)
+    if not isinstance(parameter, Tensor):
+        raise TypeError(
+            "FP8Optimizer: parameters: expected parameters and pairs (parameter, scale), got "
+            f"{type(parameter).__name__}"
+        )
     if (parameter.dtype == E4M3) != (scale is not None):
         raise TypeError(
             "FP8Optimizer: parameters: expected pairs (parameter, scale) of the float8_e4m3fn "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import r1kernels
 from r1kernels import FP8Tensor
 from r1kernels.nn import FP8Optimizer, with_scales
+from r1kernels.nn.fp8_optimizer import BAND
 from r1kernels.nn.fp8_rounding import stochastic_e4m3, write_back
 from r1kernels.ops.fp8_dequantize import all_codes
 from r1kernels.ops.fp8_format import E4M3, encode, spread
@@ -144,6 +145,16 @@ def test_parameter_without_gradient_keeps_its_bytes(master: bool) -> None:
     optimizer.step()
     assert torch.equal(layer.weight.float(), before)
     assert torch.equal(layer.bias, torch.full_like(layer.bias, -0.1))
+
+
+@masters
+def test_bands_of_a_tall_weight(master: bool) -> None:
+    layer = Layer(130, BAND * 128 + 200)
+    optimizer = FP8Optimizer(torch.optim.SGD, with_scales(layer), master=master, lr=1.0)
+    before = layer.decoded()
+    layer.weight.grad = 3 * before
+    optimizer.step()
+    torch.testing.assert_close(layer.decoded(), -2 * before)
 
 
 @masters

@@ -17,6 +17,7 @@ from r1kernels.ops.fp8_format import BLOCK, E4M3, SCALE_FORMATS, blocks
 from r1kernels.ops.fp8_quantize import fp8_quantize
 
 SCALE_SUFFIX = "_scale_inv"
+BAND = 4  # blocks of 128 rows that are rounded at once
 
 
 def with_scales(module: nn.Module) -> list[nn.Parameter | tuple[nn.Parameter, Tensor]]:
@@ -187,12 +188,14 @@ class _Weight:
         return fp8_dequantize(self.parameter.detach(), self.scale.detach(), dtype=torch.float32)
 
     def round(self, generator: torch.Generator) -> None:
-        """The floats back to codes, one expert at a time: the scratch is a few times as large."""
+        """The floats back to codes, in bands of rows: the scratch is a few times as large."""
         tensors = [self.floats.detach(), self.parameter.detach(), self.scale.detach()]
         if self.parameter.dim() == 2:
             tensors = [tensor[None] for tensor in tensors]
         for values, data, scale in zip(*tensors, strict=True):
-            write_back(values, data, scale, generator)
+            bands = values.split(BAND * BLOCK), data.split(BAND * BLOCK), scale.split(BAND)
+            for band in zip(*bands, strict=True):
+                write_back(*band, generator)
 
 
 def _copy_options(source: list[dict[str, Any]], target: list[dict[str, Any]]) -> None:

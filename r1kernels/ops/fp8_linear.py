@@ -7,6 +7,8 @@ forward product and the input's gradient as they are.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,12 +45,16 @@ def fp8_linear(
         scale_format: of x and of the gradient of the result, see ``fp8_quantize``.
 
     Returns:
-        [..., N], dtype of x. Gradients flow to x, weight (in its dtype, float32 for e4m3) and bias.
+        [..., N], dtype of x; under autocast in its dtype. Gradients flow to x, weight (in its
+        dtype, float32 for e4m3) and bias.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     op = "fp8_linear"
+    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+        with outside_autocast(x) as x:
+            return fp8_linear(x, weight, quantized, bias, scale_format=scale_format)
     shapes = check.Shapes(op)
     if not isinstance(x, Tensor) or not x.dim():
         got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -62,6 +68,15 @@ def fp8_linear(
     trained = weight.requires_grad and torch.is_grad_enabled()
     y = _Linear.apply(rows, weight, *quantized[:2], bias, scale_format, trained)
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+@contextmanager
+def outside_autocast(x: Tensor) -> Iterator[Tensor]:
+    """x in autocast's dtype, as a linear layer would take it, and no autocast within the ops."""
+    device = x.device.type
+    x = x.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        yield x
 
 
 def check_weight(

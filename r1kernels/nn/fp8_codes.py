@@ -1,0 +1,53 @@
+"""The FP8 codes of a weight that is trained in 16 or 32 bits, made once for each of its values."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from r1kernels.ops.fp8_format import BLOCK, FP8Tensor
+from r1kernels.ops.fp8_quantize import fp8_quantize
+
+
+class Codes:
+    """``codes(weight)`` quantizes when the weight was written since the last call, or replaced.
+
+    What wrote it is told by autograd's version counter, which optimizers and ``load_state_dict``
+    move. After writes that go past it, to ``weight.data`` or by the gathering of FSDP2, call
+    ``forget``. Under ``torch.compile`` the weight is quantized in the graph, at every call.
+    """
+
+    def __init__(self, scale_format: str) -> None:
+        self.scale_format = scale_format
+        self.forget()
+
+    def __call__(self, weight: Tensor) -> FP8Tensor:
+        # Tensors made in inference mode have no counter.
+        if torch.compiler.is_compiling() or weight.is_inference():
+            return self._quantize(weight)
+        # Moves to a device or a dtype keep tensor and counter.
+        state = (weight._version, weight.data_ptr(), weight.device, weight.dtype)
+        if self._codes is None or self._weight() is not weight or self._state != state:
+            with torch.inference_mode(False):  # a rollout's codes may serve training
+                self._codes = self._quantize(weight)
+            self._weight, self._state = ref(weight), state
+        return self._codes
+
+    def forget(self) -> None:
+        """Quantize at the next call, whatever the counter says."""
+        self._codes: FP8Tensor | None = None
+        self._weight: Any = None
+        self._state: tuple[Any, ...] = ()
+
+    def _quantize(self, weight: Tensor) -> FP8Tensor:
+        return fp8_quantize(weight.detach(), block=(BLOCK, BLOCK), scale_format=self.scale_format)
+
+    def __getstate__(self) -> str:
+        return self.scale_format  # a copy of the module makes codes of its own weight
+
+    def __setstate__(self, scale_format: str) -> None:
+        self.scale_format = scale_format
+        self.forget()

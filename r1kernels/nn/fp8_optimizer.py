@@ -1,0 +1,229 @@
+"""Any ``torch.optim`` optimizer on parameters that are FP8 codes with block scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from r1kernels import check
+from r1kernels.nn.fp8_rounding import write_back
+from r1kernels.ops.fp8_dequantize import fp8_dequantize
+from r1kernels.ops.fp8_format import BLOCK, E4M3, SCALE_FORMATS, blocks
+from r1kernels.ops.fp8_quantize import fp8_quantize
+
+SCALE_SUFFIX = "_scale_inv"
+BAND = 4  # blocks of 128 rows that are rounded at once
+
+
+def with_scales(module: nn.Module) -> list[nn.Parameter | tuple[nn.Parameter, Tensor]]:
+    """The trained parameters of ``module``, each e4m3 one with its scale, for ``FP8Optimizer``.
+
+    The scale of ``weight`` is the parameter or buffer ``weight_scale_inv`` beside it, as in
+    checkpoints of DeepSeek-V3.
+    """
+    tensors = dict(chain(module.named_parameters(), module.named_buffers()))
+    scales = {name + SCALE_SUFFIX for name, tensor in tensors.items() if tensor.dtype == E4M3}
+    return [
+        (parameter, tensors[name + SCALE_SUFFIX]) if parameter.dtype == E4M3 else parameter
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and name not in scales
+    ]
+
+
+class FP8Optimizer(Optimizer):
+    """``optimizer_class`` on floats that stand for FP8 parameters: step, then quantize again.
+
+    >>> optimizer = FP8Optimizer(torch.optim.AdamW, with_scales(model), lr=1e-5)
+
+    Gradients are the ``grad`` of the parameters, float32 (``parameter.grad_dtype``). Schedulers of
+    the learning rate work as on any optimizer. Parameters of other dtypes are stepped as ever.
+
+    Args:
+        optimizer_class: such as ``torch.optim.AdamW``; its state is float32.
+        parameters: parameters, and pairs (e4m3 parameter [R, C] or [E, R, C], its float32 scale for
+            blocks of 128 × 128, written in place); or groups, dicts that have such "params".
+        master: keep a float32 copy of each FP8 parameter, four bytes an element, that collects the
+            updates. Without one a weight is made float32 for its own step, one weight at a time,
+            and rounded back stochastically.
+        scale_format: of the scales made from masters: "float" or "ue8m0". Without masters scales
+            move by powers of two, and so keep the format that they have.
+        seed: of the stochastic rounding, which is a function of it, of the count of steps and of
+            the place of the parameter: the same in every run, and on every rank.
+        options: of ``optimizer_class``.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        optimizer_class: type[Optimizer],
+        parameters: Iterable[Any],
+        *,
+        master: bool = True,
+        scale_format: str = "float",
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        check.choice("FP8Optimizer", "scale_format", scale_format, SCALE_FORMATS)
+        self.scale_format, self.seed, self.steps, self.master = scale_format, seed, 0, master
+        entries = list(parameters)
+        groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
+        groups = [{**group, "params": [_pair(e) for e in group["params"]]} for group in groups]
+        self._weights = [
+            _Weight(parameter, scale, master)
+            for group in groups
+            for parameter, scale in group["params"]
+            if scale is not None
+        ]
+        floats = {weight.parameter: weight.floats for weight in self._weights}
+        real = [[parameter for parameter, _ in group["params"]] for group in groups]
+        self.optimizer = optimizer_class(
+            [
+                {**group, "params": [floats.get(parameter, parameter) for parameter in members]}
+                for group, members in zip(groups, real, strict=True)
+            ],
+            **options,
+        )
+        shown = zip(self.optimizer.param_groups, real, strict=True)
+        defaults = self.optimizer.defaults
+        super().__init__([{**group, "params": members} for group, members in shown], defaults)
+        self.state = self.optimizer.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step on every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        _copy_options(self.param_groups, self.optimizer.param_groups)
+        if self.master:
+            self._step_masters()
+        else:
+            self._step_one_by_one()
+        self.steps += 1
+        return loss
+
+    def _step_masters(self) -> None:
+        moved = [weight for weight in self._weights if weight.parameter.grad is not None]
+        for weight in moved:
+            weight.floats.grad = weight.parameter.grad
+        self.optimizer.step()
+        for weight in moved:
+            weight.floats.grad = None
+            found = fp8_quantize(
+                weight.floats, block=(BLOCK, BLOCK), scale_format=self.scale_format
+            )
+            weight.parameter.copy_(found.data)
+            weight.scale.copy_(found.scale)
+
+    def _step_one_by_one(self) -> None:
+        groups = self.optimizer.param_groups
+        places = {weight.floats: place for place, weight in enumerate(self._weights)}
+        try:
+            for group in groups:
+                plain = [p for p in group["params"] if p not in places]
+                if plain:
+                    self.optimizer.param_groups = [{**group, "params": plain}]
+                    self.optimizer.step()
+                for floats in group["params"]:
+                    if floats not in places:
+                        continue
+                    weight = self._weights[places[floats]]
+                    if weight.parameter.grad is None:
+                        continue
+                    floats.data = weight.decoded()
+                    floats.grad = weight.parameter.grad
+                    self.optimizer.param_groups = [{**group, "params": [floats]}]
+                    self.optimizer.step()
+                    weight.round(self._generator(places[floats], floats.device))
+                    floats.grad = None
+                    floats.data = floats.new_empty(0)
+        finally:
+            self.optimizer.param_groups = groups
+
+    def _generator(self, place: int, device: torch.device) -> torch.Generator:
+        mixed = ((self.seed * 1_000_003 + self.steps) * 1_000_003 + place) % 2**63
+        return torch.Generator(device).manual_seed(mixed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the optimizer, and under "fp8" the count of steps and the masters."""
+        _copy_options(self.param_groups, self.optimizer.param_groups)
+        masters = [weight.floats.detach() for weight in self._weights] if self.master else None
+        return {**self.optimizer.state_dict(), "fp8": {"steps": self.steps, "masters": masters}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up where ``state_dict`` was made; the codes themselves belong to the model's."""
+        fp8, rest = state_dict["fp8"], {k: v for k, v in state_dict.items() if k != "fp8"}
+        if (fp8["masters"] is not None) != self.master:
+            expected, got = ("masters", "none") if self.master else ("no masters", "masters")
+            raise ValueError(
+                f"FP8Optimizer: state_dict: expected one with {expected} "
+                f"(master={self.master}), got one with {got}"
+            )
+        self.optimizer.load_state_dict(rest)
+        self.state = self.optimizer.state
+        _copy_options(self.optimizer.param_groups, self.param_groups)
+        self.steps = fp8["steps"]
+        for weight, saved in zip(self._weights, fp8["masters"] or (), strict=self.master):
+            weight.floats.data.copy_(saved)
+
+
+class _Weight:
+    """An FP8 parameter, its scale, and the floats that the optimizer steps in its stead."""
+
+    def __init__(self, parameter: nn.Parameter, scale: Tensor, master: bool) -> None:
+        self.parameter, self.scale = parameter, scale
+        self.floats = nn.Parameter(
+            self.decoded() if master else scale.new_empty(0), requires_grad=True
+        )
+
+    def decoded(self) -> Tensor:
+        return fp8_dequantize(self.parameter.detach(), self.scale.detach(), dtype=torch.float32)
+
+    def round(self, generator: torch.Generator) -> None:
+        """The floats back to codes, in bands of rows: the scratch is a few times as large."""
+        tensors = [self.floats.detach(), self.parameter.detach(), self.scale.detach()]
+        if self.parameter.dim() == 2:
+            tensors = [tensor[None] for tensor in tensors]
+        for values, data, scale in zip(*tensors, strict=True):
+            bands = values.split(BAND * BLOCK), data.split(BAND * BLOCK), scale.split(BAND)
+            for band in zip(*bands, strict=True):
+                write_back(*band, generator)
+
+
+def _copy_options(source: list[dict[str, Any]], target: list[dict[str, Any]]) -> None:
+    """Rates and the like, which schedulers write to the groups that users see."""
+    for given, taken in zip(source, target, strict=True):
+        taken.update({name: value for name, value in given.items() if name != "params"})
+
+
+def _pair(entry: Any) -> tuple[nn.Parameter, Tensor | None]:
+    """(parameter, scale or None) of one of ``parameters``, checked."""
+    parameter, scale = entry if isinstance(entry, tuple) else (entry, None)
+    if not isinstance(parameter, Tensor):
+        raise TypeError(
+            "FP8Optimizer: parameters: expected parameters and pairs (parameter, scale), got "
+            f"{type(parameter).__name__}"
+        )
+    if (parameter.dtype == E4M3) != (scale is not None):
+        raise TypeError(
+            "FP8Optimizer: parameters: expected pairs (parameter, scale) of the float8_e4m3fn "
+            f"parameters and of no others, got one of {parameter.dtype} "
+            f"with {'no' if scale is None else 'a'} scale"
+        )
+    if scale is not None:
+        *lead, rows, columns = parameter.shape
+        expected = [*lead, blocks(rows), blocks(columns)]
+        if list(scale.shape) != expected or scale.dtype != torch.float32:
+            raise ValueError(
+                f"FP8Optimizer: parameters: expected a float32 scale {expected} of a parameter "
+                f"{list(parameter.shape)}, got {scale.dtype} {list(scale.shape)}"
+            )
+    return parameter, scale

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from r1kernels.ops.fp8_combine import FP8_COMBINE
 from r1kernels.ops.fp8_format import blocks
-from r1kernels.triton import e4m3, fp8_tiles, plug_in
+from r1kernels.triton import e4m3, e4m3_tiles, plug_in
 from r1kernels.triton.build import NVIDIA, Build
 from r1kernels.triton.moe_permute import ROWS, rows_of_choices
 
@@ -21,12 +21,12 @@ def combine(
     y, data, scale, weights, inverse, rows, width, top_k,
     ROWS: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    groups = tl.cdiv(width, fp8_tiles.BLOCK)
+    groups = tl.cdiv(width, e4m3_tiles.BLOCK)
     splits = tl.cdiv(groups, GROUPS)
     token = (tl.program_id(0) // splits).to(tl.int64)
     group = tl.program_id(0) % splits * GROUPS + tl.arange(0, GROUPS)[:, None]
-    column = group * fp8_tiles.BLOCK + tl.arange(0, fp8_tiles.BLOCK)[None, :]
-    total = tl.zeros([GROUPS, fp8_tiles.BLOCK], tl.float32)
+    column = group * e4m3_tiles.BLOCK + tl.arange(0, e4m3_tiles.BLOCK)[None, :]
+    total = tl.zeros([GROUPS, e4m3_tiles.BLOCK], tl.float32)
     for first in range(0, top_k, ROWS):
         for j in tl.static_range(ROWS):
             row, there = rows_of_choices(inverse, token, first + j, top_k, rows)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from r1kernels.ops.fp8_dequantize import FP8_DEQUANTIZE
 from r1kernels.ops.fp8_format import BLOCK, blocks
-from r1kernels.triton import e4m3, fp8_tiles, plug_in
+from r1kernels.triton import e4m3, e4m3_tiles, plug_in
 from r1kernels.triton.build import NVIDIA, Build
 
 HEIGHT, WARPS = 32, 4
@@ -21,9 +21,9 @@ def kernel(
     HEIGHT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A scale is of ROWS × COLUMNS elements, or by a stride of 0 of all rows or columns."""
-    tiles = tl.cdiv(columns, fp8_tiles.BLOCK)
-    row, in_row = fp8_tiles.lines(tl.program_id(0) // tiles, rows, HEIGHT)
-    column, in_column = fp8_tiles.lines(tl.program_id(0) % tiles, columns, fp8_tiles.BLOCK)
+    tiles = tl.cdiv(columns, e4m3_tiles.BLOCK)
+    row, in_row = e4m3_tiles.lines(tl.program_id(0) // tiles, rows, HEIGHT)
+    column, in_column = e4m3_tiles.lines(tl.program_id(0) % tiles, columns, e4m3_tiles.BLOCK)
     expert = tl.program_id(1).to(tl.int64)
     of_row = (row // ROWS).to(tl.int64)[:, None] * row_stride
     of_column = (column // COLUMNS)[None, :] * column_stride

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from r1kernels.ops.fp8_format import BLOCK, E4M3, blocks
 from r1kernels.ops.fp8_quantize import FP8_QUANTIZE, transposed_shapes
-from r1kernels.triton import fp8_tiles, plug_in
+from r1kernels.triton import e4m3_tiles, plug_in
 from r1kernels.triton.build import Build
 from r1kernels.triton.e4m3 import UNFUSED
 
@@ -24,8 +24,8 @@ def read(
     x, gather, tile_row, tile_column, rows, columns, x_rows, x_stride, top_k, HEIGHT: tl.constexpr
 ):  # fmt: skip
     """A tile in float32, of the rows as they are, or of those of the slots in ``gather``."""
-    row, in_row = fp8_tiles.lines(tile_row, rows, HEIGHT)
-    column, in_column = fp8_tiles.lines(tile_column, columns, fp8_tiles.BLOCK)
+    row, in_row = e4m3_tiles.lines(tile_row, rows, HEIGHT)
+    column, in_column = e4m3_tiles.lines(tile_column, columns, e4m3_tiles.BLOCK)
     if gather is not None:
         slot = tl.load(gather + row, in_row, -1)
         row = slot // top_k
@@ -39,14 +39,14 @@ def kernel(
     x, gather, data, scale, data_t, scale_t, rows, columns, x_rows, x_stride, expert_stride, top_k,
     HEIGHT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, POWER_OF_TWO: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(columns, fp8_tiles.BLOCK)
+    tiles = tl.cdiv(columns, e4m3_tiles.BLOCK)
     tile_row, tile_column = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     expert = tl.program_id(1).to(tl.int64)
     x += expert * expert_stride
     data += expert * rows * columns
     scale += expert * tl.cdiv(rows, ROWS) * tl.cdiv(columns, COLUMNS)
     value = read(x, gather, tile_row, tile_column, rows, columns, x_rows, x_stride, top_k, HEIGHT)
-    fp8_tiles.store(
+    e4m3_tiles.store(
         value, data, scale, tile_row, tile_column, rows, columns, ROWS, COLUMNS, POWER_OF_TWO
     )
     if data_t is not None:
@@ -54,7 +54,7 @@ def kernel(
         value = read(
             x, gather, tile_row, tile_column, rows, columns, x_rows, x_stride, top_k, HEIGHT
         )
-        fp8_tiles.store_transposed(
+        e4m3_tiles.store_transposed(
             value, data_t, scale_t, tile_row, tile_column, rows, columns, POWER_OF_TWO
         )
 

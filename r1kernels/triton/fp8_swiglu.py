@@ -15,7 +15,7 @@ from torch import Tensor
 
 from r1kernels.ops.fp8_format import BLOCK, E4M3, blocks
 from r1kernels.ops.fp8_swiglu import FP8_SWIGLU, FP8_SWIGLU_BACKWARD
-from r1kernels.triton import fp8_tiles, gemm, plug_in
+from r1kernels.triton import e4m3_tiles, gemm, plug_in
 from r1kernels.triton.build import Build
 from r1kernels.triton.e4m3 import UNFUSED
 from r1kernels.triton.fp8_quantize import LOW, empty_transposed
@@ -32,21 +32,21 @@ def load(x, row, column, inside, columns):
 @triton.jit
 def place(tile_row, tile_column, rows, columns, HEIGHT: tl.constexpr):
     """(rows, columns and mask of a tile), to be broadcast."""
-    row, in_row = fp8_tiles.lines(tile_row, rows, HEIGHT)
-    column, in_column = fp8_tiles.lines(tile_column, columns, fp8_tiles.BLOCK)
+    row, in_row = e4m3_tiles.lines(tile_row, rows, HEIGHT)
+    column, in_column = e4m3_tiles.lines(tile_column, columns, e4m3_tiles.BLOCK)
     return row.to(tl.int64)[:, None], column[None, :], in_row[:, None] & in_column[None, :]
 
 
 @triton.jit(do_not_specialize=["rows"])
 def swiglu(h, data, scale, rows, inner, HEIGHT: tl.constexpr, POWER_OF_TWO: tl.constexpr):
-    tiles = tl.cdiv(inner, fp8_tiles.BLOCK)
+    tiles = tl.cdiv(inner, e4m3_tiles.BLOCK)
     tile_row, tile_column = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     row, column, inside = place(tile_row, tile_column, rows, inner, HEIGHT)
     gate = load(h, row, column, inside, 2 * inner)
     up = load(h + inner, row, column, inside, 2 * inner)
-    fp8_tiles.store(
+    e4m3_tiles.store(
         gate * tl.sigmoid(gate) * up, data, scale, tile_row, tile_column, rows, inner,
-        1, fp8_tiles.BLOCK, POWER_OF_TWO,
+        1, e4m3_tiles.BLOCK, POWER_OF_TWO,
     )  # fmt: skip
 
 
@@ -56,9 +56,9 @@ def gradient(
     HEIGHT: tl.constexpr, POWER_OF_TWO: tl.constexpr,
 ):  # fmt: skip
     """Tiles of dh, then of the activation: dots [⌈inner/128⌉, rows] = Σ da·a over their columns."""
-    of_dh, of_a = tl.cdiv(2 * inner, fp8_tiles.BLOCK), tl.cdiv(inner, fp8_tiles.BLOCK)
+    of_dh, of_a = tl.cdiv(2 * inner, e4m3_tiles.BLOCK), tl.cdiv(inner, e4m3_tiles.BLOCK)
     tile_row, tile = tl.program_id(0) // (of_dh + of_a), tl.program_id(0) % (of_dh + of_a)
-    line, in_row = fp8_tiles.lines(tile_row, rows, HEIGHT)
+    line, in_row = e4m3_tiles.lines(tile_row, rows, HEIGHT)
     weight = tl.load(weights + line, in_row, 0.0)[:, None]
     if tile < of_dh:
         row, column, inside = place(tile_row, tile, rows, 2 * inner, HEIGHT)
@@ -69,11 +69,11 @@ def gradient(
         s = tl.sigmoid(gate)
         x = tl.where(of_gate, up * s * (1.0 + gate * (1.0 - s)), gate * s)
         x *= load(da, row, column, inside, inner) * weight
-        fp8_tiles.store(
-            x, dh, dh_scale, tile_row, tile, rows, 2 * inner, 1, fp8_tiles.BLOCK, POWER_OF_TWO
+        e4m3_tiles.store(
+            x, dh, dh_scale, tile_row, tile, rows, 2 * inner, 1, e4m3_tiles.BLOCK, POWER_OF_TWO
         )
         if dh_t is not None:
-            fp8_tiles.store_transposed(
+            e4m3_tiles.store_transposed(
                 x, dh_t, dh_t_scale, tile_row, tile, rows, 2 * inner, POWER_OF_TWO
             )
     else:
@@ -84,7 +84,7 @@ def gradient(
         dot = tl.sum(load(da, row, column, inside, inner) * a, 1)
         tl.store(gemm.skip(dots, tile, rows) + line, dot, in_row)
         if a_t is not None:
-            fp8_tiles.store_transposed(
+            e4m3_tiles.store_transposed(
                 a * weight, a_t, a_t_scale, tile_row, tile, rows, inner, POWER_OF_TWO
             )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from r1kernels.ops.fp8_format import BLOCK
 from r1kernels.ops.fp8_gemm import FP8_GEMM, FP8_GEMM_
 from r1kernels.triton import gemm, launch, plug_in
-from r1kernels.triton.fp8_tiles import Operand, product, store
+from r1kernels.triton.fp8_tiles import Operand, columns_first, product, store
 
 
 def usable(*args: Tensor) -> bool | str:
@@ -45,8 +45,10 @@ def multiply_into(
     if not out.numel():
         return
     (rows, width), depth = out.shape, a.shape[1]
-    x, x_each = Operand.of(a, a_scale)
-    y, y_each = Operand.of(b.T, b_scale.T) if transposed else Operand.of(b, b_scale)
+    if transposed:
+        b, b_scale = b.T, b_scale.T
+    x, x_each = Operand.of(a, columns_first(a, a_scale))
+    y, y_each = Operand.of(b, columns_first(b, b_scale))
     tile = launch.parameters("fp8_gemm.product", a.device, a.dtype)
     grid = triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(width, tile["COLUMNS"])
     gemm_tile[(grid,)](

@@ -14,7 +14,7 @@ from torch import Tensor
 from r1kernels.ops.fp8_format import BLOCK
 from r1kernels.ops.fp8_grouped_gemm import FP8_GROUPED_GEMM
 from r1kernels.triton import gemm, launch, plug_in
-from r1kernels.triton.fp8_tiles import Operand, product, store
+from r1kernels.triton.fp8_tiles import Operand, columns_first, product, store
 from r1kernels.triton.grouped_mm_tiles import most_tiles
 
 
@@ -35,7 +35,8 @@ def fp8_grouped_gemm(
         return out.zero_()
     if not out.numel():
         return out
-    x, x_each = Operand.of(a, a_scale)
+    b_scale = columns_first(b, b_scale)
+    x, x_each = Operand.of(a, columns_first(a, a_scale))
     y, y_each = Operand.of(b[0], b_scale[0])
     tile = launch.parameters("fp8_grouped_gemm.product", a.device, a.dtype)
     tiles = most_tiles(rows, experts, tile["ROWS"])

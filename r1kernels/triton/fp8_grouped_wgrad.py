@@ -9,7 +9,7 @@ from torch import Tensor
 
 from r1kernels.ops.fp8_grouped_wgrad import FP8_GROUPED_WGRAD, FP8_GROUPED_WGRAD_
 from r1kernels.triton import gemm, launch, plug_in
-from r1kernels.triton.fp8_tiles import Operand, product, store
+from r1kernels.triton.fp8_tiles import BLOCK, Operand, columns_first, product, store
 
 
 def usable(*args: Tensor) -> bool | str:
@@ -44,8 +44,8 @@ def multiply_into(
     if not out.numel():
         return
     experts, height, width = out.shape
-    x, x_each = Operand.of(left, left_scale)
-    y, y_each = Operand.of(right, right_scale)
+    x, x_each = Operand.of(left, columns_first(left, left_scale))
+    y, y_each = Operand.of(right, columns_first(right, right_scale))
     tile = launch.parameters("fp8_grouped_wgrad.product", left.device, left.dtype)
     grid = triton.cdiv(height, tile["ROWS"]) * triton.cdiv(width, tile["COLUMNS"])
     wgrad_tile[(grid, experts)](
@@ -65,7 +65,7 @@ def wgrad_tile(
         tl.cdiv(height, ROWS), tl.cdiv(width, COLUMNS), GROUP
     )
     expert = tl.program_id(1)
-    start = tl.load(offsets + expert)
+    start = tl.load(offsets + expert) // BLOCK * BLOCK  # tells the compiler what it is anyway
     end = tl.minimum(tl.load(offsets + expert + 1), rows)
     row, column = tile_row * ROWS, tile_column * COLUMNS
     parts = product(

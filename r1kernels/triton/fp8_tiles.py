@@ -44,6 +44,11 @@ class Operand(NamedTuple):
         return Operand(codes, *strides, scale, rows, columns), each
 
 
+def columns_first(data: Tensor, scale: Tensor) -> Tensor:
+    """The scale, one of each row copied so that those of a block of columns are contiguous."""
+    return scale.mT.contiguous().mT if scale.shape[-2] == data.shape[-2] else scale
+
+
 def as_bytes(k_major: bool) -> bool:
     """Whether codes come as bytes: where nothing multiplies e4m3, and to be transposed on sm_90.
 

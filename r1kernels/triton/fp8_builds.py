@@ -43,9 +43,7 @@ def build(
     known = {"X_EACH": 1, "EVEN": True, "ADD": False, "EXPERTS": EXPERTS, **given, **parameters}
     constexprs = {key: value for key, value in known.items() if key in kernel.arg_names}
     types = {"x": x, "y": y, "out": f"*{out}", **POINTERS}
-    signature = {
-        key: types.get(key, "i32") for key in kernel.arg_names if key not in constexprs
-    }
+    signature = {key: types.get(key, "i32") for key in kernel.arg_names if key not in constexprs}
     sides = [
         f"{side}.{field}"
         for side, each in (("x", x), ("y", y))

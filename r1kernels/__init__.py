@@ -3,6 +3,7 @@
 ``explain`` says which backend a call runs on and why not on a better one; ``using`` pins one.
 """
 
+import r1kernels.ops.fp8_scaled_mm  # noqa: F401 (a backend to pin)
 from r1kernels.check import checked
 from r1kernels.op import explain, using
 from r1kernels.ops.candidates import Candidates, candidates

@@ -1,0 +1,74 @@
+"""fp8_gemm, also added to what is there: launches."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from r1kernels.ops.fp8_format import BLOCK
+from r1kernels.ops.fp8_gemm import FP8_GEMM, FP8_GEMM_
+from r1kernels.triton import gemm, launch, plug_in
+from r1kernels.triton.fp8_tiles import Operand, columns_first, product, store
+
+
+def usable(*args: Tensor) -> bool | str:
+    return launch.absent("fp8_gemm.product", args[0].device) or True
+
+
+@plug_in(FP8_GEMM, usable)
+def fp8_gemm(
+    a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None,
+    out_dtype: torch.dtype, transposed: bool,
+) -> Tensor:  # fmt: skip
+    out = a.new_empty(a.shape[0], b.shape[1 if transposed else 0], dtype=out_dtype)
+    bias = None if bias is None else bias.contiguous()
+    multiply_into(out, a, a_scale, b, b_scale, bias, transposed, add=False)
+    return out
+
+
+@plug_in(FP8_GEMM_, usable)
+def fp8_gemm_(
+    accumulate: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, transposed: bool
+) -> None:
+    sums = accumulate.contiguous()
+    multiply_into(sums, a, a_scale, b, b_scale, None, transposed, add=True)
+    if sums is not accumulate:
+        accumulate.copy_(sums)
+
+
+def multiply_into(
+    out: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None,
+    transposed: bool, add: bool,
+) -> None:  # fmt: skip
+    if not out.numel():
+        return
+    (rows, width), depth = out.shape, a.shape[1]
+    if transposed:
+        b, b_scale = b.T, b_scale.T
+    x, x_each = Operand.of(a, columns_first(a, a_scale))
+    y, y_each = Operand.of(b, columns_first(b, b_scale))
+    tile = launch.parameters("fp8_gemm.product", a.device, a.dtype)
+    grid = triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(width, tile["COLUMNS"])
+    gemm_tile[(grid,)](
+        x, y, bias, out, rows, width, depth, X_EACH=x_each, Y_EACH=y_each,
+        EVEN=depth % BLOCK == 0, ADD=add, **tile,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["rows"])
+def gemm_tile(
+    x, y, bias, out, rows, width, depth, X_EACH: tl.constexpr, Y_EACH: tl.constexpr,
+    EVEN: tl.constexpr, ADD: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """out [rows, width] = x·yᵀ + bias; ADD: and what is there."""
+    tile_row, tile_column = gemm.tile_of_program(
+        tl.cdiv(rows, ROWS), tl.cdiv(width, COLUMNS), GROUP
+    )
+    row, column = tile_row * ROWS, tile_column * COLUMNS
+    parts = product(
+        x, row, rows, X_EACH, y, column, width, Y_EACH, 0, depth, EVEN, ROWS, COLUMNS, PART
+    )
+    store(out, width, row, rows, column, parts, bias, ADD)

@@ -27,8 +27,15 @@ X86_ISAS = {
     "scalar": [],
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
-    "avx512bf16": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mavx512bf16",
-                   "-mavx512vbmi"],
+    "avx512bf16": [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mfma",
+        "-mavx512bf16",
+        "-mavx512vbmi",
+    ],
 }
 CPU_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-Wall", "-Wextra", "-Wno-unused-parameter",
              "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]  # fmt: skip

@@ -3,6 +3,8 @@
 ``r1kernels.hf.trl`` has TRL's trainer; it is imported by name, since it needs TRL.
 """
 
+from r1kernels.hf.fp8 import explain_fp8, patch_fp8, unpatch_fp8
+from r1kernels.hf.fp8_checkpoint import register_fp8, unregister_fp8
 from r1kernels.hf.grpo import grpo_loss
 from r1kernels.hf.head import Head, head_of
 from r1kernels.hf.logprobs import logprobs
@@ -15,16 +17,21 @@ __all__ = [
     "Head",
     "Router",
     "expert_counts",
+    "explain_fp8",
     "grpo_loss",
     "head_of",
     "logprobs",
     "patch",
+    "patch_fp8",
     "patch_moe",
     "record_routing",
     "register_experts",
+    "register_fp8",
     "replay_routing",
     "routers",
     "unpatch",
+    "unpatch_fp8",
     "unpatch_moe",
+    "unregister_fp8",
     "with_hidden",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from r1kernels.hf.fp8 import fp8_experts_forward
 from r1kernels.hf.modules import unwrap
 from r1kernels.hf.routers import patch_routers, unpatch_routers
 from r1kernels.ops.moe_combine import accumulate_dtype
@@ -22,9 +23,11 @@ def register_experts() -> None:
 
     ``patch`` and ``patch_moe`` do so; call it before a ``from_pretrained`` that asks for it.
     """
+    from transformers.integrations.finegrained_fp8 import FP8ExpertsInterface
     from transformers.integrations.moe import ExpertsInterface
 
     ExpertsInterface.register(NAME, experts_forward)
+    FP8ExpertsInterface.register(NAME, fp8_experts_forward)
 
 
 def experts_forward(
@@ -42,6 +45,8 @@ def experts_forward(
     Returns:
         [T, H], dtype of ``hidden_states``.
     """
+    if "_r1kernels_codes" in vars(self):
+        return fp8_experts_forward(self, hidden_states, top_k_index, top_k_weights)
     name = "gate_up_proj" if self.has_gate else "up_proj"
     first = getattr(self, name)
     x = hidden_states.to(first.dtype)
@@ -115,8 +120,8 @@ def unpatch_moe(model: Any) -> None:
 def _unlike_plain_experts(experts: nn.Module) -> str | None:
     """Why ``experts_forward`` cannot stand in for the forward of an experts module."""
     name = type(experts).__name__
-    if name.startswith("FP8"):
-        return f"since {name} has implementations of its own"
+    if name.startswith("FP8") and "_r1kernels_codes" not in vars(experts):
+        return f"since {name} is not patched (fp8=True)"
     if getattr(experts, "has_post_expert_norm", False):
         return f"since {name} has a norm after its experts"
     return None

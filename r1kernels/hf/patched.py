@@ -7,7 +7,7 @@ were; it is only asked to keep no position for its head, whose input is taken fr
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from r1kernels.hf.fp8 import patch_fp8, unpatch_fp8
 from r1kernels.hf.head import Head, read_head
 from r1kernels.hf.logit_map import watch
 from r1kernels.hf.modules import unwrap
@@ -27,7 +28,7 @@ T = TypeVar("T")
 LABELS = ("labels", "shift_labels", "num_items_in_batch", "ignore_index")
 
 
-def patch(model: Any) -> None:
+def patch(model: Any, fp8: bool | str | Sequence[str] = False) -> None:
     """Make ``model(input_ids, labels=…)`` compute its loss without logits.
 
     The result is the model's own output class with the same loss (the cross-entropy in float32,
@@ -39,6 +40,7 @@ def patch(model: Any) -> None:
     Args:
         model: a HuggingFace causal LM whose output embeddings are an ``nn.Linear``, or peft's
             wrapper of one. Patch it before a trainer, DDP or ``torch.compile`` wraps it.
+        fp8: True, "auto" or patterns of names: layers that compute in FP8, see ``patch_fp8``.
 
     Raises:
         NotImplementedError: the model does something the fused head would not; says what.
@@ -47,6 +49,8 @@ def patch(model: Any) -> None:
     model = unwrap(model)
     if "_r1kernels" in vars(model):
         raise ValueError(f"patch: {type(model).__name__}: expected an unpatched model")
+    if fp8:
+        patch_fp8(model, fp8)
     model._r1kernels = State(model)
     model.forward = MethodType(model._r1kernels.method, model)
     if "_r1kernels_moe" not in vars(model):
@@ -69,6 +73,8 @@ def unpatch(model: Any) -> None:
     del model.forward, model._r1kernels
     if "_r1kernels_moe" in vars(model):
         unpatch_moe(model)
+    if "_r1kernels_fp8" in vars(model):
+        unpatch_fp8(model)
     if state.replaced is not None:
         model.forward = state.replaced
 

@@ -1,0 +1,224 @@
+"""FP8 products in the layers of a HuggingFace model, from master weights or its own FP8 weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+from types import MethodType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from r1kernels.hf.modules import unwrap
+from r1kernels.nn.fp8_codes import Codes
+from r1kernels.ops.fp8_experts import fp8_experts
+from r1kernels.ops.fp8_format import BLOCK, E4M3, FP8Tensor
+from r1kernels.ops.fp8_linear import fp8_linear
+from r1kernels.ops.moe_route import Routing
+
+# Small, and decisive: DeepSeek-V3 keeps them in high precision (arXiv 2412.19437, 3.3.1).
+ROUTERS = ("gate", "router", "shared_expert_gate")
+EXPERTS = ("gate_up_proj", "down_proj")
+# Smallest side of a weight from which an FP8 layer was measured to be faster than a bf16 one, by
+# kind of device. On a CPU none is (`python -m benchmarks fp8`); GPUs have no record yet.
+FASTER_FROM: dict[str, int] = {}
+
+
+class Choice(NamedTuple):
+    """What becomes of a layer."""
+
+    name: str
+    module: nn.Module
+    fp8: bool
+    reason: str
+
+
+def patch_fp8(model: Any, layers: bool | str | Sequence[str] = True) -> None:
+    """Make linear layers and experts of ``model`` compute in FP8, in training too.
+
+    A layer that has FP8 weights (see ``register_fp8``) multiplies with these, and its gradient is
+    float32: ``r1kernels.nn.FP8Optimizer`` steps it. Any other keeps its weight as the master, from
+    which codes are made after each optimizer step. Parameters and ``state_dict`` stay as they are.
+
+    Args:
+        model: a HuggingFace model, or peft's wrapper of one.
+        layers: True for all of them, patterns of module names (``["model.layers.*.mlp.*"]``), or
+            "auto" for those that were measured to be faster on this device. The head, embeddings,
+            routers, adapters and norms stay in high precision. Layers with FP8 weights are taken
+            whatever this says, as nothing else can train them.
+
+    Raises:
+        ValueError: the model is patched already, or ``layers`` names nothing.
+    """
+    model = unwrap(model)
+    if "_r1kernels_fp8" in vars(model):
+        raise ValueError(f"patch_fp8: {type(model).__name__}: expected an unpatched model")
+    choices = list(choose(model, layers))
+    if not isinstance(layers, (bool, str)) and not any(choice.fp8 for choice in choices):
+        raise ValueError(f"patch_fp8: layers: expected patterns of names of layers, got {layers}")
+    model._r1kernels_fp8 = [
+        f"{choice.name}: {'fp8' if choice.fp8 else 'left'}, {choice.reason}" for choice in choices
+    ]
+    for choice in choices:
+        if choice.fp8:
+            _enter(choice.module)
+
+
+def unpatch_fp8(model: Any) -> None:
+    """Undo ``patch_fp8``.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    model = unwrap(model)
+    if "_r1kernels_fp8" not in vars(model):
+        raise ValueError(f"unpatch_fp8: {type(model).__name__}: expected a patched model")
+    del model._r1kernels_fp8
+    for module in model.modules():
+        if vars(module).pop("_r1kernels_codes", None) is not None and isinstance(module, nn.Linear):
+            del module.forward
+
+
+def explain_fp8(model: Any) -> str:
+    """One line for each layer of a patched model: in FP8 or left, and why.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    model = unwrap(model)
+    if "_r1kernels_fp8" not in vars(model):
+        raise ValueError(f"explain_fp8: {type(model).__name__}: expected a patched model")
+    return "\n".join(model._r1kernels_fp8)
+
+
+def choose(model: Any, layers: bool | str | Sequence[str]) -> Iterator[Choice]:
+    """What ``patch_fp8`` would do with each linear layer and experts module."""
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        experts = hasattr(module, "_is_expert_parallel")
+        if not experts and not isinstance(module, nn.Linear):
+            continue
+        stored = any(parameter.dtype == E4M3 for parameter in module.parameters(recurse=False))
+        reason = _unlike(module, experts, stored)
+        if reason is None and not stored:
+            reason = _unwanted(name, module, head, layers)
+        taken = "with the weights of its checkpoint" if stored else "with its weight as the master"
+        yield Choice(name, module, reason is None, reason or taken)
+
+
+def _unlike(module: Any, experts: bool, stored: bool) -> str | None:
+    """Why no FP8 product of ours can do what the module does."""
+    name = type(module).__name__
+    if not experts and type(module) is not nn.Linear and name != "FP8Linear":
+        return f"a {name} does something else"
+    if experts and not fp8_swiglu_experts(module):
+        return f"the experts of {name} are no SwiGLU without bias"
+    if not stored:
+        return None
+    block = module.block_size
+    if block is None or tuple(block) != (BLOCK, BLOCK) or module.activation_scheme != "dynamic":
+        return (
+            f"blocks are {block} and activations {module.activation_scheme}, not 128 × 128, dynamic"
+        )
+    for weight in EXPERTS if experts else ("weight",):
+        shape, scale = getattr(module, weight).shape, getattr(module, f"{weight}_scale_inv").shape
+        if scale[-2:] != (-(-shape[-2] // BLOCK), -(-shape[-1] // BLOCK)):
+            return f"the scales {list(scale)} of {list(shape)} are not of blocks of 128 × 128"
+    return None
+
+
+def fp8_swiglu_experts(module: Any) -> bool:
+    """silu(gate)·up between the products, no bias, weights as ``nn.Linear`` has them."""
+    from r1kernels.hf.moe import is_swiglu
+
+    if getattr(module, "has_bias", False) or getattr(module, "is_transposed", False):
+        return False
+    if hasattr(module, "activation_scheme"):  # transformers' FP8Experts and its own gate
+        plain = module.swiglu_alpha is None and module.limit is None
+        return module.has_gate and plain and isinstance(module.act_fn, nn.SiLU)
+    return is_swiglu(module) and not getattr(module, "has_post_expert_norm", False)
+
+
+def _unwanted(
+    name: str, module: nn.Module, head: nn.Module | None, layers: bool | str | Sequence[str]
+) -> str | None:
+    """Why a layer that could run in FP8 stays as it is."""
+    last = name.rpartition(".")[2]
+    if module is head:
+        return "the head stays in high precision"
+    if last in ROUTERS:
+        return "a router stays in high precision"
+    if "lora_" in name:
+        return "an adapter stays in high precision"
+    if layers == "auto":
+        weight = next(module.parameters(recurse=False))
+        kind = weight.device.type
+        if kind not in FASTER_FROM:
+            return f"not measured to be faster on {kind}"
+        if min(weight.shape[-2:]) < FASTER_FROM[kind]:
+            return f"measured to be faster on {kind} from {FASTER_FROM[kind]} rows and columns on"
+        return None
+    if layers is True or (layers and any(fnmatch(name, pattern) for pattern in layers)):
+        return None
+    return "not chosen"
+
+
+def _enter(module: Any) -> None:
+    linear = isinstance(module, nn.Linear)
+    module._r1kernels_codes = {weight: _codes(module, weight) for weight in
+                               (("weight",) if linear else EXPERTS)}  # fmt: skip
+    if linear:
+        module.forward = MethodType(_linear_forward, module)
+
+
+def _codes(module: Any, name: str) -> Codes | StoredCodes:
+    weight = getattr(module, name)
+    if weight.dtype != E4M3:
+        return Codes("float")
+    scale = getattr(module, f"{name}_scale_inv")
+    scale.requires_grad_(False)
+    weight.requires_grad_(True)
+    weight.grad_dtype = torch.float32
+    return StoredCodes(scale.dtype == torch.float32)
+
+
+class StoredCodes:
+    """The codes of an FP8 weight are the weight; a checkpoint may have its scales as exponents."""
+
+    def __init__(self, floats: bool) -> None:
+        self.scale_format = "float" if floats else "ue8m0"
+
+    def __call__(self, weight: Tensor, scale: Tensor) -> FP8Tensor:
+        return FP8Tensor(weight.detach(), scale.detach().float())
+
+
+def _quantized(module: Any, name: str) -> FP8Tensor:
+    codes, weight = module._r1kernels_codes[name], getattr(module, name)
+    if isinstance(codes, StoredCodes):
+        return codes(weight, getattr(module, f"{name}_scale_inv"))
+    found: FP8Tensor = codes(weight)
+    return found
+
+
+def _linear_forward(self: Any, input: Tensor) -> Tensor:
+    scale_format = self._r1kernels_codes["weight"].scale_format
+    quantized = _quantized(self, "weight")
+    return fp8_linear(input, self.weight, quantized, self.bias, scale_format=scale_format)
+
+
+def fp8_experts_forward(
+    self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """The forward of a patched experts module; see ``experts_forward``.
+
+    Raises:
+        ValueError: the module is not patched.
+    """
+    if "_r1kernels_codes" not in vars(self):
+        raise ValueError(f"{type(self).__name__}: experts 'r1': expected patch_fp8(model) first")
+    routing = Routing.of(top_k_weights.float(), top_k_index, self.num_experts, align=BLOCK)
+    gate_up, down = (_quantized(self, name) for name in EXPERTS)
+    scale_format = self._r1kernels_codes[EXPERTS[0]].scale_format
+    weights = (getattr(self, name) for name in EXPERTS)
+    return fp8_experts(hidden_states, *weights, gate_up, down, routing, scale_format=scale_format)

@@ -36,9 +36,10 @@ def operand(target: int | str, k_major: bool, each: int) -> Operand:
 
 
 def build(
-    kernel: Any, name: str, target: int | str, out: str, *, k_major: bool = True, **given: Any
+    kernel: Any, op: str, target: int | str, out: str, *, k_major: bool = True, **given: Any
 ) -> Build:
-    parameters = launch.table()[name][str(target)]["8"]
+    kind = "squares" if given["Y_EACH"] == 128 and k_major else "others"
+    parameters = launch.table()[f"{op}.{kind}"][str(target)]["8"]
     x, y = operand(target, True, 1), operand(target, k_major, given["Y_EACH"])
     known = {"X_EACH": 1, "EVEN": True, "ADD": False, "EXPERTS": EXPERTS, **given, **parameters}
     constexprs = {key: value for key, value in known.items() if key in kernel.arg_names}
@@ -63,15 +64,16 @@ def build(
 
 def builds(target: int | str) -> Iterator[Build]:
     """The products of a linear layer, then of experts: forward, dgrad, wgrad; an odd one."""
-    one = gemm_tile, "fp8_gemm.product", target
+    one = gemm_tile, "fp8_gemm", target
     yield build(*one, "bf16", Y_EACH=128, bias=None)
     yield build(*one, "bf16", Y_EACH=128, bias=None, k_major=False)
     yield build(*one, "fp32", Y_EACH=1, bias=None, ADD=True)
     yield build(*one, "fp32", Y_EACH=1, bias=None, EVEN=False)
-    grouped = grouped_tile, "fp8_grouped_gemm.product", target
+    grouped = grouped_tile, "fp8_grouped_gemm", target
     yield build(*grouped, "bf16", Y_EACH=128)
     yield build(*grouped, "bf16", Y_EACH=128, k_major=False)
-    yield build(wgrad_tile, "fp8_grouped_wgrad.product", target, "fp32", Y_EACH=1, ADD=True)
+    yield build(*grouped, "bf16", Y_EACH=1)
+    yield build(wgrad_tile, "fp8_grouped_wgrad", target, "fp32", Y_EACH=1, ADD=True)
 
 
 BUILDS = tuple(each for target in (*NVIDIA, AMD) for each in builds(target))

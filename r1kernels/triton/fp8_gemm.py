@@ -10,11 +10,11 @@ from torch import Tensor
 from r1kernels.ops.fp8_format import BLOCK
 from r1kernels.ops.fp8_gemm import FP8_GEMM, FP8_GEMM_
 from r1kernels.triton import gemm, launch, plug_in
-from r1kernels.triton.fp8_tiles import Operand, columns_first, product, store
+from r1kernels.triton.fp8_tiles import Operand, columns_first, parameters, product, store
 
 
 def usable(*args: Tensor) -> bool | str:
-    return launch.absent("fp8_gemm.product", args[0].device) or True
+    return launch.absent("fp8_gemm.others", args[0].device) or True
 
 
 @plug_in(FP8_GEMM, usable)
@@ -49,7 +49,7 @@ def multiply_into(
         b, b_scale = b.T, b_scale.T
     x, x_each = Operand.of(a, columns_first(a, a_scale))
     y, y_each = Operand.of(b, columns_first(b, b_scale))
-    tile = launch.parameters("fp8_gemm.product", a.device, a.dtype)
+    tile = parameters("fp8_gemm", y, y_each)
     grid = triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(width, tile["COLUMNS"])
     gemm_tile[(grid,)](
         x, y, bias, out, rows, width, depth, X_EACH=x_each, Y_EACH=y_each,
@@ -71,4 +71,4 @@ def gemm_tile(
     parts = product(
         x, row, rows, X_EACH, y, column, width, Y_EACH, 0, depth, EVEN, ROWS, COLUMNS, PART
     )
-    store(out, width, row, rows, column, parts, bias, ADD)
+    store(out, width, row, rows, rows, column, parts, bias, ADD)

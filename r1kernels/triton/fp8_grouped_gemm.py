@@ -14,12 +14,12 @@ from torch import Tensor
 from r1kernels.ops.fp8_format import BLOCK
 from r1kernels.ops.fp8_grouped_gemm import FP8_GROUPED_GEMM
 from r1kernels.triton import gemm, launch, plug_in
-from r1kernels.triton.fp8_tiles import Operand, columns_first, product, store
+from r1kernels.triton.fp8_tiles import Operand, columns_first, parameters, product, store
 from r1kernels.triton.grouped_mm_tiles import most_tiles
 
 
 def usable(a: Tensor, *_: object) -> bool | str:
-    return launch.absent("fp8_grouped_gemm.product", a.device) or True
+    return launch.absent("fp8_grouped_gemm.others", a.device) or True
 
 
 @plug_in(FP8_GROUPED_GEMM, usable)
@@ -38,7 +38,7 @@ def fp8_grouped_gemm(
     b_scale = columns_first(b, b_scale)
     x, x_each = Operand.of(a, columns_first(a, a_scale))
     y, y_each = Operand.of(b[0], b_scale[0])
-    tile = launch.parameters("fp8_grouped_gemm.product", a.device, a.dtype)
+    tile = parameters("fp8_grouped_gemm", y, y_each)
     tiles = most_tiles(rows, experts, tile["ROWS"])
     grouped_tile[(tiles * triton.cdiv(width, tile["COLUMNS"]),)](
         x, y, b.stride(0), b_scale.stride(0), starts.contiguous(), ends.contiguous(), out,
@@ -64,7 +64,7 @@ def grouped_tile(
         x, row, end, X_EACH, of_expert(y, expert, y_expert, y_scale_expert), column, width,
         Y_EACH, 0, tl.where(row < end, depth, 0), EVEN, ROWS, COLUMNS, PART,
     )  # fmt: skip
-    store(out, width, row, last, column, parts, None, False)
+    store(out, width, row, end, last, column, parts, None, False)
 
 
 @triton.jit

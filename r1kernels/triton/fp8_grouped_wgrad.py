@@ -9,11 +9,11 @@ from torch import Tensor
 
 from r1kernels.ops.fp8_grouped_wgrad import FP8_GROUPED_WGRAD, FP8_GROUPED_WGRAD_
 from r1kernels.triton import gemm, launch, plug_in
-from r1kernels.triton.fp8_tiles import BLOCK, Operand, columns_first, product, store
+from r1kernels.triton.fp8_tiles import BLOCK, Operand, columns_first, parameters, product, store
 
 
 def usable(*args: Tensor) -> bool | str:
-    return launch.absent("fp8_grouped_wgrad.product", args[0].device) or True
+    return launch.absent("fp8_grouped_wgrad.others", args[0].device) or True
 
 
 @plug_in(FP8_GROUPED_WGRAD, usable)
@@ -46,7 +46,7 @@ def multiply_into(
     experts, height, width = out.shape
     x, x_each = Operand.of(left, columns_first(left, left_scale))
     y, y_each = Operand.of(right, columns_first(right, right_scale))
-    tile = launch.parameters("fp8_grouped_wgrad.product", left.device, left.dtype)
+    tile = parameters("fp8_grouped_wgrad", y, y_each)
     grid = triton.cdiv(height, tile["ROWS"]) * triton.cdiv(width, tile["COLUMNS"])
     wgrad_tile[(grid, experts)](
         x, y, offsets.contiguous(), out, left.shape[1], height, width, X_EACH=x_each,
@@ -72,4 +72,4 @@ def wgrad_tile(
         x, row, height, X_EACH, y, column, width, Y_EACH, start, end, True, ROWS, COLUMNS, PART
     )
     out = gemm.skip(out, expert, height * width)
-    store(out, width, row, height, column, parts, None, ADD)
+    store(out, width, row, height, height, column, parts, None, ADD)

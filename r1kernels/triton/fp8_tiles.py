@@ -16,7 +16,7 @@ from torch import Tensor
 from triton.runtime import driver
 
 from r1kernels.ops import fp8_format
-from r1kernels.triton import INTERPRETED, gemm
+from r1kernels.triton import INTERPRETED, gemm, launch
 
 BLOCK = tl.constexpr(fp8_format.BLOCK)
 
@@ -42,6 +42,12 @@ class Operand(NamedTuple):
         strides = data.stride()
         codes = data.view(torch.uint8) if as_bytes(data.stride(1) == 1) else data
         return Operand(codes, *strides, scale, rows, columns), each
+
+
+def parameters(op: str, y: Operand, each: int) -> dict[str, int]:
+    """Of the launch: scales of single rows of y, or to transpose it, takes more registers."""
+    kind = "squares" if each == fp8_format.BLOCK and y.column == 1 else "others"
+    return launch.parameters(f"{op}.{kind}", y.data.device, torch.float8_e4m3fn)
 
 
 def columns_first(data: Tensor, scale: Tensor) -> Tensor:
@@ -70,48 +76,58 @@ def product(
 ):  # fmt: skip
     """x·yᵀ over columns start to end, of ROWS rows from x_first and COLUMNS from y_first on.
 
-    Rows from x_last and y_last on count as 0. ``start`` is a multiple of 128; EVEN: ``end`` is
-    one, too. The result is a tuple of tiles [ROWS, PART] side by side: the sums of one block need
-    as many registers as they have elements, and while one part of them is promoted, the matrix
-    unit makes the next.
+    What it has for rows from x_last and y_last on means nothing. ``start`` is a multiple of 128;
+    EVEN: ``end`` is one, too. The result is a tuple of tiles [ROWS, PART] side by side: the sums
+    of one block need as many registers as they have elements, and while one part of them is
+    promoted, the matrix unit makes the next.
     """
     k = tl.arange(0, BLOCK)
     x_row, y_row = tl.arange(0, ROWS), tl.arange(0, PART)
-    x_exists = (x_row < x_last - x_first)[:, None]
     left = gemm.skip(gemm.skip(x.data, x_first, x.row), start, x.column)
     right = gemm.skip(gemm.skip(y.data, y_first, y.row), start, y.column)
-    of_left = x_row[:, None] * x.row + k[None, :] * x.column
+    of_left = tl.minimum(x_row, x_last - x_first - 1)[:, None] * x.row + k[None, :] * x.column
     of_right = y_row[None, :] * y.row + k[:, None] * y.column
+    x_scales = scales(x, x_first, X_EACH, start, ROWS)
     sums = ()
     for _ in tl.static_range(COLUMNS // PART):
         sums += (tl.zeros((ROWS, PART), tl.float32),)
     for first in range(start, end, BLOCK):
-        inside = None if EVEN else k < end - first
-        a = tl.load(left + of_left, mask=both(x_exists, inside, 0), other=0.0)
-        block = first // BLOCK
-        x_scale = scales(x, x_first, x_last, X_EACH, block, ROWS)
+        if EVEN:
+            a = tl.load(left + of_left)
+        else:
+            a = tl.load(left + of_left, mask=(k < end - first)[None, :], other=0.0)
+        x_scale = existing(x_scales, x_first, x_last)
         before, sums = sums, ()
         for i in tl.static_range(COLUMNS // PART):
             row = y_first + i * PART
-            y_exists = (y_row < y_last - row)[None, :]
-            b = tl.load(
-                gemm.skip(right, i * PART, y.row) + of_right,
-                mask=both(y_exists, inside, 1),
-                other=0.0,
-            )
-            y_scale = scales(y, row, y_last, Y_EACH, block, PART)
+            exists = (y_row < y_last - row)[None, :]
+            if not EVEN:
+                exists = exists & (k < end - first)[:, None]
+            b = tl.load(gemm.skip(right, i * PART, y.row) + of_right, mask=exists, other=0.0)
+            y_scale = existing(scales(y, row, Y_EACH, first, PART), row, y_last)
             sums += (before[i] + scaled(multiply(a, b), x_scale, y_scale),)
         left += BLOCK * x.column
         right += BLOCK * y.column
+        x_scales += x.scale_block
     return sums
 
 
 @triton.jit
-def scales(x, first, last, EACH: tl.constexpr, block, COUNT: tl.constexpr):
-    """[COUNT] of the rows from ``first`` on, or [1] if these have one in common."""
+def scales(x, first, EACH: tl.constexpr, column, COUNT: tl.constexpr):
+    """Where those of [COUNT] rows from ``first`` on are, or [1] if these have one in common.
+
+    Of the block that begins at ``column``.
+    """
     row = first + tl.arange(0, 1 if EACH % COUNT == 0 else COUNT)
-    at = gemm.skip(x.scale, first // EACH, x.scale_row) + block * x.scale_block
-    return tl.load(at + (row // EACH - first // EACH) * x.scale_row, mask=row < last, other=0.0)
+    block = gemm.skip(x.scale, first // EACH, x.scale_row) + column // BLOCK * x.scale_block
+    return block + (row // EACH - first // EACH) * x.scale_row
+
+
+@triton.jit
+def existing(pointers, first, last):
+    """What the rows from ``first`` to ``last`` have, 0 from there on."""
+    row = first + tl.arange(0, pointers.shape[0])
+    return tl.load(pointers, mask=row < last, other=0.0)
 
 
 @triton.jit
@@ -120,15 +136,6 @@ def scaled(acc, x_scale, y_scale):
         return acc * (x_scale * y_scale)[:, None]
     else:
         return acc * x_scale[:, None] * y_scale[None, :]
-
-
-@triton.jit
-def both(rows, inside, axis: tl.constexpr):
-    """Rows that exist, at columns that do: None stands for all of them."""
-    if inside is None:
-        return rows
-    else:
-        return rows & inside.expand_dims(axis)
 
 
 @triton.jit
@@ -150,16 +157,16 @@ def as_float16(codes):
 
 
 @triton.jit
-def store(out, width, first, last, left, parts, bias, ADD: tl.constexpr):
-    """parts + bias at rows ``first`` to ``last`` of out [·, width], from column ``left`` on.
+def store(out, width, first, end, last, left, parts, bias, ADD: tl.constexpr):
+    """parts + bias at rows ``first`` to ``end`` of out [·, width], from column ``left`` on.
 
-    ADD: and what is there.
+    ADD: and what is there. Then 0, up to row ``last``.
     """
     row = tl.arange(0, parts[0].shape[0])
     inside = (row < last - first)[:, None]
     at = gemm.skip(out, first, width) + row[:, None] * width
     for i in tl.static_range(len(parts)):
-        acc = parts[i]
+        acc = tl.where((row < end - first)[:, None], parts[i], 0.0)
         column = left + i * acc.shape[1] + tl.arange(0, acc.shape[1])
         exists = (column < width)[None, :]
         if bias is not None:

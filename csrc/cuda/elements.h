@@ -9,16 +9,10 @@ namespace r1 {
 template <class T>
 constexpr int kGroup = 16 / sizeof(T);  // elements in 16 bytes
 
-struct Half {
-  uint16_t bits;
-};
-
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(uint16_t x) { return __uint_as_float(uint32_t{x} << 16); }
-__device__ inline float to_float(Half x) { return half_value(x.bits); }
 __device__ inline void from_float(float& to, float x) { to = x; }
 __device__ inline void from_float(uint16_t& to, float x) { to = pack_bf16(x, 0) & 0xffff; }
-__device__ inline void from_float(Half& to, float x) { to.bits = half_bits(x); }
 
 // The 16 bytes at p, where `skew` is p modulo 16: one access, or those to the two units of 16 bytes
 // they lie in. Neither is outside the allocation, since that is made of such units.

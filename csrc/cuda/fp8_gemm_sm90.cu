@@ -46,7 +46,7 @@ void multiply(const Tensor& a, const Tensor& a_scale, const Tensor& b, const Ten
 Tensor fp8_gemm(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, std::optional<Tensor> bias,
                 ScalarType out_dtype, bool transposed) {
   Tensor out = new_empty(a, {a.size(0), b.size(transposed ? 1 : 0)}, out_dtype);
-  const std::optional<Tensor> addend = bias ? std::optional(to_dtype(*bias, out_dtype)) : bias;
+  const auto addend = bias ? std::optional(to_dtype(*bias, ScalarType::Float)) : std::nullopt;
   multiply(a, a_scale, b, b_scale, transposed, output_of(out, addend, false));
   return out;
 }

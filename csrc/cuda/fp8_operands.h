@@ -20,7 +20,7 @@ inline FP8Scales scales_of(const Tensor& scale, int64_t rows, int row_dim, int b
           scale.size(block_dim) == 1 ? 0 : scale.stride(block_dim)};
 }
 
-// The last dimension of `out` are its columns; `bias` has its type.
+// The last dimension of `out` are its columns; `bias` is of float32.
 inline FP8Output output_of(const Tensor& out, const std::optional<Tensor>& bias, bool adds) {
   const ScalarType type = out.scalar_type();
   const int64_t columns = out.size(out.dim() - 1);
@@ -29,7 +29,7 @@ inline FP8Output output_of(const Tensor& out, const std::optional<Tensor>& bias,
           wide ? FP8Output::kFloat32 : is_bf16(out) ? FP8Output::kBFloat16 : FP8Output::kFloat16,
           columns, static_cast<int>(columns), adds,
           columns % 2 == 0 && reinterpret_cast<uintptr_t>(out.data_ptr()) % (wide ? 8 : 4) == 0,
-          bias ? bias->data_ptr() : nullptr};
+          data_or_null<const float>(bias)};
 }
 
 // a [M, K] and b [N, K], or if `transposed` [K, N], with their scales.

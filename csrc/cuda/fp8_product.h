@@ -50,9 +50,9 @@ struct FP8Output {
   Type type;
   int64_t row_step;
   int columns;
-  bool adds;         // to what is there, of float32
-  bool in_pairs;     // neighbours from an even column on lie in one aligned unit
-  const void* bias;  // of the output's type, or null
+  bool adds;          // to what is there, of float32
+  bool in_pairs;      // neighbours from an even column on lie in one aligned unit
+  const float* bias;  // or null
 };
 
 struct FP8Problem {
@@ -124,6 +124,7 @@ __device__ inline void bring_scales(Stages& shared, float (*to)[kCount], const F
   RingPlace<Stages::kStages> at;
   for (Tile tile; walk.next(tile);) {
     const auto [row, base] = first(tile);
+#pragma unroll 1
     for (int block = 0; block < tile.blocks; ++block, at.advance()) {
       float scale[kEach];
 #pragma unroll
@@ -161,44 +162,66 @@ struct alignas(2 * sizeof(T)) Pair {
   T of[2];
 };
 
-// Row h of this thread: `row` of its elements, column `first` on, two of every eight.
-template <class T>
-__device__ inline void store_row(const FP8Output& out, T* row, int first, const float (&sums)[64],
-                                 int h) {
-  const T* bias = static_cast<const T*>(out.bias);
+// Calls each(value, element) for this thread's sums in row h of its eighths, where they are inside:
+// with pairs of `row`, or with single elements where pairs are not aligned.
+template <class T, class Sums, class Each>
+__device__ inline void over_row(const FP8Output& out, T* row, int first, Sums& sums, int h,
+                                const Each& each) {
+  if (out.in_pairs) {
 #pragma unroll
-  for (int j = 0; j < 16; ++j) {
-    const int column = first + 8 * j;
-    Pair<T> pair;
-    if (out.in_pairs && column < out.columns) {
-      if (out.adds) pair = *reinterpret_cast<const Pair<T>*>(row + column);
+    for (int j = 0; j < 16; ++j) {
+      if (first + 8 * j >= out.columns) continue;
+      Pair<T>& there = *reinterpret_cast<Pair<T>*>(row + first + 8 * j);
+      Pair<T> pair;
+      if constexpr (Each::kReads) pair = there;
+      each(sums[4 * j + 2 * h], pair.of[0]), each(sums[4 * j + 2 * h + 1], pair.of[1]);
+      if constexpr (!Each::kReads) there = pair;
     }
+  } else {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (column + i >= out.columns) continue;
-      float x = sums[4 * j + 2 * h + i];
-      if (bias != nullptr) x += to_float(bias[column + i]);
-      if (out.adds) x += to_float(out.in_pairs ? pair.of[i] : row[column + i]);
-      from_float(pair.of[i], x);
-      if (!out.in_pairs) row[column + i] = pair.of[i];
-    }
-    if (out.in_pairs && column < out.columns) *reinterpret_cast<Pair<T>*>(row + column) = pair;
+    for (int j = 0; j < 16; ++j)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        if (first + 8 * j + i < out.columns) each(sums[4 * j + 2 * h + i], row[first + 8 * j + i]);
   }
 }
 
-__device__ inline void store(const FP8Output& out, const Tile& tile, int row,
-                             const float (&sums)[64]) {
+struct AddElement {
+  static constexpr bool kReads = true;
+  __device__ void operator()(float& sum, float element) const { sum += element; }
+};
+struct PutFloat {
+  static constexpr bool kReads = false;
+  __device__ void operator()(float sum, float& element) const { element = sum; }
+};
+struct PutRounded {
+  static constexpr bool kReads = false;
+  bool bf16;
+  __device__ void operator()(float sum, uint16_t& element) const {
+    element = bf16 ? pack_bf16(sum, 0) & 0xffff : half_bits(sum);
+  }
+};
+
+__device__ inline void store(const FP8Output& out, const Tile& tile, int row, float (&sums)[64]) {
   const int first = tile.column + 2 * (threadIdx.x % 4);
+  if (out.bias != nullptr) {
+#pragma unroll
+    for (int i = 0; i < 64; ++i) {
+      const int column = first + i / 4 * 8 + i % 2;
+      if (column < out.columns) sums[i] += out.bias[column];
+    }
+  }
 #pragma unroll
   for (int h = 0; h < 2; ++h, row += 8) {
     if (row >= tile.end_row) continue;
     const int64_t at = tile.out + row * out.row_step;
     if (out.type == FP8Output::kFloat32) {
-      store_row(out, static_cast<float*>(out.data) + at, first, sums, h);
-    } else if (out.type == FP8Output::kBFloat16) {
-      store_row(out, static_cast<uint16_t*>(out.data) + at, first, sums, h);
+      float* there = static_cast<float*>(out.data) + at;
+      if (out.adds) over_row(out, there, first, sums, h, AddElement{});
+      over_row(out, there, first, sums, h, PutFloat{});
     } else {
-      store_row(out, static_cast<Half*>(out.data) + at, first, sums, h);
+      over_row(out, static_cast<uint16_t*>(out.data) + at, first, sums, h,
+               PutRounded{out.type == FP8Output::kBFloat16});
     }
   }
 }

@@ -26,11 +26,6 @@ __device__ inline uint16_t half_bits(float x) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
   return bits;
 }
-__device__ inline float half_value(uint16_t bits) {
-  float x;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
-  return x;
-}
 
 // 1/x and 1/√x to 20 bits.
 __device__ inline double approximate_reciprocal(double x) {

@@ -138,11 +138,10 @@ __device__ inline void bring_scales(Stages& shared, float (*to)[kCount], const F
   }
 }
 
-// sums += product · its scales, of rows `a_scale[0]` and `a_scale[8]` of this thread.
+// sums += product · its scales, of two rows and, unless kByColumn, of all columns of this thread.
 template <bool kByColumn>
-__device__ inline void promote(float (&sums)[64], const Product& product, const float* a_scale,
-                               const float* b_scale) {
-  const float of_row[2] = {a_scale[0], a_scale[8]}, of_all = b_scale[0];
+__device__ inline void promote(float (&sums)[64], const Product& product, const float (&of_row)[2],
+                               float of_all, const float* b_scale) {
 #pragma unroll
   for (int j = 0; j < 16; ++j) {
 #pragma unroll
@@ -242,9 +241,11 @@ __device__ inline void multiply_tiles(FP8Shared<kHeights, kByColumn>& shared,
         const int first = (2 * p + group) * 64;
         Product product;
         product.start(codes.a + first * kTileBlock, codes.b);
+        const float* a_scale = &shared.a_scale[at.stage][first + own_row];
+        const float* b_scale = shared.b_scale[at.stage];
+        const float of_row[2] = {a_scale[0], a_scale[8]}, of_all = b_scale[0];
         product.finish();
-        promote<kByColumn>(sums[p], product, &shared.a_scale[at.stage][first + own_row],
-                           shared.b_scale[at.stage]);
+        promote<kByColumn>(sums[p], product, of_row, of_all, b_scale);
       }
       __syncwarp();
       if (t % 32 == 0) shared.empty[at.stage].arrive();
@@ -270,7 +271,9 @@ __global__ void __launch_bounds__(kFP8Threads, 1)
     publish_arrivals();
   }
   __syncthreads();
-  if (warp < kWarpGroup / 32) {
+  // Of one lane, which tells the compiler that a warp group agrees on it.
+  const int group = __shfl_sync(0xffffffff, threadIdx.x / kWarpGroup, 0);
+  if (group == 0) {
     give_up_registers<56>();
     if (threadIdx.x == 0) bring_codes(shared, a, b, walk);
     if (warp == 1)
@@ -281,7 +284,7 @@ __global__ void __launch_bounds__(kFP8Threads, 1)
                    [](const Tile& tile) { return FirstScale{tile.column, tile.b_scale}; });
   } else {
     take_registers<224>();
-    multiply_tiles<kHeights, kByColumn>(shared, in.out, walk, threadIdx.x / kWarpGroup - 1);
+    multiply_tiles<kHeights, kByColumn>(shared, in.out, walk, group - 1);
   }
 }
 }  // namespace r1

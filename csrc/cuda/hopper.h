@@ -77,8 +77,9 @@ struct Product {
   __device__ void start(const unsigned char* a, const unsigned char* b) {
     in_registers();
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    const uint64_t left = descriptor(a), right = descriptor(b);
 #pragma unroll
-    for (int k = 0; k < 128; k += 32) multiply(of, descriptor(a + k), descriptor(b + k), k != 0);
+    for (int k = 0; k < 128; k += 32) multiply(of, left + k / 16, right + k / 16, k != 0);
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
     in_registers();
   }

@@ -5,7 +5,7 @@ namespace r1 {
 namespace {
 struct WgradWalk {
   const int* offsets;  // [experts + 1], multiples of 128
-  int experts, rows, columns, row_tiles, column_tiles;
+  int experts, rows, columns, row_tiles, column_tiles, blocks;
   int turn = 0;
 
   __device__ bool next(Tile& tile) {
@@ -16,6 +16,7 @@ struct WgradWalk {
     tile.column = tile.b_row = place / row_tiles * kTileColumns;
     tile.first_block = offsets[expert] / kTileBlock;
     tile.blocks = offsets[expert + 1] / kTileBlock - tile.first_block;
+    trap_unless(tile.first_block >= 0 && tile.first_block + tile.blocks <= blocks);
     tile.b_scale = 0, tile.out = int64_t{expert} * rows * columns;
     return true;
   }
@@ -30,9 +31,10 @@ void multiply(const Tensor& left, const Tensor& left_scale, const Tensor& right,
   const FP8Operands given(device, left, left_scale, right, right_scale, false);
   const WgradWalk walk{data<const int>(ends), static_cast<int>(out.size(0)),
                        static_cast<int>(out.size(1)), static_cast<int>(out.size(2)),
-                       count_of(out.size(1), kTileRows<1>), count_of(out.size(2), kTileColumns)};
+                       count_of(out.size(1), kTileRows<1>), count_of(out.size(2), kTileColumns),
+                       count_of(left.size(1), kTileBlock)};
   given.launch<1, true>(device, "fp8_grouped_wgrad",
-                        walk.experts * walk.row_tiles * walk.column_tiles,
+                        int64_t{walk.experts} * walk.row_tiles * walk.column_tiles,
                         output_of(out, std::nullopt, adds), walk);
 }
 

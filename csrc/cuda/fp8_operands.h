@@ -32,7 +32,7 @@ inline FP8Output output_of(const Tensor& out, const std::optional<Tensor>& bias,
           data_or_null<const float>(bias)};
 }
 
-// a [M, K] and b [N, K], or if `transposed` [K, N], with their scales.
+// a [M, K] and b [N, K] or [E, N, K], or if `transposed` […, K, N], with their scales.
 struct FP8Operands {
   KMajor a, b;
   Tensor a_scale, b_scale;
@@ -42,14 +42,16 @@ struct FP8Operands {
               const Tensor& b_scale, bool transposed)
       : a(k_major(device, a, false)), b(k_major(device, b, transposed)), a_scale(dense(a_scale)),
         b_scale(dense(b_scale)), of_a(scales_of(this->a_scale, this->a.rows, 0, 1)),
-        of_b(scales_of(this->b_scale, this->b.rows, transposed ? 1 : 0, transposed ? 0 : 1)) {}
+        of_b(scales_of(this->b_scale, this->b.rows, b.dim() - (transposed ? 1 : 2),
+                       b.dim() - (transposed ? 2 : 1))) {}
 
   // Calls body(heights, by_column), constants: tiles of 256 rows, which read less, unless those of
-  // 128 end clearly earlier on all multiprocessors.
+  // 128 end clearly earlier on all multiprocessors, if all experts have as many rows.
   template <class Body>
   void with_shape(const OnDevice& device, const Body& body) const {
     const auto turns = [&](int tile_rows) {
-      const int tiles = count_of(a.rows, tile_rows) * count_of(b.rows, kTileColumns);
+      const int64_t each = count_of((a.rows + b.experts - 1) / b.experts, tile_rows);
+      const int64_t tiles = b.experts * each * count_of(b.rows, kTileColumns);
       return count_of(tiles, device.multiprocessors());
     };
     const bool high = 2 * turns(kTileRows<2>) * 5 <= turns(kTileRows<1>) * 6;
@@ -61,20 +63,21 @@ struct FP8Operands {
     else with_heights(std::integral_constant<int, 1>{});
   }
 
+  // `tiles`: at most, so that no more blocks are launched.
   template <int kHeights, bool kByColumn, class Walk>
-  void launch(const OnDevice& device, const char* name, int tiles, const FP8Output& out,
+  void launch(const OnDevice& device, const char* name, int64_t tiles, const FP8Output& out,
               const Walk& walk) const {
     using Shared = FP8Shared<kHeights, kByColumn>;
     const FP8Problem problem{of_a, of_b, static_cast<int>(a.rows), static_cast<int>(b.rows), out};
     device.launch_clusters(name, fp8_product<kHeights, kByColumn, Walk>,
-                           dim3(std::min(tiles, device.multiprocessors())), kFP8Threads, 1,
+                           dim3(std::min<int64_t>(tiles, device.multiprocessors())), kFP8Threads, 1,
                            sizeof(Shared) + Shared::kRoom,
                            map_of(a, kTileRows<kHeights>), map_of(b, kTileColumns), problem, walk);
   }
 
  private:
   static TensorMap map_of(const KMajor& m, int height) {
-    return tensor_map(m.codes.data_ptr(), m.rows, m.columns, m.pitch, height);
+    return tensor_map(m.codes.data_ptr(), m.experts * m.rows, m.columns, m.pitch, height);
   }
 };
 }  // namespace r1

@@ -9,6 +9,12 @@
 namespace r1 {
 constexpr int kWarpGroup = 128;  // threads that make a product together
 
+// Ends the kernel with an error. An assert would say why, but calls a function, and the compiler then
+// lets products wait for one another.
+__device__ inline void trap_unless(bool holds) {
+  if (!holds) asm volatile("trap;");
+}
+
 // A barrier of many phases: one ends when `arrivals` threads have arrived and all bytes that they
 // said to expect have been copied. Phases are told apart by their parity, the first one's being 0.
 struct alignas(8) Barrier {

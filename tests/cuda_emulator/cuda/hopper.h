@@ -11,6 +11,10 @@
 namespace r1 {
 constexpr int kWarpGroup = 128;
 
+inline void trap_unless(bool holds) {
+  if (!holds) emulator::stop("trap");
+}
+
 struct TensorMap {
   const unsigned char* data;
   int64_t rows, columns, pitch;

@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "cuda/elements.h"
+#include "cuda/fp8_tile.h"
 #include "cuda/hopper.h"
 
 namespace r1 {
@@ -21,16 +21,6 @@ constexpr int kTileColumns = 128, kTileBlock = 128;
 template <int kHeights>
 constexpr int kTileRows = 2 * 64 * kHeights;
 
-// A tile of the output, and the part of the reduction that it sums.
-struct Tile {
-  int row, end_row;  // of a: the tile's first, and the end of those that are stored
-  int column;        // of the output, and the row of b within its expert
-  int b_row;         // in b
-  int first_block, blocks;
-  int64_t b_scale;   // where the expert's scales begin
-  int64_t out;       // the output's element that row 0 of a, column 0 would have
-};
-
 // The scales of a's or b's rows: of row r and block k that at (r >> shift)·row_step + k·block_step.
 struct FP8Scales {
   const float* values;
@@ -40,19 +30,6 @@ struct FP8Scales {
   __device__ float at(int64_t base, int row, int block) const {
     return values[base + (row >> shift) * row_step + block * block_step];
   }
-};
-
-// Where sums go: as they are, rounded, or added to what is there.
-struct FP8Output {
-  enum Type { kFloat32, kBFloat16, kFloat16 };
-
-  void* data;
-  Type type;
-  int64_t row_step;
-  int columns;
-  bool adds;          // to what is there, of float32
-  bool in_pairs;      // neighbours from an even column on lie in one aligned unit
-  const float* bias;  // or null
 };
 
 struct FP8Problem {
@@ -152,75 +129,6 @@ __device__ inline void promote(float (&sums)[64], const Product& product, const 
         float& sum = sums[4 * j + 2 * h + i];
         sum = fmaf(product.of[4 * j + 2 * h + i], of_row[h] * of_column, sum);
       }
-    }
-  }
-}
-
-template <class T>
-struct alignas(2 * sizeof(T)) Pair {
-  T of[2];
-};
-
-// Calls each(value, element) for this thread's sums in row h of its eighths, where they are inside:
-// with pairs of `row`, or with single elements where pairs are not aligned.
-template <class T, class Sums, class Each>
-__device__ inline void over_row(const FP8Output& out, T* row, int first, Sums& sums, int h,
-                                const Each& each) {
-  if (out.in_pairs) {
-#pragma unroll
-    for (int j = 0; j < 16; ++j) {
-      if (first + 8 * j >= out.columns) continue;
-      Pair<T>& there = *reinterpret_cast<Pair<T>*>(row + first + 8 * j);
-      Pair<T> pair;
-      if constexpr (Each::kReads) pair = there;
-      each(sums[4 * j + 2 * h], pair.of[0]), each(sums[4 * j + 2 * h + 1], pair.of[1]);
-      if constexpr (!Each::kReads) there = pair;
-    }
-  } else {
-#pragma unroll
-    for (int j = 0; j < 16; ++j)
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        if (first + 8 * j + i < out.columns) each(sums[4 * j + 2 * h + i], row[first + 8 * j + i]);
-  }
-}
-
-struct AddElement {
-  static constexpr bool kReads = true;
-  __device__ void operator()(float& sum, float element) const { sum += element; }
-};
-struct PutFloat {
-  static constexpr bool kReads = false;
-  __device__ void operator()(float sum, float& element) const { element = sum; }
-};
-struct PutRounded {
-  static constexpr bool kReads = false;
-  bool bf16;
-  __device__ void operator()(float sum, uint16_t& element) const {
-    element = bf16 ? pack_bf16(sum, 0) & 0xffff : half_bits(sum);
-  }
-};
-
-__device__ inline void store(const FP8Output& out, const Tile& tile, int row, float (&sums)[64]) {
-  const int first = tile.column + 2 * (threadIdx.x % 4);
-  if (out.bias != nullptr) {
-#pragma unroll
-    for (int i = 0; i < 64; ++i) {
-      const int column = first + i / 4 * 8 + i % 2;
-      if (column < out.columns) sums[i] += out.bias[column];
-    }
-  }
-#pragma unroll
-  for (int h = 0; h < 2; ++h, row += 8) {
-    if (row >= tile.end_row) continue;
-    const int64_t at = tile.out + row * out.row_step;
-    if (out.type == FP8Output::kFloat32) {
-      float* there = static_cast<float*>(out.data) + at;
-      if (out.adds) over_row(out, there, first, sums, h, AddElement{});
-      over_row(out, there, first, sums, h, PutFloat{});
-    } else {
-      over_row(out, static_cast<uint16_t*>(out.data) + at, first, sums, h,
-               PutRounded{out.type == FP8Output::kBFloat16});
     }
   }
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -20,11 +21,20 @@ SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 
 
+def find_cuobjdump() -> str | None:
+    """On PATH, or the one that Triton brings."""
+    spec = importlib.util.find_spec("triton")
+    folders = [] if spec is None or spec.origin is None else [Path(spec.origin).parent]
+    brought = [str(folder / "backends/nvidia/bin/cuobjdump") for folder in folders]
+    return next(filter(None, map(shutil.which, ["cuobjdump", *brought])), None)
+
+
 class Built(NamedTuple):
-    """What nvcc says of one file, and the PTX it makes for each architecture."""
+    """What nvcc says of one file, the PTX it makes for each architecture, and its code."""
 
     log: str
     ptx: dict[str, str]
+    code: Path
 
 
 def archs(source: Path) -> tuple[str, ...]:
@@ -44,7 +54,11 @@ def build(source: Path, folder: Path) -> Built:
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     texts = [path.read_text() for path in folder.glob("*.ptx")]
-    return Built(result.stderr, {found(r"\.target sm_(\w+)", text): text for text in texts})
+    return Built(
+        result.stderr,
+        {found(r"\.target sm_(\w+)", text): text for text in texts},
+        folder / "kernels.o",
+    )
 
 
 def found(pattern: str, text: str) -> str:
@@ -103,3 +117,28 @@ def test_logits_are_read_and_gradients_written_16_bytes_at_a_time(built: dict[st
 )
 def test_a_row_on_sm90_is_a_cluster(instruction: str, built: dict[str, Built]) -> None:
     assert instruction in built["logprob_sm90.cu"].ptx["90a"]
+
+
+FP8_PRODUCTS = ("fp8_gemm_sm90.cu", "fp8_grouped_gemm_sm90.cu", "fp8_grouped_wgrad_sm90.cu")
+
+
+@needs_nvcc
+@pytest.mark.parametrize("name", FP8_PRODUCTS)
+def test_fp8_products_keep_the_tensor_cores_busy(name: str, built: dict[str, Built]) -> None:
+    """No product waits for the one before (C7510), and registers change hands (C7508)."""
+    assert not re.findall(r"C75\d\d", built[name].log), built[name].log
+    ptx = built[name].ptx["90a"]
+    for instruction in ("setmaxnreg.inc", "setmaxnreg.dec", "cp.async.bulk.tensor.2d"):
+        assert instruction in ptx, instruction
+
+
+@needs_nvcc
+@pytest.mark.skipif(find_cuobjdump() is None, reason="cuobjdump is not installed")
+@pytest.mark.parametrize("name", FP8_PRODUCTS)
+def test_fp8_products_are_wgmma_of_fp8(name: str, built: dict[str, Built]) -> None:
+    command = [str(find_cuobjdump()), "-sass", str(built[name].code)]
+    sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    kernels = re.split(r"Function : ", sass)[1:]
+    products = [kernel for kernel in kernels if "fp8_product" in kernel.split()[0]]
+    assert products
+    assert all("QGMMA.64x128x32.F32.E4M3.E4M3" in kernel for kernel in products)

@@ -20,6 +20,13 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
   return word;
 }
 
+// float16, rounded to nearest even, by its bits.
+__device__ inline uint16_t half_bits(float x) {
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+
 // 1/x and 1/√x to 20 bits.
 __device__ inline double approximate_reciprocal(double x) {
   double y;

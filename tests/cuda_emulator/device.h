@@ -7,6 +7,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <bit>
 #include <cstdint>
@@ -17,6 +18,7 @@
 #include <map>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #define __device__
@@ -144,10 +146,11 @@ struct Block {
       std::this_thread::yield();
     }
   }
+  void pause() { swapcontext(&threads[running].context, &scheduler); }
   void wait(const Meeting& meeting, unsigned round) {
     Thread& thread = threads[running];
     thread.awaited = &meeting, thread.round = round;
-    while (thread.waits()) swapcontext(&thread.context, &scheduler);
+    while (thread.waits()) pause();
   }
 };
 

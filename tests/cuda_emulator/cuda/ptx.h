@@ -15,6 +15,8 @@ inline uint32_t bf16_bits(float x) {
 }
 inline uint32_t pack_bf16(float low, float high) { return bf16_bits(low) | bf16_bits(high) << 16; }
 
+inline uint16_t half_bits(float x) { return std::bit_cast<uint16_t>(static_cast<_Float16>(x)); }
+
 inline double upper_half(double x) {
   return std::bit_cast<double>(std::bit_cast<uint64_t>(x) >> 32 << 32);
 }

@@ -1,0 +1,143 @@
+// What products of matrices on sm_90a are made of: barriers that are used over and over, copies of
+// tiles that a tensor map describes, and products by warp groups. Inline PTX, as in ptx.h.
+#pragma once
+
+#include <cuda.h>
+
+#include "cuda/ptx.h"
+
+namespace r1 {
+constexpr int kWarpGroup = 128;  // threads that make a product together
+
+// Ends the kernel with an error. An assert would say why, but calls a function, and the compiler then
+// lets products wait for one another.
+__device__ inline void trap_unless(bool holds) {
+  if (!holds) asm volatile("trap;");
+}
+
+// A barrier of many phases: one ends when `arrivals` threads have arrived and all bytes that they
+// said to expect have been copied. Phases are told apart by their parity, the first one's being 0.
+struct alignas(8) Barrier {
+  uint64_t state;
+
+  __device__ void start(uint32_t arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)),
+                 "r"(arrivals)
+                 : "memory");
+  }
+  __device__ void arrive() {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
+  }
+  __device__ void arrive_and_expect(uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                     shared_address(this)),
+                 "r"(bytes)
+                 : "memory");
+  }
+  // Returns when the last phase of this parity has ended: at once for parity 1 of a new barrier.
+  __device__ void wait(uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n"
+        "}" ::"r"(shared_address(this)),
+        "r"(parity)
+        : "memory");
+  }
+};
+
+// A matrix of bytes in global memory, with the height of the tiles that are taken of it.
+using TensorMap = CUtensorMap;
+
+// A tile of 128 columns, from a place on that may be outside the matrix, where it is 0. Its rows lie
+// one after the other at `to`, a multiple of 1024 bytes, each with its groups of 16 bytes swapped by
+// the row's place among eight, so that no bank of shared memory is asked twice.
+__device__ inline void copy_tile(void* to, const TensorMap& from, int row, int column,
+                                 Barrier& barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(to)),
+      "l"(reinterpret_cast<uint64_t>(&from)), "r"(column), "r"(row), "r"(shared_address(&barrier))
+      : "memory");
+}
+
+// Registers of each thread of this warp group, from those that all were launched with. One branch of
+// the kernel for each warp group's role, or the compiler ignores it.
+template <int kRegisters>
+__device__ inline void give_up_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ inline void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// The product [64, 128] of a warp group: a · bᵀ of e4m3 codes that copy_tile laid out, a [64, 128]
+// and b [128, 128]. Thread t has of[4j + 2h + i] in row 16·(t/32) + (t%32)/4 + 8h and column
+// 8j + 2·(t%4) + i. All threads of the group call start and finish together; between the two neither
+// `of` nor the tiles may be touched.
+struct Product {
+  float of[64];
+
+  __device__ void start(const unsigned char* a, const unsigned char* b) {
+    in_registers();
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    const uint64_t left = descriptor(a), right = descriptor(b);
+#pragma unroll
+    for (int k = 0; k < 128; k += 32) multiply(of, left + k / 16, right + k / 16, k != 0);
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    in_registers();
+  }
+  __device__ void finish() {
+    in_registers();
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    in_registers();
+  }
+
+ private:
+  // No instruction on `of` moves across this.
+  __device__ void in_registers() {
+#pragma unroll
+    for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(of[i])::"memory");
+  }
+
+  // Of 128 columns, rows in eights of 1024 bytes, groups of 16 bytes swapped over 128 bytes.
+  __device__ static uint64_t descriptor(const unsigned char* tile) {
+    return uint64_t{(shared_address(tile) & 0x3ffff) >> 4} | uint64_t{1} << 16 |
+           uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+  }
+
+  // d = a·bᵀ over 32 columns, or d += that.
+  __device__ static void multiply(float (&d)[64], uint64_t a, uint64_t b, int adds) {
+    asm volatile(
+        "{\n"
+        ".reg .pred adds;\n"
+        "setp.ne.b32 adds, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+        "}, %64, %65, adds, 1, 1;\n"
+        "}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]),
+        "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]),
+        "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),
+        "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
+        "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),
+        "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
+        "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),
+        "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
+        "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]),
+        "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]),
+        "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+        : "l"(a), "l"(b), "r"(adds));
+  }
+};
+}  // namespace r1

@@ -1,0 +1,15 @@
+// csrc/cuda/tensor_map.h on the emulator, with the driver's conditions.
+#pragma once
+
+#include "cuda/hopper.h"
+#include "cuda/stream.h"
+
+namespace r1 {
+inline TensorMap tensor_map(const void* data, int64_t rows, int64_t columns, int64_t pitch,
+                            int height) {
+  R1_CHECK(reinterpret_cast<uintptr_t>(data) % 16 == 0 && pitch % 16 == 0 && columns <= pitch &&
+               rows > 0 && columns > 0 && height <= 256,
+           "tensor map: not what the driver takes");
+  return {static_cast<const unsigned char*>(data), rows, columns, pitch, height};
+}
+}  // namespace r1

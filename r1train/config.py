@@ -282,6 +282,8 @@ class Config(Section):
     """"auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1"."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and activations."""
+    precision: Literal["dtype", "fp8"] = "dtype"
+    """Of the products of linear layers and experts: that of `dtype`, or FP8 with block scales."""
     threads: Count | None = None
     """PyTorch's CPU threads; None: its default."""
     stages: tuple[Stage, ...] = ("sft", "grpo")

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from r1kernels.hf import patch_moe
+from r1kernels.hf import patch_fp8, patch_moe
 from r1train.config import Config
 from r1train.schema import ConfigError
 
@@ -54,6 +54,8 @@ def load_model(
         raise ConfigError(f"model.preset = {choice.preset!r}: {reason}")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if config.precision == "fp8":
+        patch_fp8(model)
     patch_moe(model)  # before the cast, so that its routers' biases stay float32
     torch.nn.Module.to(model, device_of(config), getattr(torch, config.dtype))
     return model.eval(), tokenizer

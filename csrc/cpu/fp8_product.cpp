@@ -99,9 +99,10 @@ void pack_columns(const Fp8Product& f, int64_t n0, int64_t k0, int64_t k1, uint3
   }
 }
 
-// The sums of one block, promoted: z[m][n] += sa[m]·(sb[n]·Σ). `first` writes instead of adding.
+// The sums of one block, promoted: z[m][n] += Σ·sa[m]·sb[n]. `first` writes instead of adding. A
+// function of its own keeps its sums in registers.
 template <int MR, int NR>
-inline void block_product(int64_t depth, Left left, const uint32_t* b, const Fp8Product& f,
+__attribute__((noinline)) void block_product(int64_t depth, Left left, const uint32_t* b, const Fp8Product& f,
                           int64_t m0, int64_t block, const float* sb, float* z, bool first) {
   F acc[MR][NR];
 #pragma GCC unroll 8
@@ -125,7 +126,7 @@ inline void block_product(int64_t depth, Left left, const uint32_t* b, const Fp8
 #pragma GCC unroll 4
     for (int n = 0; n < NR; ++n) {
       float* sum = z + m * kPanel + n * kWidth;
-      const F promoted = acc[m][n] * (sa * load(sb + n * kWidth));
+      const F promoted = acc[m][n] * sa * load(sb + n * kWidth);  // scales alone may underflow
       store(sum, first ? promoted : load(sum) + promoted);
     }
   }

@@ -130,13 +130,13 @@ def _unlike(module: Any, experts: bool, stored: bool) -> str | None:
 
 def fp8_swiglu_experts(module: Any) -> bool:
     """silu(gate)·up between the products, no bias, weights as ``nn.Linear`` has them."""
-    from r1kernels.hf.moe import is_swiglu
+    from r1kernels.hf.moe import is_silu, is_swiglu
 
     if getattr(module, "has_bias", False) or getattr(module, "is_transposed", False):
         return False
     if hasattr(module, "activation_scheme"):  # transformers' FP8Experts and its own gate
         plain = module.swiglu_alpha is None and module.limit is None
-        return module.has_gate and plain and isinstance(module.act_fn, nn.SiLU)
+        return module.has_gate and plain and is_silu(module)
     return is_swiglu(module) and not getattr(module, "has_post_expert_norm", False)
 
 
@@ -219,6 +219,12 @@ def fp8_experts_forward(
         raise ValueError(f"{type(self).__name__}: experts 'r1': expected patch_fp8(model) first")
     routing = Routing.of(top_k_weights.float(), top_k_index, self.num_experts, align=BLOCK)
     gate_up, down = (_quantized(self, name) for name in EXPERTS)
-    scale_format = self._r1kernels_codes[EXPERTS[0]].scale_format
-    weights = (getattr(self, name) for name in EXPERTS)
-    return fp8_experts(hidden_states, *weights, gate_up, down, routing, scale_format=scale_format)
+    return fp8_experts(
+        hidden_states,
+        self.gate_up_proj,
+        self.down_proj,
+        gate_up,
+        down,
+        routing,
+        scale_format=self._r1kernels_codes[EXPERTS[0]].scale_format,
+    )

@@ -21,7 +21,7 @@ def register_fp8() -> None:
     Raises:
         ImportError: the package accelerate, which transformers needs for it, is missing.
     """
-    from transformers.utils import is_accelerate_available
+    from transformers.utils.import_utils import is_accelerate_available
 
     if not is_accelerate_available():
         raise ImportError("register_fp8: loading FP8 checkpoints needs accelerate (pip install it)")

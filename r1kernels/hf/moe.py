@@ -68,8 +68,12 @@ def is_swiglu(experts: Any) -> bool:
     from transformers.integrations.moe import _default_apply_gate
 
     gate = getattr(experts._apply_gate, "__func__", None)
-    silu = isinstance(getattr(experts, "act_fn", None), nn.SiLU)
-    return experts.has_gate and silu and gate is _default_apply_gate
+    return experts.has_gate and is_silu(experts) and gate is _default_apply_gate
+
+
+def is_silu(experts: Any) -> bool:
+    """Whether ``act_fn`` is PyTorch's SiLU or transformers' module of that name."""
+    return type(getattr(experts, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
 
 
 def patch_moe(model: Any) -> None:

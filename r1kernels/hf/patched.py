@@ -49,12 +49,20 @@ def patch(model: Any, fp8: bool | str | Sequence[str] = False) -> None:
     model = unwrap(model)
     if "_r1kernels" in vars(model):
         raise ValueError(f"patch: {type(model).__name__}: expected an unpatched model")
-    if fp8:
+    if fp8:  # first, and the experts next: FP8 weights may run in no other way, and State runs them
         patch_fp8(model, fp8)
-    model._r1kernels = State(model)
-    model.forward = MethodType(model._r1kernels.method, model)
-    if "_r1kernels_moe" not in vars(model):
+    given = "_r1kernels_moe" in vars(model)
+    if not given:
         patch_moe(model)
+    try:
+        model._r1kernels = State(model)
+    except NotImplementedError:
+        if not given:
+            unpatch_moe(model)
+        if fp8:
+            unpatch_fp8(model)
+        raise
+    model.forward = MethodType(model._r1kernels.method, model)
 
 
 def unpatch(model: Any) -> None:

@@ -22,7 +22,9 @@ class Codes:
 
     def __init__(self, scale_format: str) -> None:
         self.scale_format = scale_format
-        self.forget()
+        self._codes: FP8Tensor | None = None
+        self._weight: Any = None
+        self._state: tuple[Any, ...] = ()
 
     def __call__(self, weight: Tensor) -> FP8Tensor:
         # Tensors made in inference mode have no counter.
@@ -38,9 +40,7 @@ class Codes:
 
     def forget(self) -> None:
         """Quantize at the next call, whatever the counter says."""
-        self._codes: FP8Tensor | None = None
-        self._weight: Any = None
-        self._state: tuple[Any, ...] = ()
+        self._codes, self._weight, self._state = None, None, ()
 
     def _quantize(self, weight: Tensor) -> FP8Tensor:
         return fp8_quantize(weight.detach(), block=(BLOCK, BLOCK), scale_format=self.scale_format)
@@ -49,5 +49,4 @@ class Codes:
         return self.scale_format  # a copy of the module makes codes of its own weight
 
     def __setstate__(self, scale_format: str) -> None:
-        self.scale_format = scale_format
-        self.forget()
+        Codes.__init__(self, scale_format)

@@ -226,4 +226,5 @@ def _pair(entry: Any) -> tuple[nn.Parameter, Tensor | None]:
                 f"FP8Optimizer: parameters: expected a float32 scale {expected} of a parameter "
                 f"{list(parameter.shape)}, got {scale.dtype} {list(scale.shape)}"
             )
-    return parameter, scale
+    found: tuple[nn.Parameter, Tensor | None] = (parameter, scale)
+    return found

@@ -129,6 +129,7 @@ class FusedLinearGRPOLoss(nn.Module):
         if self._has_reference(ref_per_token_logps, ref_input, ref_weight):
             ref_logprob = per_token("ref_per_token_logps", ref_per_token_logps)
             if ref_logprob is None:
+                assert ref_input is not None and ref_weight is not None  # _has_reference
                 shapes("ref_input", ref_input, "B T ref_H", check.FLOATS)
                 ref_logprob = self._reference(ref_input, ref_weight, ref_bias, target, mask)
         if vllm_is_ratio is not None:
@@ -152,7 +153,7 @@ class FusedLinearGRPOLoss(nn.Module):
             num_active_tokens=self._step_tokens(mask, num_items_in_batch),
             **self.options,
         )
-        metrics = (fused.metrics["clip_fraction"],)
+        metrics: tuple[Tensor, ...] = (fused.metrics["clip_fraction"],)
         if self.beta != 0:
             zero = torch.zeros_like(fused.loss).detach()
             metrics = (fused.metrics.get("kl", zero), *metrics)

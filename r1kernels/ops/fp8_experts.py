@@ -99,7 +99,7 @@ class _Experts(torch.autograd.Function):
         counts: Tensor, offsets: Tensor, gather: Tensor, inverse: Tensor,
         scale_format: str, trained: bool,
     ) -> Tensor:  # fmt: skip
-        rows_of = {"offsets": offsets, "counts": counts, "out_dtype": x.dtype}
+        rows_of: dict[str, Any] = {"offsets": offsets, "counts": counts, "out_dtype": x.dtype}
         xq = quantize.fp8_quantize(
             x, scale_format=scale_format, both=trained, gather=gather, top_k=inverse.shape[1]
         )
@@ -122,7 +122,7 @@ class _Experts(torch.autograd.Function):
             counts, offsets, gather, inverse,
         ) = ctx.saved_tensors  # fmt: skip
         of_x, of_gate_up, of_down, of_weights, *_ = ctx.needs_input_grad
-        rows_of = {"offsets": offsets, "counts": counts, "out_dtype": ctx.x_dtype}
+        rows_of: dict[str, Any] = {"offsets": offsets, "counts": counts, "out_dtype": ctx.x_dtype}
         dyq = quantize.fp8_quantize(
             dy, scale_format=ctx.scale_format, both=of_down, gather=gather, top_k=inverse.shape[1]
         )
@@ -136,13 +136,11 @@ class _Experts(torch.autograd.Function):
             drows = fp8_grouped_gemm(dh, gate_up, transposed=True, **rows_of)
             dx = moe_combine(drows, None, gather, inverse)
         if of_gate_up:
-            dgate_up = fp8_grouped_wgrad(
-                FP8Tensor(dh.data_t, dh.scale_t), FP8Tensor(x_t, x_scale_t), offsets
-            ).to(gradient_dtype(ctx.gate_up_dtype))
-        if of_down:
-            ddown = fp8_grouped_wgrad(FP8Tensor(dyq.data_t, dyq.scale_t), a, offsets).to(
-                gradient_dtype(ctx.down_dtype)
+            dgate_up = fp8_grouped_wgrad(dh.transposed, FP8Tensor(x_t, x_scale_t), offsets).to(
+                gradient_dtype(ctx.gate_up_dtype)
             )
+        if of_down:
+            ddown = fp8_grouped_wgrad(dyq.transposed, a, offsets).to(gradient_dtype(ctx.down_dtype))
         if of_weights:
             dweights = of_slots(dw, inverse)
         return dx, dgate_up, ddown, dweights, *(None,) * 10

@@ -35,6 +35,17 @@ class FP8Tensor(NamedTuple):
     scale_t: Tensor | None = None
     """[C, R'/128] float32."""
 
+    @property
+    def transposed(self) -> FP8Tensor:
+        """What ``data_t`` and ``scale_t`` are of, as the weight gradient takes it.
+
+        Raises:
+            ValueError: it was quantized without ``both``.
+        """
+        if self.data_t is None or self.scale_t is None:
+            raise ValueError("FP8Tensor: transposed: expected one made with both=True")
+        return FP8Tensor(self.data_t, self.scale_t)
+
 
 def blocks(size: int, block: int = BLOCK) -> int:
     """How many blocks cover ``size`` elements. Written with what symbolic integers can do."""

@@ -37,8 +37,7 @@ def fp8_gemm(
 
         y  = fp8_gemm(x, w)
         dx = fp8_gemm(dy, w, transposed=True)
-        dw = fp8_gemm(FP8Tensor(dy.data_t, dy.scale_t), FP8Tensor(x.data_t, x.scale_t),
-                      out_dtype=torch.float32)
+        dw = fp8_gemm(dy.transposed, x.transposed, out_dtype=torch.float32)
 
     Args:
         a: data [M, K]; scale [M | ⌈M/128⌉ | 1, ⌈K/128⌉ | 1]: by blocks, by rows or one for all.

@@ -21,8 +21,7 @@ def fp8_grouped_wgrad(
     """out[e] = left[:, rows of e] · right[:, rows of e]ᵀ in float32, 0 for an expert without rows.
 
     Args:
-        left: data [N, P], scale [N, P/128]: the gradient's ``data_t`` and ``scale_t`` of
-            ``fp8_quantize(dy, both=True)``.
+        left: data [N, P], scale [N, P/128]: ``fp8_quantize(dy, both=True).transposed``.
         right: data [K, P], scale [K, P/128]: those of the layer's input.
         offsets: [E + 1] int32, from 0, never falling, multiples of 128 (``align=128`` of
             ``moe_sort``), so that no block belongs to two experts.

@@ -133,7 +133,7 @@ class _Linear(torch.autograd.Function):
             dx = fp8_gemm(dyq, FP8Tensor(data, scale), out_dtype=ctx.x_dtype, transposed=True)
         if of_weight:
             dweight = fp8_gemm(
-                FP8Tensor(dyq.data_t, dyq.scale_t),
+                dyq.transposed,
                 FP8Tensor(x_t, x_scale_t),
                 out_dtype=gradient_dtype(ctx.weight_dtype),
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -226,5 +226,4 @@ def _pair(entry: Any) -> tuple[nn.Parameter, Tensor | None]:
                 f"FP8Optimizer: parameters: expected a float32 scale {expected} of a parameter "
                 f"{list(parameter.shape)}, got {scale.dtype} {list(scale.shape)}"
             )
-    found: tuple[nn.Parameter, Tensor | None] = (parameter, scale)
-    return found
+    return cast(nn.Parameter, parameter), scale

@@ -129,7 +129,8 @@ class FusedLinearGRPOLoss(nn.Module):
         if self._has_reference(ref_per_token_logps, ref_input, ref_weight):
             ref_logprob = per_token("ref_per_token_logps", ref_per_token_logps)
             if ref_logprob is None:
-                assert ref_input is not None and ref_weight is not None  # _has_reference
+                assert ref_input is not None  # by _has_reference
+                assert ref_weight is not None
                 shapes("ref_input", ref_input, "B T ref_H", check.FLOATS)
                 ref_logprob = self._reference(ref_input, ref_weight, ref_bias, target, mask)
         if vllm_is_ratio is not None:

@@ -63,9 +63,11 @@ def _ceiling(axis: Any, tflops: float, gbps: float, intensities: list[float]) ->
     least, most = min(*intensities, knee) / 2, max(*intensities, knee) * 2
     corners = [(least, least * gbps / 1e3), (knee, tflops), (most, tflops)]
     axis.plot(*zip(*corners, strict=True), color=INK, linewidth=1.2, zorder=1)
-    style = {"color": INK, "fontsize": 8, "va": "bottom"}
-    axis.text(least * 1.1, least * 1.1 * gbps / 1e3 * 1.15, f"copy, {gbps:.3g} GB/s", **style)
-    axis.text(most, tflops * 1.03, f"matrix product, {tflops:.3g} TFLOP/s", ha="right", **style)
+    style = {"color": INK, "fontsize": 8}
+    below = least * 1.1 * gbps / 1e3 * 0.85
+    axis.text(least * 1.1, below, f"copy, {gbps:.3g} GB/s", va="top", **style)
+    label = f"matrix product, {tflops:.3g} TFLOP/s"
+    axis.text(most, tflops * 1.03, label, ha="right", va="bottom", **style)
 
 
 def _style(axis: Any) -> None:

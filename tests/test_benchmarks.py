@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import head, moe_tasks, ops, peers, plot, record, scaling, status, whole
+from benchmarks import fp8_tasks, head, moe_tasks, ops, peers, plot, record, scaling, status, whole
 from benchmarks.peers.adapt import Peer, one_temperature
 from benchmarks.record import Row
 from benchmarks.table import show, table
@@ -217,6 +217,17 @@ def test_every_implementation_does_the_same_task(name: str, scenario: whole.Scen
     with torch.compiler.set_stance("force_eager"):  # the formulas; compiling takes long
         got = whole.step(name, scenario, scenario.make("cpu"))()
     assert whole.error(got, exact) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["r1kernels", "bf16", "eager", "torch._scaled_mm"])
+@pytest.mark.parametrize("forward", [False, True])
+def test_every_layer_in_fp8_does_the_same_task(name: str, forward: bool) -> None:
+    if not forward and name == "torch._scaled_mm":
+        pytest.skip("has no gradient")
+    scenario = fp8_tasks.Scenario("small", 128, 64, 256, forward)
+    exact = whole.step("eager", scenario, scenario.make("cpu", scenario.exact_dtype))()
+    got = whole.step(name, scenario, scenario.make("cpu"))()
+    assert whole.error(got, exact) < (1e-2 if name == "bf16" else 6e-2)  # three bits of mantissa
 
 
 def test_a_missing_peer_is_absent_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

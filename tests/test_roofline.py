@@ -1,0 +1,44 @@
+"""The roofline of FP8 layers, drawn from records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import fp8_tasks, roofline
+
+
+def record(name: str, tflops: float, gbps: float, share: float, **changes: Any) -> dict[str, Any]:
+    about = {
+        "op": roofline.TASK,
+        "implementation": name,
+        "seconds": 1.0,
+        "device": "cpu",
+        "date": "b",
+    }
+    return about | {"tflops": tflops, "gbps": gbps, "roofline": share} | changes
+
+
+RECORDS = [record("r1kernels", 0.8, 1.0, 0.8), record("bf16", 0.01, 50.0, 0.5)]
+
+
+def test_ceilings_are_read_from_the_shares_of_them() -> None:
+    assert roofline.ceilings(RECORDS) == (pytest.approx(1.0), pytest.approx(100.0))
+
+
+def test_it_is_drawn_of_the_newest_device(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    older = record("gone", 5.0, 5.0, 0.5, device="old", date="a")
+    png, svg = roofline.draw([*RECORDS, older], tmp_path)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert svg.exists()
+    assert roofline.draw([], tmp_path) == []
+
+
+def test_a_layers_least_traffic_has_a_byte_for_each_weight() -> None:
+    layer = fp8_tasks.Scenario("", 1, 64, 32)
+    assert layer.bytes == 64 * 32 + 2 * (64 + 32)
+    assert layer.flops == 2 * 64 * 32
+    assert layer._replace(forward=False).flops == 3 * layer.flops

@@ -142,9 +142,10 @@ def test_module_is_a_linear_layer() -> None:
     assert difference(layer(x), linear(x)) < LIMIT
 
 
-def test_codes_are_made_again_after_a_step_and_not_otherwise() -> None:
+@pytest.mark.parametrize("fused", [False, True])  # fused steps do not move the version counter
+def test_codes_are_made_again_after_a_step_and_not_otherwise(fused: bool) -> None:
     layer = FP8Linear(128, 128)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=fused)
     x = torch.randn(20, 128)
     codes = layer.codes(layer.weight)
     layer(x).square().sum().backward()

@@ -7,17 +7,30 @@ from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from r1kernels.ops.fp8_format import BLOCK, FP8Tensor
 from r1kernels.ops.fp8_quantize import fp8_quantize
+
+_steps = 0  # of every optimizer of this process
+
+
+def _count(*_: Any) -> None:
+    global _steps
+    _steps += 1
+
+
+# Fused optimizers write parameters without moving their version counter (PyTorch 2.13).
+register_optimizer_step_post_hook(_count)
 
 
 class Codes:
     """``codes(weight)`` quantizes when the weight was written since the last call, or replaced.
 
-    What wrote it is told by autograd's version counter, which optimizers and ``load_state_dict``
-    move. After writes that go past it, to ``weight.data`` or by the gathering of FSDP2, call
-    ``forget``. Under ``torch.compile`` the weight is quantized in the graph, at every call.
+    What wrote it is told by autograd's version counter, which ``load_state_dict`` and most in-place
+    writes move, and by the steps of optimizers, any of ``torch.optim`` in this process. After writes
+    that go past both, to ``weight.data`` or by the gathering of FSDP2, call ``forget``. Under
+    ``torch.compile`` the weight is quantized in the graph, at every call.
     """
 
     def __init__(self, scale_format: str) -> None:
@@ -31,7 +44,7 @@ class Codes:
         if torch.compiler.is_compiling() or weight.is_inference():
             return self._quantize(weight)
         # Moves to a device or a dtype keep tensor and counter.
-        state = (weight._version, weight.data_ptr(), weight.device, weight.dtype)
+        state = (_steps, weight._version, weight.data_ptr(), weight.device, weight.dtype)
         if self._codes is None or self._weight() is not weight or self._state != state:
             with torch.inference_mode(False):  # a rollout's codes may serve training
                 self._codes = self._quantize(weight)

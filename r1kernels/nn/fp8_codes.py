@@ -27,9 +27,9 @@ register_optimizer_step_post_hook(_count)
 class Codes:
     """``codes(weight)`` quantizes when the weight was written since the last call, or replaced.
 
-    What wrote it is told by autograd's version counter, which ``load_state_dict`` and most writes in
-    place move, and by the steps of optimizers, any of ``torch.optim`` in this process. After what
-    goes past both, to ``weight.data`` or by the gathering of FSDP2, call ``forget``. Under
+    What wrote it is told by autograd's version counter, which ``load_state_dict`` and most writes
+    in place move, and by the steps of optimizers, any of ``torch.optim`` in this process.
+    After what goes past both, to ``weight.data`` or by the gathering of FSDP2, call ``forget``. Under
     ``torch.compile`` the weight is quantized in the graph, at every call.
     """
 

@@ -28,8 +28,8 @@ class Codes:
     """``codes(weight)`` quantizes when the weight was written since the last call, or replaced.
 
     What wrote it is told by autograd's version counter, which ``load_state_dict`` and most writes
-    in place move, and by the steps of optimizers, any of ``torch.optim`` in this process.
-    After what goes past both, to ``weight.data`` or by the gathering of FSDP2, call ``forget``. Under
+    in place move, and by the steps of optimizers, any of ``torch.optim`` in this process. After
+    what goes past both, to ``weight.data`` or by the gathering of FSDP2, call ``forget``. Under
     ``torch.compile`` the weight is quantized in the graph, at every call.
     """
 

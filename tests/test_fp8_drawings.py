@@ -1,13 +1,14 @@
-"""The roofline of FP8 layers, drawn from records."""
+"""The drawings of FP8: the roofline of its layers, and its runs beside others."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import fp8_tasks, roofline
+from benchmarks import convergence, fp8_tasks, roofline
 
 
 def record(name: str, tflops: float, gbps: float, share: float, **changes: Any) -> dict[str, Any]:
@@ -42,3 +43,18 @@ def test_a_layers_least_traffic_has_a_byte_for_each_weight() -> None:
     assert layer.bytes == 64 * 32 + 2 * (64 + 32)
     assert layer.flops == 2 * 64 * 32
     assert layer._replace(forward=False).flops == 3 * layer.flops
+
+
+def test_runs_are_drawn_side_by_side(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("float32", "fp8"):
+        (tmp_path / name).mkdir()
+        rows = [
+            {"stage": stage, "step": step, metric: 1.0 / step}
+            for stage, metric, _ in convergence.PANELS
+            for step in (1, 2)
+        ]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    folders = [tmp_path / "float32", tmp_path / "fp8"]
+    assert convergence.curve(folders[0], "sft", "loss") == ([1, 2], [1.0, 0.5])
+    assert convergence.draw(folders, tmp_path).read_bytes().startswith(b"\x89PNG")

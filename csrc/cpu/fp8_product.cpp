@@ -11,6 +11,8 @@
 
 namespace r1::R1_ISA {
 namespace {
+constexpr int64_t kFetched = 8192;  // codes of a row: those of a panel are 384 KiB at most
+
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Up to 2·kWidth codes as pairs; what is beyond is zero.
@@ -68,15 +70,15 @@ void pack_rows(const Fp8Product& f, int64_t n0, int64_t k0, int64_t k1, uint32_t
 
 #endif
 
-// The codes of the panel after this one, a share of them with each block: rows that follow one another
-// come faster than pieces of many rows.
-void fetch_next(const Fp8Product& f, int64_t n0, int64_t k) {
-  const int64_t first = n0 + f.ahead, rows = least(f.columns - first, kPanel);
-  if (f.transposed || rows <= 0) return;
-  const int64_t share = rows * kBlock, begin = k / kBlock * share;
-  const uint8_t* next = f.b + first * f.stride + begin;
-  for (int64_t i = 0; i < share && begin + i < rows * f.stride; i += 64)
-    __builtin_prefetch(next + i, 0, 2);
+// Reads the codes k0 to k1 of a panel once, row by row, which memory answers several times as fast as
+// the short pieces of many rows that packing asks for; they stay in the second cache until then.
+void fetch_rows(const Fp8Product& f, int64_t n0, int64_t k0, int64_t k1) {
+  const int64_t lanes = least(f.columns - n0, kPanel);
+  for (int64_t n = 0; n < lanes; ++n)
+    for (int64_t k = k0; k < k1; k += 64) {
+      const uint8_t code = f.b[(n0 + n) * f.stride + k];
+      asm volatile("" : : "r"(code));  // read, though nobody needs it
+    }
 }
 
 inline U some_codes(const uint8_t* p, int64_t count) {
@@ -107,21 +109,7 @@ __attribute__((noinline)) void block_product(int64_t depth, Left left, const uin
                                              const Fp8Product& f, int64_t m0, int64_t block,
                                              const float* sb, float* z) {
   F acc[MR][NR];
-#pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
-    for (int n = 0; n < NR; ++n) acc[m][n] = F{};
-  for (int64_t k = 0; k < depth; ++k) {
-    U bk[NR];
-#pragma GCC unroll 4
-    for (int n = 0; n < NR; ++n) bk[n] = load_as<U>(b + k * kPanel + n * kWidth);
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-      const U am = splat_bits(load_unit(left.a + m * left.row + k));
-#pragma GCC unroll 4
-      for (int n = 0; n < NR; ++n) acc[m][n] = BF16::dot(acc[m][n], am, bk[n]);
-    }
-  }
+  products<BF16, MR, NR>(depth, left, b, acc);
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
     const F sa = splat(f.a_scale.at(m0 + m, block));
@@ -213,9 +201,10 @@ void fp8_product_panel(const Fp8Product& f, int64_t m0, int64_t m1, int64_t n, u
     for (int64_t k = 0; k < f.depth; k += kBlock) {
       const int64_t block = k / kBlock, end = least(f.depth, k + kBlock);
       uint32_t* units = packed + (kept ? k / 2 * kPanel : 0);
-      if (m == m0) {
-        fetch_next(f, n, k);
-        f.transposed ? pack_columns(f, n, k, end, units) : pack_rows(f, n, k, end, units);
+      if (m == m0 && f.transposed) pack_columns(f, n, k, end, units);
+      if (m == m0 && !f.transposed) {
+        if (k % kFetched == 0) fetch_rows(f, n, k, least(f.depth, k + kFetched));
+        pack_rows(f, n, k, end, units);
       }
       for (int64_t i = 0; i < kPanel; ++i) sb[i] = i < lanes ? f.b_scale.at(n + i, block) : 0.0f;
       block_of_panel(rows, lanes, (end - k + 1) / 2, units, f, m, block, sb, z);

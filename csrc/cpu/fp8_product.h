@@ -32,7 +32,6 @@ struct Fp8Product {
   void* out;
   Fp8Output output;
   int64_t columns;  // N, the stride of out
-  int64_t ahead = 0;  // columns from here to those that this thread will most likely have next
 };
 }  // namespace r1
 

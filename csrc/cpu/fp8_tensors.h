@@ -83,9 +83,7 @@ void multiply(int64_t products, int64_t columns, int64_t units, const Product& p
   parallel(products * panels, [&](int64_t task, int worker) {
     const int64_t i = task / panels;
     if (first(i) >= last(i)) return;
-    Fp8Product one = product(i);
-    one.ahead = workers() * kPanel;
-    kernel(one, first(i), last(i), task % panels * kPanel, packed.p + worker * scratch);
+    kernel(product(i), first(i), last(i), task % panels * kPanel, packed.p + worker * scratch);
   });
 }
 }  // namespace

@@ -82,10 +82,9 @@ static inline uint32_t load_unit(const uint32_t* p) {
   return u;
 }
 
+// acc[m][n] = Σ_k a[m][k]·b[k][n], from zero, of MR rows and NR vectors of lanes.
 template <class T, int MR, int NR>
-static inline void micro(int64_t depth, Left left, const uint32_t* b, float* c, int64_t ldc,
-                         bool accumulate) {
-  F acc[MR][NR];
+static inline void products(int64_t depth, Left left, const uint32_t* b, F (&acc)[MR][NR]) {
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
@@ -101,6 +100,13 @@ static inline void micro(int64_t depth, Left left, const uint32_t* b, float* c, 
       for (int n = 0; n < NR; ++n) acc[m][n] = T::dot(acc[m][n], am, bk[n]);
     }
   }
+}
+
+template <class T, int MR, int NR>
+static inline void micro(int64_t depth, Left left, const uint32_t* b, float* c, int64_t ldc,
+                         bool accumulate) {
+  F acc[MR][NR];
+  products<T, MR, NR>(depth, left, b, acc);
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4

@@ -77,7 +77,11 @@ struct DecodedRows {
 template <class Product, class First, class Last>
 void multiply(int64_t products, int64_t columns, int64_t units, const Product& product,
               const First& first, const Last& last) {
-  const int64_t panels = (columns + kPanel - 1) / kPanel, scratch = (units + kBlockUnits) * kPanel;
+  const int64_t panels = (columns + kPanel - 1) / kPanel;
+  int64_t most = 0;
+  for (int64_t i = 0; i < products; ++i) most = std::max<int64_t>(most, last(i) - first(i));
+  const int64_t kept = most > kTileRows ? units : 0;  // else a block is used where it was made
+  const int64_t scratch = (kept + kBlockUnits) * kPanel;
   Buffer<uint32_t> packed(workers() * scratch);
   const auto kernel = R1_DISPATCH(fp8_product_panel);
   parallel(products * panels, [&](int64_t task, int worker) {

@@ -283,7 +283,11 @@ class Config(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and activations."""
     precision: Literal["dtype", "fp8"] = "dtype"
-    """Of the products of linear layers and experts: that of `dtype`, or FP8 with block scales."""
+    """Of the products of linear layers and experts: that of `dtype`, or FP8 with block scales.
+
+    A `model.path` whose weights are FP8, as DeepSeek-V3's own, needs "fp8"; they stay FP8, in the
+    rollout and in the checkpoint, and the optimizer keeps a float32 copy.
+    """
     threads: Count | None = None
     """PyTorch's CPU threads; None: its default."""
     stages: tuple[Stage, ...] = ("sft", "grpo")

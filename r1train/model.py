@@ -13,12 +13,13 @@ from transformers import (
     AutoTokenizer,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
-from r1kernels.hf import patch_fp8, patch_moe
+from r1kernels.hf import patch_fp8, patch_moe, register_fp8
 from r1train.config import Config
 from r1train.schema import ConfigError
 
@@ -41,9 +42,12 @@ def load_model(
 
     `texts` are the rendered prompts that a preset without a tokenizer of its own learns one from.
     """
-    choice = config.model
+    choice, dtype, stored = config.model, getattr(torch, config.dtype), False
     if choice.path is not None:
-        model, tokenizer = _from_folder(Path(choice.path), choice.gguf_file)
+        folder = Path(choice.path)
+        stored = _stored_in_fp8(folder, config.precision)
+        loaded = dtype if stored else torch.float32
+        model, tokenizer = _from_folder(folder, choice.gguf_file, loaded)
     elif choice.preset == "deepseek-v3-mini":
         model, tokenizer = _deepseek_v3_mini(texts, config.seed)
     elif choice.preset == "smollm2":
@@ -57,7 +61,8 @@ def load_model(
     if config.precision == "fp8":
         patch_fp8(model)
     patch_moe(model)  # before the cast, so that its routers' biases stay float32
-    torch.nn.Module.to(model, device_of(config), getattr(torch, config.dtype))
+    # Codes and their scales are no numbers to cast.
+    torch.nn.Module.to(model, device_of(config), None if stored else dtype)
     return model.eval(), tokenizer
 
 
@@ -129,14 +134,12 @@ def _deepseek_v3_mini(
 
 
 def _from_folder(
-    folder: Path, gguf_file: str | None
+    folder: Path, gguf_file: str | None, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if not folder.is_dir():
-        raise ConfigError(f"model.path = {str(folder)!r}: no such folder")
     source = {"local_files_only": True, "gguf_file": gguf_file}
     tokenizer = AutoTokenizer.from_pretrained(folder, **source)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, use_safetensors=True, dtype=torch.float32, **source
+        folder, use_safetensors=True, dtype=dtype, **source
     )
     if gguf_file is not None:  # marked as quantized: save_pretrained would refuse it
         fresh = type(model)(model.config)
@@ -144,6 +147,22 @@ def _from_folder(
         fresh.generation_config = model.generation_config
         model = fresh
     return model, tokenizer
+
+
+def _stored_in_fp8(folder: Path, precision: str) -> bool:
+    """Whether the weights are FP8 with block scales, as DeepSeek-V3's own; if so they stay FP8."""
+    if not folder.is_dir():
+        raise ConfigError(f"model.path = {str(folder)!r}: no such folder")
+    described, _ = PretrainedConfig.get_config_dict(folder, local_files_only=True)
+    if (described.get("quantization_config") or {}).get("quant_method") != "fp8":
+        return False
+    if precision != "fp8":
+        raise ConfigError(
+            f"precision = {precision!r}: the weights in {str(folder)!r} are FP8, "
+            "which needs precision = 'fp8'"
+        )
+    register_fp8()
+    return True
 
 
 def _smollm2_folder() -> Path:

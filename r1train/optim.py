@@ -7,19 +7,25 @@ import math
 import torch
 from transformers import PreTrainedModel
 
+from r1kernels.nn import FP8Optimizer, with_scales
 from r1train.config import GRPOConfig, Schedule, SFTConfig
 
 
 class Optimizer:
-    """AdamW whose learning rate warms up, then follows the schedule for `steps` updates."""
+    """AdamW whose learning rate warms up, then follows the schedule for `steps` updates.
+
+    Weights that are FP8 codes are stepped in a float32 copy and quantized again.
+    """
 
     def __init__(
         self, model: PreTrainedModel, config: GRPOConfig | SFTConfig, steps: int, warmup: int
     ) -> None:
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        entries = with_scales(model)
+        self.parameters = [e[0] if isinstance(e, tuple) else e for e in entries]
         self.config, self.steps, self.warmup, self.done = config, steps, warmup, 0
-        self.adamw = torch.optim.AdamW(
-            self.parameters,
+        self.adamw = FP8Optimizer(
+            torch.optim.AdamW,
+            entries,
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,

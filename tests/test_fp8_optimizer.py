@@ -24,21 +24,25 @@ masters = pytest.mark.parametrize("master", [True, False], ids=["master", "no ma
 class Layer(nn.Module):
     """A layer as checkpoints in FP8 have it."""
 
-    def __init__(self, inputs: int = 130, outputs: int = 40) -> None:
+    def __init__(
+        self, inputs: int = 130, outputs: int = 40, scales: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
-        codes = squares(torch.randn(outputs, inputs) / inputs**0.5)
+        scale_format = "float" if scales == torch.float32 else "ue8m0"
+        weight = torch.randn(outputs, inputs) / inputs**0.5
+        codes = r1kernels.fp8_quantize(weight, block=(128, 128), scale_format=scale_format)
         self.weight = nn.Parameter(codes.data)
         self.weight.grad_dtype = torch.float32
-        self.weight_scale_inv = nn.Parameter(codes.scale, requires_grad=False)
+        self.weight_scale_inv = nn.Parameter(codes.scale.to(scales), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        codes = FP8Tensor(self.weight, self.weight_scale_inv)
+        codes = FP8Tensor(self.weight, self.weight_scale_inv.float())
         return r1kernels.fp8_linear(x, self.weight, codes, self.bias)
 
     def decoded(self) -> Tensor:
         weight = self.weight.detach()
-        return r1kernels.fp8_dequantize(weight, self.weight_scale_inv, dtype=torch.float32)
+        return r1kernels.fp8_dequantize(weight, self.weight_scale_inv.float(), dtype=torch.float32)
 
 
 def problem() -> tuple[Tensor, Tensor]:
@@ -72,6 +76,24 @@ def test_loss_falls(optimizer_class: Any, options: dict[str, float], master: boo
     assert losses[-1] < 0.1 * losses[0]
     assert layer.weight.dtype == E4M3
     assert layer.bias.detach().any()
+
+
+@masters
+def test_scales_that_are_exponents_are_stepped_like_powers_of_two(master: bool) -> None:
+    found = []
+    for scales in (torch.float32, torch.float8_e8m0fnu):
+        torch.manual_seed(0)
+        layer = Layer(scales=torch.float8_e8m0fnu)
+        layer.weight_scale_inv.data = layer.weight_scale_inv.data.to(scales)
+        optimizer = FP8Optimizer(
+            torch.optim.AdamW, with_scales(layer), master=master, scale_format="ue8m0", lr=1.0
+        )
+        before = layer.weight_scale_inv.float().clone()
+        losses = train(layer, optimizer, 10)
+        assert layer.weight_scale_inv.dtype == scales
+        assert not torch.equal(layer.weight_scale_inv.float(), before)
+        found.append((losses, layer.weight.tolist(), layer.weight_scale_inv.float().tolist()))
+    assert found[0] == found[1]
 
 
 @masters
@@ -236,7 +258,7 @@ def test_errors_name_the_argument() -> None:
         FP8Optimizer(torch.optim.SGD, [layer.weight], lr=0.1)
     with pytest.raises(TypeError, match=r"expected parameters and pairs .*, got str"):
         FP8Optimizer(torch.optim.SGD, layer.named_parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"expected a float32 scale \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"expected a scale \[1, 2\], float32"):
         FP8Optimizer(torch.optim.SGD, [(layer.weight, torch.ones(1, 1))], lr=0.1)
     kept = FP8Optimizer(torch.optim.SGD, with_scales(layer), lr=0.1)
     other = FP8Optimizer(torch.optim.SGD, with_scales(layer), lr=0.1, master=False)

@@ -10,53 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM
+from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM
 
 import r1kernels
 from r1kernels import hf
 from r1kernels.nn import FP8Optimizer, with_scales
+from tests.fp8_checkpoint import KEPT, VOCABULARY, config, save
 
 pytest.importorskip("accelerate")
-
-VOCABULARY = 96
-KEPT = ("embed", "lm_head", "norm", "mlp.gate.")  # in high precision, by parts of their names
-
-
-def config() -> DeepseekV3Config:
-    """Latent attention and experts whose widths are no multiples of 128, and some that are.
-
-    An expert has two blocks each way: transformers saves the scales of a single one as a scalar,
-    which it cannot load.
-    """
-    return DeepseekV3Config(
-        vocab_size=VOCABULARY, hidden_size=256, num_hidden_layers=2, first_k_dense_replace=1,
-        intermediate_size=320, num_attention_heads=2, num_key_value_heads=2, q_lora_rank=64,
-        kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=32,
-        n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, n_shared_experts=1,
-        moe_intermediate_size=256, max_position_embeddings=64, num_mtp_layers=0,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["float", "ue8m0"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Path:
-    """A tiny DeepSeek-V3 in DeepSeek's own format: e4m3 weights with ``weight_scale_inv``."""
     folder: Path = tmp_path_factory.mktemp(request.param)
-    torch.manual_seed(0)
-    DeepseekV3ForCausalLM(config()).to(torch.bfloat16).save_pretrained(folder)
-    tensors = load_file(folder / "model.safetensors")
-    for name in [n for n in tensors if n.endswith("weight") and not any(k in n for k in KEPT)]:
-        codes = r1kernels.fp8_quantize(tensors[name], block=(128, 128), scale_format=request.param)
-        ue8m0 = request.param == "ue8m0"
-        scale = codes.scale.to(torch.float8_e8m0fnu) if ue8m0 else codes.scale
-        tensors |= {name: codes.data, f"{name}_scale_inv": scale}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    described = config()
-    described.quantization_config = {
-        "quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic",
-        "scale_fmt": request.param, "modules_to_not_convert": ["lm_head"],
-    }  # fmt: skip
-    described.architectures = ["DeepseekV3ForCausalLM"]
-    described.save_pretrained(folder)
+    save(folder, config(), request.param)
     return folder
 
 
@@ -125,8 +92,6 @@ def test_it_computes_what_the_decoded_model_does(checkpoint: Path, tmp_path: Pat
 def test_it_trains_and_comes_back_from_disk_in_the_same_format(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    if "ue8m0" in checkpoint.name:
-        pytest.skip("FP8Optimizer writes float32 scales")
     model = load(checkpoint)
     hf.patch(model, fp8=True)
     losses = train(model, 20)
@@ -144,8 +109,6 @@ def test_it_trains_and_comes_back_from_disk_in_the_same_format(
 
 
 def test_it_trains_without_masters(checkpoint: Path) -> None:
-    if "ue8m0" in checkpoint.name:
-        pytest.skip("FP8Optimizer writes float32 scales")
     model = load(checkpoint)
     hf.patch(model, fp8=True)
     losses = train(model, 20, master=False)

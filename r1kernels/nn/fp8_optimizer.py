@@ -17,6 +17,7 @@ from r1kernels.ops.fp8_format import BLOCK, E4M3, SCALE_FORMATS, blocks
 from r1kernels.ops.fp8_quantize import fp8_quantize
 
 SCALE_SUFFIX = "_scale_inv"
+E8M0 = torch.float8_e8m0fnu  # a power of two from 2^-127 on, by its exponent
 BAND = 4  # blocks of 128 rows that are rounded at once
 
 
@@ -45,13 +46,15 @@ class FP8Optimizer(Optimizer):
 
     Args:
         optimizer_class: such as ``torch.optim.AdamW``; its state is float32.
-        parameters: parameters, and pairs (e4m3 parameter [R, C] or [E, R, C], its float32 scale for
-            blocks of 128 × 128, written in place); or groups, dicts that have such "params".
+        parameters: parameters, and pairs (e4m3 parameter [R, C] or [E, R, C], its scale for blocks
+            of 128 × 128, float32 or float8_e8m0fnu, written in place); or groups, dicts that have
+            such "params".
         master: keep a float32 copy of each FP8 parameter, four bytes an element, that collects the
             updates. Without one a weight is made float32 for its own step, one weight at a time,
             and rounded back stochastically.
-        scale_format: of the scales made from masters: "float" or "ue8m0". Without masters scales
-            move by powers of two, and so keep the format that they have.
+        scale_format: of the float32 scales made from masters: "float" or "ue8m0". Without masters
+            scales move by powers of two, and so keep the format that they have; float8_e8m0fnu can
+            hold no other than "ue8m0".
         seed: of the stochastic rounding, which is a function of it, of the count of steps and of
             the place of the parameter: the same in every run, and on every rank.
         options: of ``optimizer_class``.
@@ -71,12 +74,12 @@ class FP8Optimizer(Optimizer):
         **options: Any,
     ) -> None:
         check.choice("FP8Optimizer", "scale_format", scale_format, SCALE_FORMATS)
-        self.scale_format, self.seed, self.steps, self.master = scale_format, seed, 0, master
+        self.seed, self.steps, self.master = seed, 0, master
         entries = list(parameters)
         groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
         groups = [{**group, "params": [_pair(e) for e in group["params"]]} for group in groups]
         self._weights = [
-            _Weight(parameter, scale, master)
+            _Weight(parameter, scale, master, scale_format)
             for group in groups
             for parameter, scale in group["params"]
             if scale is not None
@@ -117,11 +120,7 @@ class FP8Optimizer(Optimizer):
         self.optimizer.step()
         for weight in moved:
             weight.floats.grad = None
-            found = fp8_quantize(
-                weight.floats, block=(BLOCK, BLOCK), scale_format=self.scale_format
-            )
-            weight.parameter.copy_(found.data)
-            weight.scale.copy_(found.scale)
+            weight.quantize()
 
     def _step_one_by_one(self) -> None:
         groups = self.optimizer.param_groups
@@ -178,24 +177,35 @@ class FP8Optimizer(Optimizer):
 class _Weight:
     """An FP8 parameter, its scale, and the floats that the optimizer steps in its stead."""
 
-    def __init__(self, parameter: nn.Parameter, scale: Tensor, master: bool) -> None:
+    def __init__(
+        self, parameter: nn.Parameter, scale: Tensor, master: bool, scale_format: str
+    ) -> None:
         self.parameter, self.scale = parameter, scale
-        self.floats = nn.Parameter(
-            self.decoded() if master else scale.new_empty(0), requires_grad=True
-        )
+        self.scale_format = "ue8m0" if scale.dtype == E8M0 else scale_format
+        empty = torch.empty(0, device=parameter.device)
+        self.floats = nn.Parameter(self.decoded() if master else empty, requires_grad=True)
 
     def decoded(self) -> Tensor:
-        return fp8_dequantize(self.parameter.detach(), self.scale.detach(), dtype=torch.float32)
+        scale = self.scale.detach().float()
+        return fp8_dequantize(self.parameter.detach(), scale, dtype=torch.float32)
+
+    def quantize(self) -> None:
+        """The floats back to the nearest codes."""
+        found = fp8_quantize(self.floats, block=(BLOCK, BLOCK), scale_format=self.scale_format)
+        self.parameter.copy_(found.data)
+        self.scale.copy_(found.scale)
 
     def round(self, generator: torch.Generator) -> None:
-        """The floats back to codes, in bands of rows: the scratch is a few times as large."""
-        tensors = [self.floats.detach(), self.parameter.detach(), self.scale.detach()]
+        """The floats back to codes, stochastically, in bands of rows: each needs some scratch."""
+        scales = self.scale.detach().float()
+        tensors = [self.floats.detach(), self.parameter.detach(), scales]
         if self.parameter.dim() == 2:
             tensors = [tensor[None] for tensor in tensors]
         for values, data, scale in zip(*tensors, strict=True):
             bands = values.split(BAND * BLOCK), data.split(BAND * BLOCK), scale.split(BAND)
             for band in zip(*bands, strict=True):
                 write_back(*band, generator)
+        self.scale.copy_(scales)
 
 
 def _copy_options(source: list[dict[str, Any]], target: list[dict[str, Any]]) -> None:
@@ -221,9 +231,10 @@ def _pair(entry: Any) -> tuple[nn.Parameter, Tensor | None]:
     if scale is not None:
         *lead, rows, columns = parameter.shape
         expected = [*lead, blocks(rows), blocks(columns)]
-        if list(scale.shape) != expected or scale.dtype != torch.float32:
+        if list(scale.shape) != expected or scale.dtype not in (torch.float32, E8M0):
             raise ValueError(
-                f"FP8Optimizer: parameters: expected a float32 scale {expected} of a parameter "
-                f"{list(parameter.shape)}, got {scale.dtype} {list(scale.shape)}"
+                f"FP8Optimizer: parameters: expected a scale {expected}, float32 or "
+                f"float8_e8m0fnu, of a parameter {list(parameter.shape)}, got {scale.dtype} "
+                f"{list(scale.shape)}"
             )
     return cast(nn.Parameter, parameter), scale

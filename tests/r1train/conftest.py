@@ -2,10 +2,38 @@ from __future__ import annotations
 
 import pytest
 
-from r1train.config import Config, ModelConfig
+from r1train.config import Config, ModelConfig, load_config
 from r1train.model import load_model
 
 TEXTS = [f"User: What is {a} + {b}?\nAssistant:" for a in range(10) for b in range(10)]
+
+RECIPE = """
+name = "tiny"
+threads = 2
+[model]
+preset = "deepseek-v3-mini"
+[task]
+prompt_template = "plain"
+train_size = 32
+heldout_size = 8
+datasets = [{ name = "chain_sum", params = { max_terms = 2, max_digits = 1 } }]
+[sft]
+max_steps = 3
+batch_size = 16
+learning_rate = 3e-3
+[rollout]
+max_completion_length = 12
+[grpo]
+max_steps = 3
+prompts_per_step = 2
+num_generations = 4
+eval_steps = 2
+save_steps = 2
+log_completions_steps = 3
+beta = 0.0
+[eval]
+k = 2
+"""
 
 
 @pytest.fixture
@@ -21,3 +49,15 @@ def prompts(mini):
     first, second, third = mini[1](texts)["input_ids"]
     assert len({len(first), len(second), len(third)}) == 3
     return [first, first, second, third]
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A run of a few steps, as `config(*overrides)`; its folder is in `tmp_path / "runs"`."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE)
+
+    def load(*overrides):
+        return load_config(path, [f"output_dir={tmp_path}/runs", *overrides])
+
+    return load

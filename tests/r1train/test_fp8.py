@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import torch
+import json
+from collections.abc import Iterator
+from pathlib import Path
 
-from r1kernels.hf import explain_fp8
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from r1kernels.hf import explain_fp8, unregister_fp8
 from r1train.config import Config, ModelConfig
-from r1train.model import load_model
+from r1train.model import load_model, mini_tokenizer
+from r1train.schema import ConfigError
+from r1train.trainer import run
+from tests import fp8_checkpoint
 from tests.r1train.conftest import TEXTS
 
 
@@ -37,3 +46,53 @@ def test_experts_and_linear_layers_compute_in_fp8():
     lines = explain_fp8(load_model(config, TEXTS)[0]).splitlines()
     left = [line for line in lines if ": fp8" not in line]
     assert left == ["lm_head: left, the head stays in high precision"]
+
+
+@pytest.fixture(params=["float", "ue8m0"])
+def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A model whose checkpoint is in FP8, with a tokenizer."""
+    pytest.importorskip("accelerate")
+    folder = tmp_path / "stored"
+    tokenizer = mini_tokenizer(TEXTS)
+    described = fp8_checkpoint.config(len(tokenizer))
+    described.max_position_embeddings = 256
+    described.pad_token_id, described.bos_token_id = tokenizer.pad_token_id, None
+    described.eos_token_id = tokenizer.eos_token_id
+    fp8_checkpoint.save(folder, described, request.param)
+    tokenizer.save_pretrained(folder)
+    yield folder
+    unregister_fp8()
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_run_on_fp8_weights_leaves_fp8_weights(config, stored, tmp_path):
+    path = ["model.preset=none", f"model.path={stored}", "precision=fp8"]
+    run(config(*path, "grpo.beta=0.01", "grpo.max_steps=2", "grpo.save_steps=0"))
+    found = tmp_path / "runs" / "tiny" / "checkpoint"
+    before, after = weights(stored), weights(found)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        if name + "_scale_inv" in before:
+            assert after[name].dtype == torch.float8_e4m3fn
+            assert after[name].tolist() != tensor.tolist(), name
+        if name.endswith("_scale_inv"):
+            assert after[name].dtype == tensor.dtype
+    path[1] = f"model.path={found}"
+    model, _ = load_model(config(*path))  # and the next stage can start from it
+    assert model.model.layers[1].mlp.experts.down_proj.dtype == torch.float8_e4m3fn
+
+
+def test_sft_lowers_the_loss_of_fp8_weights(config, stored, tmp_path):
+    path = ["model.preset=none", f"model.path={stored}", "precision=fp8"]
+    run(config(*path, 'stages=["sft"]', "sft.max_steps=12"))
+    lines = (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()
+    found = [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+    assert found[-1] < 0.4 * found[0]
+
+
+def test_fp8_weights_need_fp8_precision(config, stored):
+    with pytest.raises(ConfigError, match="which needs precision = 'fp8'"):
+        load_model(config("model.preset=none", f"model.path={stored}"))

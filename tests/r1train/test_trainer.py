@@ -10,45 +10,6 @@ from r1train.config import load_config
 from r1train.learner import Learner
 from r1train.trainer import draw, run
 
-RECIPE = """
-name = "tiny"
-threads = 2
-[model]
-preset = "deepseek-v3-mini"
-[task]
-prompt_template = "plain"
-train_size = 32
-heldout_size = 8
-datasets = [{ name = "chain_sum", params = { max_terms = 2, max_digits = 1 } }]
-[sft]
-max_steps = 3
-batch_size = 16
-learning_rate = 3e-3
-[rollout]
-max_completion_length = 12
-[grpo]
-max_steps = 3
-prompts_per_step = 2
-num_generations = 4
-eval_steps = 2
-save_steps = 2
-log_completions_steps = 3
-beta = 0.0
-[eval]
-k = 2
-"""
-
-
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE)
-
-    def load(*overrides):
-        return load_config(path, [f"output_dir={tmp_path}/runs", *overrides])
-
-    return load
-
 
 def records(folder, name="metrics.jsonl"):
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]

@@ -101,18 +101,18 @@ void pack_columns(const Fp8Product& f, int64_t n0, int64_t k0, int64_t k1, uint3
   }
 }
 
-// The sums of one block, promoted: z[m][n] += Σ·sa[m]·sb[n]. A function of its own keeps its sums in
+// The sums of one block, promoted: z[m][n] += Σ·a_scale[m][at]·sb[n]. A function of its own keeps its sums in
 // registers. Always one sum of one product: it is fused, or not, alike for every MR and NR, so that a
 // row is the same bits in every batch.
 template <int MR, int NR>
 __attribute__((noinline)) void block_product(int64_t depth, Left left, const uint32_t* b,
-                                             const Fp8Product& f, int64_t m0, int64_t block,
+                                             const float* const* a_scale, int64_t at,
                                              const float* sb, float* z) {
   F acc[MR][NR];
   products<BF16, MR, NR>(depth, left, b, acc);
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
-    const F sa = splat(f.a_scale.at(m0 + m, block));
+    const F sa = splat(a_scale[m][at]);
 #pragma GCC unroll 4
     for (int n = 0; n < NR; ++n) {
       float* sum = z + m * kPanel + n * kWidth;
@@ -124,31 +124,33 @@ __attribute__((noinline)) void block_product(int64_t depth, Left left, const uin
 
 template <int MR, int NR>
 inline void block_rows(int64_t rows, int64_t depth, Left left, const uint32_t* b,
-                       const Fp8Product& f, int64_t m0, int64_t block, const float* sb, float* z) {
+                       const float* const* a_scale, int64_t at, const float* sb, float* z) {
   if constexpr (MR > 1)
-    if (rows < MR)
-      return block_rows<MR - 1, NR>(rows, depth, left, b, f, m0, block, sb, z);
-  block_product<MR, NR>(depth, left, b, f, m0, block, sb, z);
+    if (rows < MR) return block_rows<MR - 1, NR>(rows, depth, left, b, a_scale, at, sb, z);
+  block_product<MR, NR>(depth, left, b, a_scale, at, sb, z);
 }
 
 template <int NR>
 void block_strip(int64_t rows, int64_t depth, const uint32_t* b, const Fp8Product& f, int64_t m0,
-                 int64_t block, const float* sb, float* z) {
+                 int64_t block, const float* const* a_scale, const float* sb, float* z) {
   constexpr int MR = kWidth == 16 ? 8 : 4;
   for (int64_t m = 0; m < rows; m += MR) {
     const Left left{f.a + (m0 + m) * f.units + block * kBlockUnits, f.units, 1};
-    block_rows<MR, NR>(rows - m, depth, left, b, f, m0 + m, block, sb, z + m * kPanel);
+    block_rows<MR, NR>(rows - m, depth, left, b, a_scale + m, block * f.a_scale.block, sb,
+                       z + m * kPanel);
   }
 }
 
 void block_of_panel(int64_t rows, int64_t lanes, int64_t depth, const uint32_t* b,
-                    const Fp8Product& f, int64_t m0, int64_t block, const float* sb, float* z) {
+                    const Fp8Product& f, int64_t m0, int64_t block, const float* const* a_scale,
+                    const float* sb, float* z) {
   constexpr int NR = kWidth == 16 ? 3 : 2;
   for (int64_t n = 0; n < lanes; n += kWidth * NR) {
-    if (lanes - n <= kWidth) block_strip<1>(rows, depth, b + n, f, m0, block, sb + n, z + n);
+    if (lanes - n <= kWidth)
+      block_strip<1>(rows, depth, b + n, f, m0, block, a_scale, sb + n, z + n);
     else if (NR == 3 && lanes - n <= 2 * kWidth)
-      block_strip<2>(rows, depth, b + n, f, m0, block, sb + n, z + n);
-    else block_strip<NR>(rows, depth, b + n, f, m0, block, sb + n, z + n);
+      block_strip<2>(rows, depth, b + n, f, m0, block, a_scale, sb + n, z + n);
+    else block_strip<NR>(rows, depth, b + n, f, m0, block, a_scale, sb + n, z + n);
   }
 }
 
@@ -192,11 +194,14 @@ void fp8_decode_rows(const uint8_t* codes, int64_t stride, int64_t rows, int64_t
 
 void fp8_product_panel(const Fp8Product& f, int64_t m0, int64_t m1, int64_t n, uint32_t* packed) {
   alignas(64) float z[kTileRows * kPanel];
-  alignas(64) float sb[kPanel];
+  alignas(64) float sb[kPanel] = {};
   const int64_t lanes = least(f.columns - n, kPanel);
+  const float *a_scale[kTileRows], *b_scale[kPanel];
+  for (int64_t i = 0; i < lanes; ++i) b_scale[i] = f.b_scale.of(n + i);
   const bool kept = m1 - m0 > kTileRows;  // for the next rows; else a block is used where it was made
   for (int64_t m = m0; m < m1; m += kTileRows) {
     const int64_t rows = least(m1 - m, kTileRows);
+    for (int64_t r = 0; r < rows; ++r) a_scale[r] = f.a_scale.of(m + r);
     memset(z, 0, rows * kPanel * sizeof(float));
     for (int64_t k = 0; k < f.depth; k += kBlock) {
       const int64_t block = k / kBlock, end = least(f.depth, k + kBlock);
@@ -206,8 +211,8 @@ void fp8_product_panel(const Fp8Product& f, int64_t m0, int64_t m1, int64_t n, u
         if (k % kFetched == 0) fetch_rows(f, n, k, least(f.depth, k + kFetched));
         pack_rows(f, n, k, end, units);
       }
-      for (int64_t i = 0; i < kPanel; ++i) sb[i] = i < lanes ? f.b_scale.at(n + i, block) : 0.0f;
-      block_of_panel(rows, lanes, (end - k + 1) / 2, units, f, m, block, sb, z);
+      for (int64_t i = 0; i < lanes; ++i) sb[i] = b_scale[i][block * f.b_scale.block];
+      block_of_panel(rows, lanes, (end - k + 1) / 2, units, f, m, block, a_scale, sb, z);
     }
     for (int64_t r = 0; r < rows; ++r) store_row(f, m + r, n, lanes, z + r * kPanel);
   }

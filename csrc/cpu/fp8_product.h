@@ -14,7 +14,8 @@ constexpr int64_t kTileRows = 64;            // rows that share a tile of sums
 struct Fp8Scale {
   const float* p;
   int64_t per, row, block;
-  float at(int64_t r, int64_t b) const { return p[r / per * row + b * block]; }
+  // Of a row, for all blocks: a division is as long as several products.
+  const float* of(int64_t r) const { return p + r / per * row; }
 };
 
 enum class Fp8Output { bf16, fp32, fp16, add };  // add: to float32, in place

@@ -55,34 +55,30 @@ struct Bf16Codes {  // of every code without its sign
 
 #ifdef __AVX512VBMI__
 // The halves of bf16 numbers by code, and the bytes that make two units of a lane's four codes.
-struct Bf16Halves {
-  __m512i low[2], high[2], first, second;
+struct alignas(64) Bf16Halves {
+  uint8_t low[128], high[128], from[2][64];
 
-  Bf16Halves() {
-    static constexpr Bf16Codes codes;
-    alignas(64) uint8_t half[2][128], from[2][64];
+  constexpr Bf16Halves() : low(), high(), from() {
+    const Bf16Codes codes;
     for (int c = 0; c < 128; ++c) {
-      half[0][c] = uint8_t(codes.bits[c]);
-      half[1][c] = uint8_t(codes.bits[c] >> 8);
+      low[c] = uint8_t(codes.bits[c]);
+      high[c] = uint8_t(codes.bits[c] >> 8);
     }
     for (int i = 0; i < 64; ++i)  // low byte, high byte (64 on), of codes 0 and 1 or 2 and 3
       for (int j = 0; j < 2; ++j) from[j][i] = uint8_t((i & ~3) + 2 * j + (i >> 1 & 1) + (i & 1) * 64);
-    for (int i = 0; i < 2; ++i) {
-      low[i] = load_as<__m512i>(half[0] + 64 * i);
-      high[i] = load_as<__m512i>(half[1] + 64 * i);
-    }
-    first = load_as<__m512i>(from[0]);
-    second = load_as<__m512i>(from[1]);
-  }
-
-  void decode(__m512i code, U& one, U& two) const {
-    const __m512i sign = _mm512_and_si512(code, _mm512_set1_epi8(char(0x80)));
-    const __m512i lows = _mm512_permutex2var_epi8(low[0], code, low[1]);
-    const __m512i highs = _mm512_or_si512(_mm512_permutex2var_epi8(high[0], code, high[1]), sign);
-    one = (U)_mm512_permutex2var_epi8(lows, first, highs);
-    two = (U)_mm512_permutex2var_epi8(lows, second, highs);
   }
 };
+
+static inline void decode_fours(__m512i code, U& one, U& two) {
+  static constexpr Bf16Halves halves;
+  const auto at = [](const uint8_t* p) { return _mm512_load_si512(p); };
+  const __m512i sign = _mm512_and_si512(code, _mm512_set1_epi8(char(0x80)));
+  const __m512i low = _mm512_permutex2var_epi8(at(halves.low), code, at(halves.low + 64));
+  const __m512i high = _mm512_or_si512(
+      _mm512_permutex2var_epi8(at(halves.high), code, at(halves.high + 64)), sign);
+  one = (U)_mm512_permutex2var_epi8(low, at(halves.from[0]), high);
+  two = (U)_mm512_permutex2var_epi8(low, at(halves.from[1]), high);
+}
 #endif
 
 // 2·kWidth neighbouring codes as bf16, two in a lane, the first one in the low half.

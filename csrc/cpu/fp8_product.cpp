@@ -24,31 +24,47 @@ inline U pairs_of(const uint8_t* p, int64_t count) {
 }
 
 #ifdef __AVX512VBMI__
-// Four codes of a row in each lane: what is below becomes the units of two rows of the panel.
-inline __m512i fours_of(const uint8_t* p, int64_t count) {
-  if (count >= 64) return load_as<__m512i>(p);
-  return _mm512_maskz_loadu_epi8(count > 0 ? ~0ull >> (64 - count) : 0, p);
+// 16 codes of each of 16 rows, row(i), four of them to a lane: quarter q has the codes from 4·q on.
+template <class Row>
+inline void fours_of(const Row& row, __m512i (&quarter)[4]) {
+  __m512i v[4];  // rows i, 4 + i, 8 + i and 12 + i
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm512_castsi128_si512(row(i));
+#pragma GCC unroll 3
+    for (int part = 1; part < 4; ++part)
+      v[i] = _mm512_mask_broadcast_i32x4(v[i], 0xf << 4 * part, row(4 * part + i));
+  }
+  const __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpacklo_epi32(v[2], v[3]);
+  const __m512i c = _mm512_unpackhi_epi32(v[0], v[1]), d = _mm512_unpackhi_epi32(v[2], v[3]);
+  quarter[0] = _mm512_unpacklo_epi64(a, b), quarter[1] = _mm512_unpackhi_epi64(a, b);
+  quarter[2] = _mm512_unpacklo_epi64(c, d), quarter[3] = _mm512_unpackhi_epi64(c, d);
 }
 
 // Rows of b as lanes: [unit][kPanel] of the codes k0 to k1, which are transposed before they grow.
 void pack_rows(const Fp8Product& f, int64_t n0, int64_t k0, int64_t k1, uint32_t* out) {
   const int64_t lanes = least(f.columns - n0, kPanel), units = (k1 - k0 + 1) / 2;
-  const Bf16Halves table;
   for (int64_t n = 0; n < lanes; n += kWidth)
-    for (int64_t k = k0; k < k1; k += 4 * kWidth) {
-      F square[kWidth];
-#pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i)
-        square[i] = n + i < lanes ? (F)fours_of(f.b + (n0 + n + i) * f.stride + k, k1 - k) : F{};
-      transpose(square);
-      uint32_t* to = out + (k - k0) / 2 * kPanel + n;
-#pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) {
-        const int64_t unit = (k - k0) / 2 + 2 * i;
-        U low, high;
-        table.decode((__m512i)square[i], low, high);
-        if (unit < units) store_as(to + 2 * i * kPanel, low);
-        if (unit + 1 < units) store_as(to + (2 * i + 1) * kPanel, high);
+    for (int64_t k = k0; k < k1; k += kWidth) {
+      const uint8_t* codes = f.b + (n0 + n) * f.stride + k;
+      __m512i quarter[4];
+      if (lanes - n >= kWidth && k1 - k >= kWidth) {
+        fours_of([&](int i) { return load_as<__m128i>(codes + i * f.stride); }, quarter);
+      } else {
+        const __mmask16 some = k1 - k >= kWidth ? 0xffff : __mmask16((1 << (k1 - k)) - 1);
+        const auto row = [&](int i) {
+          return _mm_maskz_loadu_epi8(i < lanes - n ? some : 0, codes + i * f.stride);
+        };
+        fours_of(row, quarter);
+      }
+      const int64_t unit = (k - k0) / 2;
+      uint32_t* to = out + unit * kPanel + n;
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) {
+        U one, two;
+        decode_fours(quarter[q], one, two);
+        if (unit + 2 * q < units) store_as(to + 2 * q * kPanel, one);
+        if (unit + 2 * q + 1 < units) store_as(to + (2 * q + 1) * kPanel, two);
       }
     }
 }

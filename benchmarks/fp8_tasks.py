@@ -1,4 +1,4 @@
-"""The task of an FP8 linear layer: from bf16 activations to bf16 results, quantizing included.
+"""The task of FP8 linear layers: from bf16 activations to bf16 results, quantizing included.
 
 Weights come as a layer has them: quantized once after each optimizer step, not in the task.
 """
@@ -18,11 +18,11 @@ from r1kernels.ops import fp8_format
 
 
 class Task(NamedTuple):
-    """``inputs``: (x [M, K], weight [N, K]). ``exact``: the truth is asked for, unquantized."""
+    """``inputs``: (x [M, K], weights [N, K]). ``exact``: the truth is asked for, unquantized."""
 
     inputs: tuple[Tensor, ...]
-    quantized: FP8Tensor  # the weight, in blocks of 128 × 128
-    one_scale: tuple[Tensor, Tensor]  # the weight again, as PyTorch's own product takes it
+    quantized: tuple[FP8Tensor, ...]  # the weights, in blocks of 128 × 128
+    one_scale: tuple[tuple[Tensor, Tensor], ...]  # again, as PyTorch's own product takes them
     upstream: Tensor  # [M, N]
     exact: bool
 
@@ -31,7 +31,7 @@ Run = Callable[[Task], Tensor]
 
 
 class Scenario(NamedTuple):
-    """One layer at one size; see ``whole.Scenario``."""
+    """One layer, or a stack of square ones, at one size; see ``whole.Scenario``."""
 
     name: str
     rows: int
@@ -42,6 +42,7 @@ class Scenario(NamedTuple):
     dtype: torch.dtype = torch.bfloat16
     peers: tuple[str, ...] | None = None
     yardstick: str = "eager"
+    layers: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,14 +54,15 @@ class Scenario(NamedTuple):
 
     @property
     def flops(self) -> float:
-        return (1 if self.forward else 3) * 2.0 * self.rows * self.columns * self.depth
+        passes = self.layers * (1 if self.forward else 3)
+        return passes * 2.0 * self.rows * self.columns * self.depth
 
     @property
     def bytes(self) -> float:
         """Least traffic: bf16 in and out, the weight in FP8, its gradient in bf16."""
         rows = 2.0 * self.rows * (self.columns + self.depth)
         weight = float(self.columns * self.depth)
-        return rows + weight if self.forward else 2 * rows + 4 * weight
+        return self.layers * (rows + weight if self.forward else 2 * rows + 4 * weight)
 
     @property
     def exact_dtype(self) -> torch.dtype:
@@ -74,17 +76,17 @@ class Scenario(NamedTuple):
             values = torch.randn(shape, generator=rng, device=device).mul_(scale)
             return values.to(self.dtype).to(dtype or self.dtype)
 
-        inputs = (
-            normal(self.rows, self.depth),
-            normal(self.columns, self.depth, scale=self.depth**-0.5),
-        )
+        x = normal(self.rows, self.depth)
+        shape, scale = (self.columns, self.depth), self.depth**-0.5
+        weights = [normal(*shape, scale=scale) for _ in range(self.layers)]
         upstream = normal(self.rows, self.columns)
         square = (fp8_format.BLOCK, fp8_format.BLOCK)
-        quantized = r1kernels.fp8_quantize(inputs[1], block=square)
+        quantized = tuple(r1kernels.fp8_quantize(w, block=square) for w in weights)
+        inputs = (x, *weights)
         if not self.forward:
             for tensor in inputs:
                 tensor.requires_grad_()
-        return Task(inputs, quantized, one_scale(inputs[1]), upstream, dtype is not None)
+        return Task(inputs, quantized, tuple(map(one_scale, weights)), upstream, dtype is not None)
 
 
 @torch.no_grad()
@@ -95,7 +97,10 @@ def one_scale(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linear(task: Task) -> Tensor:
-    return r1kernels.fp8_linear(*task.inputs, task.quantized)
+    x, *weights = task.inputs
+    for weight, quantized in zip(weights, task.quantized, strict=True):
+        x = r1kernels.fp8_linear(x, weight, quantized)
+    return x
 
 
 class _Eager(torch.autograd.Function):
@@ -120,23 +125,28 @@ def _rounded(x: Tensor) -> Tensor:
 
 def eager(task: Task) -> Tensor:
     if task.exact:
-        return F.linear(*task.inputs)
-    x, weight = task.inputs
-    decoded = fp8_format.decode(task.quantized.data, task.quantized.scale).to(x.dtype)
-    return _Eager.apply(x, weight, decoded)  # type: ignore[no-any-return]
+        return bf16(task)
+    x, *weights = task.inputs
+    for weight, quantized in zip(weights, task.quantized, strict=True):
+        x = _Eager.apply(x, weight, fp8_format.decode(*quantized[:2]).to(x.dtype))
+    return x
 
 
 def bf16(task: Task) -> Tensor:
-    return F.linear(*task.inputs)
+    x, *weights = task.inputs
+    for weight in weights:
+        x = F.linear(x, weight)
+    return x
 
 
 def scaled_mm(task: Task) -> Tensor:
     """PyTorch's own FP8 product, one scale for each tensor; no gradient."""
-    codes, scale = one_scale(task.inputs[0])
-    right, of_right = task.one_scale
-    return torch._scaled_mm(
-        codes, right.T, scale_a=scale, scale_b=of_right, out_dtype=torch.bfloat16
-    )
+    x = task.inputs[0]
+    for right, of_right in task.one_scale:
+        codes, scale = one_scale(x)
+        scales = {"scale_a": scale, "scale_b": of_right}
+        x = torch._scaled_mm(codes, right.T, **scales, out_dtype=torch.bfloat16)
+    return x
 
 
 OURS: dict[str, Run] = {"linear": linear}

@@ -31,7 +31,7 @@ Tensor fp8_grouped_gemm(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, Tens
     std::memset(data<char>(out) + before * row_bytes, 0, (next - before) * row_bytes);
     before = end;
   }
-  const DecodedRows decoded(data<uint8_t>(left), rows, depth);
+  const DecodedRows decoded(data<uint8_t>(left), rows, depth, experts, first, last);
   const Fp8Product whole{decoded.rows.p, decoded.units, depth,
                          scale_of(kOp, "a_scale", left_scale, rows, depth),
                          data<uint8_t>(weight), b.size(2), transposed,

@@ -56,21 +56,31 @@ inline Tensor scales_of(const char* op, const char* name, const Tensor& t, int64
   return dense(t);
 }
 
-// Rows of codes as bf16, whole units, for the time of a product.
+// Rows of codes as bf16, whole units, for the time of a product: those from first[g] to last[g] of each
+// group, in order; what lies between is padding, and is not read.
 struct DecodedRows {
+  static constexpr int32_t kFirst = 0;
   int64_t units;
   Buffer<uint32_t> rows;
 
-  DecodedRows(const uint8_t* codes, int64_t count, int64_t depth)
+  DecodedRows(const uint8_t* codes, int64_t count, int64_t depth, int64_t groups,
+              const int32_t* first, const int32_t* last)
       : units((depth + 1) / 2), rows(count * units) {
     const auto kernel = R1_DISPATCH(fp8_decode_rows);
     const int64_t step = std::max<int64_t>((1 << 15) / (depth + 1), 1);
     parallel((count + step - 1) / step, [&](int64_t task, int) {
-      const int64_t first = task * step;
-      kernel(codes + first * depth, depth, std::min(step, count - first), depth,
-             rows.p + first * units);
+      const int64_t begin = task * step, end = std::min(begin + step, count);
+      int64_t g = std::upper_bound(last, last + groups, begin) - last;
+      for (; g < groups && first[g] < end; ++g) {
+        const int64_t row = std::max<int64_t>(begin, first[g]);
+        const int64_t height = std::min<int64_t>(end, last[g]) - row;
+        if (height > 0) kernel(codes + row * depth, depth, height, depth, rows.p + row * units);
+      }
     });
   }
+
+  DecodedRows(const uint8_t* codes, int32_t count, int64_t depth)  // all of them, one group
+      : DecodedRows(codes, count, depth, 1, &kFirst, &count) {}
 };
 
 // Every panel of every product, as threads become free; first(i), last(i): the rows of product i.

@@ -12,7 +12,6 @@ from r1kernels.ops.fp8_gemm import SHAPES
 
 FORWARD = ("bf16", "torch._scaled_mm", "eager")
 TRAINED = ("bf16", "eager")
-PREFIX = "M = "  # of the cases whose growth is drawn
 LAYERS = 16  # of a stack whose weights are larger than any cache, as a model's are in generation
 
 
@@ -20,7 +19,7 @@ def scenarios(device: str) -> Iterator[Scenario]:
     """Forward alone by rows, forward and backward, and on a GPU the shapes of DeepSeek-V3."""
     side = 2048 if device == "cpu" else 7168
     for rows in (1, 8, 64, 512) if device == "cpu" else (1, 8, 64, 512, 4096):
-        yield Scenario(f"{PREFIX}{rows}", rows, side, side, peers=FORWARD)
+        yield Scenario(f"M = {rows}", rows, side, side, peers=FORWARD)
     for rows in (1, 8):
         name = f"{LAYERS} layers, M = {rows}"
         yield Scenario(name, rows, side, side, peers=FORWARD, layers=LAYERS)

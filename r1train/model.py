@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from transformers import (
     AutoTokenizer,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import CONFIG_NAME
 
 from r1kernels.hf import patch_fp8, patch_moe, register_fp8
+from r1kernels.hf.fp8_checkpoint import METHOD
 from r1train.config import Config
 from r1train.schema import ConfigError
 
@@ -45,7 +47,14 @@ def load_model(
     choice, dtype, stored = config.model, getattr(torch, config.dtype), False
     if choice.path is not None:
         folder = Path(choice.path)
-        stored = _stored_in_fp8(folder, config.precision)
+        stored = choice.gguf_file is None and _stored_in_fp8(folder)
+        if stored and config.precision != "fp8":
+            raise ConfigError(
+                f"precision = {config.precision!r}: the weights in {str(folder)!r} are FP8, "
+                "which needs precision = 'fp8'"
+            )
+        if stored:
+            register_fp8()
         loaded = dtype if stored else torch.float32
         model, tokenizer = _from_folder(folder, choice.gguf_file, loaded)
     elif choice.preset == "deepseek-v3-mini":
@@ -136,6 +145,8 @@ def _deepseek_v3_mini(
 def _from_folder(
     folder: Path, gguf_file: str | None, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if not folder.is_dir():
+        raise ConfigError(f"model.path = {str(folder)!r}: no such folder")
     source = {"local_files_only": True, "gguf_file": gguf_file}
     tokenizer = AutoTokenizer.from_pretrained(folder, **source)
     model = AutoModelForCausalLM.from_pretrained(
@@ -149,20 +160,11 @@ def _from_folder(
     return model, tokenizer
 
 
-def _stored_in_fp8(folder: Path, precision: str) -> bool:
-    """Whether the weights are FP8 with block scales, as DeepSeek-V3's own; if so they stay FP8."""
-    if not folder.is_dir():
-        raise ConfigError(f"model.path = {str(folder)!r}: no such folder")
-    described, _ = PretrainedConfig.get_config_dict(folder, local_files_only=True)
-    if (described.get("quantization_config") or {}).get("quant_method") != "fp8":
-        return False
-    if precision != "fp8":
-        raise ConfigError(
-            f"precision = {precision!r}: the weights in {str(folder)!r} are FP8, "
-            "which needs precision = 'fp8'"
-        )
-    register_fp8()
-    return True
+def _stored_in_fp8(folder: Path) -> bool:
+    """Whether the weights are e4m3 codes with block scales, as DeepSeek-V3's own."""
+    file = folder / CONFIG_NAME
+    described = json.loads(file.read_text()) if file.is_file() else {}
+    return (described.get("quantization_config") or {}).get("quant_method") == METHOD
 
 
 def _smollm2_folder() -> Path:

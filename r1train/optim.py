@@ -20,17 +20,16 @@ class Optimizer:
     def __init__(
         self, model: PreTrainedModel, config: GRPOConfig | SFTConfig, steps: int, warmup: int
     ) -> None:
-        entries = with_scales(model)
-        self.parameters = [e[0] if isinstance(e, tuple) else e for e in entries]
         self.config, self.steps, self.warmup, self.done = config, steps, warmup, 0
         self.adamw = FP8Optimizer(
             torch.optim.AdamW,
-            entries,
+            with_scales(model),
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.parameters = self.adamw.param_groups[0]["params"]
 
     def step(self) -> dict[str, float]:
         """Clips, applies and clears the gradients; returns their norm and the learning rate."""

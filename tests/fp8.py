@@ -17,8 +17,8 @@ def difference(x: Tensor, y: Tensor) -> float:
     return float(1 - 2 * (x @ y) / (x @ x + y @ y))
 
 
-def squares(weight: Tensor) -> FP8Tensor:
-    return r1kernels.fp8_quantize(weight.detach(), block=(128, 128))
+def squares(weight: Tensor, scale_format: str = "float") -> FP8Tensor:
+    return r1kernels.fp8_quantize(weight.detach(), block=(128, 128), scale_format=scale_format)
 
 
 def saved_bytes(run: Callable[[], object], besides: Sequence[Tensor] = ()) -> int:

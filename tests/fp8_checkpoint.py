@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-import r1kernels
+from tests.fp8 import squares
 
 VOCABULARY = 96
 KEPT = ("embed", "lm_head", "norm", "mlp.gate.")  # in high precision, by parts of their names
@@ -35,7 +35,7 @@ def save(folder: Path, described: DeepseekV3Config, scale_format: str) -> None:
     DeepseekV3ForCausalLM(described).to(torch.bfloat16).save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
     for name in [n for n in tensors if n.endswith("weight") and not any(k in n for k in KEPT)]:
-        codes = r1kernels.fp8_quantize(tensors[name], block=(128, 128), scale_format=scale_format)
+        codes = squares(tensors[name], scale_format)
         ue8m0 = scale_format == "ue8m0"
         scale = codes.scale.to(torch.float8_e8m0fnu) if ue8m0 else codes.scale
         tensors |= {name: codes.data, f"{name}_scale_inv": scale}

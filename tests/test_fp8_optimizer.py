@@ -29,8 +29,7 @@ class Layer(nn.Module):
     ) -> None:
         super().__init__()
         scale_format = "float" if scales == torch.float32 else "ue8m0"
-        weight = torch.randn(outputs, inputs) / inputs**0.5
-        codes = r1kernels.fp8_quantize(weight, block=(128, 128), scale_format=scale_format)
+        codes = squares(torch.randn(outputs, inputs) / inputs**0.5, scale_format)
         self.weight = nn.Parameter(codes.data)
         self.weight.grad_dtype = torch.float32
         self.weight_scale_inv = nn.Parameter(codes.scale.to(scales), requires_grad=False)

@@ -117,9 +117,9 @@ void pack_columns(const Fp8Product& f, int64_t n0, int64_t k0, int64_t k1, uint3
   }
 }
 
-// The sums of one block, promoted: z[m][n] += Σ·a_scale[m][at]·sb[n]. A function of its own keeps its sums in
-// registers. Always one sum of one product: it is fused, or not, alike for every MR and NR, so that a
-// row is the same bits in every batch.
+// The sums of one block, promoted: z[m][n] += Σ·a_scale[m][at]·sb[n]. A function of its own keeps its
+// sums in registers. Always one sum of one product: it is fused, or not, alike for every MR and NR, so
+// that a row is the same bits in every batch.
 template <int MR, int NR>
 __attribute__((noinline)) void block_product(int64_t depth, Left left, const uint32_t* b,
                                              const float* const* a_scale, int64_t at,

@@ -56,8 +56,8 @@ inline Tensor scales_of(const char* op, const char* name, const Tensor& t, int64
   return dense(t);
 }
 
-// Rows of codes as bf16, whole units, for the time of a product: those from first[g] to last[g] of each
-// group, in order; what lies between is padding, and is not read.
+// Rows of codes as bf16, whole units, for the time of a product: those from first[g] to last[g] of
+// each group, in order; what lies between is padding, and is not read.
 struct DecodedRows {
   static constexpr int32_t kFirst = 0;
   int64_t units;

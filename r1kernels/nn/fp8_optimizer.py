@@ -197,15 +197,13 @@ class _Weight:
 
     def round(self, generator: torch.Generator) -> None:
         """The floats back to codes, stochastically, in bands of rows: each needs some scratch."""
-        scales = self.scale.detach().float()
-        tensors = [self.floats.detach(), self.parameter.detach(), scales]
+        tensors = [self.floats.detach(), self.parameter.detach(), self.scale.detach()]
         if self.parameter.dim() == 2:
             tensors = [tensor[None] for tensor in tensors]
         for values, data, scale in zip(*tensors, strict=True):
             bands = values.split(BAND * BLOCK), data.split(BAND * BLOCK), scale.split(BAND)
             for band in zip(*bands, strict=True):
                 write_back(*band, generator)
-        self.scale.copy_(scales)
 
 
 def _copy_options(source: list[dict[str, Any]], target: list[dict[str, Any]]) -> None:

@@ -25,11 +25,14 @@ MANTISSA_BITS, LEAST_EXPONENT = 3, -6  # of e4m3; below 2^-6 its steps are all t
 def write_back(values: Tensor, data: Tensor, scale: Tensor, generator: torch.Generator) -> None:
     """Round ``values`` [R, C] float32 into ``data`` and ``scale``, blocks of 128 × 128, in place.
 
+    ``scale`` is float32 or float8_e8m0fnu, which holds what moves by powers of two.
+
     A scale moves by powers of two only, and only when its block outgrows or half leaves its range:
     else values that were not updated would be rounded anew.
     """
-    scale.copy_(fitted(scale, block_maxima(values)))
-    scaled = (values / spread(scale, *values.shape)).clamp_(-LARGEST, LARGEST)
+    moved = fitted(scale.float(), block_maxima(values))
+    scale.copy_(moved)
+    scaled = (values / spread(moved, *values.shape)).clamp_(-LARGEST, LARGEST)
     codes = stochastic_e4m3(scaled, generator)
     data.copy_(codes.masked_fill_(~values.isfinite(), torch.nan).to(E4M3))
 

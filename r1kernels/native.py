@@ -32,6 +32,7 @@ def load(backend: str) -> str | None:
     return None
 
 
+@cache
 def kernel(backend: str, name: str) -> Any:
     return getattr(getattr(torch.ops, f"r1_{backend}"), name).default
 
@@ -64,11 +65,12 @@ def able(backend: str, name: str, args: Sequence[Any]) -> bool | str:
     """True, or the reason why the compiled kernel cannot take these arguments."""
     if (reason := absent(backend, name)) is not None:
         return reason
+    device = DEVICE[backend]
     for arg in args:
         if not isinstance(arg, torch.Tensor):
             continue
-        if arg.device.type != DEVICE[backend]:
-            return f"takes {DEVICE[backend]} tensors, got one on {arg.device}"
-        if arg.is_floating_point() and arg.dtype not in DTYPES:
+        if arg.device.type != device:
+            return f"takes {device} tensors, got one on {arg.device}"
+        if arg.dtype not in DTYPES and arg.is_floating_point():
             return f"takes float32 and bfloat16, got {str(arg.dtype).removeprefix('torch.')}"
     return True

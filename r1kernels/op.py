@@ -172,8 +172,11 @@ class Op:
     def _run(self, *args: Any) -> Any:
         if self._validate is not None and _device_type(args) == "cpu":
             self._validate(*args)
+        run = self.backends[self.select(*args).backend].run
+        if not torch.is_grad_enabled():
+            return run(*args)
         with torch.no_grad():  # gradients are the registered backward's, never a reference's own
-            return self.backends[self.select(*args).backend].run(*args)
+            return run(*args)
 
     def _add_native(self, name: str) -> None:
         def when(*args: Any) -> bool | str:
@@ -225,4 +228,7 @@ def explain(op: Op | str, *args: Any) -> str:
 
 
 def _device_type(args: Sequence[Any]) -> str:
-    return next((a.device.type for a in args if isinstance(a, torch.Tensor)), "cpu")
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            return arg.device.type
+    return "cpu"

@@ -100,16 +100,19 @@ def decode(data: Tensor, scale: Tensor) -> Tensor:
 
 
 def check_scale(
-    op: str, name: str, scale: Tensor, shape: tuple[int, ...], reduced: int = -1
+    op: str, name: str, scale: Tensor, shape: tuple[int, ...], reduced: int | None = -1
 ) -> None:
     """``scale`` can be that of a tensor of ``shape`` whose dimension ``reduced`` is summed over.
+
+    None: now over the one and now over the other, as a weight in the two passes of a layer.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     rows, columns = shape[-2:]
     row_counts, column_counts = {blocks(rows), 1}, {blocks(columns), 1}
-    (column_counts if reduced == -2 else row_counts).add(columns if reduced == -2 else rows)
+    if reduced is not None:
+        (column_counts if reduced == -2 else row_counts).add(columns if reduced == -2 else rows)
     fits = (
         scale.dim() == len(shape)
         and scale.shape[:-2] == shape[:-2]

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from r1kernels import check
-from r1kernels.ops import fp8_quantize as quantize
-from r1kernels.ops.fp8_format import E4M3, SCALE_FORMATS, FP8Tensor, check_scale
-from r1kernels.ops.fp8_gemm import fp8_gemm
+from r1kernels.ops.fp8_format import BLOCK, E4M3, SCALE_FORMATS, FP8Tensor, check_scale
+from r1kernels.ops.fp8_gemm import FP8_GEMM, fp8_gemm
+from r1kernels.ops.fp8_quantize import FP8_QUANTIZE, SOURCES, fp8_quantize
 
 
 def fp8_linear(
@@ -60,13 +60,15 @@ def fp8_linear(
         got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"{op}: x: expected shape [..., K], got {got}")
     rows = x.flatten(0, -2) if x.dim() > 1 else x[None]
-    shapes("x", rows, "M K", quantize.SOURCES)
+    shapes("x", rows, "M K", SOURCES)
     check_weight(shapes, "weight", weight, quantized, "N K")
     if bias is not None:
-        shapes("bias", bias, "N", quantize.SOURCES)
+        shapes("bias", bias, "N", SOURCES)
     check.choice(op, "scale_format", scale_format, SCALE_FORMATS)
     trained = weight.requires_grad and torch.is_grad_enabled()
-    y = _Linear.apply(rows, weight, *quantized[:2], bias, scale_format, trained)
+    given = rows, weight, *quantized[:2], bias, scale_format, trained
+    taped = trained or torch.is_grad_enabled() and (rows.requires_grad or _trained(bias))
+    y = _Linear.apply(*given) if taped else _forward(*given)[0]
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -88,12 +90,9 @@ def check_weight(
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     op = shapes.op
-    shapes(name, weight, dims, (*quantize.SOURCES, E4M3))
+    shapes(name, weight, dims, (*SOURCES, E4M3))
     shapes(f"{name}'s codes", quantized.data, dims, (E4M3,))
-    for summed_over in (-1, -2):  # by the forward product, and by the gradient of its input
-        check_scale(
-            op, f"{name}'s scale", quantized.scale, tuple(quantized.data.shape), summed_over
-        )
+    check_scale(op, f"{name}'s scale", quantized.scale, tuple(quantized.data.shape), None)
     if weight.dtype == E4M3 and weight.requires_grad and not torch.compiler.is_compiling():
         # Autograd would round the gradient to codes without a scale, most of it to 0.
         taken = weight.grad_dtype if weight.is_leaf else E4M3
@@ -108,18 +107,32 @@ def gradient_dtype(weight_dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if weight_dtype == E4M3 else weight_dtype
 
 
+def _trained(bias: Tensor | None) -> bool:
+    return bias is not None and bias.requires_grad
+
+
+def _forward(
+    x: Tensor, weight: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None,
+    scale_format: str, trained: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The result, and the transposed codes and scales of x, empty unless ``trained``."""
+    # The ops themselves: a token at a time, checking anew what was checked costs as much as mm.
+    xq, xs, *x_t = FP8_QUANTIZE(x, None, 1, 1, BLOCK, scale_format == "ue8m0", trained)
+    added = None if bias is None else bias.to(x.dtype)
+    return FP8_GEMM(xq, xs, data, scale, added, x.dtype, False), *x_t
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None,
         scale_format: str, trained: bool,
     ) -> Tensor:  # fmt: skip
-        xq = quantize.fp8_quantize(x, scale_format=scale_format, both=trained)
-        added = None if bias is None else bias.to(x.dtype)
-        ctx.save_for_backward(xq.data_t, xq.scale_t, data, scale)
+        y, x_t, x_scale_t = _forward(x, weight, data, scale, bias, scale_format, trained)
+        ctx.save_for_backward(x_t, x_scale_t, data, scale)
         ctx.scale_format, ctx.x_dtype, ctx.weight_dtype = scale_format, x.dtype, weight.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return fp8_gemm(xq, FP8Tensor(data, scale), out_dtype=x.dtype, bias=added)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -128,7 +141,7 @@ class _Linear(torch.autograd.Function):
         of_x, of_weight, _, _, of_bias, _, _ = ctx.needs_input_grad
         dx = dweight = dbias = None
         if of_x or of_weight:
-            dyq = quantize.fp8_quantize(dy, scale_format=ctx.scale_format, both=of_weight)
+            dyq = fp8_quantize(dy, scale_format=ctx.scale_format, both=of_weight)
         if of_x:
             dx = fp8_gemm(dyq, FP8Tensor(data, scale), out_dtype=ctx.x_dtype, transposed=True)
         if of_weight:

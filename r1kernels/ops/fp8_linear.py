@@ -67,7 +67,7 @@ def fp8_linear(
     check.choice(op, "scale_format", scale_format, SCALE_FORMATS)
     trained = weight.requires_grad and torch.is_grad_enabled()
     given = rows, weight, *quantized[:2], bias, scale_format, trained
-    taped = trained or torch.is_grad_enabled() and (rows.requires_grad or _trained(bias))
+    taped = trained or (torch.is_grad_enabled() and (rows.requires_grad or _trained(bias)))
     y = _Linear.apply(*given) if taped else _forward(*given)[0]
     return y.view(*x.shape[:-1], y.shape[-1])
 

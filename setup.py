@@ -25,7 +25,7 @@ TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11: the oldest PyTorch that can
 # Every file of csrc/cpu is compiled once for each of these; csrc/cpu/isa.h chooses at run time.
 X86_ISAS = {
     "scalar": [],
-    "avx2": ["-mavx2", "-mfma"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
     "avx512bf16": [
         "-mavx512f",

@@ -114,6 +114,28 @@ def test_every_code_is_its_value(variant: Variant) -> None:
     assert nan.isnan().all()
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@IMPLEMENTATIONS
+def test_every_code_in_whole_panels_and_nan_alone(variant: Variant, transposed: bool) -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().nan_to_num(0)
+    b = torch.stack([codes.roll(n) for n in range(141)]).to(torch.float8_e4m3fn)  # [N, K]
+    one, identity = torch.ones(1, 1), torch.eye(256).to(torch.float8_e4m3fn)
+
+    def right(values: Tensor) -> Tensor:
+        return values.T.contiguous() if transposed else values
+
+    with variant.active() as run:
+        (out,) = run(identity, one, right(b), one, None, FP32, transposed)
+        assert torch.equal(out, b.float().T)
+        for n, k in ((5, 77), (47, 0), (48, 255), (140, 130)):
+            spoiled = b.clone()
+            spoiled[n, k] = torch.nan
+            (with_nan,) = run(identity, one, right(spoiled), one, None, FP32, transposed)
+            assert with_nan[:, n].isnan().all()
+            assert torch.equal(with_nan[:, :n], out[:, :n])
+            assert torch.equal(with_nan[:, n + 1 :], out[:, n + 1 :])
+
+
 @IMPLEMENTATIONS
 def test_products_of_small_scales_do_not_vanish(variant: Variant) -> None:
     codes, scale = quantized(torch.ones(1, 128), ROWS)

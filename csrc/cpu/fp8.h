@@ -3,7 +3,7 @@
 
 #include "cpu/simd.h"
 
-#ifdef __AVX512BW__
+#ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
 
@@ -38,7 +38,7 @@ static inline F magnitude(F x) {
   return (F)(bits >= 0x7f800000 ? U{} : bits);
 }
 
-#ifdef __AVX512BW__
+#ifdef __AVX512BF16__
 struct Bf16Codes {  // of every code without its sign
   alignas(64) uint16_t bits[128];
   constexpr Bf16Codes() : bits() {
@@ -51,9 +51,7 @@ struct Bf16Codes {  // of every code without its sign
     bits[127] = 0x7fc0;
   }
 };
-#endif
 
-#ifdef __AVX512VBMI__
 // The halves of bf16 numbers by code, and the bytes that make two units of a lane's four codes.
 struct alignas(64) Bf16Halves {
   uint8_t low[128], high[128], from[2][64];
@@ -79,11 +77,9 @@ static inline void decode_fours(__m512i code, U& one, U& two) {
   one = (U)_mm512_permutex2var_epi8(low, at(halves.from[0]), high);
   two = (U)_mm512_permutex2var_epi8(low, at(halves.from[1]), high);
 }
-#endif
 
 // 2·kWidth neighbouring codes as bf16, two in a lane, the first one in the low half.
 static inline U decode_pairs(const uint8_t* p) {
-#ifdef __AVX512BW__
   static constexpr Bf16Codes codes;
   const __m512i* table = reinterpret_cast<const __m512i*>(codes.bits);
   const __m512i code = _mm512_cvtepu8_epi16(load_as<__m256i>(p));
@@ -92,11 +88,8 @@ static inline U decode_pairs(const uint8_t* p) {
   const __mmask32 upper = _mm512_test_epi16_mask(code, _mm512_set1_epi16(0x40));
   const __m512i sign = _mm512_slli_epi16(_mm512_and_si512(code, _mm512_set1_epi16(0x80)), 8);
   return (U)_mm512_or_si512(_mm512_mask_mov_epi16(low, upper, high), sign);
-#else
-  const U pair = __builtin_convertvector(load_as<H>(p), U);
-  return (U)decode(pair & 0xff) >> 16 | ((U)decode(pair >> 8) & 0xffff0000u);
-#endif
 }
+#endif
 
 typedef uint8_t Codes __attribute__((vector_size(kWidth)));
 

@@ -27,7 +27,7 @@ struct Gemm {
                              data<uint8_t>(b), b.size(1), transposed,
                              scale_of(op, "b_scale", b_scale, columns, depth, transposed),
                              bias, out, output, columns};
-    multiply(1, columns, left.units, [&](int64_t) { return product; },
+    multiply(1, columns, depth, [&](int64_t) { return product; },
              [](int64_t) -> int64_t { return 0; }, [&](int64_t) { return rows; });
   }
 };

@@ -38,7 +38,7 @@ Tensor fp8_grouped_gemm(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, Tens
                          scale_of(kOp, "b_scale", weight_scale, columns, depth, transposed),
                          nullptr, out.data_ptr(), output, columns};
   const int64_t scales = weight_scale.size(1) * weight_scale.size(2);
-  multiply(experts, columns, decoded.units,
+  multiply(experts, columns, depth,
            [&](int64_t e) {
              Fp8Product product = whole;
              product.b += e * depth * columns;

@@ -35,10 +35,10 @@ struct Wgrad {
     int64_t longest = 0;
     for (int64_t e = 0; e < experts; ++e) longest = std::max<int64_t>(longest, end[e + 1] - end[e]);
     const int64_t across = blocks(rows);
-    multiply(experts, columns, longest / 2,
+    multiply(experts, columns, longest,
              [&](int64_t e) {
                const int64_t first = end[e], block = first / kBlock;
-               return Fp8Product{decoded.rows.p + first / 2, decoded.units, end[e + 1] - first,
+               return Fp8Product{decoded.rows.p + first / decoded.per, decoded.units, end[e + 1] - first,
                                  {data<float>(left_scale) + block, 1, across, 1},
                                  data<uint8_t>(right) + first, rows, false,
                                  {data<float>(right_scale) + block, 1, across, 1},

@@ -7,8 +7,7 @@
 #include "cpu/isa.h"
 
 namespace r1 {
-constexpr int64_t kBlockUnits = kBlock / 2;  // of 32 bits, pairs of bf16
-constexpr int64_t kTileRows = 64;            // rows that share a tile of sums
+constexpr int64_t kTileRows = 64;  // rows that share a tile of sums
 
 // The scale of row r in block b of the reduction: p[r / per · row + b · block].
 struct Fp8Scale {
@@ -22,7 +21,7 @@ enum class Fp8Output { bf16, fp32, fp16, add };  // add: to float32, in place
 
 // out[m][n] = Σ_b sa(m, b)·sb(n, b)·Σ_{k in b} a[m][k]·b[n][k]
 struct Fp8Product {
-  const uint32_t* a;  // decoded to bf16, [M][units], whole units
+  const uint32_t* a;  // decoded, [M][units], whole units
   int64_t units, depth;
   Fp8Scale a_scale;
   const uint8_t* b;    // codes: b[n·stride + k], or if transposed b[k·stride + n]
@@ -37,7 +36,9 @@ struct Fp8Product {
 }  // namespace r1
 
 #ifdef R1_BASELINE
-// Codes [rows][depth] at a stride to bf16 [rows][units], with zeros to whole units.
+// Codes in a unit of 32 bits: two where it is a pair of bf16, one where it is a float.
+R1_DECLARE(int fp8_codes_per_unit())
+// Codes [rows][depth] at a stride to numbers [rows][units], with zeros to whole units.
 R1_DECLARE(void fp8_decode_rows(const uint8_t* codes, int64_t stride, int64_t rows, int64_t depth,
                                 uint32_t* out))
 // Rows m0 to m1 of one panel of kPanel columns from n on; packed has room for its whole depth, or

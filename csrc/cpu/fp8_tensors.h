@@ -56,16 +56,16 @@ inline Tensor scales_of(const char* op, const char* name, const Tensor& t, int64
   return dense(t);
 }
 
-// Rows of codes as bf16, whole units, for the time of a product: those from first[g] to last[g] of
-// each group, in order; what lies between is padding, and is not read.
+// Rows of codes as numbers, whole units, for the time of a product: those from first[g] to last[g]
+// of each group, in order; what lies between is padding, and is not read.
 struct DecodedRows {
   static constexpr int32_t kFirst = 0;
-  int64_t units;
+  int64_t per, units;
   Buffer<uint32_t> rows;
 
   DecodedRows(const uint8_t* codes, int64_t count, int64_t depth, int64_t groups,
               const int32_t* first, const int32_t* last)
-      : units((depth + 1) / 2), rows(count * units) {
+      : per(R1_DISPATCH(fp8_codes_per_unit)()), units((depth + per - 1) / per), rows(count * units) {
     const auto kernel = R1_DISPATCH(fp8_decode_rows);
     const int64_t step = std::max<int64_t>((1 << 15) / (depth + 1), 1);
     parallel((count + step - 1) / step, [&](int64_t task, int) {
@@ -84,14 +84,16 @@ struct DecodedRows {
 };
 
 // Every panel of every product, as threads become free; first(i), last(i): the rows of product i.
+// depth: the longest reduction.
 template <class Product, class First, class Last>
-void multiply(int64_t products, int64_t columns, int64_t units, const Product& product,
+void multiply(int64_t products, int64_t columns, int64_t depth, const Product& product,
               const First& first, const Last& last) {
   const int64_t panels = (columns + kPanel - 1) / kPanel;
   int64_t most = 0;
   for (int64_t i = 0; i < products; ++i) most = std::max<int64_t>(most, last(i) - first(i));
-  const int64_t kept = most > kTileRows ? units : 0;  // else a block is used where it was made
-  const int64_t scratch = (kept + kBlockUnits) * kPanel;
+  const int64_t kept = most > kTileRows ? depth : 0;  // else a block is used where it was made
+  const int64_t per = R1_DISPATCH(fp8_codes_per_unit)();
+  const int64_t scratch = (kept + kBlock) / per * kPanel;
   Buffer<uint32_t> packed(workers() * scratch);
   const auto kernel = R1_DISPATCH(fp8_product_panel);
   parallel(products * panels, [&](int64_t task, int worker) {

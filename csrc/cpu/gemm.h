@@ -87,16 +87,16 @@ template <class T, int MR, int NR>
 static inline void products(int64_t depth, Left left, const uint32_t* b, F (&acc)[MR][NR]) {
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int n = 0; n < NR; ++n) acc[m][n] = F{};
   for (int64_t k = 0; k < depth; ++k) {
     U bk[NR];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int n = 0; n < NR; ++n) bk[n] = load_as<U>(b + k * kPanel + n * kWidth);
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
       const U am = splat_bits(load_unit(left.a + m * left.row + k * left.unit));
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int n = 0; n < NR; ++n) acc[m][n] = T::dot(acc[m][n], am, bk[n]);
     }
   }

@@ -19,7 +19,9 @@ Isa detect() {
     return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")
                ? Isa::avx512bf16
                : Isa::avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c"))
+    return Isa::avx2;
 #endif
   return Isa::scalar;
 }

@@ -3,7 +3,7 @@
 
 #include "cpu/simd.h"
 
-#ifdef __AVX512BF16__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -18,25 +18,38 @@ static inline F decode(U code) {
   return (F)(bits | (code & 0x80) << 24);
 }
 
-// The nearest codes, ties to even, of x·factor; what is no number becomes NaN.
-static inline U encode(F x, F factor) {
-  F v = x * factor;
-  v = v > splat(448.0f) ? splat(448.0f) : v;
-  v = v < splat(-448.0f) ? splat(-448.0f) : v;
+// The nearest codes, ties to even, of |v| up to 464, without a sign and with kAbove on top. What is
+// added has the last place of a code as its own, 2^-9 at least: the sum is rounded, and counts those.
+constexpr uint32_t kAbove = 0x3c8;
+static inline U encode_above(F v) {
   const U bits = (U)v & 0x7fffffff;
-  const U normal = ((bits + 0x7ffff + ((bits >> 20) & 1)) >> 20) - (120u << 3);
-  const F magic = splat(12582912.0f);  // 1.5·2^23: adding it rounds to an integer
-  const U subnormal = (U)((F)bits * splat(512.0f) + magic) - (U)magic;
-  U code = (F)bits < splat(0x1p-6f) ? subnormal : normal;
-  code = ((U)x & 0x7f800000) == 0x7f800000 ? splat_bits(0x7f) : code;
+  const U exponent = (U)max((F)(bits & 0x7f800000), splat(0x1p-6f));
+  const U added = exponent + (20u << 23);
+  return (U)((F)bits + (F)added) - added + (exponent >> 20);
+}
+
+static inline U is_number(F x) { return (U)(((U)x & 0x7f800000) != 0x7f800000); }
+
+// Whether all of these are, as bits of magnitudes.
+static inline bool are_numbers(U magnitudes) {
+  bool all = true;
+  for (int i = 0; i < kWidth; ++i) all &= magnitudes[i] < 0x7f800000;
+  return all;
+}
+
+// The codes of x·factor, at most 464 in magnitude; what is no number, unless all are, becomes NaN.
+template <bool numbers = false>
+static inline U encode(F x, F factor) {
+  U code = encode_above(x * factor) - kAbove;
+  if (!numbers) code = is_number(x) ? code : splat_bits(0x7f);
   return code | ((U)x >> 24 & 0x80);
 }
 
-// |x|, and 0 for what is no number.
-static inline F magnitude(F x) {
-  const U bits = (U)x & 0x7fffffff;
-  return (F)(bits >= 0x7f800000 ? U{} : bits);
-}
+// |x| as bits, which are ordered as the numbers are, and larger than any in what is none; 0 for that.
+static inline U magnitude(F x) { return (U)x & 0x7fffffff; }
+static inline U number_magnitude(F x) { return (U)x & 0x7fffffff & is_number(x); }
+
+static inline U largest(U a, U b) { return a > b ? a : b; }
 
 #ifdef __AVX512BF16__
 struct Bf16Codes {  // of every code without its sign
@@ -95,9 +108,36 @@ typedef uint8_t Codes __attribute__((vector_size(kWidth)));
 
 // By way of 16 bits: the compiler has instructions for each step, and none for both at once.
 static inline U load_codes(const uint8_t* p) {
-  return __builtin_convertvector(__builtin_convertvector(load_as<Codes>(p), H), U);
+  return widen(__builtin_convertvector(load_as<Codes>(p), H));
 }
 static inline void store_codes(uint8_t* p, U code) {
   store_as(p, __builtin_convertvector(__builtin_convertvector(code, H), Codes));
+}
+
+// The codes of 4·kWidth numbers, load(i) from i on, times a factor.
+template <bool numbers, class Load>
+static inline void store_encoded(uint8_t* to, F factor, const Load& load) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  __m256i sign[2], code[2];
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    __m256i x[2], c[2];
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const F v = load((2 * i + j) * kWidth);
+      const U above = encode_above(v * factor);
+      x[j] = (__m256i)v, c[j] = (__m256i)(numbers ? above : is_number(v) ? above : splat_bits(kAbove + 0x7f));
+    }
+    sign[i] = _mm256_packs_epi32(x[0], x[1]);  // saturated, a sign stays where it is
+    code[i] = _mm256_sub_epi16(_mm256_packus_epi32(c[0], c[1]), _mm256_set1_epi16(kAbove));
+  }
+  const __m256i signs = _mm256_and_si256(_mm256_packs_epi16(sign[0], sign[1]), _mm256_set1_epi8(char(0x80)));
+  const __m256i all = _mm256_or_si256(_mm256_packus_epi16(code[0], code[1]), signs);
+  store_as(to, _mm256_permutevar8x32_epi32(all, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+#else
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+    store_codes(to + i * kWidth, encode<numbers>(load(i * kWidth), factor));
+#endif
 }
 }  // namespace r1::R1_ISA

@@ -9,7 +9,6 @@
 
 #if defined(__F16C__) && !defined(__AVX512F__)
 #define R1_HALVES
-#include <immintrin.h>
 #endif
 
 namespace r1::R1_ISA {
@@ -56,10 +55,10 @@ inline void fours_of(const Row& row, __m512i (&quarter)[4]) {
     for (int part = 1; part < 4; ++part)
       v[i] = _mm512_mask_broadcast_i32x4(v[i], 0xf << 4 * part, row(4 * part + i));
   }
-  const __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpacklo_epi32(v[2], v[3]);
-  const __m512i c = _mm512_unpackhi_epi32(v[0], v[1]), d = _mm512_unpackhi_epi32(v[2], v[3]);
-  quarter[0] = _mm512_unpacklo_epi64(a, b), quarter[1] = _mm512_unpackhi_epi64(a, b);
-  quarter[2] = _mm512_unpacklo_epi64(c, d), quarter[3] = _mm512_unpackhi_epi64(c, d);
+  const __m512i a = _mm512_maskz_unpacklo_epi32(0xffff, v[0], v[1]), b = _mm512_maskz_unpacklo_epi32(0xffff, v[2], v[3]);
+  const __m512i c = _mm512_maskz_unpackhi_epi32(0xffff, v[0], v[1]), d = _mm512_maskz_unpackhi_epi32(0xffff, v[2], v[3]);
+  quarter[0] = _mm512_maskz_unpacklo_epi64(0xff, a, b), quarter[1] = _mm512_maskz_unpackhi_epi64(0xff, a, b);
+  quarter[2] = _mm512_maskz_unpacklo_epi64(0xff, c, d), quarter[3] = _mm512_maskz_unpackhi_epi64(0xff, c, d);
 }
 
 // Rows of b as lanes: [unit][kPanel] of the codes k0 to k1, which are transposed before they grow.

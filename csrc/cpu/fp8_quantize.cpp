@@ -1,4 +1,5 @@
-// fp8_quantize: tiles of 128 × 128 go through the cache once, whatever blocks and copies are wanted.
+// fp8_quantize: tiles of 128 × 128 go through the cache once, whatever blocks and copies are wanted;
+// for rows alone there are no tiles.
 #include "cpu/fp8_quantize.h"
 
 #include "cpu/fp8_tile.h"
@@ -16,18 +17,52 @@ void load_row(const typename T::Element* from, int64_t count, float* to) {
   store(to + c, T::load(rest));
 }
 
+// The row of x that row r of the result is, or -1 for zeros.
+inline int64_t source_of(const Fp8Quantize& q, int64_t r) {
+  if (!q.gather) return r;
+  return q.gather[r] < 0 ? -1 : q.gather[r] / q.top_k;
+}
+
+template <class T>
+void quantize_source(const Fp8Quantize& q, int64_t r0, int64_t r1) {
+  using Element = typename T::Element;
+  static constexpr Element kZeros[kBlock] = {};
+  const auto* x = static_cast<const Element*>(q.x);
+  const int64_t across = (q.columns + kBlock - 1) / kBlock;
+  Element padded[kWidth][kBlock];
+  for (int64_t b = 0; b < across; ++b) {
+    const int64_t column = b * kBlock, left = q.columns - column;
+    const int64_t columns = left < kBlock ? left : kBlock;
+    const bool odd = columns % (4 * kWidth) != 0;
+    const auto row = [&](int64_t r) -> const Element* {
+      const int64_t from = source_of(q, r0 + r);
+      if (from < 0) return kZeros;
+      const Element* there = x + from * q.columns + column;
+      if (!odd) return there;
+      memset(padded[r % kWidth], 0, sizeof(padded[0]));
+      memcpy(padded[r % kWidth], there, columns * sizeof(Element));
+      return padded[r % kWidth];
+    };
+    quantize_rows<T>(r1 - r0, columns, row, q.power_of_two, q.data + r0 * q.columns + column, q.columns,
+                     q.scale + r0 * across + b, across);
+  }
+}
+
 template <class T>
 void load_tile(const Fp8Quantize& q, int64_t row, int64_t column, Fp8Tile& tile) {
   const auto* x = static_cast<const typename T::Element*>(q.x);
   // Rows of zeros too: a square of transposed codes takes up to three beyond the last one.
   for (int64_t r = 0; r < kBlock && r < (tile.rows + 3) / 4 * 4; ++r) {
-    int64_t from = r < tile.rows ? row + r : -1;
-    if (q.gather && from >= 0) from = q.gather[from] < 0 ? -1 : q.gather[from] / q.top_k;
+    const int64_t from = r < tile.rows ? source_of(q, row + r) : -1;
     if (from < 0) memset(tile.v[r], 0, sizeof(tile.v[r]));
     else load_row<T>(x + from * q.columns + column, tile.columns, tile.v[r]);
   }
 }
 }  // namespace
+
+void fp8_quantize_rows(const Fp8Quantize& q, int64_t r0, int64_t r1) {
+  q.bf16 ? quantize_source<BF16>(q, r0, r1) : quantize_source<F32>(q, r0, r1);
+}
 
 void fp8_quantize_tile(const Fp8Quantize& q, int64_t row, int64_t column) {
   Fp8Tile tile;
@@ -80,26 +115,34 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fp8_quantize(Tensor x, OptionalTensor
   const int64_t scale_rows = rows == 1 ? height : down, scale_columns = columns == 1 ? width : across;
   const Tensor source = dense(x);
   auto make = [&](int64_t r, int64_t c, ScalarType dtype) {
-    return experts ? new_empty(x, {copies, r, c}, dtype) : new_empty(x, {r, c}, dtype);
+    return experts ? new_output(x, {copies, r, c}, dtype) : new_output(x, {r, c}, dtype);
   };
   Tensor codes = make(height, width, kE4M3), scale = make(scale_rows, scale_columns, ScalarType::Float);
-  Tensor codes_t = new_empty(x, {both ? width : 0, both ? down * kBlock : 0}, kE4M3);
+  Tensor codes_t = new_output(x, {both ? width : 0, both ? down * kBlock : 0}, kE4M3);
   Tensor scale_t = new_empty(x, {both ? width : 0, both ? down : 0}, ScalarType::Float);
-  const auto kernel = R1_DISPATCH(fp8_quantize_tile);
   const Fp8Block block = rows == 1      ? Fp8Block::row
                          : columns == 1 ? Fp8Block::column
                                         : Fp8Block::square;
-  // Few rows make little of a tile: then a task has several.
-  const int64_t tiles = height < kBlock ? (kBlock + height) / (height + 1) : 1;
-  const int64_t parts = (across + tiles - 1) / tiles;
-  parallel(copies * down * parts, [&](int64_t task, int) {
-    const int64_t e = task / (down * parts), row = task / parts % down * kBlock;
-    Fp8Quantize q{data<char>(source) + e * height * width * x.element_size(), is_bf16(x), height,
-                  width, data_or_null<int32_t>(order), top_k, block, power_of_two,
-                  data<uint8_t>(codes) + e * height * width, both ? data<uint8_t>(codes_t) : nullptr,
-                  data<float>(scale) + e * scale_rows * scale_columns, data<float>(scale_t)};
-    const int64_t first = task % parts * tiles;
-    for (int64_t c = first; c < first + tiles && c < across; ++c) kernel(q, row, c * kBlock);
+  const auto of_expert = [&](int64_t e) {
+    return Fp8Quantize{data<char>(source) + e * height * width * x.element_size(), is_bf16(x), height,
+                       width, data_or_null<int32_t>(order), top_k, block, power_of_two,
+                       data<uint8_t>(codes) + e * height * width,
+                       both ? data<uint8_t>(codes_t) : nullptr,
+                       data<float>(scale) + e * scale_rows * scale_columns, data<float>(scale_t)};
+  };
+  if (block == Fp8Block::row && !both) {
+    const auto kernel = R1_DISPATCH(fp8_quantize_rows);
+    const int64_t step = std::max<int64_t>((1 << 15) / (width + 1) / 16 * 16, 16);
+    const int64_t parts = (height + step - 1) / step;
+    parallel(copies * parts, [&](int64_t task, int) {
+      const int64_t first = task % parts * step;
+      kernel(of_expert(task / parts), first, std::min(first + step, height));
+    });
+    return {codes, scale, codes_t, scale_t};
+  }
+  const auto kernel = R1_DISPATCH(fp8_quantize_tile);
+  parallel(copies * down * across, [&](int64_t task, int) {
+    kernel(of_expert(task / (down * across)), task / across % down * kBlock, task % across * kBlock);
   });
   return {codes, scale, codes_t, scale_t};
 }

@@ -24,4 +24,6 @@ struct Fp8Quantize {
 #ifdef R1_BASELINE
 // The tile of 128 × 128 at (row, column).
 R1_DECLARE(void fp8_quantize_tile(const Fp8Quantize&, int64_t row, int64_t column))
+// Rows r0 to r1 in blocks of 1 × 128, where nothing else is wanted.
+R1_DECLARE(void fp8_quantize_rows(const Fp8Quantize&, int64_t r0, int64_t r1))
 #endif

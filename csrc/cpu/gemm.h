@@ -63,7 +63,7 @@ struct BF16 {
   }
   static inline U units(F low, F high) { return bf16_bits(low) | bf16_bits(high) << 16; }
   static inline U pair(H low, H high) {
-    return __builtin_convertvector(low, U) | __builtin_convertvector(high, U) << 16;
+    return widen(low) | widen(high) << 16;
   }
   static inline F load(const uint16_t* p) { return load_bf16(p); }
   static inline void store(uint16_t* p, F v) { store_bf16(p, v); }

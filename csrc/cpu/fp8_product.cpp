@@ -6,6 +6,7 @@
 #include "cpu/fp8_product.h"
 
 #include "cpu/fp8_panel.h"
+#include "cpu/fp8_row.h"
 
 namespace r1::R1_ISA {
 namespace {
@@ -13,7 +14,7 @@ constexpr int64_t kFetched = 8192;  // codes of a row: those of a panel are 384 
 constexpr int64_t kPer = Fp8Unit::kPerUnit;
 constexpr int kVectors = kWidth == 16 || kPer == 1 ? 3 : 2;  // of lanes, summed at a time
 
-// The sums of one block, promoted: z[m][n] += Σ·a_scale[m][at]·sb[n]. A function of its own keeps its
+// The sums of one block, promoted: z[m][n] += Σ·a_scale[m][at]·sb[n]. As fp8_row.h sums them. A function of its own keeps its
 // sums in registers. Always one sum of one product: it is fused, or not, alike for every MR and NR, so
 // that a row is the same bits in every batch.
 template <int MR, int NR>
@@ -21,7 +22,25 @@ __attribute__((noinline)) void block_product(int64_t depth, Left left, const uin
                                              const float* const* a_scale, int64_t at,
                                              const float* sb, float* z) {
   F acc[MR][NR];
+#ifdef R1_HALVES
+  const auto add_part = [&](int64_t first, F(&sums)[MR][NR]) __attribute__((always_inline)) {
+    const Left at{left.a + first, left.row, kParts};
+    if (depth == kBlock)
+      products<F32, MR, NR, kParts, kBlock / kParts>(0, at, b + first * kPanel, sums);
+    else products<F32, MR, NR, kParts>((depth - first + kParts - 1) / kParts, at, b + first * kPanel, sums);
+  };
+  add_part(0, acc);
+  for (int64_t first = 1; first < least(depth, kParts); ++first) {
+    F part[MR][NR];
+    add_part(first, part);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 6
+      for (int n = 0; n < NR; ++n) acc[m][n] = acc[m][n] + part[m][n];
+  }
+#else
   products<Fp8Unit, MR, NR>(depth, left, b, acc);
+#endif
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
     const F sa = splat(a_scale[m][at]);
@@ -112,6 +131,12 @@ void fp8_product_panel(const Fp8Product& f, int64_t m0, int64_t m1, int64_t n, u
   alignas(64) float z[kTileRows * kPanel];
   alignas(64) float sb[kPanel] = {};
   const int64_t lanes = least(f.columns - n, kPanel);
+#ifdef R1_HALVES
+  if (m1 - m0 == 1 && !f.transposed) {
+    multiply_row(f, m0, n, lanes, z);
+    return store_row(f, m0, n, lanes, z);
+  }
+#endif
   const float *a_scale[kTileRows], *b_scale[kPanel];
   for (int64_t i = 0; i < lanes; ++i) b_scale[i] = f.b_scale.of(n + i);
   const bool kept = m1 - m0 > kTileRows;  // for the next rows; else a block is used where it was made

@@ -131,13 +131,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fp8_quantize(Tensor x, OptionalTensor
                        data<float>(scale) + e * scale_rows * scale_columns, data<float>(scale_t)};
   };
   if (block == Fp8Block::row && !both) {
-    const auto kernel = R1_DISPATCH(fp8_quantize_rows);
-    const int64_t step = std::max<int64_t>((1 << 15) / (width + 1) / 16 * 16, 16);
-    const int64_t parts = (height + step - 1) / step;
-    parallel(copies * parts, [&](int64_t task, int) {
-      const int64_t first = task % parts * step;
-      kernel(of_expert(task / parts), first, std::min(first + step, height));
-    });
+    for (int64_t e = 0; e < copies; ++e) quantize_rows(of_expert(e));
     return {codes, scale, codes_t, scale_t};
   }
   const auto kernel = R1_DISPATCH(fp8_quantize_tile);

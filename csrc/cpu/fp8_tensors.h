@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cpu/fp8_product.h"
+#include "cpu/fp8_quantize.h"
 #include "cpu/gemm.h"
 #include "cpu/large_pages.h"
 #include "cpu/parallel.h"
@@ -54,6 +55,15 @@ inline Tensor scales_of(const char* op, const char* name, const Tensor& t, int64
   R1_CHECK(t.dim() == dims && t.scalar_type() == ScalarType::Float, op, ": ", name, ": expected ",
            dims, " dimensions of float32");
   return dense(t);
+}
+
+// All rows in blocks of 1 × 128, handed to threads.
+inline void quantize_rows(const Fp8Quantize& q) {
+  const auto kernel = R1_DISPATCH(fp8_quantize_rows);
+  const int64_t step = std::max<int64_t>((1 << 15) / (q.columns + 1) / 16 * 16, 16);
+  parallel((q.rows + step - 1) / step, [&](int64_t task, int) {
+    kernel(q, task * step, std::min((task + 1) * step, q.rows));
+  });
 }
 
 // Rows of codes as numbers, whole units, for the time of a product: those from first[g] to last[g]

@@ -82,23 +82,30 @@ static inline uint32_t load_unit(const uint32_t* p) {
   return u;
 }
 
-// acc[m][n] = Σ_k a[m][k]·b[k][n], from zero, of MR rows and NR vectors of lanes.
-template <class T, int MR, int NR>
+// acc[m][n] = Σ_k a[m][k]·b[k][n], from zero, of MR rows and NR vectors of lanes; of b every step-th k.
+// A `count` that is known, in place of depth, saves the guess where a short loop ends.
+template <class T, int MR, int NR, int step = 1, int count = 0>
 static inline void products(int64_t depth, Left left, const uint32_t* b, F (&acc)[MR][NR]) {
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 6
     for (int n = 0; n < NR; ++n) acc[m][n] = F{};
-  for (int64_t k = 0; k < depth; ++k) {
+  const auto add = [&](int64_t k) __attribute__((always_inline)) {
     U bk[NR];
 #pragma GCC unroll 6
-    for (int n = 0; n < NR; ++n) bk[n] = load_as<U>(b + k * kPanel + n * kWidth);
+    for (int n = 0; n < NR; ++n) bk[n] = load_as<U>(b + k * step * kPanel + n * kWidth);
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
       const U am = splat_bits(load_unit(left.a + m * left.row + k * left.unit));
 #pragma GCC unroll 6
       for (int n = 0; n < NR; ++n) acc[m][n] = T::dot(acc[m][n], am, bk[n]);
     }
+  };
+  if constexpr (count > 0) {
+#pragma GCC unroll 8
+    for (int64_t k = 0; k < count; ++k) add(k);
+  } else {
+    for (int64_t k = 0; k < depth; ++k) add(k);
   }
 }
 

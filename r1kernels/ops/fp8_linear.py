@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from r1kernels import check
 from r1kernels.ops.fp8_format import BLOCK, E4M3, SCALE_FORMATS, FP8Tensor, check_scale
 from r1kernels.ops.fp8_gemm import FP8_GEMM, fp8_gemm
+from r1kernels.ops.fp8_linear_forward import FP8_LINEAR_FORWARD
 from r1kernels.ops.fp8_quantize import FP8_QUANTIZE, SOURCES, fp8_quantize
 
 
@@ -59,7 +60,7 @@ def fp8_linear(
     if not isinstance(x, Tensor) or not x.dim():
         got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"{op}: x: expected shape [..., K], got {got}")
-    rows = x.flatten(0, -2) if x.dim() > 1 else x[None]
+    rows = x if x.dim() == 2 else x.flatten(0, -2) if x.dim() > 2 else x[None]
     shapes("x", rows, "M K", SOURCES)
     check_weight(shapes, "weight", weight, quantized, "N K")
     if bias is not None:
@@ -69,7 +70,7 @@ def fp8_linear(
     given = rows, weight, *quantized[:2], bias, scale_format, trained
     taped = trained or (torch.is_grad_enabled() and (rows.requires_grad or _trained(bias)))
     y = _Linear.apply(*given) if taped else _forward(*given)[0]
-    return y.view(*x.shape[:-1], y.shape[-1])
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
 
 @contextmanager
@@ -114,11 +115,14 @@ def _trained(bias: Tensor | None) -> bool:
 def _forward(
     x: Tensor, weight: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None,
     scale_format: str, trained: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The result, and the transposed codes and scales of x, empty unless ``trained``."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """The result, and the transposed codes and scales of x, empty or None unless ``trained``."""
     # The ops themselves: a token at a time, checking anew what was checked costs as much as mm.
-    xq, xs, *x_t = FP8_QUANTIZE(x, None, 1, 1, BLOCK, scale_format == "ue8m0", trained)
     added = None if bias is None else bias.to(x.dtype)
+    power_of_two = scale_format == "ue8m0"
+    if not trained and x.device.type == "cpu":
+        return FP8_LINEAR_FORWARD(x, data, scale, added, power_of_two), None, None
+    xq, xs, *x_t = FP8_QUANTIZE(x, None, 1, 1, BLOCK, power_of_two, trained)
     return FP8_GEMM(xq, xs, data, scale, added, x.dtype, False), *x_t
 
 

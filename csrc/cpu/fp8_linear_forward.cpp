@@ -1,0 +1,51 @@
+// fp8_linear_forward: rows are quantized and multiplied in one call; of few rows, calls are a large part.
+#include "cpu/fp8_product.h"
+#include "cpu/fp8_quantize.h"
+
+#ifdef R1_BASELINE
+#include "cpu/fp8_tensors.h"
+
+namespace r1 {
+namespace {
+constexpr const char* kOp = "fp8_linear_forward";
+
+Tensor fp8_linear_forward(Tensor x, Tensor weight, Tensor scale, OptionalTensor bias,
+                          bool power_of_two) {
+  R1_CHECK(x.dim() == 2, kOp, ": x: expected shape [M, K]");
+  const Tensor right = codes_of(kOp, "weight", weight, 2), factors = scales_of(kOp, "scale", scale, 2);
+  const int64_t rows = x.size(0), depth = x.size(1), columns = weight.size(0);
+  R1_CHECK(weight.size(1) == depth, kOp, ": weight: expected K = ", depth);
+  OptionalTensor addend;
+  if (bias) {
+    R1_CHECK(bias->numel() == columns, kOp, ": bias: expected shape [", columns, "]");
+    addend = to_dtype(*bias, x.scalar_type());
+  }
+  const Tensor source = dense(x);
+  Buffer<uint8_t> codes(rows * depth);
+  Buffer<float> of_rows(rows * blocks(depth));
+  quantize_rows({.x = source.data_ptr(), .bf16 = is_bf16(x), .rows = rows, .columns = depth,
+                 .gather = nullptr, .top_k = 1, .block = Fp8Block::row, .power_of_two = power_of_two,
+                 .data = codes.p, .data_t = nullptr, .scale = of_rows.p, .scale_t = nullptr});
+  Tensor out = new_output(x, {rows, columns});
+  const DecodedRows left(codes.p, rows, depth);
+  const Fp8Product product{left.rows.p, left.units, depth, {of_rows.p, 1, blocks(depth), 1},
+                           data<uint8_t>(right), depth, false,
+                           scale_of(kOp, "scale", factors, columns, depth),
+                           addend ? addend->data_ptr() : nullptr, out.data_ptr(),
+                           output_of(kOp, x.scalar_type()), columns};
+  multiply(1, columns, depth, [&](int64_t) { return product; },
+           [](int64_t) -> int64_t { return 0; }, [&](int64_t) { return rows; });
+  return out;
+}
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(r1_cpp, m) {
+  m.def(
+      "fp8_linear_forward(Tensor x, Tensor weight, Tensor scale, Tensor? bias, bool power_of_two) "
+      "-> Tensor");
+}
+STABLE_TORCH_LIBRARY_IMPL(r1_cpp, CPU, m) {
+  m.impl("fp8_linear_forward", TORCH_BOX(&fp8_linear_forward));
+}
+}  // namespace r1
+#endif

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from r1kernels import native
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -73,11 +75,13 @@ def load() -> list[dict[str, Any]]:
 
 
 def device_name(device: str) -> str:
+    """Of a CPU: virtual ones of several generations have one name, so its instructions too."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo").read_text()
-    model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    return f"{model[1] if model else platform.machine()} × {torch.get_num_threads()}"
+    found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    model = found[1] if found else platform.machine()
+    return f"{model} × {torch.get_num_threads()}, {native.processor(torch.device(device))}"
 
 
 def _key(record: dict[str, Any]) -> tuple[str, ...]:

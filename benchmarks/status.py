@@ -56,7 +56,8 @@ def source_hash(op: Op, backend: str) -> str:
 
 def lines() -> list[str]:
     """One line for each op × backend whose speed is unknown, or known of older source only."""
-    records = {(r["op"], r["implementation"], r["case"], r["kind"]): r for r in record.load()}
+    newest_last = sorted(record.load(), key=lambda one: one["date"])
+    records = {(r["op"], r["implementation"], r["case"], r["kind"]): r for r in newest_last}
     found = []
     for op in OPS.values():
         for kind, backends in reversed(PREFERENCE.items()):

@@ -32,6 +32,16 @@ def load(backend: str) -> str | None:
     return None
 
 
+def processor(device: torch.device) -> str:
+    """What decides the speed there: a GPU's name, or the instructions of the C++ kernels."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu" and load("cpp") is None:
+        found: str = torch.ops.r1_cpp.isa()
+        return found
+    return device.type
+
+
 @cache
 def kernel(backend: str, name: str) -> Any:
     return getattr(getattr(torch.ops, f"r1_{backend}"), name).default

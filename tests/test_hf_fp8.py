@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM
 
 import r1kernels
-from r1kernels import hf
+from r1kernels import hf, native
+from r1kernels.hf import fp8
 from r1kernels.nn import FP8Optimizer, with_scales
 from tests.fp8_checkpoint import KEPT, VOCABULARY, config, save
 
@@ -174,6 +175,26 @@ def test_what_stays_in_high_precision_says_why() -> None:
     assert lines["model.layers.0.self_attn.o_proj"].startswith("fp8")
 
 
+def test_auto_takes_what_was_measured_to_be_faster_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    here = native.processor(torch.device("cpu"))
+    sides = {min(w.shape[-2:]) for n, w in model.named_parameters() if "mlp.experts" in n}
+    monkeypatch.setattr(fp8, "FASTER_FROM", {(here, torch.float32): max(sides)})
+    hf.patch_fp8(model, "auto")
+    lines = dict(line.split(": ", 1) for line in hf.explain_fp8(model).splitlines())
+    for name, line in lines.items():
+        weight = next(model.get_submodule(name).parameters(recurse=False))
+        if min(weight.shape[-2:]) < max(sides) and line.startswith("left, measured"):
+            assert line == (
+                f"left, measured to be faster than float32 on {here} from {max(sides)} rows and "
+                "columns on"
+            )
+        if line.startswith("fp8"):
+            assert min(weight.shape[-2:]) >= max(sides)
+    assert any(line.startswith("fp8") for line in lines.values())
+    assert any(line.startswith("left, measured") for line in lines.values())
+
+
 def test_layers_are_chosen_by_pattern_and_by_speed() -> None:
     model = small()
     hf.patch_fp8(model, ["model.layers.*.mlp.*"])
@@ -182,7 +203,7 @@ def test_layers_are_chosen_by_pattern_and_by_speed() -> None:
     assert all(".mlp." in name for name in chosen)
     hf.unpatch_fp8(model)
     hf.patch_fp8(model, "auto")
-    assert "not measured to be faster on cpu" in hf.explain_fp8(model)
+    assert "not measured to be faster than float32 on " in hf.explain_fp8(model)
     with pytest.raises(ValueError, match="patch_fp8: DeepseekV3ForCausalLM: expected an unpatched"):
         hf.patch_fp8(model)
     hf.unpatch_fp8(model)

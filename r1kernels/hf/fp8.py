@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from r1kernels import native
 from r1kernels.hf.modules import unwrap
 from r1kernels.nn.fp8_codes import Codes
 from r1kernels.ops.fp8_experts import fp8_experts
@@ -20,9 +21,10 @@ from r1kernels.ops.moe_route import Routing
 # Small, and decisive: DeepSeek-V3 keeps them in high precision (arXiv 2412.19437, 3.3.1).
 ROUTERS = ("gate", "router", "shared_expert_gate")
 EXPERTS = ("gate_up_proj", "down_proj")
-# Smallest side of a weight from which an FP8 layer was measured to be faster than a bf16 one, by
-# kind of device. On a CPU none is (`python -m benchmarks fp8`); GPUs have no record yet.
-FASTER_FROM: dict[str, int] = {}
+# Smallest side of a weight from which an FP8 layer was measured to be faster than one in the weight's
+# dtype, for one row as for many (`python -m benchmarks fp8`), by processor. With avx512bf16 bf16 is
+# faster but for one row; GPUs have no record yet.
+FASTER_FROM: dict[tuple[str, torch.dtype], int] = {("avx2", torch.bfloat16): 2048}
 
 
 class Choice(NamedTuple):
@@ -153,11 +155,13 @@ def _unwanted(
         return "an adapter stays in high precision"
     if layers == "auto":
         weight = next(module.parameters(recurse=False))
-        kind = weight.device.type
-        if kind not in FASTER_FROM:
-            return f"not measured to be faster on {kind}"
-        if min(weight.shape[-2:]) < FASTER_FROM[kind]:
-            return f"measured to be faster on {kind} from {FASTER_FROM[kind]} rows and columns on"
+        processor = native.processor(weight.device)
+        than = f"faster than {str(weight.dtype).removeprefix('torch.')} on {processor}"
+        least = FASTER_FROM.get((processor, weight.dtype))
+        if least is None:
+            return f"not measured to be {than}"
+        if min(weight.shape[-2:]) < least:
+            return f"measured to be {than} from {least} rows and columns on"
         return None
     if layers is True or (layers and any(fnmatch(name, pattern) for pattern in layers)):
         return None

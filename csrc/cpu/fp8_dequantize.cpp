@@ -29,18 +29,30 @@ void store_floats(const Fp8DecodeRow& f, int64_t at, F v, int64_t count) {
     else static_cast<_Float16*>(f.out)[at + i] = static_cast<_Float16>(lanes[i]);
   }
 }
+
+// The codes from begin to end; scale(c) is that of the codes from c on.
+template <class Scale>
+void decode_span(const Fp8DecodeRow& f, int64_t begin, int64_t end, const Scale& scale) {
+  for (int64_t c = begin; c < end; c += kWidth) {
+    const int64_t count = end - c;
+    uint8_t some[kWidth] = {};
+    if (count < kWidth) memcpy(some, f.codes + c, count);
+    store_floats(f, c, decode(load_codes(count < kWidth ? some : f.codes + c)) * scale(c), count);
+  }
+}
 }  // namespace
 
 void fp8_decode_row(const Fp8DecodeRow& f) {
-  for (int64_t c = 0; c < f.count; c += kWidth) {
-    const int64_t count = f.count - c;
-    uint8_t some[kWidth] = {};
-    if (count < kWidth) memcpy(some, f.codes + c, count);
-    const F v = decode(load_codes(count < kWidth ? some : f.codes + c));
-    F scale = splat(f.scale[c / f.per]);
-    if (f.per == 1)
-      for (int i = 0; i < kWidth; ++i) scale[i] = f.scale[i < count ? c + i : 0];
-    store_floats(f, c, v * scale, count);
+  if (f.per == 1)
+    return decode_span(f, 0, f.count, [&](int64_t c) {
+      F scale{};
+      for (int i = 0; i < kWidth; ++i) scale[i] = f.scale[c + i < f.count ? c + i : 0];
+      return scale;
+    });
+  // Span by span: a division for each vector took longer than its codes.
+  for (int64_t c = 0; c < f.count; c += f.per) {
+    const F scale = splat(f.scale[c / f.per]);
+    decode_span(f, c, c + f.per < f.count ? c + f.per : f.count, [&](int64_t) { return scale; });
   }
 }
 }  // namespace r1::R1_ISA

@@ -69,7 +69,14 @@ static inline U bf16_bits(F v) {
   U rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
   return (v == v) ? rounded : (u >> 16 | 0x40);
 }
+#if defined(__AVX2__) && !defined(__AVX512F__)
+static inline H to_bf16(F v) {
+  const __m256i bits = (__m256i)bf16_bits(v);
+  return (H)_mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+}
+#else
 static inline H to_bf16(F v) { return __builtin_convertvector(bf16_bits(v), H); }
+#endif
 #endif
 static inline void store_bf16(uint16_t* p, F v) { store_as(p, to_bf16(v)); }
 

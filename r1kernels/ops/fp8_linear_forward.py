@@ -1,8 +1,8 @@
 """Quantizing and the forward product of a linear layer as one op, for the CPU.
 
 A layer that keeps nothing for a backward pass needs no codes of its input afterwards, and at a few
-rows, as in generation, every call costs as much as a good part of the product. On a GPU the layer is
-the two ops one after the other.
+rows, as in generation, every call costs a good part of the product. On a GPU the layer is the two
+ops one after the other.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import MEASURE
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -44,7 +46,8 @@ def run(command: str, folder: Path) -> str:
         trains = words[1] in ("run", "sft", "grpo", "eval") and "--dry-run" not in words
         words = [sys.executable, "-m", "r1train", *words[1:], *(SHORT if trains else [])]
     elif words[0] == "python":
-        words[0] = sys.executable
+        measures = words[2:3] == ["benchmarks"] and set(words) & set(MEASURE)
+        words = [sys.executable, *words[1:], *(["--quick"] if measures else [])]  # and no record
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
     result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"

@@ -78,7 +78,7 @@ def _style(axis: Any) -> None:
     axis.xaxis.label.set_color(INK)
     axis.yaxis.label.set_color(INK)
     axis.grid(color=INK, alpha=0.25, linewidth=0.6)
-    legend = axis.legend(frameon=False, fontsize=9, loc="lower right")
+    legend = axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     for text in legend.get_texts():
         text.set_color(INK)
     for side, spine in axis.spines.items():

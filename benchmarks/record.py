@@ -76,12 +76,13 @@ def load() -> list[dict[str, Any]]:
 
 def device_name(device: str) -> str:
     """Of a CPU: virtual ones of several generations have one name, so its instructions too."""
+    processor = native.processor(torch.device(device))
     if device == "cuda":
-        return torch.cuda.get_device_name()
+        return processor
     cpuinfo = Path("/proc/cpuinfo").read_text()
     found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     model = found[1] if found else platform.machine()
-    return f"{model} × {torch.get_num_threads()}, {native.processor(torch.device(device))}"
+    return f"{model} × {torch.get_num_threads()}, {processor}"
 
 
 def _key(record: dict[str, Any]) -> tuple[str, ...]:

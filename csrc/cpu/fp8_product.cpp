@@ -14,9 +14,9 @@ constexpr int64_t kFetched = 8192;  // codes of a row: those of a panel are 384 
 constexpr int64_t kPer = Fp8Unit::kPerUnit;
 constexpr int kVectors = kWidth == 16 || kPer == 1 ? 3 : 2;  // of lanes, summed at a time
 
-// The sums of one block, promoted: z[m][n] += Σ·a_scale[m][at]·sb[n]. As fp8_row.h sums them. A function of its own keeps its
-// sums in registers. Always one sum of one product: it is fused, or not, alike for every MR and NR, so
-// that a row is the same bits in every batch.
+// The sums of one block, promoted: z[m][n] += Σ·a_scale[m][at]·sb[n], in the order of fp8_row.h. A
+// function of its own keeps its sums in registers. Always one sum of one product: it is fused, or not,
+// alike for every MR and NR, so that a row is the same bits in every batch.
 template <int MR, int NR>
 __attribute__((noinline)) void block_product(int64_t depth, Left left, const uint32_t* b,
                                              const float* const* a_scale, int64_t at,

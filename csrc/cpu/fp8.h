@@ -3,10 +3,6 @@
 
 #include "cpu/simd.h"
 
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
-
 namespace r1::R1_ISA {
 // The codes in the low bytes of the lanes, with nothing above them.
 static inline F decode(U code) {
@@ -110,6 +106,26 @@ typedef uint8_t Codes __attribute__((vector_size(kWidth)));
 static inline U load_codes(const uint8_t* p) {
   return widen(__builtin_convertvector(load_as<Codes>(p), H));
 }
+// Up to `whole` codes, and zeros after them: where they are if there are as many.
+template <int whole>
+struct SomeCodes {
+  uint8_t some[whole];
+  const uint8_t* p = some;
+
+  SomeCodes(const uint8_t* codes, int64_t count) {
+    if (count >= whole) {
+      p = codes;
+      return;
+    }
+    memset(some, 0, whole);
+    if (count > 0) memcpy(some, codes, count);
+  }
+};
+
+// Up to a vector of codes.
+static inline U load_codes(const uint8_t* p, int64_t count) {
+  return load_codes(SomeCodes<kWidth>(p, count).p);
+}
 static inline void store_codes(uint8_t* p, U code) {
   store_as(p, __builtin_convertvector(__builtin_convertvector(code, H), Codes));
 }
@@ -117,7 +133,7 @@ static inline void store_codes(uint8_t* p, U code) {
 // The codes of 4·kWidth numbers, load(i) from i on, times a factor.
 template <bool numbers, class Load>
 static inline void store_encoded(uint8_t* to, F factor, const Load& load) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#ifdef R1_ISA_IS_AVX2
   __m256i sign[2], code[2];
 #pragma GCC unroll 2
   for (int i = 0; i < 2; ++i) {

@@ -28,9 +28,7 @@ void fp8_combine_token(const Fp8Combine& f, int64_t t) {
       const F weight = splat(f.weights ? f.weights[t * f.top_k + j] : 1.0f);
       const uint8_t* codes = f.codes + row * f.width + c;
       for (int64_t n = 0; n < columns; n += kWidth) {
-        uint8_t rest[kWidth] = {};
-        if (columns - n < kWidth) memcpy(rest, codes + n, columns - n);
-        const F v = decode(load_codes(columns - n < kWidth ? rest : codes + n)) * scale;
+        const F v = decode(load_codes(codes + n, columns - n)) * scale;
         store(sums + n, load(sums + n) + v * weight);
       }
     }

@@ -35,9 +35,7 @@ template <class Scale>
 void decode_span(const Fp8DecodeRow& f, int64_t begin, int64_t end, const Scale& scale) {
   for (int64_t c = begin; c < end; c += kWidth) {
     const int64_t count = end - c;
-    uint8_t some[kWidth] = {};
-    if (count < kWidth) memcpy(some, f.codes + c, count);
-    store_floats(f, c, decode(load_codes(count < kWidth ? some : f.codes + c)) * scale(c), count);
+    store_floats(f, c, decode(load_codes(f.codes + c, count)) * scale(c), count);
   }
 }
 }  // namespace

@@ -27,8 +27,7 @@ struct Gemm {
                              data<uint8_t>(b), b.size(1), transposed,
                              scale_of(op, "b_scale", b_scale, columns, depth, transposed),
                              bias, out, output, columns};
-    multiply(1, columns, depth, [&](int64_t) { return product; },
-             [](int64_t) -> int64_t { return 0; }, [&](int64_t) { return rows; });
+    multiply(product, rows);
   }
 };
 
@@ -36,11 +35,7 @@ Tensor fp8_gemm(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, OptionalTens
                 ScalarType out_dtype, bool transposed) {
   const Gemm gemm("fp8_gemm", a, a_scale, b, b_scale, transposed);
   const Fp8Output output = output_of("fp8_gemm", out_dtype);
-  OptionalTensor addend;
-  if (bias) {
-    R1_CHECK(bias->numel() == gemm.columns, "fp8_gemm: bias: expected shape [", gemm.columns, "]");
-    addend = to_dtype(*bias, out_dtype);
-  }
+  const OptionalTensor addend = addend_of("fp8_gemm", bias, gemm.columns, out_dtype);
   Tensor out = new_output(a, {gemm.rows, gemm.columns}, out_dtype);
   gemm.run("fp8_gemm", addend ? addend->data_ptr() : nullptr, out.data_ptr(), output);
   return out;

@@ -15,11 +15,7 @@ Tensor fp8_linear_forward(Tensor x, Tensor weight, Tensor scale, OptionalTensor 
   const Tensor right = codes_of(kOp, "weight", weight, 2), factors = scales_of(kOp, "scale", scale, 2);
   const int64_t rows = x.size(0), depth = x.size(1), columns = weight.size(0);
   R1_CHECK(weight.size(1) == depth, kOp, ": weight: expected K = ", depth);
-  OptionalTensor addend;
-  if (bias) {
-    R1_CHECK(bias->numel() == columns, kOp, ": bias: expected shape [", columns, "]");
-    addend = to_dtype(*bias, x.scalar_type());
-  }
+  const OptionalTensor addend = addend_of(kOp, bias, columns, x.scalar_type());
   const Tensor source = dense(x);
   Buffer<uint8_t> codes(rows * depth);
   Buffer<float> of_rows(rows * blocks(depth));
@@ -33,8 +29,7 @@ Tensor fp8_linear_forward(Tensor x, Tensor weight, Tensor scale, OptionalTensor 
                            scale_of(kOp, "scale", factors, columns, depth),
                            addend ? addend->data_ptr() : nullptr, out.data_ptr(),
                            output_of(kOp, x.scalar_type()), columns};
-  multiply(1, columns, depth, [&](int64_t) { return product; },
-           [](int64_t) -> int64_t { return 0; }, [&](int64_t) { return rows; });
+  multiply(product, rows);
   return out;
 }
 }  // namespace

@@ -7,10 +7,6 @@
 #include "cpu/gemm.h"
 #include "cpu/transpose.h"
 
-#if defined(__F16C__) && !defined(__AVX512F__)
-#define R1_HALVES
-#endif
-
 namespace r1::R1_ISA {
 #ifdef __AVX512BF16__
 using Fp8Unit = BF16;
@@ -18,30 +14,17 @@ using Fp8Unit = BF16;
 using Fp8Unit = F32;
 #endif
 
-// What the numbers of a panel are too small by; those of the left operand are as much too large.
-#ifdef R1_HALVES
+// What the numbers of a panel are too small by, those of the left operand being as much too large; and
+// the parts that a block is summed in, every so many products one, as the lanes of fp8_row.h are.
+#ifdef R1_ISA_IS_AVX2
 constexpr float kPanelDivisor = 256;
+constexpr int kParts = kWidth;
 #else
 constexpr float kPanelDivisor = 1;
+constexpr int kParts = 1;
 #endif
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Up to `whole` codes, and zeros after them: where they are if there are as many.
-template <int whole>
-struct SomeCodes {
-  uint8_t some[whole];
-  const uint8_t* p = some;
-
-  SomeCodes(const uint8_t* codes, int64_t count) {
-    if (count >= whole) {
-      p = codes;
-      return;
-    }
-    memset(some, 0, whole);
-    if (count > 0) memcpy(some, codes, count);
-  }
-};
 
 #ifdef __AVX512BF16__
 // 16 codes of each of 16 rows, row(i), four of them to a lane: quarter q has the codes from 4·q on.
@@ -95,8 +78,8 @@ static inline void pack_columns(const Fp8Product& f, int64_t n0, int64_t k0, int
   for (int64_t k = k0; k < k1; k += 2, out += kPanel) {
     const uint8_t* row = f.b + k * f.stride + n0;
     for (int64_t n = 0; n < lanes; n += kWidth) {
-      U unit = (U)decode(load_codes(SomeCodes<kWidth>(row + n, lanes - n).p)) >> 16;
-      if (k + 1 < k1) unit |= (U)decode(load_codes(SomeCodes<kWidth>(row + f.stride + n, lanes - n).p));
+      U unit = (U)decode(load_codes(row + n, lanes - n)) >> 16;
+      if (k + 1 < k1) unit |= (U)decode(load_codes(row + f.stride + n, lanes - n));
       store_as(out + n, unit);
     }
   }
@@ -106,7 +89,7 @@ static inline U left_units(const uint8_t* codes) { return decode_pairs(codes); }
 
 #else
 
-#ifdef R1_HALVES
+#ifdef R1_ISA_IS_AVX2
 // The bits of a code are those of a half of which 2^8 times as much is meant: one shift from a float,
 // subnormal or not. Only NaN would be 480.
 static inline __m256i halves(__m256i codes_above) {  // a code in the upper byte of each 16 bits
@@ -196,7 +179,7 @@ static inline void decode_columns(const uint8_t* const (&row)[kWidth], int64_t c
 // `count` codes of a row.
 static inline void decode_panel_row(const uint8_t* codes, int64_t count, float* to) {
   for (int64_t n = 0; n < count; n += kWidth)
-    store(to + n, decode(load_codes(SomeCodes<kWidth>(codes + n, count - n).p)));
+    store(to + n, decode(load_codes(codes + n, count - n)));
 }
 #endif
 

@@ -22,12 +22,12 @@ __attribute__((noinline)) void block_product(int64_t depth, Left left, const uin
                                              const float* const* a_scale, int64_t at,
                                              const float* sb, float* z) {
   F acc[MR][NR];
-#ifdef R1_HALVES
   const auto add_part = [&](int64_t first, F(&sums)[MR][NR]) __attribute__((always_inline)) {
     const Left at{left.a + first, left.row, kParts};
-    if (depth == kBlock)
-      products<F32, MR, NR, kParts, kBlock / kParts>(0, at, b + first * kPanel, sums);
-    else products<F32, MR, NR, kParts>((depth - first + kParts - 1) / kParts, at, b + first * kPanel, sums);
+    const uint32_t* from = b + first * kPanel;
+    if (kParts > 1 && depth == kBlock)
+      products<Fp8Unit, MR, NR, kParts, kBlock / kParts>(0, at, from, sums);
+    else products<Fp8Unit, MR, NR, kParts>((depth - first + kParts - 1) / kParts, at, from, sums);
   };
   add_part(0, acc);
   for (int64_t first = 1; first < least(depth, kParts); ++first) {
@@ -38,9 +38,6 @@ __attribute__((noinline)) void block_product(int64_t depth, Left left, const uin
 #pragma GCC unroll 6
       for (int n = 0; n < NR; ++n) acc[m][n] = acc[m][n] + part[m][n];
   }
-#else
-  products<Fp8Unit, MR, NR>(depth, left, b, acc);
-#endif
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
     const F sa = splat(a_scale[m][at]);
@@ -131,7 +128,7 @@ void fp8_product_panel(const Fp8Product& f, int64_t m0, int64_t m1, int64_t n, u
   alignas(64) float z[kTileRows * kPanel];
   alignas(64) float sb[kPanel] = {};
   const int64_t lanes = least(f.columns - n, kPanel);
-#ifdef R1_HALVES
+#ifdef R1_ISA_IS_AVX2
   if (m1 - m0 == 1 && !f.transposed) {
     multiply_row(f, m0, n, lanes, z);
     return store_row(f, m0, n, lanes, z);

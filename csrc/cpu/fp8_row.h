@@ -3,12 +3,9 @@
 
 #include "cpu/fp8_panel.h"
 
-#ifdef R1_HALVES
+#ifdef R1_ISA_IS_AVX2
 namespace r1::R1_ISA {
-// Lane r sums every eighth product from r on: what a panel sums in as many parts.
-constexpr int kParts = kWidth;
-
-// acc[i] += a·codes of 8 rows, 32 of each.
+// acc[i] += a·codes of 8 rows, 32 of each: lane r sums every eighth product from r on.
 static inline void add_products(const float* a, const uint8_t* const (&row)[8], F (&acc)[8], __m256i& most) {
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {

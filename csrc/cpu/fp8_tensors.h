@@ -112,5 +112,19 @@ void multiply(int64_t products, int64_t columns, int64_t depth, const Product& p
     kernel(product(i), first(i), last(i), task % panels * kPanel, packed.p + worker * scratch);
   });
 }
+
+// The panels of one product.
+inline void multiply(const Fp8Product& product, int64_t rows) {
+  multiply(1, product.columns, product.depth, [&](int64_t) { return product; },
+           [](int64_t) -> int64_t { return 0; }, [&](int64_t) { return rows; });
+}
+
+// A bias [columns], added in the dtype of the result.
+inline OptionalTensor addend_of(const char* op, const OptionalTensor& bias, int64_t columns,
+                                ScalarType dtype) {
+  if (!bias) return std::nullopt;
+  R1_CHECK(bias->numel() == columns, op, ": bias: expected shape [", columns, "]");
+  return to_dtype(*bias, dtype);
+}
 }  // namespace
 }  // namespace r1

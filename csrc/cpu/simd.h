@@ -51,7 +51,7 @@ static inline F max(F a, F b) { return a > b ? a : b; }
 #endif
 
 // The compiler widens 16 bits to 32 in halves and puts these together, where AVX2 needs one step.
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#ifdef R1_ISA_IS_AVX2
 static inline U widen(H h) { return (U)_mm256_cvtepu16_epi32((__m128i)h); }
 #else
 static inline U widen(H h) { return __builtin_convertvector(h, U); }
@@ -69,7 +69,7 @@ static inline U bf16_bits(F v) {
   U rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
   return (v == v) ? rounded : (u >> 16 | 0x40);
 }
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#ifdef R1_ISA_IS_AVX2
 static inline H to_bf16(F v) {
   const __m256i bits = (__m256i)bf16_bits(v);
   return (H)_mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));

@@ -23,19 +23,14 @@ ROOT = Path(__file__).parent
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11: the oldest PyTorch that can load the libraries
 
 # Every file of csrc/cpu is compiled once for each of these; csrc/cpu/isa.h chooses at run time.
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+AVX512BF16 = [*AVX512, "-mavx512bf16", "-mavx512vbmi"]
 X86_ISAS = {
     "scalar": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
-    "avx512bf16": [
-        "-mavx512f",
-        "-mavx512bw",
-        "-mavx512dq",
-        "-mavx512vl",
-        "-mfma",
-        "-mavx512bf16",
-        "-mavx512vbmi",
-    ],
+    "avx512": AVX512,
+    "avx512bf16": AVX512BF16,
+    "amx": [*AVX512BF16, "-mamx-tile", "-mamx-bf16"],
 }
 CPU_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-Wall", "-Wextra", "-Wno-unused-parameter",
              "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]  # fmt: skip

@@ -19,7 +19,7 @@ from r1kernels.ops import moe_route as ops
 from r1kernels.ops.moe_route import MOE_ROUTE, MOE_ROUTE_BACKWARD, VARIANTS, Variant
 from r1kernels.testing.compare import Truth, bitwise_problems
 
-ISAS = ("scalar", "avx2", "avx512", "avx512bf16")
+ISAS = ("scalar", "avx2", "avx512", "avx512bf16", "amx")
 ON_CPU = ["torch"]
 if native.absent("cpp", "moe_route") is None:
     ON_CPU += [f"cpp-{isa}" for isa in ISAS[: ISAS.index(torch.ops.r1_cpp.isa()) + 1]]

@@ -86,7 +86,7 @@ def test_dtypes_and_devices_that_a_kernel_cannot_take_are_reasons() -> None:
 @needs_cpp
 def test_the_instruction_set_can_be_lowered_and_restored() -> None:
     best = torch.ops.r1_cpp.isa()
-    assert best in ("scalar", "avx2", "avx512", "avx512bf16")
+    assert best in ("scalar", "avx2", "avx512", "avx512bf16", "amx")
     torch.ops.r1_cpp.limit_isa("scalar")
     assert torch.ops.r1_cpp.isa() == "scalar"
     torch.ops.r1_cpp.limit_isa("")

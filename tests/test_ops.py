@@ -27,7 +27,7 @@ DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 BACKENDS = {device: ("torch", *PREFERENCE[device]) for device in DEVICES}
 if triton.INTERPRETED:
     BACKENDS["cpu"] += ("triton",)
-CPU_ISAS = ("scalar", "avx2", "avx512", "avx512bf16")  # what setup.py builds, weakest first
+CPU_ISAS = ("scalar", "avx2", "avx512", "avx512bf16", "amx")  # what setup.py builds, weakest first
 
 
 class Variant(NamedTuple):

@@ -116,7 +116,7 @@ Tensor grouped_mm_backward(Tensor left, Tensor right, Tensor offsets) {
   const Groups all("grouped_mm_backward", offsets, left.size(0), bf16);
   const Tensor left_rows = dense(left), right_rows = dense(right);
   Tensor out = new_output(left, {all.experts, left_columns, columns});
-  const int64_t lanes = (columns + kPanel - 1) / kPanel * kPanel, scratch = (all.longest + 1) * kPanel;
+  const int64_t lanes = (columns + kPanel - 1) / kPanel * kPanel, scratch = all.longest * kPanel;
   Buffer<uint32_t> right_panels(all.units * lanes), packed(workers() * scratch);
   large_pages(right_panels.p, all.units * lanes * 4);
   const GroupedMmBackward f{bf16, left_columns, columns, left_rows.data_ptr(),

@@ -16,7 +16,8 @@ struct Groups {
   std::vector<Group> groups;
   std::vector<Part> parts;
   std::vector<int64_t> without_rows;  // experts
-  int64_t rows, experts, longest = 0, units = 0, panels = 0;
+  int64_t rows, experts, units = 0, panels = 0;
+  int64_t longest = 0;  // rows of a group, to whole squares
 
   // With a gather, the padding at the end of an expert's rows is left out.
   Groups(const char* op, const Tensor& offsets, int64_t all_rows, bool bf16,
@@ -65,7 +66,7 @@ struct Groups {
       panels += (parts.back().rows + kPanel - 1) / kPanel;
     }
     units += bf16 ? (group.rows + 1) / 2 : group.rows;
-    longest = std::max(longest, group.rows);
+    longest = std::max(longest, (group.rows + kSquare - 1) / kSquare * kSquare);
   }
 };
 

@@ -139,6 +139,7 @@ static void sum_of_rows(int64_t rows, const Row& left, int64_t m0, int64_t m1,
       const auto* row = left(i);
       return row ? row + m : nullptr;
     }, packed);
+    turn<T>(packed, units);
     for (int64_t n = 0; n < columns; n += kPanel) {
       const int64_t lanes = at_most(columns - n, kPanel);
       gemm_panel<T>(count, lanes, units, Left{packed, 1, kPanel}, right + n * units, z, kPanel,

@@ -5,20 +5,40 @@
 #include <atomic>
 #include <string>
 
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "common/op.h"
 
 namespace r1 {
 namespace {
-constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512bf16"};
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx"};
+
+#ifdef R1_HAS_AVX2
+// Linux gives a process the registers of AMX when it asks.
+bool may_use_tiles() {
+#ifdef __linux__
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 Isa detect() {
 #ifdef R1_HAS_AVX2
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")
-               ? Isa::avx512bf16
-               : Isa::avx512;
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi"))
+      return Isa::avx512;
+    return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && may_use_tiles()
+               ? Isa::amx
+               : Isa::avx512bf16;
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c"))
     return Isa::avx2;
@@ -34,12 +54,12 @@ std::string isa_name() { return kNames[static_cast<int>(isa())]; }
 std::string limit_isa(std::string name) {
   Isa limit = detect();
   bool known = name.empty();
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < 5; ++i)
     if (name == kNames[i]) {
       known = true;
       if (static_cast<Isa>(i) < limit) limit = static_cast<Isa>(i);
     }
-  R1_CHECK(known, "limit_isa: name: expected scalar, avx2, avx512, avx512bf16 or nothing, got ", name);
+  R1_CHECK(known, "limit_isa: name: expected scalar, avx2, avx512, avx512bf16, amx or nothing, got ", name);
   current = limit;
   return isa_name();
 }

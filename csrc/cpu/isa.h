@@ -18,7 +18,7 @@
 #endif
 
 namespace r1 {
-enum class Isa { scalar, avx2, avx512, avx512bf16 };
+enum class Isa { scalar, avx2, avx512, avx512bf16, amx };
 Isa isa();  // the best set this machine has, or the limit that a test has set
 }  // namespace r1
 
@@ -27,12 +27,14 @@ Isa isa();  // the best set this machine has, or the limit that a test has set
   namespace r1::scalar { signature; }       \
   namespace r1::avx2 { signature; }         \
   namespace r1::avx512 { signature; }       \
-  namespace r1::avx512bf16 { signature; }
+  namespace r1::avx512bf16 { signature; }   \
+  namespace r1::amx { signature; }
 #define R1_DISPATCH(function)                                     \
-  (r1::isa() == r1::Isa::avx512bf16 ? r1::avx512bf16::function    \
-   : r1::isa() == r1::Isa::avx512   ? r1::avx512::function        \
-   : r1::isa() == r1::Isa::avx2     ? r1::avx2::function          \
-                                    : r1::scalar::function)
+  (r1::isa() == r1::Isa::amx          ? r1::amx::function         \
+   : r1::isa() == r1::Isa::avx512bf16 ? r1::avx512bf16::function  \
+   : r1::isa() == r1::Isa::avx512     ? r1::avx512::function      \
+   : r1::isa() == r1::Isa::avx2       ? r1::avx2::function        \
+                                      : r1::scalar::function)
 #else
 #define R1_DECLARE(signature) \
   namespace r1::scalar { signature; }

@@ -106,6 +106,7 @@ static void gradient_tile(const Backward& f, int64_t block, int64_t v0, int64_t 
     }
     out.store_one(v, lane, value);
   }
+  turn<T>(out.by_row, ceil_div(cols, T::kPerUnit));
 }
 
 // Whole pages of [begin, end) are read for the last time: they become no memory at all.

@@ -58,6 +58,7 @@ static void frozen(const Frozen& f) {
           float* p = expected + lane * h.lanes() + j;
           store(p, load(p) * splat(rescale[lane]));
         }
+      turn<T>(products, ceil_div(cols, T::kPerUnit));
       gemm<T>(lanes, h.lanes(), ceil_div(cols, T::kPerUnit), Left{products, 1, kRows},
               f.packed_weight, expected, h.lanes(), true);
     });

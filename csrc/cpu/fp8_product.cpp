@@ -12,8 +12,35 @@ namespace r1::R1_ISA {
 namespace {
 constexpr int64_t kFetched = 8192;  // codes of a row: those of a panel are 384 KiB at most
 constexpr int64_t kPer = Fp8Unit::kPerUnit;
+#ifdef __AMX_BF16__
+constexpr int64_t kAhead = kBlock;  // codes: tiles wait until what they load has been stored
+#else
+constexpr int64_t kAhead = 0;  // the first cache has room for one block
+#endif
 constexpr int kVectors = kWidth == 16 || kPer == 1 ? 3 : 2;  // of lanes, summed at a time
 
+#ifdef __AMX_BF16__
+// The sums of one block, promoted: z[m][n] += Σ·a_scale[m][at]·sb[n].
+void block_of_panel(int64_t rows, int64_t lanes, int64_t depth, const uint32_t* b,
+                    const Fp8Product& f, int64_t m0, int64_t block, const float* const* a_scale,
+                    const float* sb, float* z) {
+  constexpr int NR = kPanel / kWidth;
+  alignas(64) float sums[kTileRows * kPanel];
+  const Left left{f.a + m0 * f.units + block * (kBlock / kPer), f.units, 1};
+  gemm_panel<BF16>(rows, lanes, depth, left, b, sums, kPanel, false);
+  const F factor[NR] = {load(sb), load(sb + kWidth), load(sb + 2 * kWidth)};
+  for (int64_t m = 0; m < rows; ++m) {
+    const F sa = splat(a_scale[m][block * f.a_scale.block]);
+#pragma GCC unroll 3
+    for (int n = 0; n < NR; ++n) {
+      float* sum = z + m * kPanel + n * kWidth;
+      // Scales alone may underflow.
+      store(sum, load(sum) + load(sums + m * kPanel + n * kWidth) * sa * factor[n]);
+    }
+  }
+}
+
+#else
 // The sums of one block, promoted: z[m][n] += Σ·a_scale[m][at]·sb[n], in the order of fp8_row.h. A
 // function of its own keeps its sums in registers. Always one sum of one product: it is fused, or not,
 // alike for every MR and NR, so that a row is the same bits in every batch.
@@ -83,6 +110,7 @@ void block_of_panel(int64_t rows, int64_t lanes, int64_t depth, const uint32_t* 
     else block_strip<kVectors>(rows, depth, b + n, f, m0, block, a_scale, sb + n, z + n);
   }
 }
+#endif
 
 inline float element(const void* p, Fp8Output type, int64_t at) {
   if (type == Fp8Output::bf16) return bf16_to_float(static_cast<const uint16_t*>(p)[at]);
@@ -136,21 +164,28 @@ void fp8_product_panel(const Fp8Product& f, int64_t m0, int64_t m1, int64_t n, u
 #endif
   const float *a_scale[kTileRows], *b_scale[kPanel];
   for (int64_t i = 0; i < lanes; ++i) b_scale[i] = f.b_scale.of(n + i);
-  const bool kept = m1 - m0 > kTileRows;  // for the next rows; else a block is used where it was made
+  const bool kept = m1 - m0 > kTileRows;  // for the next rows; else blocks take turns
+  const auto units_of = [&](int64_t k) {
+    return packed + (kept ? k : k % (kAhead + kBlock)) / kPer * kPanel;
+  };
+  const auto pack = [&](int64_t k) {
+    if (k >= f.depth) return;
+    const int64_t end = least(f.depth, k + kBlock);
+    if (f.transposed) return pack_columns(f, n, k, end, units_of(k));
+    if (k % kFetched == 0) fetch_rows(f, n, k, least(f.depth, k + kFetched));
+    pack_rows(f, n, k, end, units_of(k));
+  };
   for (int64_t m = m0; m < m1; m += kTileRows) {
     const int64_t rows = least(m1 - m, kTileRows);
     for (int64_t r = 0; r < rows; ++r) a_scale[r] = f.a_scale.of(m + r);
     memset(z, 0, rows * kPanel * sizeof(float));
+    if (kAhead > 0 && m == m0) pack(0);
     for (int64_t k = 0; k < f.depth; k += kBlock) {
-      const int64_t block = k / kBlock, end = least(f.depth, k + kBlock);
-      uint32_t* units = packed + (kept ? k / kPer * kPanel : 0);
-      if (m == m0 && f.transposed) pack_columns(f, n, k, end, units);
-      if (m == m0 && !f.transposed) {
-        if (k % kFetched == 0) fetch_rows(f, n, k, least(f.depth, k + kFetched));
-        pack_rows(f, n, k, end, units);
-      }
+      const int64_t block = k / kBlock;
+      if (m == m0) pack(k + kAhead);
       for (int64_t i = 0; i < lanes; ++i) sb[i] = b_scale[i][block * f.b_scale.block];
-      block_of_panel(rows, lanes, (end - k + kPer - 1) / kPer, units, f, m, block, a_scale, sb, z);
+      block_of_panel(rows, lanes, (least(f.depth - k, kBlock) + kPer - 1) / kPer, units_of(k), f, m,
+                     block, a_scale, sb, z);
     }
     for (int64_t r = 0; r < rows; ++r) store_row(f, m + r, n, lanes, z + r * kPanel);
   }

@@ -42,7 +42,7 @@ R1_DECLARE(int fp8_codes_per_unit())
 R1_DECLARE(void fp8_decode_rows(const uint8_t* codes, int64_t stride, int64_t rows, int64_t depth,
                                 uint32_t* out))
 // Rows m0 to m1 of one panel of kPanel columns from n on; packed has room for its whole depth, or
-// for one block of it if there are at most kTileRows rows.
+// for two blocks of it if there are at most kTileRows rows.
 R1_DECLARE(void fp8_product_panel(const Fp8Product&, int64_t m0, int64_t m1, int64_t n,
                                   uint32_t* packed))
 #endif

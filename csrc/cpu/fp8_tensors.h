@@ -101,9 +101,9 @@ void multiply(int64_t products, int64_t columns, int64_t depth, const Product& p
   const int64_t panels = (columns + kPanel - 1) / kPanel;
   int64_t most = 0;
   for (int64_t i = 0; i < products; ++i) most = std::max<int64_t>(most, last(i) - first(i));
-  const int64_t kept = most > kTileRows ? depth : 0;  // else a block is used where it was made
+  const int64_t kept = most > kTileRows ? depth : 0;  // else blocks are used where they were made
   const int64_t per = R1_DISPATCH(fp8_codes_per_unit)();
-  const int64_t scratch = (kept + kBlock) / per * kPanel;
+  const int64_t scratch = (kept + 2 * kBlock) / per * kPanel;
   Buffer<uint32_t> packed(workers() * scratch);
   const auto kernel = R1_DISPATCH(fp8_product_panel);
   parallel(products * panels, [&](int64_t task, int worker) {

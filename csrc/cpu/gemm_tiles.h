@@ -86,15 +86,15 @@ struct LeftTiles {
         next(kSquare * left.row), unit(left.unit), ahead(left.ahead) {}
 };
 
-// tile NR·m + n += rows 16·m on × lanes 16·n on. Of MT tiles on the left the last of one n is the
-// first of the next: it stays loaded.
+// Tile NR·m + n += rows 16·m on × lanes 16·n on. Rows far apart are loaded once; of the panel, which
+// lies close, the last lanes of one m are the first of the next and stay.
 template <int MT, int NR>
 static inline void add_products(const uint32_t* a, int64_t next, int64_t stride, const uint32_t* b) {
-  unrolled<NR>([&]<int n>() {
-    tile_load<kRight>(b + n * kSquare, kPanel);
-    unrolled<MT>([&]<int i>() {
-      constexpr int m = n % 2 ? MT - 1 - i : i;
-      if (i > 0 || n == 0) tile_load<kLeft>(a + m * next, stride);
+  unrolled<MT>([&]<int m>() {
+    tile_load<kLeft>(a + m * next, stride);
+    unrolled<NR>([&]<int i>() {
+      constexpr int n = m % 2 ? NR - 1 - i : i;
+      if (i > 0 || m == 0) tile_load<kRight>(b + n * kSquare, kPanel);
       tile_multiply<NR * m + n>();
     });
   });
@@ -132,27 +132,21 @@ static inline void sum_tiles(int64_t rows, int64_t depth, const LeftTiles& left,
 template <int NR>
 static void gemm_tiles(int64_t rows, int64_t depth, Left left, const uint32_t* b, float* c,
                        int64_t ldc, bool accumulate) {
-  constexpr int64_t kDepth = 160;  // units: a slice of a panel is 30 KiB, about the first cache
   alignas(64) uint32_t end[kSquare * kPanel];
   if (const int64_t rest = depth % kSquare) {
     memcpy(end, b + (depth - rest) * kPanel, rest * kPanel * 4);
     memset(end + rest * kPanel, 0, (kSquare - rest) * kPanel * 4);
   }
-  const int64_t whole = rows - rows % kSquare;
-  if (whole) shape_tiles(kSquare);
-  for (int64_t k = 0; whole && (k < depth || k == 0); k += kDepth) {
-    const int64_t d = depth - k < kDepth ? depth - k : kDepth;
-    const Left at{left.a + k * left.unit, left.row, left.unit, left.ahead};
-    const bool add = accumulate || k > 0;
-    const uint32_t* bk = b + k * kPanel;
-    int64_t m = 0;
-    for (; m + 2 * kSquare <= whole; m += 2 * kSquare)
-      sum_tiles<2, NR>(2 * kSquare, d, LeftTiles(at, m), bk, end, c + m * ldc, ldc, add);
-    if (m < whole) sum_tiles<1, NR>(kSquare, d, LeftTiles(at, m), bk, end, c + m * ldc, ldc, add);
-  }
-  if (whole == rows) return;
-  shape_tiles(rows - whole);
-  sum_tiles<1, NR>(rows - whole, depth, LeftTiles(left, whole), b, end, c + whole * ldc, ldc, accumulate);
+  const auto sum = [&]<int MT>(int64_t m, int64_t count) {
+    sum_tiles<MT, NR>(count, depth, LeftTiles(left, m), b, end, c + m * ldc, ldc, accumulate);
+  };
+  int64_t m = 0;
+  if (rows >= kSquare) shape_tiles(kSquare);
+  for (; m + 2 * kSquare <= rows; m += 2 * kSquare) sum.template operator()<2>(m, 2 * kSquare);
+  for (; m + kSquare <= rows; m += kSquare) sum.template operator()<1>(m, kSquare);
+  if (m == rows) return;
+  shape_tiles(rows - m);
+  sum.template operator()<1>(m, rows - m);
 }
 
 // One panel, as gemm_panel's.

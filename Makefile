@@ -2,15 +2,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Beside a CPU build of PyTorch, for the interpreter; a CUDA build brings its own.
 TRITON := triton==3.6.0
-# Every GPU kernel once under the memory checker, where it is installed.
-MEMCHECK := ! command -v compute-sanitizer || PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-	timeout 80 compute-sanitizer --error-exitcode 1 $(PYTHON) -m pytest -q tests/test_ops.py \
-	-k "equals and cuda and not torch-cuda and not everything"
 # Running out of time is no failure: what was recorded until then stays.
 OR_LATE := || test $$? = 124
+# Most of a test on a GPU is compiling: with pytest-xdist on as many cores as there are.
+WORKERS = $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo -n auto)
+GPU_TESTS := tests/test_ops.py tests/r1train/test_trainer.py \
+	$(filter-out %_build.py,$(wildcard tests/test_triton_*.py tests/test_cuda_*.py))
+# Of csrc/cuda alone: the checkers run a kernel up to a hundred times as slowly.
+SANITIZER := compute-sanitizer --error-exitcode 1 --kernel-regex kns=_ZN2r1
 INPUTS := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 
-.PHONY: setup demo test bench gpu style clean
+.PHONY: setup demo test bench gpu gpu-build gpu-test gpu-sanitize gpu-bench style clean
 
 setup: .venv/installed
 
@@ -38,16 +40,27 @@ style: setup
 bench: setup
 	$(BIN)/python -m benchmarks
 
-# No network, at most ten minutes: builds in place with the Python it finds, tests every CUDA and
-# Triton kernel, writes records.
-gpu:
+# On a machine with a GPU, without a network, for the Python at hand. Each of the three parts takes at
+# most ten minutes.
+gpu: gpu-test gpu-sanitize gpu-bench
+
+gpu-build:
 	$(PYTHON) setup.py build_ext --inplace
-	timeout 120 $(PYTHON) -m pytest -q tests/test_ops.py -k "cuda and not torch-cuda" $(OR_LATE)
-	$(MEMCHECK) $(OR_LATE)
+
+gpu-test: gpu-build
+	timeout 450 $(PYTHON) -m pytest -q $(WORKERS) $(GPU_TESTS) \
+	-k "(cuda or test_triton or test_cuda) and not torch-cuda" $(OR_LATE)
+
+gpu-sanitize: gpu-build
+	for tool in memcheck racecheck synccheck; do \
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 160 $(SANITIZER) --tool $$tool \
+	$(PYTHON) -m pytest -q tests/test_ops.py -k "equals and cuda-cuda" $(OR_LATE) || exit 1; done
+
+gpu-bench: gpu-build
 	timeout 150 $(PYTHON) -m benchmarks head $(OR_LATE)
-	timeout 60 $(PYTHON) -m benchmarks moe $(OR_LATE)
-	timeout 60 $(PYTHON) -m benchmarks fp8 $(OR_LATE)
-	timeout 90 $(PYTHON) -m benchmarks ops $(OR_LATE)
+	timeout 100 $(PYTHON) -m benchmarks moe $(OR_LATE)
+	timeout 100 $(PYTHON) -m benchmarks fp8 $(OR_LATE)
+	timeout 150 $(PYTHON) -m benchmarks ops $(OR_LATE)
 	$(PYTHON) -m benchmarks status
 
 clean:

@@ -93,6 +93,17 @@ def test_threads_change_no_bit(transposed: bool) -> None:
         assert torch.equal(one, two)
 
 
+@compiled
+def test_what_other_libraries_leave_in_the_processor_does_not_matter() -> None:
+    """PyTorch names shapes of AMX tiles of its own, on the same threads."""
+    x, weight, offsets = operands(False, torch.bfloat16, 130, 200)
+    with r1kernels.using("cpp", GROUPED_MM):
+        before = r1kernels.grouped_mm(x, weight, offsets)
+        for rows in (5, 16, 33):
+            torch.mm(torch.ones(rows, 48).bfloat16(), torch.ones(48, 20).bfloat16())
+            assert torch.equal(r1kernels.grouped_mm(x, weight, offsets), before)
+
+
 @pytest.mark.parametrize("ends", [[0, 4, 2, 5], [1, 2, 3, 5], [0, 2, 3, 6]], ids=str)
 def test_offsets_that_are_none(ends: list[int]) -> None:
     with pytest.raises(ValueError, match="grouped_mm: offsets: expected"):

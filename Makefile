@@ -57,10 +57,11 @@ gpu-sanitize: gpu-build
 	$(PYTHON) -m pytest -q tests/test_ops.py -k "equals and cuda-cuda" $(OR_LATE) || exit 1; done
 
 gpu-bench: gpu-build
-	timeout 150 $(PYTHON) -m benchmarks head $(OR_LATE)
-	timeout 100 $(PYTHON) -m benchmarks moe $(OR_LATE)
-	timeout 100 $(PYTHON) -m benchmarks fp8 $(OR_LATE)
-	timeout 150 $(PYTHON) -m benchmarks ops $(OR_LATE)
+	timeout 140 $(PYTHON) -m benchmarks head $(OR_LATE)
+	timeout 80 $(PYTHON) -m benchmarks moe $(OR_LATE)
+	timeout 80 $(PYTHON) -m benchmarks fp8 $(OR_LATE)
+	timeout 80 $(PYTHON) -m benchmarks train $(OR_LATE)
+	timeout 140 $(PYTHON) -m benchmarks ops $(OR_LATE)
 	$(PYTHON) -m benchmarks status
 
 clean:

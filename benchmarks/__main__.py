@@ -2,7 +2,8 @@
 
 ops: each op alone. head: whole tasks, from hidden states to gradients, at
 several sizes. scaling: the loss against the number of rows. moe: a mixture of
-experts, with its growth. fp8: a linear layer in FP8. all: these five.
+experts, with its growth. fp8: a linear layer in FP8. train: a step of training, of
+whole models. all: these six.
 
 status: which kernels have no record of their present source.
 plot: draw how time and memory grow, and the roofline of FP8, from the records.
@@ -19,11 +20,11 @@ from collections.abc import Iterator
 import torch
 
 import r1kernels  # noqa: F401  (declares the ops)
-from benchmarks import fp8, head, moe, ops, plot, prove, record, roofline, scaling, status
+from benchmarks import fp8, head, moe, ops, plot, prove, record, roofline, scaling, status, train
 from benchmarks.record import Row
 from r1kernels.op import OPS
 
-MEASURE = ("ops", "moe", "fp8", "head", "scaling")
+MEASURE = ("ops", "moe", "fp8", "head", "scaling", "train")
 
 
 def main() -> None:
@@ -77,6 +78,8 @@ def measure(options: argparse.Namespace, device: str) -> Iterator[list[Row]]:
         yield from head.bench(device, options.quick)
     if "scaling" in wanted:
         yield from scaling.bench(device, options.quick)
+    if "train" in wanted:
+        yield from train.bench(device, options.quick)
 
 
 if __name__ == "__main__":

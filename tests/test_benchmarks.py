@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import fp8_tasks, head, moe_tasks, ops, peers, plot, record, scaling, status, whole
+from benchmarks import (
+    fp8_tasks,
+    head,
+    moe_tasks,
+    ops,
+    peers,
+    plot,
+    record,
+    scaling,
+    status,
+    train,
+    train_tasks,
+    whole,
+)  # fmt: skip
 from benchmarks.peers.adapt import Peer, one_temperature
 from benchmarks.record import Row
 from benchmarks.table import show, table
@@ -201,7 +214,13 @@ def small_moe(kind: str) -> moe_tasks.Scenario:
     return moe_tasks.Scenario("small", 40, 32, 4, 48, 24, kind, torch.float32)
 
 
-SMALL = [*map(small, KINDS), *map(small_moe, moe_tasks.OURS)]
+def small_step(kind: str) -> train_tasks.Scenario:
+    return train_tasks.Scenario("small", "deepseek-v3-mini", 3, 4, 6, 5, kind, active=0.5)
+
+
+SMALL = [
+    *map(small, KINDS), *map(small_moe, moe_tasks.OURS), *map(small_step, train_tasks.OURS)
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -228,6 +247,18 @@ def test_every_layer_in_fp8_does_the_same_task(name: str, forward: bool) -> None
     exact = whole.step("eager", scenario, scenario.make("cpu", scenario.exact_dtype))()
     got = whole.step(name, scenario, scenario.make("cpu"))()
     assert whole.error(got, exact) < (1e-2 if name == "bf16" else 6e-2)  # three bits of mantissa
+
+
+def test_of_two_texts_only_the_first_token_that_differs_counts() -> None:
+    exact = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
+    assert whole.error((exact,), (exact,)) == 0
+    other = torch.tensor([[1, 2, 3, 4], [5, 0, 0, 0]])
+    assert whole.error((other,), (exact,)) == 1 / 6  # of the four and the two up to there
+
+
+def test_a_step_counts_the_tokens_of_completions() -> None:
+    scenario = small_step("rollout")
+    assert train.rates(scenario, [row("hf", 0.5), row("trl", None)]) == "hf 120"  # 12 × 5 in 0.5 s
 
 
 def test_a_missing_peer_is_absent_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from r1kernels.testing import timing
 from r1kernels.testing.compare import bitwise_problems, upcast
 from r1kernels.testing.memory import extra_peak
 from r1kernels.testing.poison import poisoned
@@ -74,3 +76,10 @@ def test_candidates_are_timed_in_turn() -> None:
     medians = interleaved(calls, seconds=0.0, rounds=(3, 3), warmup=1)
     assert order == ["a", "b", *"abbaab"]
     assert all(seconds >= 0 for seconds in medians.values())
+
+
+def test_what_takes_very_long_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"quick": iter([1.0, 2.0, 3.0]), "slow": iter([20.0])}
+    calls = {name: partial(next, each) for name, each in times.items()}
+    monkeypatch.setattr(timing, "_cpu_seconds", lambda call: call())
+    assert interleaved(calls, rounds=(3, 3), warmup=0) == {"quick": 2.0, "slow": 20.0}

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.peers.adapt import Peer, one_temperature
+from benchmarks.peers.trl_train import update
 from benchmarks.tasks import losses_of
 
 TILE = 32768  # columns of a tile, as its trainers call it
@@ -67,7 +68,11 @@ def _of_logits(logits: Tensor, target: Tensor) -> Tensor:
 PEERS = (
     Peer(
         "trl",
-        tasks=losses_of(_of_hidden) | losses_of(_of_logits, given_logits=True),
+        tasks={
+            **losses_of(_of_hidden),
+            **losses_of(_of_logits, given_logits=True),
+            "update": update,
+        },
         ops={"linear_logprob": linear_logprob, "logprob": logprob},
         needs=("trl",),
     ),

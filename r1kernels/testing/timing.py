@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 Call = Callable[[], Any]
+PATIENCE = 10.0  # seconds
 L2_BYTES = 256 << 20  # larger than any cache of today's GPUs
 
 
@@ -27,7 +28,8 @@ def interleaved(
 
     Args:
         seconds: a candidate that has run for so long, and for the fewest rounds, is done.
-        rounds: the fewest and the most rounds, whatever ``seconds`` says.
+        rounds: the fewest and the most rounds, whatever ``seconds`` says; but what has once taken
+            ``PATIENCE`` seconds is done.
         warmup: untimed calls of each candidate: compilation, caches, allocator.
     """
     clock = _cuda_seconds if device == "cuda" else _cpu_seconds
@@ -37,7 +39,11 @@ def interleaved(
     times: dict[str, list[float]] = {name: [] for name in candidates}
     fewest, most = rounds
     for done in range(most):
-        running = [name for name in times if done < fewest or sum(times[name]) < seconds]
+        running = [
+            name
+            for name, known in times.items()
+            if max(known, default=0) < PATIENCE and (done < fewest or sum(known) < seconds)
+        ]
         for name in running[:: 1 if done % 2 == 0 else -1]:
             times[name].append(clock(candidates[name]))
     return {name: statistics.median(values) for name, values in times.items()}

@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace, device: str) -> Iterator[list[Row]]:
     wanted = ("ops",) if options.op else MEASURE if options.what == "all" else (options.what,)
     if "ops" in wanted:
         for op in [OPS[options.op]] if options.op else OPS.values():
-            yield ops.bench(op, device, options.quick)
+            yield from ops.bench(op, device, options.quick)
     if "moe" in wanted:
         yield from moe.bench(device, options.quick)
     if "fp8" in wanted:

@@ -6,7 +6,7 @@ prints no speed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
@@ -25,15 +25,16 @@ from r1kernels.testing.timing import interleaved
 PEER_ERROR = 1e-2  # relative: a peer need not be as exact, but must have done the same task
 
 
-def bench(op: Op, device: str, quick: bool) -> list[Row]:
-    """Measure every case of ``op`` that is made for timing, print a table each, give the rows."""
-    found: list[Row] = []
+def bench(op: Op, device: str, quick: bool) -> Iterator[list[Row]]:
+    """Measure every case of ``op`` that is made for timing, print a table each, give its rows."""
     for case in op.cases:
         if case.timed_on(device):
-            rows, problems = bench_case(op, case, device, quick)
+            try:
+                rows, problems = bench_case(op, case, device, quick)
+            except Exception as error:  # no memory, most likely: it must not cost the other cases
+                rows, problems = [], [f"{type(error).__name__}: {error}"]
             show(f"{op.name}, {case.name}", rows, problems)
-            found += rows
-    return found
+            yield rows
 
 
 def bench_case(op: Op, case: Case, device: str, quick: bool) -> tuple[list[Row], list[str]]:

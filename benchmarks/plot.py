@@ -79,6 +79,9 @@ def _draw(drawing: Drawing, records: Sequence[Record], folder: Path) -> list[Pat
         return []
     newest = max(there, key=lambda record: record["date"])
     there = [record for record in there if record["device"] == newest["device"]]
+    about = next((r for r in there if r["op"] == drawing.panels[0].task), None)
+    if about is None:
+        return []
     names = list(dict.fromkeys(record["implementation"] for record in there))
     names.sort(key=lambda name: name != whole.WE)
     count = len(drawing.panels)
@@ -98,7 +101,6 @@ def _draw(drawing: Drawing, records: Sequence[Record], folder: Path) -> list[Pat
         if ends:
             _axes(axis, panel, sorted({record["shape"][panel.axis] for record in mine}))
             _labels(axis, ends)
-    about = next(r for r in there if r["op"] == drawing.panels[0].task)
     title = drawing.title.format(*about["shape"], device=about["device"])
     figure.suptitle(title, color=INK, fontsize=9)
     folder.mkdir(exist_ok=True)

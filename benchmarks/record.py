@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shutil
 import subprocess
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -101,6 +102,8 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str:
+    if shutil.which("git") is None:
+        return "unknown"
     run = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
     )

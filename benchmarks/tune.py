@@ -68,7 +68,11 @@ def descend(
 def neighbours(parameters: Parameters) -> Iterator[Parameters]:
     for name, value in parameters.items():
         steps = (value - 1, value + 1) if name == "num_stages" else (value // 2, 2 * value)
-        yield from ({**parameters, name: step} for step in steps if step >= 1)
+        for step in steps:
+            new = {**parameters, name: step}
+            # A part of a tile is none of more columns than the tile has.
+            if step >= 1 and new.get("PART", 0) <= new.get("COLUMNS", inf):
+                yield new
 
 
 def cases(module: str, device: str) -> Iterator[Checked]:

@@ -86,7 +86,10 @@ def measure(
     """Check, time (``rounds`` and ``seconds`` of each) and weigh every implementation."""
     torch._dynamo.reset()  # it would stop compiling after eight shapes
     names = implementations(scenario, device)
-    exact = step(scenario.yardstick, scenario, scenario.make(device, scenario.exact_dtype))()
+    try:
+        exact = step(scenario.yardstick, scenario, scenario.make(device, scenario.exact_dtype))()
+    except Exception as error:  # no memory, most likely: it must not cost the other scenarios
+        return Measured([], [f"{scenario.yardstick}: {type(error).__name__}: {error}"])
     task = made(scenario, device)
     calls = {name: step(name, scenario, task) for name in names}
     problems: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_wrong_result_prints_no_speed(toy: Op, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = {row.implementation: row for row in ops.bench(toy, "cpu", quick=True)}
+    rows = {row.implementation: row for row in chain(*ops.bench(toy, "cpu", quick=True))}
     assert list(rows) == ["right", "wrong", "eager"]
     assert rows["right"].seconds is not None
     assert rows["right"].roofline is not None
@@ -88,7 +89,7 @@ def test_a_peer_that_gives_something_else_has_no_speed(
         return x[:-1] * 2
 
     monkeypatch.setattr(ops.peers, "for_op", lambda op, device: {"other": other})
-    rows = {row.implementation: row for row in ops.bench(toy, "cpu", quick=True)}
+    rows = {row.implementation: row for row in chain(*ops.bench(toy, "cpu", quick=True))}
     assert rows["other"].seconds is None
     assert rows["right"].ratio is None
 
@@ -100,11 +101,25 @@ def test_a_peer_that_fails_costs_only_its_own_row(
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(ops.peers, "for_op", lambda op, device: {"compile": broken})
-    rows = {row.implementation: row for row in ops.bench(toy, "cpu", quick=True)}
+    rows = {row.implementation: row for row in chain(*ops.bench(toy, "cpu", quick=True))}
     assert rows["compile"].seconds is None
     assert rows["right"].seconds is not None
     assert rows["right"].ratio is None
     assert "compile: RuntimeError: no compiler" in capsys.readouterr().out
+
+
+def test_a_case_that_cannot_be_measured_costs_only_itself(
+    toy: Op, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(ops, "bench_case", fail)
+    monkeypatch.setattr(whole, "step", fail)
+    assert list(chain(*ops.bench(toy, "cpu", quick=True))) == []
+    assert "OutOfMemoryError: no memory" in capsys.readouterr().out
+    measured = whole.measure(small("grpo"), "cpu", True, rounds=(1, 1), seconds=0.1)
+    assert measured == ([], ["eager: OutOfMemoryError: no memory"])
 
 
 @pytest.mark.parametrize(
@@ -345,6 +360,14 @@ def test_tuning_keeps_what_is_faster_and_stops() -> None:
 
     assert tune.descend(entry, cost, lambda: kept.append(entry[tune.WIDTH])) == (50.0, 1.0)
     assert entry[tune.WIDTH] == kept[-1] == {"ROWS": 64, "num_stages": 2}
+
+
+def test_a_part_of_a_tile_never_has_more_columns_than_the_tile() -> None:
+    pytest.importorskip("triton")
+    from benchmarks.tune import neighbours
+
+    found = list(neighbours({"COLUMNS": 64, "PART": 64}))
+    assert found == [{"COLUMNS": 128, "PART": 64}, {"COLUMNS": 64, "PART": 32}]
 
 
 def test_the_launch_table_is_written_as_it_is_read() -> None:

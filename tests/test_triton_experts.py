@@ -172,9 +172,10 @@ def test_half_precision(op: Op) -> None:
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_weights_past_two_to_the_31st_element(transposed: bool) -> None:
-    experts = 2**19 + 1
-    weight = torch.empty(experts, 64, 64, dtype=torch.float16, device=DEVICE)
-    weight[-1] = torch.arange(64 * 64, device=DEVICE).view(64, 64)
+    experts, columns = 2**10 + 1, 2**15  # few experts: a program scans all of their offsets
+    shape = (64, columns) if transposed else (columns, 64)
+    weight = torch.empty(experts, *shape, dtype=torch.float16, device=DEVICE)
+    weight[-1] = (torch.arange(64 * columns, device=DEVICE) % 2048).view(shape)
     x = torch.eye(64, device=DEVICE)[3:4].half()
     offsets = torch.zeros(experts + 1, dtype=torch.int32, device=DEVICE)
     offsets[-1] = 1

@@ -2,8 +2,8 @@
 
 ops: each op alone. head: whole tasks, from hidden states to gradients, at
 several sizes. scaling: the loss against the number of rows. moe: a mixture of
-experts, with its growth. fp8: a linear layer in FP8. train: a step of training, of
-whole models. all: these six.
+experts, with its growth. fp8: a linear layer in FP8. train: whole models, a
+GRPO update and a rollout. all: these six.
 
 status: which kernels have no record of their present source.
 plot: draw how time and memory grow, and the roofline of FP8, from the records.

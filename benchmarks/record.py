@@ -30,7 +30,8 @@ class Row:
     seconds: median. tflops, gbps: of the task, over the median. roofline: the least possible time
     on this device, over the measured one. ratio: time over that of the fastest peer.
     error: see ``compare.Parity``, or ``whole.error``. peak, returned: bytes above the inputs, and
-    those of them that are results. shape: sizes of a whole task: T, H, V, or T, E, k, H, I.
+    those of them that are results. shape: sizes of a whole task: T, H, V, or T, E, k, H, I, or of
+    a step of training T, prompts, completions of each, tokens of the longest prompt and completion.
     source: see ``status``.
     """
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.record import Row
 
@@ -35,9 +35,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(_line(cells, widths) for cells in (header, rule, *rows))
 
 
-def show(title: str, rows: Sequence[Row], problems: Iterable[str]) -> None:
+def show(
+    title: str,
+    rows: Sequence[Row],
+    problems: Iterable[str],
+    header: Sequence[str] = HEADER,
+    cells: Callable[[Row], Sequence[str]] = cells,
+) -> None:
     """Print one table, and why some of its rows have no speed."""
-    print(f"\n{textwrap.fill(title, WIDTH)}\n{table(HEADER, [cells(row) for row in rows])}")
+    print(f"\n{textwrap.fill(title, WIDTH)}\n{table(header, [cells(row) for row in rows])}")
     for problem in problems:
         print(textwrap.fill(textwrap.shorten(problem, 4 * WIDTH), WIDTH), flush=True)
 

@@ -92,10 +92,9 @@ class Scenario(NamedTuple):
 
     def describe(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        longest = self.completion if self.kind == "rollout" else f"≤ {self.completion}"
         return (
             f"{self.name}: {self.model}, {self.prompts} prompts of ≤ {self.prompt} tokens × "
-            f"{self.group} completions of {longest}, {dtype}"
+            f"{self.group} completions of ≤ {self.completion}, {dtype}"
         )
 
     @property
@@ -116,6 +115,7 @@ class Scenario(NamedTuple):
         budget = self.token_budget
         if dtype is not None:
             model = model.to(dtype)
+            model.set_experts_implementation("eager")  # nothing else is quick in float64
             model.set_experts_implementation("eager")  # grouped_mm has no float64
             budget = budget * self.dtype.itemsize // dtype.itemsize  # to need no more memory
         rng = random.Random(1)
@@ -149,8 +149,8 @@ class Scenario(NamedTuple):
 def llama(**sizes: int) -> Any:
     from transformers import LlamaConfig
 
-    # Weights so large that a greedy text goes on, where smaller ones repeat a token for ever.
-    spread = 1.4 * sizes["hidden_size"] ** -0.5
+    # Logits of about one: from the usual 0.02 a greedy text repeats one token for ever.
+    spread = sizes["hidden_size"] ** -0.5
     return LlamaConfig(tie_word_embeddings=True, initializer_range=spread, **sizes)
 
 

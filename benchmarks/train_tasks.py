@@ -116,7 +116,6 @@ class Scenario(NamedTuple):
         if dtype is not None:
             model = model.to(dtype)
             model.set_experts_implementation("eager")  # nothing else is quick in float64
-            model.set_experts_implementation("eager")  # grouped_mm has no float64
             budget = budget * self.dtype.itemsize // dtype.itemsize  # to need no more memory
         rng = random.Random(1)
         vocabulary = range(model.config.vocab_size)

@@ -71,8 +71,24 @@ def load_model(
         patch_fp8(model)
     patch_moe(model)  # before the cast, so that its routers' biases stay float32
     # Codes and their scales are no numbers to cast.
-    torch.nn.Module.to(model, device_of(config), None if stored else dtype)
+    _cast(model, device_of(config), None if stored else dtype)
     return model.eval(), tokenizer
+
+
+def _cast(model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Moves the model, and casts its parameters alone.
+
+    Rounded to bfloat16, the frequencies of the positions would be radians off after a thousand
+    tokens.
+    """
+    constants = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    torch.nn.Module.to(model, device, dtype)
+    for module, name, buffer in constants:
+        setattr(module, name, buffer.to(device))
 
 
 def mini_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTokenizerFast:

@@ -29,7 +29,8 @@ class LogitMap(NamedTuple):
     softcap: float | None
 
     def __call__(self, z: Tensor) -> Tensor:
-        z = z * self.logit_scale
+        if self.logit_scale != 1:
+            z = z * self.logit_scale
         return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
 
 

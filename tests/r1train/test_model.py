@@ -41,6 +41,17 @@ def test_the_seed_decides_the_weights(mini):
     assert torch.equal(torch.random.get_rng_state(), state)  # the global generator is not touched
 
 
+def test_a_dtype_is_that_of_the_parameters_and_not_of_the_frequencies_of_positions(mini):
+    exact, _ = mini
+    choice = ModelConfig(preset="deepseek-v3-mini")
+    model, _ = load_model(Config(model=choice, dtype="bfloat16"), ["a"])
+    assert model.dtype == torch.bfloat16
+    frequencies = {name: b for name, b in model.named_buffers() if name.endswith("inv_freq")}
+    assert frequencies
+    for name, buffer in frequencies.items():
+        assert torch.equal(buffer, exact.get_buffer(name)), name
+
+
 def test_tags_and_digits_are_tokens_of_their_own():
     tokenizer = mini_tokenizer(["What is 12 + 34?"] * 3)
     text = "<think>12+3=15</think><answer>15</answer>"

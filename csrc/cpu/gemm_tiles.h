@@ -84,6 +84,10 @@ struct LeftTiles {
   LeftTiles(Left left, int64_t m)
       : a(left.a + m * left.row), stride(left.row == 1 ? left.unit : left.row),
         next(kSquare * left.row), unit(left.unit), ahead(left.ahead) {}
+  // 16 units of a row, from unit k on; k is a multiple of 16.
+  const uint32_t* row(int64_t r, int64_t k) const {
+    return a + k * unit + r / kSquare * next + r % kSquare * stride;
+  }
 };
 
 // Tile NR·m + n += rows 16·m on × lanes 16·n on. Rows far apart are loaded once; of the panel, which
@@ -111,17 +115,15 @@ static inline void sum_tiles(int64_t rows, int64_t depth, const LeftTiles& left,
   });
   int64_t k = 0;
   for (; k + kSquare <= depth; k += kSquare) {
-    const uint32_t* a = left.a + k * left.unit;
     for (int64_t r = 0; left.ahead && r < rows; ++r)
-      __builtin_prefetch(a + r % kSquare * left.stride + r / kSquare * left.next + left.ahead, 0, 2);
-    add_products<MT, NR>(a, left.next, left.stride, b + k * kPanel);
+      __builtin_prefetch(left.row(r, k) + left.ahead, 0, 2);
+    add_products<MT, NR>(left.row(0, k), left.next, left.stride, b + k * kPanel);
   }
   if (k < depth) {
     alignas(64) uint32_t a[MT * kSquare * kSquare];
     const auto some = static_cast<__mmask16>((1 << (depth - k)) - 1);
     for (int64_t r = 0; r < rows; ++r)
-      store_as(a + r * kSquare, _mm512_maskz_loadu_epi32(some, left.a + k * left.unit + r / kSquare * left.next +
-                                                                   r % kSquare * left.stride));
+      store_as(a + r * kSquare, _mm512_maskz_loadu_epi32(some, left.row(r, k)));
     add_products<MT, NR>(a, kSquare * kSquare, kSquare, end);
   }
   unrolled<MT * NR>([&]<int i>() {

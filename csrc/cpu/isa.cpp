@@ -3,6 +3,7 @@
 
 #ifdef R1_BASELINE
 #include <atomic>
+#include <iterator>
 #include <string>
 
 #ifdef __linux__
@@ -54,7 +55,7 @@ std::string isa_name() { return kNames[static_cast<int>(isa())]; }
 std::string limit_isa(std::string name) {
   Isa limit = detect();
   bool known = name.empty();
-  for (int i = 0; i < 5; ++i)
+  for (int i = 0; i < static_cast<int>(std::size(kNames)); ++i)
     if (name == kNames[i]) {
       known = true;
       if (static_cast<Isa>(i) < limit) limit = static_cast<Isa>(i);

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 import r1kernels
 
@@ -182,6 +183,14 @@ def made(name: str, dtype: torch.dtype) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(MODELS[name](), dtype=dtype)
     model.generation_config.eos_token_id = None  # every completion has all its tokens
     return model.eval()
+
+
+def padded(texts: list[list[int]], side: str) -> tuple[Tensor, Tensor]:
+    """Tokens and mask, [B, S]."""
+    rows = [torch.tensor(text) for text in texts]
+    both = rows, [torch.ones_like(row) for row in rows]
+    ids, mask = (pad_sequence(each, batch_first=True, padding_side=side) for each in both)
+    return ids, mask
 
 
 def take_gradients(model: PreTrainedModel) -> list[Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,25 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import (
-    fp8_tasks,
-    head,
-    moe_tasks,
-    ops,
-    peers,
-    plot,
-    record,
-    scaling,
-    status,
-    train,
-    train_tasks,
-    whole,
-)
+from benchmarks import fp8_tasks, head, moe_tasks, ops, peers, plot, record, scaling, status, whole
 from benchmarks.peers.adapt import Peer, one_temperature
 from benchmarks.record import Row
 from benchmarks.table import show, table
 from benchmarks.tasks import KINDS, Scenario
 from r1kernels.op import OPS, PREFERENCE, Case, Op
+from tests.benchmarking import each_implementation, row
 
 NAME = "toy_double"
 
@@ -56,12 +43,6 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Op]:
     yield op
     del OPS[NAME]
     lib._destroy()
-
-
-def row(implementation: str, seconds: float | None = 1.0, **fields: Any) -> Row:
-    values = {"op": "op", "case": "case", "implementation": implementation, "seconds": seconds}
-    unknown = dict.fromkeys(("tflops", "gbps", "roofline", "ratio"))
-    return Row(**{**values, **unknown, "error": 0.0, **fields})
 
 
 @pytest.fixture
@@ -233,14 +214,7 @@ def small_moe(kind: str) -> moe_tasks.Scenario:
 SMALL = [*map(small, KINDS), *map(small_moe, moe_tasks.OURS)]
 
 
-@pytest.mark.parametrize(
-    ("name", "scenario"),
-    [
-        pytest.param(name, scenario, id=f"{scenario.kind}-{name}")
-        for scenario in SMALL
-        for name in whole.implementations(scenario, "cpu")
-    ],
-)
+@each_implementation(SMALL)
 def test_every_implementation_does_the_same_task(name: str, scenario: whole.Scenario) -> None:
     exact = whole.step(scenario.yardstick, scenario, scenario.make("cpu", torch.float64))()
     with torch.compiler.set_stance("force_eager"):  # the formulas; compiling takes long
@@ -257,64 +231,6 @@ def test_every_layer_in_fp8_does_the_same_task(name: str, forward: bool) -> None
     exact = whole.step("eager", scenario, scenario.make("cpu", scenario.exact_dtype))()
     got = whole.step(name, scenario, scenario.make("cpu"))()
     assert whole.error(got, exact) < (1e-2 if name == "bf16" else 6e-2)  # three bits of mantissa
-
-
-def small_step(kind: str, active: float = 0.5, model: str = "deepseek-v3-mini") -> Any:
-    return train_tasks.Scenario(
-        "small", model, 2, 4, 12, 6, kind, active=active, token_budget=32
-    )  # in parts: a text has up to 18 tokens
-
-
-@cache
-def truth(scenario: train_tasks.Scenario) -> tuple[torch.Tensor, ...]:
-    return whole.step("hf", scenario, scenario.make("cpu", torch.float64))()
-
-
-STEPS = [small_step("update"), small_step("update", model="llama-mini"), small_step("rollout")]
-
-
-@pytest.mark.parametrize(
-    ("name", "scenario"),
-    [
-        pytest.param(name, scenario, id=f"{scenario.kind}-{scenario.model}-{name}")
-        for scenario in STEPS
-        for name in whole.implementations(scenario, "cpu")
-    ],
-)
-def test_every_step_of_training_is_the_same(name: str, scenario: train_tasks.Scenario) -> None:
-    exact, task = truth(scenario), scenario.make("cpu")
-    call = whole.step(name, scenario, task)
-    for _ in range(2):  # nothing stays of the first: neither gradients nor weights
-        assert whole.error(call(), exact) < 1e-5
-    assert exact[0].abs().sum() > 0
-    assert all(parameter.grad is None for parameter in task.model.parameters())
-
-
-def test_groups_of_equal_rewards_have_no_advantage() -> None:
-    task = small_step("update").make("cpu")
-    assert [bool(group.any()) for group in task.advantages.view(2, 4)] == [True, False]
-
-
-def test_tokens_that_follow_from_another_one_do_not_count() -> None:
-    exact = torch.arange(12).view(3, 4)
-    assert whole.differing(exact, exact) == 0.0
-    other = exact.clone()
-    other[1, 1:] += 1  # after 1 token that agrees, of 4 + 2 + 4 that can be compared
-    assert whole.differing(other, exact) == pytest.approx(0.1)
-    assert whole.differing(exact + 1, exact) == 1.0
-
-
-def test_a_step_of_training_is_shown_in_tokens_a_second(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def measure(scenario: train_tasks.Scenario, *_: Any, **__: Any) -> whole.Measured:
-        return whole.Measured([row(whole.WE, 2.0, shape=(3000,)), row("hf", None)], [])
-
-    monkeypatch.setattr(train, "measure", measure)
-    assert len(list(train.bench("cpu", quick=True))) == 2
-    printed = capsys.readouterr().out
-    assert [cell.strip() for cell in printed.splitlines()[5].split("|")[2:4]] == ["2000 ms", "1500"]
-    assert max(map(len, printed.splitlines())) <= 80
 
 
 def test_a_missing_peer_is_absent_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

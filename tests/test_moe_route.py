@@ -18,11 +18,11 @@ from r1kernels.op import Case
 from r1kernels.ops import moe_route as ops
 from r1kernels.ops.moe_route import MOE_ROUTE, MOE_ROUTE_BACKWARD, VARIANTS, Variant
 from r1kernels.testing.compare import Truth, bitwise_problems
+from tests import instruction_sets
 
-ISAS = ("scalar", "avx2", "avx512", "avx512bf16", "amx")
 ON_CPU = ["torch"]
 if native.absent("cpp", "moe_route") is None:
-    ON_CPU += [f"cpp-{isa}" for isa in ISAS[: ISAS.index(torch.ops.r1_cpp.isa()) + 1]]
+    ON_CPU += [f"cpp-{isa}" for isa in instruction_sets.here()]
 every_backend = pytest.mark.parametrize("backend", ON_CPU)
 every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 

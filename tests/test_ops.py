@@ -16,18 +16,18 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import r1kernels
-from r1kernels import native, triton
+from r1kernels import triton
 from r1kernels.__main__ import unavailable
 from r1kernels.op import OPS, PREFERENCE, Case, Op
 from r1kernels.ops.head import LogProb
 from r1kernels.testing.compare import Truth, as_tuple, bitwise_problems
 from r1kernels.testing.poison import poisoned
+from tests import instruction_sets
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 BACKENDS = {device: ("torch", *PREFERENCE[device]) for device in DEVICES}
 if triton.INTERPRETED:
     BACKENDS["cpu"] += ("triton",)
-CPU_ISAS = ("scalar", "avx2", "avx512", "avx512bf16", "amx")  # what setup.py builds, weakest first
 
 
 class Variant(NamedTuple):
@@ -63,12 +63,6 @@ class Variant(NamedTuple):
                 torch.ops.r1_cpp.limit_isa("")
 
 
-def isas() -> tuple[str, ...]:
-    if native.load("cpp") is not None:
-        return ()
-    return CPU_ISAS[: CPU_ISAS.index(torch.ops.r1_cpp.isa()) + 1]
-
-
 VARIANTS = [
     Variant(device, op, backend)
     for device in DEVICES
@@ -81,7 +75,7 @@ ISA_VARIANTS = [
     variant._replace(isa=isa)
     for variant in VARIANTS
     if variant.backend == "cpp"
-    for isa in isas()[:-1]  # the last one is what runs anyway
+    for isa in instruction_sets.here()[:-1]  # the last one is what runs anyway
 ]
 
 

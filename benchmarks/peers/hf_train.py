@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.peers.adapt import Peer
 from benchmarks.tasks import plain_logprob
-from benchmarks.train_tasks import EPSILON, Task, take_gradients
+from benchmarks.train_tasks import EPSILON, Task, padded, take_gradients
 
 
 def update(task: Task) -> tuple[Tensor, ...]:
@@ -45,10 +45,7 @@ def clipped_sum(task: Task, rows: Sequence[int]) -> Tensor:
 
 def rollout(task: Task) -> tuple[Tensor]:
     """Tokens [B, N], the most likely each; there is no token that would end a text."""
-    prompts = [torch.tensor(prompt) for prompt in task.prompts]
-    ids = pad_sequence(prompts, batch_first=True, padding_side="left")
-    real = [torch.ones_like(prompt) for prompt in prompts]
-    mask = pad_sequence(real, batch_first=True, padding_side="left")
+    ids, mask = padded(task.prompts, "left")
     texts = task.model.generate(
         input_ids=ids.to(task.model.device),
         attention_mask=mask.to(task.model.device),

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks.train_tasks import EPSILON, LOSS_TYPE, Task, take_gradients
+from benchmarks.train_tasks import EPSILON, LOSS_TYPE, Task, padded, take_gradients
 
 
 def update(task: Task) -> tuple[Tensor, ...]:
@@ -42,18 +41,9 @@ def parts(task: Task) -> Iterator[dict[str, Tensor]]:
     }
     device = task.advantages.device
     whole = {name: value.to(device) for name, value in whole.items()}
+    tokens = torch.tensor(task.tokens, device=device)
     for some in torch.arange(len(prompts), device=device).split(rows):
-        yield {name: value[some] for name, value in whole.items()} | {
-            "num_items_in_batch": completion_mask.sum().to(device)
-        }
-
-
-def padded(texts: list[list[int]], side: str) -> tuple[Tensor, Tensor]:
-    """Tokens and mask, [B, S]."""
-    rows = [torch.tensor(text) for text in texts]
-    both = rows, [torch.ones_like(row) for row in rows]
-    ids, mask = (pad_sequence(each, batch_first=True, padding_side=side) for each in both)
-    return ids, mask
+        yield {name: value[some] for name, value in whole.items()} | {"num_items_in_batch": tokens}
 
 
 @lru_cache(maxsize=1)

@@ -18,6 +18,7 @@ from r1kernels.ops.fp8_format import (
     magnitudes,
     spread,
 )
+from r1kernels.ops.quotient import quotient
 
 MANTISSA_BITS, LEAST_EXPONENT = 3, -6  # of e4m3; below 2^-6 its steps are all the same
 
@@ -47,7 +48,7 @@ def block_maxima(values: Tensor) -> Tensor:
 
 def fitted(scale: Tensor, amax: Tensor) -> Tensor:
     """scale·2^k with the least integer k for which amax/(scale·2^k) ≤ 448; as it is for amax 0."""
-    mantissa, exponent = torch.frexp(amax / LARGEST / scale)
+    mantissa, exponent = torch.frexp(quotient(amax, LARGEST) / scale)
     exponent -= (mantissa == 0.5).int()
     moved = torch.ldexp(scale, exponent).clamp(min=SMALLEST_SCALE)
     return torch.where(amax > 0, moved, scale)

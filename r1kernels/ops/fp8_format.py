@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from r1kernels.ops.quotient import quotient
+
 BLOCK = 128
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
@@ -54,7 +56,7 @@ def blocks(size: int, block: int = BLOCK) -> int:
 
 def scale_of(amax: Tensor, power_of_two: bool) -> Tensor:
     """amax/448, at least 2^-126; with ``power_of_two`` (ue8m0) rounded up to one, by its bits."""
-    scale = (amax / LARGEST).clamp(min=SMALLEST_SCALE)
+    scale = quotient(amax, LARGEST).clamp(min=SMALLEST_SCALE)
     if power_of_two:
         bits = scale.float().view(torch.int32)
         scale = ((bits + 0x7FFFFF) & 0x7F800000).view(torch.float32).to(scale.dtype)

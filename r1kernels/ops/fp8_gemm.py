@@ -17,7 +17,8 @@ from torch import Tensor
 from r1kernels import check
 from r1kernels.op import Case, Op
 from r1kernels.ops import fp8_quantize as quantize
-from r1kernels.ops.fp8_format import BLOCK, E4M3, FP8Tensor, check_scale, decode
+from r1kernels.ops.fp8_format import BLOCK, E4M3, LARGEST, FP8Tensor, check_scale, decode
+from r1kernels.ops.quotient import quotient
 
 OUTPUTS = (torch.bfloat16, torch.float32, torch.float16)
 
@@ -112,7 +113,7 @@ def quantized(x: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
         data, scale, _, _ = quantize.reference(x, None, 1, *block, False, False)
         return data, scale
     dims = (-2, -1) if block == WHOLE else (-1,)
-    scale = x.abs().amax(dims, keepdim=True) / 448
+    scale = quotient(x.abs().amax(dims, keepdim=True), LARGEST)
     return (x / scale).to(E4M3), scale
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from r1kernels import check
 from r1kernels.op import Case, Op
+from r1kernels.ops.quotient import quotient
 
 SCALES = ("group", "batch", "none")
 BASELINES = ("mean", "rloo", "opo")
@@ -100,7 +101,7 @@ def reference(
         advantage = advantage / ((group_sum(centred.square()) / (n - 1)).sqrt() + eps)
     elif scale == "batch":
         deviation = rewards[by_value].double() - r.mean()
-        variance = deviation.square().sum() / max(rewards.numel() - 1, 1)
+        variance = quotient(deviation.square().sum(), max(rewards.numel() - 1, 1))
         advantage = advantage / (variance.sqrt() + eps)
     advantage = advantage.where(~constant, 0).to(rewards.dtype)
     return torch.empty_like(advantage).scatter_(0, order, advantage)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from r1kernels import check
+from r1kernels.ops.quotient import quotient
 
 # No target can equal it, so no row is ignored.
 NO_IGNORE = -(2**62)
@@ -60,7 +61,7 @@ def scale(
     """Logits [T, V] as they leave the matrix product → logits of the distribution."""
     z = z * logit_scale
     if softcap is not None:
-        z = torch.tanh(z / softcap) * softcap
+        z = torch.tanh(quotient(z, softcap)) * softcap
     return z if temperature is None else z / temperature[:, None]
 
 
@@ -71,7 +72,7 @@ def scale_backward(
     if temperature is not None:
         dz, z = dz / temperature[:, None], z * temperature[:, None]
     if softcap is not None:
-        dz = dz * (1 - (z / softcap) ** 2)
+        dz = dz * (1 - quotient(z, softcap) ** 2)
     return dz * logit_scale
 
 

@@ -158,7 +158,7 @@ def k2(x):
 
 def k3(x):
     """eˣ − x − 1, by its series near zero, where the difference would cancel."""
-    s = 1 / 40320 + x * (1 / 362880 + x * (1 / 3628800 + x * (1 / 39916800 + x / 479001600)))
+    s = 1 / 40320 + x * (1 / 362880 + x * (1 / 3628800 + x * (1 / 39916800 + x * (1 / 479001600))))
     s = 1 / 24 + x * (1 / 120 + x * (1 / 720 + x * (1 / 5040 + x * s)))
     series = x * x * (1 / 2 + x * (1 / 6 + x * s))
     value = where(x * x < 0.1, series, exp(x) - x - 1.0)

@@ -233,6 +233,28 @@ def test_every_layer_in_fp8_does_the_same_task(name: str, forward: bool) -> None
     assert whole.error(got, exact) < (1e-2 if name == "bf16" else 6e-2)  # three bits of mantissa
 
 
+def test_an_error_against_a_truth_of_zero_is_absolute() -> None:
+    assert (
+        whole.error((torch.tensor([1e-7]),), (torch.zeros(1, dtype=torch.float64),)) < whole.EXACT
+    )
+    assert whole.error((torch.ones(1),), (torch.zeros(1, dtype=torch.float64),)) == 1.0
+
+
+def test_where_the_yardstick_has_no_error_a_rounding_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Eager PyTorch may round as its own truth does, and nobody can do better than that."""
+    monkeypatch.setattr(whole, "implementations", lambda scenario, device: ["r1kernels", "eager"])
+    errors = {"r1kernels": 7e-8, "eager": 0.0}
+    monkeypatch.setattr(whole, "judge", lambda name, call, exact, problems: errors[name])
+    measured = whole.measure(small("logprob"), "cpu", True, (1, 1), 0.0)
+    assert [row.seconds is not None for row in measured.rows] == [True, True]
+    errors["r1kernels"] = 1e-4
+    assert whole.measure(small("logprob"), "cpu", True, (1, 1), 0.0).problems == [
+        "r1kernels: error 0.0001, allowed 1e-06"
+    ]
+
+
 def test_a_missing_peer_is_absent_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     task = {"grpo": lambda task: task.old_logprob.sum()}
     there = Peer("there", task)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from r1kernels.op import OPS, Case
 from r1kernels.testing import timing
-from r1kernels.testing.compare import bitwise_problems, upcast
+from r1kernels.testing.compare import Truth, bitwise_problems, upcast
 from r1kernels.testing.memory import extra_peak
 from r1kernels.testing.poison import poisoned
 from r1kernels.testing.timing import interleaved
@@ -35,6 +36,15 @@ MIB = 1 << 20
 def test_bitwise(got: Tensor, expected: Tensor, problem: str | None) -> None:
     problems = bitwise_problems(got, expected)
     assert (problem is None and problems == []) or problem in problems[0]
+
+
+@pytest.mark.parametrize(("got", "right"), [(0.0, True), (8e-8, True), (1e-4, False), (NAN, False)])
+def test_zero_allows_the_rounding_of_what_it_was_made_of(got: float, right: bool) -> None:
+    op, case = OPS["logprob"], Case("one column", lambda device: ())
+    args = (torch.tensor([[3.7]]), torch.tensor([0]), None, 1.0, None, False)
+    _, entropy, lse = op(*args)
+    problems = Truth(op, case, args).check("other", (torch.tensor([got]), entropy, lse)).problems
+    assert (not problems) == right
 
 
 def test_upcast_touches_floating_point_tensors_only() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from r1kernels.op import Case, Op
 
 FORWARD_FACTOR, BACKWARD_FACTOR = 2.0, 3.0
-SLACK = 1e-6  # of the largest true magnitude: a few float32 roundings
+SLACK = 1e-6  # of the largest true magnitude, or of 1 where all is 0: a few float32 roundings
 # Tensor cores keep about 14 bits of a sum of FP8 products (DeepSeek-V3, arXiv 2412.19437, 3.3.2),
 # in each of the four steps that a block of 128 takes.
 SLACK_OF_FP8 = 4 * 2.0**-13
@@ -85,7 +85,9 @@ class Truth:
             if problems or not regular.any():
                 return 0.0, problems
             got, working, exact = got[regular], working[regular], exact[regular]
-        scale = float(exact.abs().max())
+        # What is exactly 0 is the difference of equal numbers, such as the log-probability of the
+        # only token there is: a kernel that fuses a product into it keeps the product's rounding.
+        scale = float(exact.abs().max()) or 1.0
         factor = BACKWARD_FACTOR if self.op.name.endswith("_backward") else FORWARD_FACTOR
         slack = SLACK_OF_FP8 if got.is_cuda and self.op.module in FP8_PRODUCTS else SLACK
         # Nobody can do better than the truth rounded once, and nobody is asked to.
@@ -102,7 +104,7 @@ class Truth:
                     f"{name} error {error:.3g} against the fp64 truth, allowed {allowed:.3g} "
                     f"(PyTorch in {working.dtype}: {budget:.3g}; magnitude {scale:.3g})"
                 )
-        return float(ours.max()) / (scale or 1.0), problems
+        return float(ours.max()) / scale, problems
 
 
 def as_tuple(outputs: Any) -> tuple[Any, ...]:

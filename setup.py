@@ -1,13 +1,17 @@
 """Builds the kernel libraries: g++ for csrc/cpu, nvcc for csrc/cuda.
 
 Both use libtorch's stable ABI, so a library depends neither on the version of Python nor (from 2.11
-on) of PyTorch, and the build needs PyTorch's headers but never imports it. A missing compiler, or a
-missing PyTorch, skips a library with one line; r1kernels then runs on its PyTorch references.
+on) of PyTorch, and the build needs PyTorch's headers but never imports it. Where a compiler or
+PyTorch is missing, a library is left out, and the package gets a file that says why: r1kernels then
+runs on its PyTorch references and warns when it is imported. Without any library the wheel is a
+pure one.
 """
 
 import importlib.util
+import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -18,9 +22,11 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11: the oldest PyTorch that can load the libraries
+OLDEST_TORCH = (2, 11)  # that can load the libraries
+TORCH_TARGET_VERSION = f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
 
 # Every file of csrc/cpu is compiled once for each of these; csrc/cpu/isa.h chooses at run time.
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
@@ -37,7 +43,7 @@ CPU_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-Wall", "-Wextra", "-Wno-unused-para
 CUDA_ARCHS = {"_sm90": ["90a"], "": ["80", "89", "90a", "100"]}  # by the end of the file's name
 # Products and sums are fused where the source says fma: a number is then the same wherever it is
 # computed, and as the emulator of the tests computes it.
-CUDA_FLAGS = ["-O3", "-std=c++20", "-fmad=false", "-Xcompiler=-fPIC", "-Xptxas=-v"]
+CUDA_FLAGS = ["-O3", "-std=c++20", "-fmad=false", "-Xcompiler=-fPIC"]
 
 
 def find_torch() -> Path | None:
@@ -49,30 +55,59 @@ def find_torch() -> Path | None:
     return next((path for path in candidates if (path / "include").is_dir()), None)
 
 
+COMPILER = {"cpp": os.environ.get("CXX", "g++"), "cuda": "nvcc"}
+
+
+def lacking(backend: str) -> str | None:
+    """Why the library of ``backend`` cannot be built here, or None."""
+    torch = find_torch()
+    if torch is None:
+        return "PyTorch was not found when r1kernels was built"
+    version = version_of(torch)
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TORCH:
+        return f"PyTorch {version} was found when r1kernels was built, which needs 2.11 or newer"
+    if shutil.which(COMPILER[backend]) is None:
+        return f"{COMPILER[backend]} was not found when r1kernels was built"
+    return None
+
+
+def version_of(torch: Path) -> str:
+    found = re.search(r"^__version__ = '(.+)'", (torch / "version.py").read_text(), re.MULTILINE)
+    if found is None:
+        raise SystemExit(f"r1kernels: {torch / 'version.py'} has no __version__")
+    return found[1]
+
+
+class BuildReasons(build_py):
+    """Puts ``_build.json`` into the package: for each library that is not built, the reason."""
+
+    def run(self) -> None:
+        super().run()
+        package = ROOT if self.editable_mode else Path(self.build_lib)
+        reasons = {name: reason for name in COMPILER if (reason := lacking(name))}
+        for name, reason in reasons.items():
+            print(f"r1kernels: the {name} kernels are left out: {reason}", flush=True)
+        (package / "r1kernels/_build.json").write_text(json.dumps(reasons) + "\n")
+
+
 class BuildKernels(build_ext):
     def build_extensions(self) -> None:
-        self.extensions = [ext for ext in self.extensions if self.build_library(ext)]
+        for ext in self.extensions:
+            self.build_library(ext)
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", os.sep) + ".so"
 
-    def build_library(self, ext: Extension) -> bool:
+    def build_library(self, ext: Extension) -> None:
         backend = ext.name.rpartition("._")[2]
-        torch = find_torch()
-        compiler = os.environ.get("CXX", "g++") if backend == "cpp" else "nvcc"
-        if not ext.sources:
-            return False
-        if torch is None:
-            print(f"r1kernels: skipping {ext.name}: install torch>=2.11 before r1kernels")
-            return False
-        if shutil.which(compiler) is None:
-            print(f"r1kernels: skipping {ext.name}: {compiler} not found")
-            return False
+        torch, compiler = find_torch(), COMPILER[backend]
         includes = [f"-I{ROOT / 'csrc'}", f"-I{torch / 'include'}",
                     f"-I{torch / 'include/torch/csrc/api/include'}"]  # fmt: skip
         defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
         make = self.cpu_commands if backend == "cpp" else self.cuda_commands
-        folder = Path(self.build_temp) / backend
+        # pip's own folders for objects are gone after an editable install: with this one, only what
+        # changed is compiled the next time.
+        folder = ROOT / "build/objects" / f"{backend}-torch-{version_of(torch)}"
         folder.mkdir(parents=True, exist_ok=True)
         if backend == "cpp":  # the algebra of the losses is written once, in Python
             algebra = ROOT / "r1kernels/ops/surrogates.py"
@@ -88,13 +123,15 @@ class BuildKernels(build_ext):
         newest_header = max(path.stat().st_mtime for path in headers)
         stale = [command for command in commands if is_stale(command, newest_header)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(run, stale))
+            compiled = pool.map(run, stale)
+            for number, command in enumerate(stale, start=1):
+                next(compiled)
+                print(f"[{number}/{len(stale)}] {Path(command[-1]).name}", flush=True)
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)
         objects = [command[-1] for command in commands]
         link = [f"-L{torch / 'lib'}", "-ltorch_cpu"]
         run([compiler, "-shared", *objects, *link, "-o", str(output)])
-        return True
 
     def cpu_commands(self, source: str) -> list[tuple[str, list[str]]]:
         on_x86 = platform.machine() in ("x86_64", "AMD64")
@@ -115,8 +152,8 @@ class BuildKernels(build_ext):
         return [(f"{stem}.o", [*CUDA_FLAGS, *gencode])]
 
 
-class PlatformWheel(bdist_wheel):
-    """py3-none-<platform>: compiled, but for no Python version in particular."""
+class AnyPythonWheel(bdist_wheel):
+    """py3-none-<platform>, or py3-none-any where no library is built: for no version of Python."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
@@ -144,10 +181,17 @@ def sources(folder: str, suffix: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / folder).glob(f"*{suffix}"))
 
 
+LIBRARIES = {"cpp": sources("csrc/cpu", ".cpp"), "cuda": sources("csrc/cuda", ".cu")}
+
 setup(
     ext_modules=[
-        Extension("r1kernels._cpp", sources("csrc/cpu", ".cpp")),
-        Extension("r1kernels._cuda", sources("csrc/cuda", ".cu")),
+        Extension(f"r1kernels._{backend}", files)
+        for backend, files in LIBRARIES.items()
+        if lacking(backend) is None
     ],
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
+    cmdclass={
+        "build_py": BuildReasons,
+        "build_ext": BuildKernels,
+        "bdist_wheel": AnyPythonWheel,
+    },
 )

@@ -3,7 +3,10 @@
 ``explain`` says which backend a call runs on and why not on a better one; ``using`` pins one.
 """
 
+import warnings
+
 import r1kernels.ops.fp8_scaled_mm  # noqa: F401 (a backend to pin)
+from r1kernels import native
 from r1kernels.check import checked
 from r1kernels.op import explain, using
 from r1kernels.ops.candidates import Candidates, candidates
@@ -34,6 +37,8 @@ from r1kernels.ops.moe_permute import moe_permute
 from r1kernels.ops.moe_route import Routing, moe_route
 from r1kernels.ops.moe_sort import moe_sort
 from r1kernels.ops.policy_loss import PolicyLoss, policy_loss
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Candidates",
@@ -74,3 +79,11 @@ __all__ = [
     "update_expert_bias",
     "using",
 ]
+
+if (_reason := native.load("cpp")) is not None:
+    warnings.warn(
+        "r1kernels: its CPU kernels are absent, so that CPU tensors run on much slower PyTorch "
+        f"references: {_reason}",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -9,7 +9,7 @@ from itertools import chain
 
 import torch
 
-import r1kernels  # noqa: F401  (declares the ops)
+import r1kernels
 from r1kernels import native, triton
 from r1kernels.op import OPS, PREFERENCE, Op
 
@@ -38,9 +38,8 @@ def table() -> str:
 
 
 def header() -> list[str]:
-    found = [
-        f"{name} {_version(name)}" for name in ("r1kernels", "torch", "triton", "transformers")
-    ]
+    found = [f"r1kernels {r1kernels.__version__}"]
+    found += [f"{name} {_version(name)}" for name in ("torch", "triton", "transformers")]
     python = f"python {platform.python_version()}"
     devices = [f"cpu: {platform.machine()}, {torch.get_num_threads()} threads, C++ {isa()}"]
     for index in range(torch.cuda.device_count()):
@@ -73,7 +72,7 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "(source)" if package == "r1kernels" else "(none)"
+        return "(none)"
 
 
 if __name__ == "__main__":

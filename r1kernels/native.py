@@ -7,13 +7,16 @@ Python and PyTorch. A kernel has the name and the schema of the op that it imple
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 import torch
 
+REINSTALL = "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps r1kernels"
 DEVICE = {"cpp": "cpu", "cuda": "cuda"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float8_e4m3fn)
 
@@ -23,13 +26,43 @@ def load(backend: str) -> str | None:
     """Load the library of ``backend`` once; the reason why it is absent, or None."""
     path = Path(__file__).parent / f"_{backend}.so"
     if not path.exists():
-        tool = "a C++ compiler" if backend == "cpp" else "nvcc"
-        return f"{path.name} was not built (install {tool}, then reinstall r1kernels)"
+        return _why_missing(backend, path)
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
         return f"{path.name} does not load beside torch {torch.__version__}: {error}"
     return None
+
+
+def _why_missing(backend: str, library: Path) -> str:
+    """Why there is no such library, and what to do."""
+    package = library.parent
+    reasons_file = package / "_build.json"
+    reason = json.loads(reasons_file.read_text()).get(backend) if reasons_file.exists() else None
+    if reason is not None:
+        compiler = "a C++ compiler" if backend == "cpp" else "nvcc"
+        needed = "torch>=2.11" if reason.startswith("PyTorch") else compiler
+        return f"{reason} (install {needed}, then: {REINSTALL})"
+    if (installed := _installed()) not in (None, package) and (installed / library.name).exists():
+        return (
+            f"this is the source tree {package.parent}, where no kernels are built; the installed "
+            f"r1kernels in {installed.parent} has them (run from another folder, or install the "
+            "tree: pip install --no-build-isolation -e .)"
+        )
+    if (package.parent / "setup.py").exists():
+        return (
+            f"{library.name} is not built in the source tree {package.parent} "
+            "(python setup.py build_ext --inplace, or pip install --no-build-isolation -e .)"
+        )
+    return f"{library.name} is missing from {package} (install torch>=2.11, then: {REINSTALL})"
+
+
+def _installed() -> Path | None:
+    """The folder of the installed package, which need not be the imported one."""
+    try:
+        return Path(str(distribution("r1kernels").locate_file("r1kernels"))).resolve()
+    except PackageNotFoundError:
+        return None
 
 
 def processor(device: torch.device) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -18,17 +19,52 @@ needs_cpp = pytest.mark.skipif(native.load("cpp") is not None, reason=str(native
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """native looks for its libraries in this folder, and has asked for none yet."""
-    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    package = tmp_path / "tree/r1kernels"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(native, "__file__", str(package / "native.py"))
+    monkeypatch.setattr(native, "_installed", lambda: None)
     monkeypatch.setattr(native, "load", native.load.__wrapped__)
     monkeypatch.setattr(native, "absent", native.absent.__wrapped__)
-    return tmp_path
+    return package
 
 
-def test_a_library_that_was_not_built_is_a_reason(elsewhere: Path) -> None:
+def test_the_reason_of_the_build_is_the_reason(elsewhere: Path) -> None:
+    reasons = {
+        "cpp": "PyTorch was not found when r1kernels was built",
+        "cuda": "nvcc was not found when r1kernels was built",
+    }
+    (elsewhere / "_build.json").write_text(json.dumps(reasons))
     assert native.load("cpp") == (
-        "_cpp.so was not built (install a C++ compiler, then reinstall r1kernels)"
+        f"{reasons['cpp']} (install torch>=2.11, then: {native.REINSTALL})"
     )
-    assert "nvcc" in str(native.load("cuda"))
+    assert native.load("cuda") == f"{reasons['cuda']} (install nvcc, then: {native.REINSTALL})"
+    assert "--no-build-isolation" in native.REINSTALL
+
+
+def test_a_source_tree_without_kernels_says_so(elsewhere: Path) -> None:
+    (elsewhere.parent / "setup.py").touch()
+    reason = native.load("cpp")
+    assert f"not built in the source tree {elsewhere.parent}" in str(reason)
+    assert "pip install --no-build-isolation -e ." in str(reason)
+
+
+def test_a_source_tree_beside_an_installed_package_names_both(
+    elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site/r1kernels"
+    site.mkdir(parents=True)
+    (site / "_cpp.so").touch()
+    monkeypatch.setattr(native, "_installed", lambda: site)
+    reason = native.load("cpp")
+    assert f"this is the source tree {elsewhere.parent}, where no kernels are built" in str(reason)
+    assert f"the installed r1kernels in {site.parent} has them" in str(reason)
+
+
+def test_a_package_that_lost_its_library_is_a_reason(elsewhere: Path) -> None:
+    reason = native.load("cpp")
+    assert reason == (
+        f"_cpp.so is missing from {elsewhere} (install torch>=2.11, then: {native.REINSTALL})"
+    )
 
 
 def test_a_library_that_does_not_load_is_a_reason(elsewhere: Path) -> None:

@@ -1,58 +1,101 @@
-"""Verifier processes for hostile answers: each has a time limit, and a hung process is killed.
+"""Verifier processes for hostile answers: a fence, with a time limit for each answer.
 
 Verifiers parse, simplify and sometimes `eval` what a model wrote: `9^{9^{9^9}}` takes for ever, and
-some libraries' own limits need a main thread. Here a verifier runs in the main thread of a process
-of its own, with a timer, a memory limit and an audit hook that refuses to write files, open sockets
-or start programs. The hook is a second fence, not a sandbox for code written to break out.
+`exec` could patch the verifier for all later answers. So answers are judged in processes of their
+own.
+
+What holds:
+- Nothing that an answer has touched is unpickled or evaluated here. A verdict is a frame of 256
+  bytes with a kind, an index, a finite score in [0, 1] and a line of text (`pool_frames`); any
+  other bytes end their process and are an error for the answer that was being judged, for no other.
+- Each batch of answers is judged in a fresh fork of a process that never saw an answer
+  (`pool_worker`), and an answer that raised, ran out of time or did what the audit hook watches is
+  the last one in its fork: no answer inherits what such another one left behind.
+- Text that a verifier evaluates may be an expression over literals, for sympy's parser with the
+  names of elementary mathematics, and nothing else; writing files, sockets, processes, threads,
+  `gc`, `ctypes`, `sqlite3` and whatever else the interpreter tells of end the process
+  (`pool_audit`).
+- The process has no environment but a few names, no descriptor but its pipe and /dev/null, limits
+  of memory and processor time, and on Linux a seccomp filter and a signal at its parent's death
+  (`pool_limits`). When the trainer is killed, no worker stays.
+
+What does not: the hook lives in the interpreter that it watches. Code that got past the rule for
+text can score its own answer, and read files as the user may, though it has nowhere to send them.
+Without seccomp (macOS, other processors) only the hook and the limits are between such code and the
+system.
 """
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
+import multiprocessing.spawn
 import os
-import resource
+import pickle
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import ceil
-from multiprocessing.connection import Connection, wait
-from typing import Any, Literal, NamedTuple
+from multiprocessing.connection import wait
+from typing import Any
 
-from r1train.tasks import Problem, Verifier
+from r1train.pool_frames import BadFrame, Frame, FrameReader, Kind, Outcome
+from r1train.pool_worker import Judge
+
+__all__ = ["Job", "Judge", "Outcome", "VerifierPool"]
 
 START_UP_SECONDS = 120.0
-MEMORY_BYTES = 4 << 30
-Job = tuple[str, Problem]
+_PATIENCE_SECONDS = 10.0  # beyond the time for an answer, which the worker keeps itself
+_BATCH = 128
+_ENVIRONMENT = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "TMPDIR",
+    "PYTHONHOME",
+    "PYTHONHASHSEED",
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+)
+_PROGRAM = "from r1train.pool_worker import main; main()"
+Job = tuple[str, Any]  # an answer, and the problem that the verifier knows
 
 
-class Outcome(NamedTuple):
-    """What became of one answer; a failure scores 0 and says why."""
-
-    score: float
-    failure: Literal["error", "timeout"] | None = None
-    message: str = ""
-
-
-@dataclass
+@dataclass(eq=False)
 class _Worker:
-    process: Any
-    connection: Connection
+    process: subprocess.Popen[bytes]
+    channel: socket.socket
+    reader: FrameReader
     deadline: float
     ready: bool = False
     queue: deque[int] = field(default_factory=deque)  # jobs sent, the first is being worked on
+    taken: int = 0  # verdicts of this batch
 
 
 class VerifierPool:
-    """Processes that run a verifier; a context manager. `timeout` is in seconds for each answer."""
+    """Processes that run a verifier; a context manager. `timeout` is in seconds for each answer.
 
-    def __init__(self, verifier: Verifier, workers: int, timeout: float) -> None:
-        self.verifier, self.timeout = verifier, timeout
-        self.context = multiprocessing.get_context("spawn")  # a fork would copy a loaded torch
-        self.workers = [self._start() for _ in range(workers)]
+    `verifier(answer, problem)` returns a score in [0, 1]; it must pickle, and may have a
+    `warm_up()` that imports what it needs. It may read files; what else it may do is in
+    `r1train.pool_audit`.
+    """
+
+    def __init__(self, verifier: Judge, workers: int, timeout: float) -> None:
+        self.timeout = timeout
+        self.setup = _set_up(verifier, timeout)
+        self.workers: list[_Worker] = []
+        try:
+            for _ in range(workers):
+                self.workers.append(self._start())
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> VerifierPool:
         return self
@@ -64,133 +107,131 @@ class VerifierPool:
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """The outcome of every job, in order."""
         outcomes: dict[int, Outcome] = {}
-        size = min(32, ceil(len(jobs) / (2 * len(self.workers)))) or 1
+        size = min(_BATCH, ceil(len(jobs) / (2 * len(self.workers)))) or 1
         starts = range(0, len(jobs), size)
         waiting: deque[Sequence[int]] = deque(range(len(jobs))[i : i + size] for i in starts)
-        self.workers = [w if w.process.is_alive() else self._start() for w in self.workers]
+        for position, worker in enumerate(self.workers):
+            if worker.queue or worker.process.poll() is not None:
+                self._replace(position)  # it was killed, or the last run was broken off
+        arrived: Sequence[object] = ()
         while len(outcomes) < len(jobs):
-            for worker in self.workers:
-                if waiting and worker.ready and not worker.queue:
-                    worker.queue.extend(waiting.popleft())
-                    worker.connection.send([jobs[i] for i in worker.queue])
-                    worker.deadline = self._deadline()
             for position, worker in enumerate(self.workers):
-                if worker.ready and not worker.queue:
-                    continue
-                failure = self._receive(worker, outcomes)
+                failure = self._receive(worker, worker.channel in arrived, outcomes)
                 if failure is not None:
                     outcomes[worker.queue.popleft()] = failure
                     if worker.queue:
-                        waiting.appendleft(worker.queue)
-                    _stop(worker)
-                    self.workers[position] = self._start()
+                        waiting.appendleft(tuple(worker.queue))
+                    self._replace(position)
+                elif waiting and worker.ready and not worker.queue:
+                    if self._send(worker, waiting[0], jobs):
+                        waiting.popleft()
+                    else:
+                        self._replace(position)
             busy = [worker for worker in self.workers if worker.queue or not worker.ready]
             if busy and len(outcomes) < len(jobs):
                 first = min(worker.deadline for worker in busy)
-                wait([worker.connection for worker in busy], max(0.0, first - time.monotonic()))
+                arrived = wait([w.channel for w in busy], max(0.0, first - time.monotonic()))
         return [outcomes[i] for i in range(len(jobs))]
 
-    def _receive(self, worker: _Worker, outcomes: dict[int, Outcome]) -> Outcome | None:
-        """Take what has arrived; a failure if the process died or its time is over."""
+    def _send(self, worker: _Worker, batch: Sequence[int], jobs: Sequence[Job]) -> bool:
+        """Whether the worker took the batch."""
         try:
-            while worker.connection.poll():
-                message = worker.connection.recv()
-                if worker.ready:
-                    outcomes[worker.queue.popleft()] = Outcome(*message)
-                worker.ready = True
-                worker.deadline = self._deadline()
-        except (EOFError, ConnectionError):
-            if worker.queue:
-                return Outcome(0.0, "error", "the verifier process died")
-        if worker.ready and (not worker.queue or time.monotonic() < worker.deadline):
-            return None
-        if worker.ready:
-            return Outcome(0.0, "timeout")
-        if time.monotonic() < worker.deadline and worker.process.is_alive():
-            return None
-        raise RuntimeError(
-            "a verifier process did not start: its own message is above; scripts that use "
-            "RewardPool need the `if __name__ == '__main__':` guard that multiprocessing asks for"
-        )
+            _send_pickled(worker.channel, [jobs[i] for i in batch])
+        except ConnectionError:
+            return False
+        worker.queue.extend(batch)
+        worker.taken = 0
+        worker.deadline = self._deadline()
+        return True
+
+    def _receive(
+        self, worker: _Worker, arrived: bool, outcomes: dict[int, Outcome]
+    ) -> Outcome | None:
+        """Take what has arrived; a failure of the first job if the worker is of no more use."""
+        failure = None
+        if arrived:
+            try:
+                for frame in worker.reader.frames():
+                    self._take(worker, frame, outcomes)
+                return None
+            except (EOFError, ConnectionError):
+                failure = Outcome(0.0, "error", "the verifier process died")
+            except BadFrame as error:
+                message = f"the verifier process broke its protocol: {error}"
+                failure = Outcome(0.0, "error", message)
+        elif (worker.queue or not worker.ready) and time.monotonic() >= worker.deadline:
+            failure = Outcome(0.0, "timeout", "the verifier process does not answer")
+        if failure is not None and not worker.ready:
+            reason = failure.message or f"not within {START_UP_SECONDS:g} s"
+            raise RuntimeError(f"a verifier process did not start: {reason} (see its output above)")
+        return failure
+
+    def _take(self, worker: _Worker, frame: Frame, outcomes: dict[int, Outcome]) -> None:
+        if frame.kind is Kind.BROKEN:
+            raise RuntimeError(f"a verifier process cannot work: {frame.message}")
+        if frame.kind is Kind.READY and not worker.ready:
+            worker.ready = True
+            return
+        if frame.kind not in (Kind.SCORE, Kind.ERROR, Kind.TIMEOUT):
+            raise BadFrame(f"{frame.kind.name} out of turn")
+        if not worker.queue or frame.job != worker.taken:
+            raise BadFrame(f"an unsolicited verdict on job {frame.job}")
+        outcomes[worker.queue.popleft()] = frame.outcome
+        worker.taken += 1
+        worker.deadline = self._deadline()
 
     def _deadline(self) -> float:
-        return time.monotonic() + self.timeout + 1.0  # the worker's own timer comes first
+        return time.monotonic() + self.timeout + _PATIENCE_SECONDS
+
+    def _replace(self, position: int) -> None:
+        _stop(self.workers[position])
+        self.workers[position] = self._start()
 
     def _start(self) -> _Worker:
-        ours, theirs = self.context.Pipe()
-        process = self.context.Process(
-            target=_serve, args=(theirs, self.verifier, self.timeout), daemon=True
-        )
-        process.start()
-        theirs.close()
-        return _Worker(process, ours, deadline=time.monotonic() + START_UP_SECONDS)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno()), str(os.getpid())],
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is the trainer's business
+            )
+        deadline = time.monotonic() + START_UP_SECONDS
+        worker = _Worker(process, ours, FrameReader(ours.fileno()), deadline)
+        with suppress(ConnectionError):  # it died: there is an end to be received
+            _send_pickled(ours, self.setup)
+        return worker
+
+
+def _set_up(verifier: Judge, timeout: float) -> dict[str, Any]:
+    """What a worker needs before its first job."""
+    # Refuses to be called where a script without its `__main__` guard is being loaded in a worker.
+    prepared = multiprocessing.spawn.get_preparation_data("verifier")
+    pickled, main = pickle.dumps(verifier), None
+    if b"__main__" in pickled:  # the verifier stands in the script that runs: load it there too
+        main = {key: prepared[key] for key in prepared if key.startswith("init_main")}
+    return {"verifier": pickled, "timeout": timeout, "main": main}
+
+
+def _environment() -> dict[str, str]:
+    """No tokens or keys: an answer could read them, and the start-up of other libraries does."""
+    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    kept["PYTHONPATH"] = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+    return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def _send_pickled(channel: socket.socket, value: object) -> None:
+    data = pickle.dumps(value)
+    channel.sendall(len(data).to_bytes(8, "big") + data)
 
 
 def _stop(worker: _Worker) -> None:
-    worker.connection.close()
-    worker.process.kill()
-    worker.process.join()
-
-
-# What follows runs in the worker process.
-
-
-class _Expired(BaseException):
-    """Not an Exception: verifiers swallow those."""
-
-
-def _serve(connection: Connection, verifier: Verifier, timeout: float) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    verifier.warm_up()
-    _lock_down()
-    connection.send(None)
-    while True:
-        try:
-            jobs = connection.recv()
-        except EOFError:
-            return
-        for answer, problem in jobs:
-            connection.send(tuple(_judge(verifier, answer, problem, timeout)))
-
-
-def _judge(verifier: Verifier, answer: str, problem: Problem, timeout: float) -> Outcome:
-    expired = False
-
-    def expire(*_: object) -> None:
-        nonlocal expired
-        expired = True
-        raise _Expired
-
-    signal.signal(signal.SIGALRM, expire)
+    worker.channel.close()  # it ends by that, its child first
     try:
-        try:
-            signal.setitimer(signal.ITIMER_REAL, timeout)
-            score = verifier(answer, problem)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    except _Expired:
-        return Outcome(0.0, "timeout")
-    except BaseException as error:  # SystemExit too: an answer may be `exit()`
-        return Outcome(0.0, "error", f"{type(error).__name__}: {error}"[:200])
-    return Outcome(0.0, "timeout") if expired else Outcome(score)  # a bare except swallowed it
-
-
-def _lock_down() -> None:
-    logging.disable(logging.CRITICAL)
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (for the process's lifetime)
-    sys.dont_write_bytecode = True
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    reading = {"os.listdir", "os.scandir"}  # imports look for files
-    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
-
-    def refuse(event: str, args: tuple[Any, ...]) -> None:
-        family = event.partition(".")[0]
-        harmful = family in {"os", "subprocess", "socket", "shutil", "ctypes", "pty"}
-        if event == "open":
-            harmful = bool(args[2] & writing)
-        if harmful and event not in reading:
-            raise PermissionError(f"a verifier may not do this: {event}")
-
-    sys.addaudithook(refuse)
+        worker.process.wait(5.0)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(worker.process.pid, signal.SIGKILL)
+        worker.process.wait()

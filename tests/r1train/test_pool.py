@@ -1,0 +1,538 @@
+"""Escape attempts: what an answer does in its verifier's process stays there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from r1train import pool as pool_module
+from r1train.config import DatasetConfig, TaskConfig
+from r1train.pool import Outcome, VerifierPool
+from r1train.pool_frames import FRAME_BYTES, BadFrame, Frame, FrameReader, Kind, decode
+from r1train.tasks import load_problems
+from tests.r1train.misbehaving import PID_SCALE, Misbehaving
+
+ROOT = Path(__file__).parents[2]
+RIGHT = ("right", "right")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="seccomp and prctl are Linux's")
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    """One for many attempts, in an empty folder, with a secret in the trainer's environment."""
+    folder = tmp_path_factory.mktemp("verifier")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("HF_TOKEN_SECRET", "hf_abc")
+        with VerifierPool(Misbehaving("sympy"), workers=1, timeout=20.0) as pool:
+            yield pool
+    assert list(folder.iterdir()) == []
+
+
+def judged(pool, *job):
+    """The outcome of a job between two others, which must be right."""
+    first, outcome, last = pool.run([RIGHT, job, RIGHT])
+    assert first == last == Outcome(1.0)
+    return outcome
+
+
+def test_outcomes_come_in_order(pool):
+    jobs = [(("right", "wrong")[i % 3 == 0], "right") for i in range(300)]
+    assert pool.run(jobs) == [Outcome(float(i % 3 > 0)) for i in range(300)]
+    assert pool.run([]) == []
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        "imports_a_module",
+        "reads_a_file",
+        "sees_the_environment",
+        "sees_descriptors",
+        "sees_torch",
+        "prints",
+    ],
+)
+def test_what_an_honest_verifier_needs_and_sees(pool, behaviour):
+    assert judged(pool, "", behaviour) == Outcome(1.0)
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        ("nan", "the verifier returned nan, expected a score from 0 to 1"),
+        ("inf", "the verifier returned inf, expected a score from 0 to 1"),
+        ("-0.5", "the verifier returned -0.5, expected a score from 0 to 1"),
+        ("1.5", "the verifier returned 1.5, expected a score from 0 to 1"),
+    ],
+)
+def test_a_score_that_is_none_is_an_error(pool, score, message):
+    assert judged(pool, score, "returns_number") == Outcome(0.0, "error", message)
+
+
+def test_a_score_is_a_number(pool):
+    message = "the verifier returned a str, expected a score from 0 to 1"
+    assert judged(pool, "1.0", "returns_text") == Outcome(0.0, "error", message)
+    message = "the verifier returned inf, expected a score from 0 to 1"
+    assert judged(pool, "", "returns_evil") == Outcome(0.0, "error", message)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "answer", "message"),
+    [
+        ("raises", "error", "ValueError: error"),
+        ("raises", "exit", "SystemExit: exit"),
+        ("raises", "interrupt", "KeyboardInterrupt: interrupt"),
+        ("raises_unprintable", "", "Unprintable"),
+        ("recurses", "", "RecursionError: maximum recursion depth exceeded"),
+        ("exits", "", "the verifier process ended with status 0"),
+        ("aborts", "", "the verifier process was ended by SIG"),
+        ("closes_its_pipe", "", "the verifier process closed its pipe"),
+    ],
+)
+def test_an_answer_that_raises_or_ends_its_process(pool, behaviour, answer, message):
+    outcome = judged(pool, answer, behaviour)
+    assert outcome[:2] == (0.0, "error")
+    assert outcome.message.startswith(message)
+
+
+@linux  # RLIMIT_AS
+def test_memory_is_limited(pool):
+    assert judged(pool, "", "takes_memory") == Outcome(0.0, "error", "MemoryError: ")
+
+
+def test_a_message_is_one_short_line(pool):
+    message = judged(pool, "", "raises_base").message
+    assert message.startswith("BaseException:  [2J longlong")
+    assert len(message) <= 243
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "event"),
+    [
+        ("forks", "os.fork"),
+        ("signals_the_parent", "os.kill"),
+        ("starts_a_program", "os.exec"),
+        ("runs_a_shell", "os.system"),
+        ("runs_a_subprocess", "subprocess.Popen"),
+        ("opens_a_socket", "socket.__new__"),
+        ("connects_sqlite", "sqlite3.connect"),
+        ("loads_a_library", "ctypes.dlopen"),
+        ("looks_at_all_objects", "gc.get_objects"),
+        ("adds_a_hook", "sys.addaudithook"),
+        ("replaces_code", "object.__setattr__"),
+        ("makes_code", "code.__new__"),
+        ("unmarshals", "marshal."),
+        ("unpickles", "pickle.find_class"),
+        ("asks_the_user", "builtins.input"),
+        ("raises_limits", "resource.setrlimit"),
+        ("swallows_all", "os.fork"),
+    ],
+)
+def test_what_is_refused_ends_the_process(pool, behaviour, event):
+    outcome = judged(pool, "evil", behaviour)
+    assert outcome[:2] == (0.0, "error")
+    assert outcome.message.startswith(f"a verifier may not do this: {event}")
+
+
+def test_threads_are_not_started(pool):
+    outcome = judged(pool, "", "starts_a_thread")  # Python 3.11's hook does not see them
+    assert outcome[:2] == (0.0, "error")
+    assert "thread" in outcome.message
+
+
+@pytest.mark.parametrize("behaviour", ["opens_for_writing", "appends"])
+def test_files_are_not_written(pool, behaviour):
+    message = "a verifier may not write files: evil"
+    assert judged(pool, "evil", behaviour) == Outcome(0.0, "error", message)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "answer", "message"),
+    [
+        ("forges_this_verdict", "1", "more than a verdict"),
+        ("forges_later_verdicts", "1", "more than a verdict"),
+        ("forges_this_verdict", "2", "job 2 in place of 1"),
+        ("writes_garbage", "", "unknown kind 128"),
+        ("writes_without_end", "", "unknown kind 0"),
+        ("says_nan", "1", "score nan"),
+    ],
+)
+def test_frames_out_of_turn_are_an_error_of_that_answer_alone(pool, behaviour, answer, message):
+    jobs = [RIGHT, (answer, behaviour), *[("wrong", "right"), RIGHT] * 10]
+    outcomes = pool.run(jobs + [RIGHT] * 30)[: len(jobs)]  # in one batch
+    if behaviour != "forges_this_verdict" or answer != "1":
+        assert outcomes.pop(1) == Outcome(0.0, "error", BROKE + message)
+    else:  # its own verdict came twice: in one reading, or once the next was asked for
+        assert [o.message for o in outcomes if o.failure] in ([BROKE + message], [BROKE_LATER])
+        return
+    assert outcomes == [Outcome(1.0)] + [Outcome(0.0), Outcome(1.0)] * 10
+
+
+BROKE = "the verifier process broke its protocol: "
+BROKE_LATER = BROKE + "job 1 in place of 2"
+
+
+def processes(pool, *jobs):
+    return [round(outcome.score * PID_SCALE) for outcome in pool.run([*jobs, RIGHT, RIGHT])[:-2]]
+
+
+def test_an_answer_that_did_what_is_watched_is_the_last_of_its_process(pool):
+    first, second = processes(pool, ("", "pid"), ("", "pid"))
+    assert first == second
+    walked, after = processes(pool, ("", "walks_frames"), ("", "pid"))
+    assert 1 < walked != after
+    before, evaluated, after = processes(pool, ("", "pid"), ("3 + 4", "evaluated"), ("", "pid"))
+    assert (evaluated, before != after) == (PID_SCALE, True)
+
+
+@pytest.mark.parametrize(
+    ("expression", "score"),
+    [
+        ("3 + 4", 1),
+        ("sum([3, 4])", None),
+        ("[0, *(3, 4)][1] + 4", 1),
+        ("answer", None),  # the verifier's own variables
+        ("(lambda: 7)()", None),
+        ("[x for x in (7,)][0]", None),
+        ("(x := 7)", None),
+        ("(7).real", None),
+        ("exec('import os')", None),
+        ("__import__('os').system('touch evil')", None),
+        ("().__class__.__base__.__subclasses__()", None),
+        ("f'{().__class__}'", None),
+    ],
+)
+def test_what_plain_eval_may_evaluate(pool, expression, score):
+    outcome = judged(pool, expression, "evaluated")
+    if score is None:
+        assert outcome.failure == "error"
+        assert outcome.message.startswith(("NameError: name", "an answer may not"))
+    else:
+        assert outcome == Outcome(score)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["2**10 - 4/3", "sqrt(2)*sin(x) + log(y, 2)", "x**2/2 + C", "exp(-x)*pi", "-5!", "f(3)"],
+)
+def test_what_sympy_may_parse(pool, expression):
+    assert judged(pool, expression, "parsed") == Outcome(1.0)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "__import__('os').system('touch evil')",
+        "sin(\"__import__('os').system('touch evil')\")",  # sympify parses strings
+        "exec('import os')",
+        "eval('1')",
+        "open('evil', 'w')",
+        "print(1)",
+        "getattr(x, 'subs')",
+        "x.subs(x, 1)",
+        "x.__class__",
+        "(lambda: 1)()",
+        "lambda: 1",
+        "(x := 3)",
+        "[i for i in (1, 2)]",
+        "lambdify((), 1)()",
+        "sympify('1')",
+        "S('1')",
+        "Integral(x, x)",
+        "f'{x.__class__}'",
+    ],
+)
+def test_what_sympy_may_not_run(pool, expression):
+    outcome = judged(pool, expression, "parsed")
+    assert outcome[:2] == (0.0, "error")
+
+
+@pytest.fixture(scope="module")
+def impatient():
+    with VerifierPool(Misbehaving("sympy"), workers=2, timeout=0.3) as pool:
+        pool.run([RIGHT] * 4)
+        yield pool
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "answer"),
+    [
+        ("sleeps", ""),
+        ("sleeps_deaf", ""),  # as code in C is
+        ("evaluated", "9**9**9**9"),
+        ("parsed", "9**9**9**9"),
+    ],
+)
+def test_an_answer_without_end_is_a_timeout(impatient, behaviour, answer):
+    job = (answer, behaviour)
+    outcomes = impatient.run([RIGHT, job, RIGHT, job, RIGHT, RIGHT])
+    expected = [Outcome(1.0), Outcome(0.0, "timeout", "longer than 0.3 s")] * 2 + [Outcome(1.0)] * 2
+    assert outcomes == expected
+
+
+def test_a_worker_that_was_killed_is_replaced(impatient):
+    for worker in impatient.workers:
+        os.kill(worker.process.pid, signal.SIGTERM)  # the trainer's business
+        os.kill(worker.process.pid, signal.SIGINT)
+    kept = [worker.process.pid for worker in impatient.workers]
+    assert impatient.run([RIGHT] * 4) == [Outcome(1.0)] * 4
+    assert [worker.process.pid for worker in impatient.workers] == kept
+    os.kill(kept[0], signal.SIGKILL)
+    impatient.workers[0].process.wait()
+    assert impatient.run([RIGHT] * 4) == [Outcome(1.0)] * 4
+    assert impatient.workers[1].process.pid == kept[1]
+
+
+def test_a_run_that_was_broken_off_leaves_nothing_behind(impatient):
+    worker = impatient.workers[0]
+    assert impatient._send(worker, range(3), [("wrong", "right")] * 3)
+    assert impatient.run([RIGHT] * 8) == [Outcome(1.0)] * 8
+
+
+def test_verifiers_of_reasoning_gym_outlast_attempts(tmp_path, monkeypatch):
+    """countdown evaluates with sympy, spiral_matrix with `eval`."""
+    monkeypatch.chdir(tmp_path)
+    names = ("countdown", "spiral_matrix")
+    datasets = tuple(DatasetConfig(name=name) for name in names)
+    train, _ = load_problems(TaskConfig(datasets=datasets, train_size=2, heldout_size=2), seed=0)
+    first, second = sorted(train, key=lambda problem: problem.source)
+    expression = first.metadata["expression"]
+    patch = "__import__('reasoning_gym').games.countdown.CountdownDataset.score_answer"
+    attempts = [
+        f"exec({f'{patch} = lambda *_: 1.0'!r}) or {expression}",
+        f"({expression}) + 0 * len(globals())",
+        f"{expression} if __import__('gc').get_objects() else 0",
+    ]
+    lists = ["[entry['answer']]", "entry['answer'].split()", "[__import__('os').getpid()]"]
+    jobs = [(attempt, first) for attempt in attempts] + [(text, second) for text in lists]
+    with VerifierPool(train.verifier, workers=1, timeout=20.0) as pool:
+        outcomes = pool.run([*jobs, (expression, first), (second.answer, second)])
+    assert all(outcome.score < 0.2 for outcome in outcomes[:-2])
+    assert outcomes[-2:] == [Outcome(1.0)] * 2
+    assert list(tmp_path.iterdir()) == []
+
+
+# The trainer's side, whatever a worker sends.
+
+SCRIPTED = """
+import pickle, socket, struct, sys, time
+from r1train.pool_frames import Frame, Kind
+channel = socket.socket(fileno=int(sys.argv[1]))
+received = channel.makefile("rb")
+def receive():
+    size = int.from_bytes(received.read(8), "big")
+    return pickle.loads(received.read(size)) if size else sys.exit()
+receive()
+channel.sendall(Frame(Kind.READY).encode())
+while True:
+    for job, (answer, _) in enumerate(receive()):
+        if answer == "right":
+            channel.sendall(Frame(Kind.SCORE, job, 1.0).encode())
+        else:
+            channel.sendall(eval(answer))
+            sys.exit("leave" in answer or received.read(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        ("b'\\x80\\x05cos\\nsystem\\n(S\\'touch evil\\'\\ntR.' + bytes(300)", "unknown kind 128"),
+        ("bytes(1 << 20)", "unknown kind 0"),
+        ("Frame(Kind.SCORE, job, float('nan')).encode()", "score nan"),
+        ("Frame(Kind.SCORE, job, 2.0).encode()", "score 2.0"),
+        ("Frame(Kind.SCORE, job + 1, 1.0).encode()", "an unsolicited verdict on job 2"),
+        ("Frame(Kind.READY).encode()", "READY out of turn"),
+        ("Frame(Kind.WATCHED, job).encode()", "WATCHED out of turn"),
+        ("b'leave'", None),
+        ("b''[:len('leave')]", None),
+    ],
+)
+def test_a_worker_that_breaks_the_protocol_fails_one_job(monkeypatch, sent, message):
+    monkeypatch.setattr(pool_module, "_PROGRAM", SCRIPTED)
+    with VerifierPool(Misbehaving(), workers=1, timeout=20.0) as pool:
+        outcomes = pool.run([RIGHT, (sent, "right"), RIGHT, RIGHT, RIGHT, RIGHT])
+    message = BROKE + message if message else "the verifier process died"
+    assert outcomes == [Outcome(1.0), Outcome(0.0, "error", message), *[Outcome(1.0)] * 4]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Frame(Kind.READY),
+        Frame(Kind.SCORE, 3, 0.25),
+        Frame(Kind.ERROR, 2**32 - 1, 0.0, "ValueError: é"),
+    ],
+)
+def test_frames_survive(frame):
+    assert len(frame.encode()) == FRAME_BYTES
+    assert decode(frame.encode()) == frame
+
+
+@pytest.mark.parametrize(
+    ("kind", "score", "text"),
+    [
+        (0, 0.0, b""),
+        (7, 0.0, b""),
+        (Kind.SCORE, float("nan"), b""),
+        (Kind.SCORE, float("inf"), b""),
+        (Kind.SCORE, -1e-9, b""),
+        (Kind.SCORE, 1 + 1e-9, b""),
+        (Kind.ERROR, 1.0, b"an error has no score"),
+        (Kind.SCORE, 1.0, b"a score has no message"),
+    ],
+)
+def test_frames_that_nobody_writes(kind, score, text):
+    with pytest.raises(BadFrame):
+        decode(struct.pack("!BId243s", kind, 0, score, text))
+
+
+def test_frames_are_cut_from_what_arrives():
+    reading, writing = os.pipe()
+    reader, data = FrameReader(reading), Frame(Kind.SCORE, 1, 1.0).encode()
+    os.write(writing, data + data[:100])
+    assert list(reader.frames()) == [decode(data)]
+    os.write(writing, data[100:])
+    assert list(reader.frames()) == [decode(data)]
+    os.close(writing)
+    with pytest.raises(EOFError):
+        list(reader.frames())
+    os.close(reading)
+
+
+# Whole processes.
+
+
+def script(tmp_path, text):
+    path = tmp_path / "trainer.py"
+    path.write_text(textwrap.dedent(text))
+    return [sys.executable, str(path)], {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+VERIFIER_OF_A_SCRIPT = """
+from r1train.pool import VerifierPool
+class Mine:
+    def warm_up(self): {warm_up}
+    def __call__(self, answer, problem): return answer == problem
+def main():
+    with VerifierPool(Mine(), workers=1, timeout=20.0) as pool:
+        print(pool.run([("a", "a"), ("a", "b")]))
+{start}
+"""
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "start", "printed"),
+    [
+        ("pass", "if __name__ == '__main__': main()", "[Outcome(score=1.0, failure=None"),
+        ("pass", "main()", "if __name__ == '__main__':"),
+        (
+            "1 / 0",
+            "if __name__ == '__main__': main()",
+            "RuntimeError: a verifier process cannot work: ZeroDivisionError: division by zero",
+        ),
+    ],
+)
+def test_a_verifier_that_stands_in_the_script(tmp_path, warm_up, start, printed):
+    command, environment = script(
+        tmp_path, VERIFIER_OF_A_SCRIPT.format(warm_up=warm_up, start=start)
+    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert printed in done.stdout + done.stderr
+
+
+def is_alive(pid):
+    """Whether it runs: a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children(pid):
+    return [int(pid) for pid in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@linux
+@pytest.mark.parametrize("victim", ["trainer", "keeper"])
+def test_what_is_killed_leaves_no_process(tmp_path, victim):
+    """Not even one inside `9**9**9**9`, where Python runs no handler."""
+    command, environment = script(
+        tmp_path,
+        """
+        from r1train.pool import VerifierPool
+        from tests.r1train.misbehaving import Misbehaving
+        with VerifierPool(Misbehaving(), workers=1, timeout=600.0) as pool:
+            print(pool.workers[0].process.pid, flush=True)
+            pool.run([("9**9**9**9", "evaluated")])
+        """,
+    )
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as trainer:
+        keeper = int(trainer.stdout.readline())
+        wait_until(lambda: children(keeper))
+        [child] = children(keeper)
+        os.kill(trainer.pid if victim == "trainer" else keeper, signal.SIGKILL)
+        wait_until(lambda: not is_alive(child) and not is_alive(keeper))
+        trainer.kill()
+
+
+@linux
+def test_what_the_system_refuses_without_the_hook(tmp_path):
+    """In a forked process with the limits alone: what code would meet that got around the hook."""
+    command, environment = script(
+        tmp_path,
+        """
+        import ctypes, os, resource, signal, socket, sys, threading
+        from r1train.pool_limits import Limits
+        limits, libc, parent = Limits(), ctypes.CDLL(None, use_errno=True), os.getpid()
+        if os.fork():
+            sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+        limits.take_on(parent, cpu_seconds=5)
+        attempts = {
+            "fork": os.fork,
+            "exec": lambda: os.execv("/bin/true", ["true"]),
+            "kill": lambda: os.kill(parent, signal.SIGTERM),
+            "socket": socket.socket,
+            "write": lambda: open("evil", "w"),
+            "mkdir": lambda: os.mkdir("evil"),
+            "thread": threading.Thread(target=print).start,
+            "ptrace": lambda: check(libc.ptrace(16, parent, 0, 0)),
+            "prctl": lambda: check(libc.prctl(1, 0, 0, 0, 0)),
+            "limit": lambda: resource.setrlimit(resource.RLIMIT_CPU, (9, 9)),
+        }
+        def check(result):
+            if result < 0:
+                raise OSError(ctypes.get_errno(), "")
+        for name, attempt in attempts.items():
+            try:
+                attempt()
+            except (OSError, RuntimeError, ValueError):
+                print(name, "refused", flush=True)
+            else:
+                print(name, "ALLOWED", flush=True)
+        print(open("/dev/null").read() or "read", flush=True)
+        os._exit(0)
+        """,
+    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    *attempts, last = done.stdout.splitlines()
+    assert [line for line in attempts if not line.endswith("refused")] == []
+    assert (len(attempts), last) == (10, "read")
+    assert [path.name for path in tmp_path.iterdir()] == ["trainer.py"]

@@ -12,9 +12,8 @@ What holds:
   (`pool_worker`), and an answer that raised, ran out of time or did what the audit hook watches is
   the last one in its fork: no answer inherits what such another one left behind.
 - Text that a verifier evaluates may be an expression over literals, for sympy's parser with the
-  names of elementary mathematics, and nothing else; writing files, sockets, processes, threads,
-  `gc`, `ctypes`, `sqlite3` and whatever else the interpreter tells of end the process
-  (`pool_audit`).
+  names of elementary mathematics, and nothing else; writing files, sockets, processes, `gc`,
+  `ctypes`, `sqlite3` and whatever else the interpreter tells of end the process (`pool_audit`).
 - The process has no environment but a few names, no descriptor but its pipe and /dev/null, limits
   of memory and processor time, and on Linux a seccomp filter and a signal at its parent's death
   (`pool_limits`). When the trainer is killed, no worker stays.
@@ -53,6 +52,8 @@ _PATIENCE_SECONDS = 10.0  # beyond the time for an answer, which the worker keep
 _BATCH = 128
 _ENVIRONMENT = (
     "PATH",
+    "HOME",
+    "MPLCONFIGDIR",
     "LANG",
     "LC_ALL",
     "LC_CTYPE",
@@ -87,6 +88,8 @@ class VerifierPool:
     """
 
     def __init__(self, verifier: Judge, workers: int, timeout: float) -> None:
+        if workers < 1 or not timeout > 0:
+            raise ValueError(f"expected workers >= 1 and timeout > 0, got {workers} and {timeout}")
         self.timeout = timeout
         self.setup = _set_up(verifier, timeout)
         self.workers: list[_Worker] = []

@@ -1,13 +1,16 @@
 """What a verifier may do while it judges an answer: an audit hook of the interpreter.
 
-Events are of three kinds. Free: importing and reading files. Watched: what honest verifiers do too,
-but an answer could use to run code of its own; the process judges no further answer, and text that
-is evaluated may hold nothing but an expression (see `_may_run`). Everything else is refused: the
+Events are of three kinds. Free ones are those of importing and of reading files. Watched ones are
+what honest verifiers do too, but what an answer could use to run code of its own: the keeper is
+told before it runs, and the process judges no further answer. Everything else is refused: the
 answer is an error and the process ends on the spot, so that no `except` swallows it.
 
-Over the reference answers, junk and lists for all of reasoning-gym's datasets, and over
-math-verify's comparisons, honest verifiers raise no event but the free ones, `compile`, `exec`,
-`builtins.id` and `object.__getattr__` (sympy's cache of signatures).
+Text that is evaluated may be an expression and no more (see `_fault`). What sympy's parser makes of
+numbers and elementary functions is then free: math-verify has it parse every number.
+
+Over the reference answers, lists and junk for all of reasoning-gym's datasets, and over
+comparisons of math-verify, honest verifiers raised only `compile`, `exec`, `builtins.id`,
+`object.__getattr__` (sympy's cache of signatures), and what importing does.
 """
 
 from __future__ import annotations
@@ -113,8 +116,8 @@ class Audit:
             if parsing and fault is None:
                 return
         if not self.watched:
-            self.watched = True
             self.on_watched()  # before any of the answer's code runs
+            self.watched = True
         if fault is not None:
             raise fault
 
@@ -144,9 +147,10 @@ def _fault(code: CodeType, known: frozenset[str]) -> Exception | None:
     nested = any(isinstance(constant, CodeType) for constant in code.co_consts)
     if nested or not _CHANGING.isdisjoint(code.co_code[::2]):
         return Refused("an answer may not define, assign, delete or import anything")
-    unknown = next((name for name in code.co_names if name not in known), None)
-    if unknown is None:
+    unknown = [name for name in code.co_names if name not in known]
+    if not unknown:
         return None
-    if "__" in unknown:
-        return Refused(f"an answer may not use the name {unknown[:100]!r}")
-    return NameError(f"name {unknown[:100]!r} is not defined for an answer")
+    special = next((name for name in unknown if "__" in name), None)
+    if special is not None:
+        return Refused(f"an answer may not use the name {special[:100]!r}")
+    return NameError(f"name {unknown[0][:100]!r} is not defined for an answer")

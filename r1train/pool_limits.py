@@ -15,7 +15,7 @@ import sys
 
 from r1train.pool_seccomp import Filter
 
-MEMORY_BYTES = 4 << 30
+MEMORY_BYTES = 4 << 30  # beyond what was there when the process was forked
 _OPEN_FILES = 64
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
@@ -39,7 +39,9 @@ class Limits:
         _limit(resource.RLIMIT_CPU, cpu_seconds)  # the last resort, where nobody is left to kill it
         if not self.linux:
             return  # macOS ignores RLIMIT_AS, and has none of what follows
-        _limit(resource.RLIMIT_AS, MEMORY_BYTES)
+        with open("/proc/self/statm") as pages:
+            inherited = int(pages.read().split()[0]) * resource.getpagesize()
+        _limit(resource.RLIMIT_AS, inherited + MEMORY_BYTES)
         self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the signal was asked for
             os._exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -35,6 +36,13 @@ def pool(tmp_path_factory):
         with VerifierPool(Misbehaving("sympy"), workers=1, timeout=20.0) as pool:
             yield pool
     assert list(folder.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def impatient():
+    with VerifierPool(Misbehaving("sympy"), workers=2, timeout=0.5) as pool:
+        pool.run([RIGHT] * 4)
+        yield pool
 
 
 def judged(pool, *job):
@@ -194,6 +202,21 @@ def test_an_answer_that_did_what_is_watched_is_the_last_of_its_process(pool):
     assert (evaluated, before != after) == (PID_SCALE, True)
 
 
+@linux  # for /proc
+def test_children_are_reaped_and_workers_end(impatient):
+    impatient.run([("error", "raises")] * 4)
+    wait_until(lambda: not any(children(worker.process.pid) for worker in impatient.workers))
+    with VerifierPool(Misbehaving(), workers=1, timeout=20.0) as pool:
+        assert pool.run([RIGHT]) == [Outcome(1.0)]
+    assert pool.workers[0].process.returncode == 0
+
+
+@pytest.mark.parametrize(("workers", "timeout"), [(0, 1.0), (1, 0.0), (1, float("nan"))])
+def test_a_pool_has_workers_and_time(workers, timeout):
+    with pytest.raises(ValueError, match="expected workers >= 1 and timeout > 0"):
+        VerifierPool(Misbehaving(), workers, timeout)
+
+
 @pytest.mark.parametrize(
     ("expression", "score"),
     [
@@ -207,6 +230,7 @@ def test_an_answer_that_did_what_is_watched_is_the_last_of_its_process(pool):
         ("(7).real", None),
         ("exec('import os')", None),
         ("__import__('os').system('touch evil')", None),
+        ("__import__('r1train.pool')", None),
         ("().__class__.__base__.__subclasses__()", None),
         ("f'{().__class__}'", None),
     ],
@@ -256,13 +280,6 @@ def test_what_sympy_may_not_run(pool, expression):
     assert outcome[:2] == (0.0, "error")
 
 
-@pytest.fixture(scope="module")
-def impatient():
-    with VerifierPool(Misbehaving("sympy"), workers=2, timeout=0.3) as pool:
-        pool.run([RIGHT] * 4)
-        yield pool
-
-
 @pytest.mark.parametrize(
     ("behaviour", "answer"),
     [
@@ -275,7 +292,7 @@ def impatient():
 def test_an_answer_without_end_is_a_timeout(impatient, behaviour, answer):
     job = (answer, behaviour)
     outcomes = impatient.run([RIGHT, job, RIGHT, job, RIGHT, RIGHT])
-    expected = [Outcome(1.0), Outcome(0.0, "timeout", "longer than 0.3 s")] * 2 + [Outcome(1.0)] * 2
+    expected = [Outcome(1.0), Outcome(0.0, "timeout", "longer than 0.5 s")] * 2 + [Outcome(1.0)] * 2
     assert outcomes == expected
 
 
@@ -487,6 +504,8 @@ def test_what_is_killed_leaves_no_process(tmp_path, victim):
         keeper = int(trainer.stdout.readline())
         wait_until(lambda: children(keeper))
         [child] = children(keeper)
+        limits = Path(f"/proc/{child}/limits").read_text()
+        assert re.search(r"Max cpu time +601 +601 +seconds", limits)
         os.kill(trainer.pid if victim == "trainer" else keeper, signal.SIGKILL)
         wait_until(lambda: not is_alive(child) and not is_alive(keeper))
         trainer.kill()

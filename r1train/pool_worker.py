@@ -15,6 +15,7 @@ keeper's only thread forks it.
 
 from __future__ import annotations
 
+import _thread
 import gc
 import logging
 import multiprocessing.process
@@ -25,7 +26,6 @@ import select
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections import deque
@@ -103,7 +103,7 @@ class Keeper:
             warm_up()
         logging.disable(logging.CRITICAL)
         _fill_caches()
-        if threading.active_count() > 1:
+        if _thread._count():
             raise RuntimeError("the verifier's warm_up leaves threads running: it cannot be forked")
         sys.dont_write_bytecode = True
         nowhere = os.open(os.devnull, os.O_RDWR)
@@ -334,8 +334,8 @@ def _judge_all(verifier: Judge, jobs: Jobs, start: int, line: int) -> None:
             break  # the keeper is gone
         verdict = _judge(verifier, *jobs[index], index)
         say(verdict)
-        if audit.watched or verdict.kind is Kind.ERROR:
-            break
+        if audit.watched or verdict.kind is Kind.ERROR or _thread._count():
+            break  # a thread would outlast its answer
     end()
 
 

@@ -40,7 +40,7 @@ def pool(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def impatient():
-    with VerifierPool(Misbehaving("sympy"), workers=2, timeout=0.5) as pool:
+    with VerifierPool(Misbehaving("sympy"), workers=2, timeout=1.0) as pool:
         pool.run([RIGHT] * 4)
         yield pool
 
@@ -292,7 +292,7 @@ def test_what_sympy_may_not_run(pool, expression):
 def test_an_answer_without_end_is_a_timeout(impatient, behaviour, answer):
     job = (answer, behaviour)
     outcomes = impatient.run([RIGHT, job, RIGHT, job, RIGHT, RIGHT])
-    expected = [Outcome(1.0), Outcome(0.0, "timeout", "longer than 0.5 s")] * 2 + [Outcome(1.0)] * 2
+    expected = [Outcome(1.0), Outcome(0.0, "timeout", "longer than 1 s")] * 2 + [Outcome(1.0)] * 2
     assert outcomes == expected
 
 
@@ -313,6 +313,25 @@ def test_a_run_that_was_broken_off_leaves_nothing_behind(impatient):
     worker = impatient.workers[0]
     assert impatient._send(worker, range(3), [("wrong", "right")] * 3)
     assert impatient.run([RIGHT] * 8) == [Outcome(1.0)] * 8
+
+
+ELSEWHERE = """
+import types
+from r1train import pool_limits, pool_worker
+pool_limits.sys = types.SimpleNamespace(platform="darwin")
+pool_worker.main()
+"""
+
+
+def test_without_what_is_linuxs_the_hook_and_the_limits_hold(monkeypatch):
+    monkeypatch.setattr(pool_module, "_PROGRAM", ELSEWHERE)
+    with VerifierPool(Misbehaving(), workers=1, timeout=20.0) as pool:
+        message = "a verifier may not do this: os.fork"
+        assert judged(pool, "", "forks") == Outcome(0.0, "error", message)
+        outcome = judged(pool, "3 + 4", "evaluated")
+        assert outcome == Outcome(1.0)
+        before, _, after = processes(pool, ("", "pid"), ("", "starts_a_thread"), ("", "pid"))
+        assert before != after  # a thread that could be started has gone with its process
 
 
 def test_verifiers_of_reasoning_gym_outlast_attempts(tmp_path, monkeypatch):
@@ -500,15 +519,18 @@ def test_what_is_killed_leaves_no_process(tmp_path, victim):
             pool.run([("9**9**9**9", "evaluated")])
         """,
     )
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as trainer:
+    trainer = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
         keeper = int(trainer.stdout.readline())
         wait_until(lambda: children(keeper))
         [child] = children(keeper)
-        limits = Path(f"/proc/{child}/limits").read_text()
-        assert re.search(r"Max cpu time +601 +601 +seconds", limits)
+        limited = re.compile(r"Max cpu time +601 +601 +seconds")  # where nobody is left to kill it
+        wait_until(lambda: limited.search(Path(f"/proc/{child}/limits").read_text()))
         os.kill(trainer.pid if victim == "trainer" else keeper, signal.SIGKILL)
         wait_until(lambda: not is_alive(child) and not is_alive(keeper))
+    finally:
         trainer.kill()
+        trainer.communicate()
 
 
 @linux

@@ -23,9 +23,6 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "pread64": (17, 67),
     "lseek": (8, 62),
     "close": (3, 57),
-    "dup": (32, 23),
-    "fcntl": (72, 25),
-    "ioctl": (16, 29),
     "poll": (7, None),
     "ppoll": (271, 73),
     "select": (23, None),
@@ -53,7 +50,7 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "mremap": (25, 216),
     "mprotect": (10, 226),
     "madvise": (28, 233),
-    # time, signals of its own, and locks
+    # time, signals to itself, and locks
     "clock_gettime": (228, 113),
     "clock_getres": (229, 114),
     "clock_nanosleep": (230, 115),
@@ -68,8 +65,6 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "sigaltstack": (131, 132),
     "restart_syscall": (219, 128),
     "futex": (202, 98),
-    "set_robust_list": (273, 99),
-    "rseq": (334, 293),
     "membarrier": (324, 283),
     "sched_yield": (24, 124),
     "sched_getaffinity": (204, 123),

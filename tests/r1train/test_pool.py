@@ -539,7 +539,7 @@ def test_what_the_system_refuses_without_the_hook(tmp_path):
     command, environment = script(
         tmp_path,
         """
-        import ctypes, os, resource, signal, socket, sys, threading
+        import ctypes, fcntl, os, resource, signal, socket, sys, threading
         from r1train.pool_limits import Limits
         limits, libc, parent = Limits(), ctypes.CDLL(None, use_errno=True), os.getpid()
         if os.fork():
@@ -549,6 +549,7 @@ def test_what_the_system_refuses_without_the_hook(tmp_path):
             "fork": os.fork,
             "exec": lambda: os.execv("/bin/true", ["true"]),
             "kill": lambda: os.kill(parent, signal.SIGTERM),
+            "signal": lambda: fcntl.fcntl(1, fcntl.F_SETOWN, parent),
             "socket": socket.socket,
             "write": lambda: open("evil", "w"),
             "mkdir": lambda: os.mkdir("evil"),
@@ -575,5 +576,5 @@ def test_what_the_system_refuses_without_the_hook(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     *attempts, last = done.stdout.splitlines()
     assert [line for line in attempts if not line.endswith("refused")] == []
-    assert (len(attempts), last) == (10, "read")
+    assert (len(attempts), last) == (11, "read")
     assert [path.name for path in tmp_path.iterdir()] == ["trainer.py"]

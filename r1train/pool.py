@@ -219,7 +219,7 @@ def _set_up(verifier: Judge, timeout: float) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    """No tokens or keys: an answer could read them, and the start-up of other libraries does."""
+    """What a Python needs to start and to find the same modules: no tokens, no keys."""
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     kept["PYTHONPATH"] = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

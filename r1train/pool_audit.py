@@ -22,7 +22,17 @@ from dis import opmap
 from types import CodeType, FrameType
 from typing import Any
 
-_FREE = {"builtins.id", "import", "os.listdir", "os.scandir"}
+_FREE = {
+    "builtins.id",
+    "glob.glob",
+    "glob.glob/2",
+    "import",
+    "os.listdir",
+    "os.scandir",
+    "os.walk",
+    "pathlib.Path.glob",
+    "pathlib.Path.rglob",
+}
 _WATCHED = {
     "array.__new__",
     "compile",
@@ -30,6 +40,7 @@ _WATCHED = {
     "object.__getattr__",
     "sys._getframe",
     "sys._getframemodulename",
+    "sys.unraisablehook",
     "time.sleep",
 }
 # What loading a module does besides: its code is a file's, not an answer's.
@@ -146,11 +157,11 @@ def _fault(code: CodeType, known: frozenset[str]) -> Exception | None:
     """
     nested = any(isinstance(constant, CodeType) for constant in code.co_consts)
     if nested or not _CHANGING.isdisjoint(code.co_code[::2]):
-        return Refused("an answer may not define, assign, delete or import anything")
+        return Refused("evaluated text may not define, assign, delete or import anything")
     unknown = [name for name in code.co_names if name not in known]
     if not unknown:
         return None
     special = next((name for name in unknown if "__" in name), None)
     if special is not None:
-        return Refused(f"an answer may not use the name {special[:100]!r}")
-    return NameError(f"name {unknown[0][:100]!r} is not defined for an answer")
+        return Refused(f"evaluated text may not use the name {special[:100]!r}")
+    return NameError(f"name {unknown[0][:100]!r} is not defined for evaluated text")

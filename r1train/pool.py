@@ -14,7 +14,7 @@ What holds:
 - Text that a verifier evaluates may be an expression over literals, for sympy's parser with the
   names of elementary mathematics, and nothing else; writing files, sockets, processes, `gc`,
   `ctypes`, `sqlite3` and whatever else the interpreter tells of end the process (`pool_audit`).
-- The process has no environment but a few names, no descriptor but its pipe and /dev/null, limits
+- The process has no environment but a few names, no descriptor but its line and /dev/null, limits
   of memory and processor time, and on Linux a seccomp filter and a signal at its parent's death
   (`pool_limits`). When the trainer is killed, no worker stays.
 
@@ -38,7 +38,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -88,8 +88,10 @@ class VerifierPool:
     """
 
     def __init__(self, verifier: Judge, workers: int, timeout: float) -> None:
-        if workers < 1 or not timeout > 0:
-            raise ValueError(f"expected workers >= 1 and timeout > 0, got {workers} and {timeout}")
+        if workers < 1 or not 0 < timeout < inf:
+            raise ValueError(
+                f"expected workers >= 1 and a finite timeout > 0, got {workers} and {timeout}"
+            )
         self.timeout = timeout
         self.setup = _set_up(verifier, timeout)
         self.workers: list[_Worker] = []
@@ -121,7 +123,8 @@ class VerifierPool:
             for position, worker in enumerate(self.workers):
                 failure = self._receive(worker, worker.channel in arrived, outcomes)
                 if failure is not None:
-                    outcomes[worker.queue.popleft()] = failure
+                    if worker.queue:  # else it spoke out of turn, with no job to fail
+                        outcomes[worker.queue.popleft()] = failure
                     if worker.queue:
                         waiting.appendleft(tuple(worker.queue))
                     self._replace(position)

@@ -212,9 +212,11 @@ def test_children_are_reaped_and_workers_end(impatient):
     assert pool.workers[0].process.returncode == 0
 
 
-@pytest.mark.parametrize(("workers", "timeout"), [(0, 1.0), (1, 0.0), (1, float("nan"))])
+@pytest.mark.parametrize(
+    ("workers", "timeout"), [(0, 1.0), (1, 0.0), (1, float("nan")), (1, float("inf"))]
+)
 def test_a_pool_has_workers_and_time(workers, timeout):
-    with pytest.raises(ValueError, match="expected workers >= 1 and timeout > 0"):
+    with pytest.raises(ValueError, match="expected workers >= 1 and a finite timeout > 0"):
         VerifierPool(Misbehaving(), workers, timeout)
 
 
@@ -400,6 +402,14 @@ def test_a_worker_that_breaks_the_protocol_fails_one_job(monkeypatch, sent, mess
         outcomes = pool.run([RIGHT, (sent, "right"), RIGHT, RIGHT, RIGHT, RIGHT])
     message = BROKE + message if message else "the verifier process died"
     assert outcomes == [Outcome(1.0), Outcome(0.0, "error", message), *[Outcome(1.0)] * 4]
+
+
+def test_a_verdict_too_many_fails_no_job(monkeypatch):
+    monkeypatch.setattr(pool_module, "_PROGRAM", SCRIPTED)
+    twice = ("Frame(Kind.SCORE, job, 1.0).encode() * 2", "right")
+    with VerifierPool(Misbehaving(), workers=2, timeout=20.0) as pool:
+        assert pool.run([twice, *[RIGHT] * 3]) == [Outcome(1.0)] * 4
+        assert pool.run([RIGHT, RIGHT]) == [Outcome(1.0)] * 2
 
 
 @pytest.mark.parametrize(

@@ -337,27 +337,72 @@ def test_without_what_is_linuxs_the_hook_and_the_limits_hold(monkeypatch):
         assert before != after  # a thread that could be started has gone with its process
 
 
-def test_verifiers_of_reasoning_gym_outlast_attempts(tmp_path, monkeypatch):
-    """countdown evaluates with sympy, spiral_matrix with `eval`."""
-    monkeypatch.chdir(tmp_path)
-    names = ("countdown", "spiral_matrix")
-    datasets = tuple(DatasetConfig(name=name) for name in names)
-    train, _ = load_problems(TaskConfig(datasets=datasets, train_size=2, heldout_size=2), seed=0)
-    first, second = sorted(train, key=lambda problem: problem.source)
-    expression = first.metadata["expression"]
-    patch = "__import__('reasoning_gym').games.countdown.CountdownDataset.score_answer"
-    attempts = [
-        f"exec({f'{patch} = lambda *_: 1.0'!r}) or {expression}",
-        f"({expression}) + 0 * len(globals())",
-        f"{expression} if __import__('gc').get_objects() else 0",
+# The datasets of reasoning-gym whose verifiers evaluate answers, with `eval` or with sympy.
+EVALUATING = (
+    "binary_matrix",
+    "bitwise_arithmetic",
+    "countdown",
+    "intermediate_integration",
+    "n_queens",
+    "number_sorting",
+    "polynomial_multiplication",
+    "puzzle24",
+    "simple_integration",
+    "spiral_matrix",
+    "string_insertion",
+)
+
+
+@pytest.fixture(scope="module")
+def reasoning_gym(tmp_path_factory):
+    """A problem of each, and a pool in an empty folder."""
+    folder = tmp_path_factory.mktemp("reasoning_gym")
+    datasets = tuple(DatasetConfig(name=name) for name in EVALUATING)
+    config = TaskConfig(datasets=datasets, train_size=len(datasets), heldout_size=len(datasets))
+    train, _ = load_problems(config, seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with VerifierPool(train.verifier, workers=1, timeout=20.0) as pool:
+            yield {problem.task: problem for problem in train}, train.verifier, pool
+    assert list(folder.iterdir()) == []
+
+
+def reference(problem):
+    return problem.metadata["expression"] if problem.task == "countdown" else problem.answer
+
+
+def test_verifiers_of_reasoning_gym_score_as_without_a_fence(reasoning_gym):
+    problems, verify, pool = reasoning_gym
+    jobs = [
+        (answer, problem)
+        for problem in problems.values()
+        for right in [reference(problem)]
+        for answer in (right, str(right.split()), f"{right} + 1", "nan", "no idea", "x**2/2 + C")
     ]
-    lists = ["[entry['answer']]", "entry['answer'].split()", "[__import__('os').getpid()]"]
-    jobs = [(attempt, first) for attempt in attempts] + [(text, second) for text in lists]
-    with VerifierPool(train.verifier, workers=1, timeout=20.0) as pool:
-        outcomes = pool.run([*jobs, (expression, first), (second.answer, second)])
-    assert all(outcome.score < 0.2 for outcome in outcomes[:-2])
-    assert outcomes[-2:] == [Outcome(1.0)] * 2
-    assert list(tmp_path.iterdir()) == []
+    scores = [outcome.score for outcome in pool.run(jobs)]
+    assert scores == [verify(*job) for job in jobs]
+    assert scores[::6] == [1.0] * len(EVALUATING)
+
+
+def test_verifiers_of_reasoning_gym_outlast_attempts(reasoning_gym):
+    problems, _, pool = reasoning_gym
+    expression = problems["countdown"].metadata["expression"]
+    method = "__import__('reasoning_gym').games.countdown.CountdownDataset.score_answer"
+    attempts = [
+        f"exec({f'{method} = lambda *_: 1.0'!r}) or {expression}",
+        f"({expression}) + 0*len(globals())",
+        f"{expression} if __import__('gc').get_objects() else 0",
+        "entry['answer']",
+        "[entry['answer']]",
+        "[*entry['answer'].split()]",
+        "[__import__('os').getpid()]",
+        "Integral(1, x)",
+    ]
+    jobs = [(attempt, problem) for problem in problems.values() for attempt in attempts]
+    right = [(reference(problem), problem) for problem in problems.values()]
+    outcomes = pool.run([*jobs, *right])
+    assert all(outcome.score < 0.2 for outcome in outcomes[: len(jobs)])
+    assert outcomes[len(jobs) :] == [Outcome(1.0)] * len(right)
 
 
 # The trainer's side, whatever a worker sends.

@@ -1,7 +1,7 @@
-"""Problems: where they come from, how they are asked, and how an answer to one is verified.
+"""Problems: where they come from, and which of them are trained on.
 
-Sources are reasoning-gym datasets, each with its own verifier, and JSONL files, whose answers are
-compared by math-verify. Training and held-out problems never share a question.
+Sources are reasoning-gym datasets and JSONL files. Training and held-out problems never share a
+question.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, overload
 
 from r1train.config import DatasetConfig, TaskConfig
-from r1train.schema import ConfigError, nearest
+from r1train.gym import create
+from r1train.schema import ConfigError
+from r1train.verifiers import Verifier
 
 
 @dataclass(frozen=True)
@@ -35,36 +35,6 @@ class Problem:
     """What the dataset's verifier reads."""
     source: int = 0
     """Position of the source in `task.datasets`."""
-
-
-@dataclass(frozen=True)
-class Verifier:
-    """Scores answers. It holds only configuration, so that it travels to a worker process."""
-
-    datasets: tuple[DatasetConfig, ...]
-
-    def warm_up(self) -> None:
-        """Import what the verifiers of these sources need, and nothing else."""
-        for dataset in self.datasets:
-            if dataset.name is None:
-                import math_verify  # noqa: F401
-            else:
-                _scorer(dataset.name, json.dumps(dataset.params, sort_keys=True))
-
-    def __call__(self, answer: str | None, problem: Problem) -> float:
-        """Score in [0, 1] of an extracted answer; None, empty and hedged answers get 0."""
-        if answer is None or not answer.strip() or is_hedge(answer, problem.answer):
-            return 0.0
-        dataset = self.datasets[problem.source]
-        if dataset.name is None:
-            return float(math_equal(answer, problem.answer))
-        scorer = _scorer(dataset.name, json.dumps(dataset.params, sort_keys=True))
-        entry = {
-            "question": problem.question,
-            "answer": problem.answer or None,
-            "metadata": problem.metadata,
-        }
-        return float(scorer.score_answer(answer.strip(), entry))
 
 
 class ProblemSet(Sequence[Problem]):
@@ -114,53 +84,6 @@ def load_problems(config: TaskConfig, seed: int) -> tuple[ProblemSet, ProblemSet
     return ProblemSet(train, verifier), ProblemSet(heldout, verifier)
 
 
-def is_hedge(answer: str, reference: str) -> bool:
-    """Whether the answer offers alternatives ("4 or 5") that the reference does not have."""
-    return _OR.search(answer) is not None and _OR.search(reference) is None
-
-
-def math_equal(answer: str, reference: str) -> bool:
-    """Whether math-verify finds the whole answer equal to the reference.
-
-    Its own time-outs are off: they raise outside a main thread, and `RewardPool` has others.
-    """
-    if answer.strip() == reference.strip():
-        return True
-    if not (_balanced(answer) and _balanced(reference)):
-        return False
-    from math_verify import verify
-
-    parsed = [_parse_math(text) for text in (reference, answer)]
-    return all(parsed) and verify(*parsed, timeout_seconds=None)
-
-
-_OR = re.compile(r"\b(or|either)\b|\\lor\b|\|\||\u2228", re.IGNORECASE)
-
-
-def _parse_math(text: str) -> list[Any]:
-    # The box makes math-verify read all of the text: bare, it takes "5 or 4" for 4.
-    from math_verify import LatexExtractionConfig, parse
-
-    values: list[Any] = parse(
-        f"\\boxed{{{text}}}",
-        extraction_config=[LatexExtractionConfig(boxed_match_priority=0)],
-        fallback_mode="no_fallback",
-        extraction_mode="first_match",
-        parsing_timeout=None,
-        raise_on_error=True,
-    )
-    return values
-
-
-def _balanced(text: str) -> bool:
-    depth = 0
-    for character in text:
-        depth += (character == "{") - (character == "}")
-        if depth < 0:
-            return False
-    return depth == 0
-
-
 def _apportion(total: int, weights: Sequence[float]) -> list[int]:
     """`total` split by weight into whole numbers, the largest remainders rounded up."""
     exact = [total * weight / sum(weights) for weight in weights]
@@ -201,7 +124,7 @@ def _generate(dataset: DatasetConfig, source: int, seed: int) -> Iterator[Proble
     block_size = 500
     for block in itertools.count():
         block_seed = random.Random(f"{seed}/{source}/{block}").getrandbits(32)
-        items = _create(dataset.name, {**dataset.params, "size": block_size, "seed": block_seed})
+        items = create(dataset.name, {**dataset.params, "size": block_size, "seed": block_seed})
         for i in range(block_size):
             entry = items[i]
             yield Problem(
@@ -230,20 +153,3 @@ def _read_jsonl(dataset: DatasetConfig, source: int) -> Iterator[Problem]:
         if not answer:
             raise ConfigError(f"{path}, line {number}: the answer is empty")
         yield Problem(str(path), number - 1, question, answer, source=source)
-
-
-@lru_cache
-def _scorer(name: str, params: str) -> Any:
-    return _create(name, json.loads(params))
-
-
-def _create(name: str, params: dict[str, Any]) -> Any:
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
-
-    if name not in DATASETS:
-        raise ConfigError(f"unknown reasoning-gym dataset '{name}': {nearest(name, DATASETS)}")
-    try:
-        return reasoning_gym.create_dataset(name, **params)
-    except (TypeError, AssertionError, ValueError) as error:
-        raise ConfigError(f"reasoning-gym dataset '{name}' refuses its params: {error}") from None

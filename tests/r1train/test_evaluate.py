@@ -5,7 +5,8 @@ import pytest
 from r1train.config import EvalConfig
 from r1train.evaluate import evaluate, interval, majority
 from r1train.rewards import RewardBatch
-from r1train.tasks import Problem, ProblemSet, Verifier
+from r1train.tasks import Problem, ProblemSet
+from r1train.verifiers import Verifier
 
 
 def answer(text):

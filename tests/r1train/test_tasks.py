@@ -6,7 +6,8 @@ import pytest
 from r1train.config import DatasetConfig, TaskConfig
 from r1train.prompts import opens_think, render_prompt
 from r1train.schema import ConfigError
-from r1train.tasks import is_hedge, load_problems, math_equal
+from r1train.tasks import load_problems
+from r1train.verify import is_hedge, math_equal
 
 SMALL = DatasetConfig(
     name="chain_sum", params={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}

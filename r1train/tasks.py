@@ -18,6 +18,7 @@ from r1train.config import DatasetConfig, TaskConfig
 from r1train.gym import create
 from r1train.schema import ConfigError
 from r1train.verifiers import Verifier
+from r1train.verify import AnswerType
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Problem:
     """What the dataset's verifier reads."""
     source: int = 0
     """Position of the source in `task.datasets`."""
+    answer_type: AnswerType = "auto"
+    """How `verify` compares an answer of a JSONL file with the reference."""
 
 
 class ProblemSet(Sequence[Problem]):

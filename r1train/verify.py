@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal, get_args
+
+AnswerType = Literal["auto", "math", "set", "ordered", "choice", "text", "exact"]
+ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
 
 
 def is_hedge(answer: str, reference: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerBase
 
-from r1train.prompts import render_prompt
+from r1train.prompts import TAGS, render_prompt
 from r1train.tasks import Problem
 
 
@@ -22,6 +22,15 @@ def encode_prompts(
 def decode_completions(
     tokenizer: PreTrainedTokenizerBase, completions: list[list[int]]
 ) -> list[str]:
-    """Text of every completion, without the tokens that only mark its end."""
-    texts: list[str] = tokenizer.batch_decode(completions, skip_special_tokens=True)
+    """Text of every completion, without the tokens that only mark where it begins and ends.
+
+    Other special tokens stay: for many tokenizers <think> and <answer> are such.
+    """
+    marks = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
+    tags = {tokenizer.convert_tokens_to_ids(tag) for tag in TAGS}
+    endings = set(tokenizer.all_special_ids) - tags  # a model may stop at others than its EOS
+    bodies = [[*ids[:-1], *(id for id in ids[-1:] if id not in endings)] for ids in completions]
+    texts: list[str] = tokenizer.batch_decode(
+        [[id for id in ids if id not in marks] for ids in bodies], skip_special_tokens=False
+    )
     return texts

@@ -1,8 +1,10 @@
-"""Held-out evaluation: pass@1 as the mean over k completions, cons@k as their majority vote."""
+"""Held-out evaluation: pass@1 as the mean over k completions, cons@k as their majority vote.
+
+Votes are for what an answer says, not for how it is written: 1/2 and 0.5 are one candidate.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -20,6 +22,7 @@ from r1train.rewards import RewardPool, extract_answer
 from r1train.rollout import Engine
 from r1train.seeds import derive_seed
 from r1train.tasks import ProblemSet, load_problems
+from r1train.verify import equivalent
 
 Interval = tuple[float, float]
 
@@ -32,7 +35,9 @@ class EvalResult:
     """Mean accuracy over all completions (R1's pass@1)."""
     pass_at_1_ci: Interval
     cons_at_k: float
-    """Share of problems whose most frequent answer is right; the first seen wins a tie."""
+    """Share of problems whose most frequent answer is right; the first seen wins a tie.
+
+    Answers are counted together where `verify` finds them equal, and right ones always are."""
     cons_at_k_ci: Interval
     k: int
     """Completions of each problem."""
@@ -94,7 +99,10 @@ def evaluate(
     accuracy, formatted = rewards.by_name["accuracy"], rewards.by_name["format"]
     groups = [slice(start, start + k) for start in range(0, len(texts), k)]
     solved = [fmean(accuracy[group]) for group in groups]
-    agreed = [majority(texts[group], accuracy[group]) for group in groups]
+    agreed = [
+        majority(texts[group], accuracy[group], problem.answer_type)
+        for group, problem in zip(groups, problems, strict=True)
+    ]
     return EvalResult(
         pass_at_1=fmean(solved),
         pass_at_1_ci=interval(solved, config.confidence, k),
@@ -134,14 +142,39 @@ def evaluate_model(config: Config) -> EvalResult:
         return evaluate(engine, tokenizer, heldout, rewards, config.eval, template, seed)
 
 
-def majority(completions: Sequence[str], accuracy: Sequence[float]) -> float:
-    """Accuracy of the most frequent extracted answer; 0 where no completion has one."""
-    answers = [extract_answer(completion) for completion in completions]
-    votes = Counter(answer for answer in answers if answer is not None)
+def majority(
+    completions: Sequence[str], accuracy: Sequence[float], answer_type: str = "auto"
+) -> float:
+    """Accuracy of the most frequent extracted answer; 0 where no completion has one.
+
+    Right answers are one candidate: as far as the problem can tell they are the same. Of the wrong
+    ones those are that `verify` finds equal to the first of them.
+    """
+    candidates: list[tuple[str, float]] = []
+    votes: list[int] = []
+    seen: dict[tuple[str, float], int] = {}
+    for completion, right in zip(completions, accuracy, strict=True):
+        answer = extract_answer(completion)
+        if answer is None:
+            continue
+        key = answer, float(right)
+        if key not in seen:
+            seen[key] = next(
+                (
+                    place
+                    for place, (other, other_right) in enumerate(candidates)
+                    if other_right == right
+                    and (right >= 1.0 or equivalent(answer, other, answer_type))
+                ),
+                len(candidates),
+            )
+            if seen[key] == len(candidates):
+                candidates.append(key)
+                votes.append(0)
+        votes[seen[key]] += 1
     if not votes:
         return 0.0
-    winner = max(votes, key=lambda answer: votes[answer])  # the first of equals: seen first
-    return accuracy[answers.index(winner)]
+    return candidates[votes.index(max(votes))][1]  # the first of equals: seen first
 
 
 def interval(scores: Sequence[float], confidence: float, k: int = 1) -> Interval:

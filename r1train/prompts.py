@@ -6,6 +6,8 @@ from typing import Any
 
 from r1train.schema import ConfigError
 
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+"""Of the format that the instruction asks for."""
 R1_ZERO_INSTRUCTION = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves "
     "it. The assistant first thinks about the reasoning process in the mind and then provides the "

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from r1train.config import RewardConfig
 from r1train.pool import VerifierPool
+from r1train.probing import probe
+from r1train.prompts import TAGS
 from r1train.tasks import Problem, ProblemSet
 
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _FORMAT = re.compile(r"\s*<think>(.*)</think>\s*<answer>(.*)</answer>\s*", re.DOTALL)
 
@@ -34,7 +35,7 @@ def format_reward(completion: str, think_opened: bool = False) -> float:
     `think_opened` says that the prompt ended in <think>, so that the completion starts inside it.
     """
     text = "<think>" + completion if think_opened else completion
-    if any(text.count(tag) != 1 for tag in _TAGS):
+    if any(text.count(tag) != 1 for tag in TAGS):
         return 0.0
     match = _FORMAT.fullmatch(text)
     return float(match is not None and all(block.strip() for block in match.groups()))
@@ -57,7 +58,8 @@ class RewardBatch:
 class RewardPool:
     """Scores completions, answers in verifier processes. A context manager: start one for a run.
 
-    `problems` is any problem set of the run: the training and held-out sets share a verifier.
+    `problems` is any problem set of the run: the training and held-out sets share a verifier. Its
+    first problems are used to probe that verifier; ConfigError where it credits nonsense.
     """
 
     def __init__(
@@ -67,6 +69,11 @@ class RewardPool:
         self.think_opened = think_opened
         self.pool = VerifierPool(problems.verifier, config.workers, config.timeout)
         self.warned = False
+        try:
+            probe(self.pool, problems)
+        except BaseException:
+            self.pool.__exit__()
+            raise
 
     def __enter__(self) -> RewardPool:
         return self

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from r1train.config import DatasetConfig
-from r1train.gym import scorer
-from r1train.verify import is_hedge, math_equal
+from r1train.gym import score, scorer
+from r1train.verify import is_hedge, verify
 
 if TYPE_CHECKING:
     from r1train.tasks import Problem
@@ -23,22 +22,25 @@ class Verifier:
     def warm_up(self) -> None:
         """Import what the verifiers of these sources need, and nothing else."""
         for dataset in self.datasets:
-            if dataset.name is None:
-                import math_verify  # noqa: F401
-            else:
-                scorer(dataset.name, json.dumps(dataset.params, sort_keys=True))
+            if dataset.name is not None:
+                scorer(dataset.name, dataset.params)
 
     def __call__(self, answer: str | None, problem: Problem) -> float:
-        """Score in [0, 1] of an extracted answer; None, empty and hedged answers get 0."""
-        if answer is None or not answer.strip() or is_hedge(answer, problem.answer):
+        """Score in [0, 1] of an extracted answer; None and empty answers get 0.
+
+        Answers of a JSONL file go to `verify`; those of a reasoning-gym dataset to its own verifier
+        unless they offer alternatives, which the datasets do not expect.
+        """
+        if answer is None or not answer.strip():
             return 0.0
         dataset = self.datasets[problem.source]
         if dataset.name is None:
-            return float(math_equal(answer, problem.answer))
-        entry_scorer = scorer(dataset.name, json.dumps(dataset.params, sort_keys=True))
+            return verify(answer, problem.answer, answer_type=problem.answer_type)
+        if is_hedge(answer, problem.answer):
+            return 0.0
         entry = {
             "question": problem.question,
             "answer": problem.answer or None,
             "metadata": problem.metadata,
         }
-        return float(entry_scorer.score_answer(answer.strip(), entry))
+        return score(dataset.name, dataset.params, answer.strip(), entry)

@@ -1,56 +1,227 @@
-"""Whether an answer is right."""
+"""Whether an answer is right: what the accuracy reward, evaluation and majority votes rest on.
+
+A policy optimises this function, so that a wrong credit is worse than a missed one.
+`docs/rewards.md` has the rules in one table.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, get_args
+from functools import lru_cache
+from typing import Literal, get_args
+
+from r1train.answers.clean import clean
+from r1train.answers.compare import equal, has_letters, is_arithmetic, matched
+from r1train.answers.nodes import Form
+from r1train.answers.syntax import parse
+from r1train.answers.tokens import Unreadable
 
 AnswerType = Literal["auto", "math", "set", "ordered", "choice", "text", "exact"]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
 
 
+def verify(answer: str, reference: str, *, answer_type: str = "auto") -> float:
+    """1.0 if the answer is right, else 0.0. The reference decides how it is compared.
+
+    Args:
+        answer: What stands for the answer in a completion, such as the text of its <answer> block.
+        reference: The right answer.
+        answer_type: "math" (one value: exact, or to the digits of a decimal reference), "set" and
+            "ordered" (lists), "choice" (a letter), "text" (Unicode-normalised; case and outer
+            punctuation ignored), "exact" (the same characters), or "auto": "choice" for a single
+            capital letter, "math" for what parses as mathematics without letters read as products,
+            else "text".
+
+    Nothing of either text is evaluated as code, and the time is bounded.
+
+    Raises:
+        TypeError: if the answer or the reference is no string.
+        ValueError: if `answer_type` is none of `ANSWER_TYPES`.
+    """
+    for name, value in (("answer", answer), ("reference", reference)):
+        if not isinstance(value, str):
+            raise TypeError(f"verify: {name} = {value!r}: expected a string")
+    if answer_type not in ANSWER_TYPES:
+        raise ValueError(
+            f"verify: answer_type = {answer_type!r}: expected one of {', '.join(ANSWER_TYPES)}"
+        )
+    if answer_type == "exact":
+        return float(answer.strip() == reference.strip() != "")
+    found, wanted = clean(answer), clean(reference)
+    if not found or not wanted:
+        return 0.0
+    try:
+        return float(found == wanted or _agree(found, wanted, answer_type))
+    except RecursionError:  # deeper than any answer is
+        return 0.0
+
+
+def check_reference(reference: str, answer_type: str = "auto") -> None:
+    """Raise ValueError, which says why, where no answer but the same text could be right."""
+    wanted = clean(reference)
+    if not wanted:
+        raise ValueError("the answer is empty, or has characters that cannot be printed")
+    if answer_type == "math" and _math(wanted) is None:
+        raise ValueError(f"the answer {wanted!r} cannot be read as mathematics")
+    if answer_type == "choice" and choice(wanted) is None:
+        raise ValueError(f"the answer {wanted!r} is no choice: expected a letter, such as A or (A)")
+
+
+def equivalent(left: str, right: str, answer_type: str = "auto") -> bool:
+    """Whether two answers say the same: one is right where the other is the reference."""
+    pairs = ((left, right), (right, left))
+    return any(verify(*pair, answer_type=answer_type) == 1.0 for pair in pairs)
+
+
 def is_hedge(answer: str, reference: str) -> bool:
     """Whether the answer offers alternatives ("4 or 5") that the reference does not have."""
-    return _OR.search(answer) is not None and _OR.search(reference) is None
-
-
-def math_equal(answer: str, reference: str) -> bool:
-    """Whether math-verify finds the whole answer equal to the reference.
-
-    Its own time-outs are off: they raise outside a main thread, and `RewardPool` has others.
-    """
-    if answer.strip() == reference.strip():
-        return True
-    if not (_balanced(answer) and _balanced(reference)):
+    if _OR.search(answer) is None or _OR.search(reference) is not None:
         return False
-    from math_verify import verify
-
-    parsed = [_parse_math(text) for text in (reference, answer)]
-    return all(parsed) and verify(*parsed, timeout_seconds=None)
+    return _SEVERAL.search(reference) is None
 
 
-_OR = re.compile(r"\b(or|either)\b|\\lor\b|\|\||\u2228", re.IGNORECASE)
+_OR = re.compile(r"\b(or|either)\b", re.IGNORECASE)
+_SEVERAL = re.compile(r"^\s*\$*\\?\{.*,.*\}\$*\s*$|±|\\pm\b", re.DOTALL)
 
 
-def _parse_math(text: str) -> list[Any]:
-    # The box makes math-verify read all of the text: bare, it takes "5 or 4" for 4.
-    from math_verify import LatexExtractionConfig, parse
-
-    values: list[Any] = parse(
-        f"\\boxed{{{text}}}",
-        extraction_config=[LatexExtractionConfig(boxed_match_priority=0)],
-        fallback_mode="no_fallback",
-        extraction_mode="first_match",
-        parsing_timeout=None,
-        raise_on_error=True,
-    )
-    return values
+def _agree(answer: str, reference: str, answer_type: str) -> bool:
+    if answer_type == "auto":
+        return _agree_auto(answer, reference)
+    if answer_type == "math":
+        wanted, found = _math(reference), _math(answer)
+        return wanted is not None and found is not None and equal(found, wanted)
+    if answer_type in ("set", "ordered"):
+        return _agree_lists(answer, reference, answer_type)
+    if answer_type == "choice":
+        return choice(answer) is not None and choice(answer) == choice(reference)
+    return text(answer) == text(reference)
 
 
-def _balanced(text: str) -> bool:
+def _agree_auto(answer: str, reference: str) -> bool:
+    if _CAPITAL.fullmatch(reference):
+        return choice(answer) == choice(reference)
+    wanted = _reference(reference)
+    if wanted is None:
+        return text(answer) == text(reference)
+    found = _math(answer)
+    return found is not None and equal(found, wanted)
+
+
+# Mathematics.
+
+_ALGEBRA = re.compile(r"[\^=+*]|\\[dt]?frac|\\sqrt|\\cdot")
+
+
+@lru_cache(maxsize=1024)
+def _reference(text: str) -> Form | None:
+    """What "auto" reads as mathematics: no words, no dates, no codes; else None.
+
+    Letters side by side are words or codes, but for small ones in what is algebra by its signs.
+    """
+    form = _math(text)
+    if form is None or is_arithmetic(form):
+        return None
+    if has_letters(form) and not _ALGEBRA.search(text):
+        return None
+    return form
+
+
+def _math(text: str, *, commas: bool = True) -> Form | None:
+    try:
+        return parse(text, commas=commas)
+    except Unreadable:
+        return None
+
+
+# Lists.
+
+_LIST_BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
+_LIST_WORDS = re.compile(r"\s+(?:and|or|&)\s+", re.IGNORECASE)
+
+
+def _agree_lists(answer: str, reference: str, answer_type: str) -> bool:
+    found, wanted = items(answer), items(reference)
+    if len(found) != len(wanted) or not wanted:
+        return False
+    if answer_type == "set":
+        return matched(found, wanted, _agree_items)
+    return all(map(_agree_items, found, wanted))
+
+
+def _agree_items(answer: str, reference: str) -> bool:
+    if answer == reference:
+        return True
+    if _items_are_lists(answer, reference):
+        return _agree_lists(answer, reference, "ordered")
+    return _agree_auto(answer, reference)
+
+
+def _items_are_lists(*texts: str) -> bool:
+    return all(text[0] in _LIST_BRACKETS and len(items(text)) > 1 for text in texts)
+
+
+def items(text: str) -> list[str]:
+    """The items of a list: in brackets or none, parted by commas, semicolons, lines or spaces."""
+    text = _inside(text.replace(r"\{", "{").replace(r"\}", "}"))
+    for separators in (",;\n", None):
+        parts = _split(text, separators) if separators else text.split()
+        if separators and len(parts) == 1 and _LIST_WORDS.search(text):
+            parts = _LIST_WORDS.split(text)
+        if len(parts) > 1:
+            break
+    parts = [re.sub(r"^(?:and|or)\s+", "", part.strip()) for part in parts]
+    cleaned = [clean(part) for part in parts if part.strip()]
+    return cleaned if all(cleaned) else []
+
+
+def _inside(text: str) -> str:
+    closing = _LIST_BRACKETS.get(text[:1])
+    if closing is None or not text.endswith(closing):
+        return text
     depth = 0
+    for i, character in enumerate(text):
+        depth += (character in _LIST_BRACKETS) - (character in _LIST_BRACKETS.values())
+        if depth == 0:
+            return text[1:-1].strip() if i == len(text) - 1 else text
+    return text
+
+
+def _split(text: str, separators: str) -> list[str]:
+    parts, depth = [""], 0
     for character in text:
-        depth += (character == "{") - (character == "}")
-        if depth < 0:
-            return False
-    return depth == 0
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and character in separators:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+# Words.
+
+_CAPITAL = re.compile(r"[\(\[]?([A-Z])[\)\]]?")
+_CHOICE = re.compile(
+    r"(?:(?:option|choice|answer)\s+)?[\(\[]?\s*([A-Za-z])\s*(?:[\)\]\.:]+(?P<rest>\s.*)?)?",
+    re.IGNORECASE | re.DOTALL,
+)
+_OTHER_CHOICE = re.compile(
+    r"(?<![\w'])[B-HJ-Z](?![\w'])|[\(\[][A-Za-z][\)\]]|(?<!\w)[A-Za-z][\)\]:]"
+    r"|^\s*(?:and|or|not|is|isn't|are|but|nor|no|wrong|incorrect|false|either|neither|both)\b",
+)
+_SPACED = re.compile(r"\s*([:;,/\-])\s*")
+
+
+def choice(text: str) -> str | None:
+    """The letter of a choice, in capitals: `A`, `(A)`, `A.`, `A) Paris`; None for anything else."""
+    match = _CHOICE.fullmatch(text)
+    if match is None or _OTHER_CHOICE.search(match["rest"] or ""):
+        return None
+    return match.group(1).upper()
+
+
+def text(written: str) -> str:
+    """A text without what does not count: case, spaces, and the punctuation around it."""
+    if "\\" in written:
+        return "".join(written.split())  # LaTeX that is not read: spaces mean nothing, case does
+    written = _SPACED.sub(r"\1", " ".join(written.split()))
+    return written.strip("\"'“”").rstrip("?").casefold()

@@ -113,7 +113,21 @@ def test_a_verifier_that_raises_is_an_error():
     assert (batch.errors, batch.timeouts) == (1, 0)
 
 
-def test_endless_arithmetic_is_counted_and_does_not_block(tmp_path):
+def test_what_runs_out_of_time_is_counted(evaluator):
+    problem, _ = evaluator
+    config = TaskConfig(
+        datasets=(DatasetConfig(name="spiral_matrix"),), train_size=1, heldout_size=1
+    )
+    train, _ = load_problems(config, seed=0)
+    with RewardPool(RewardConfig(timeout=0.5), train) as pool:
+        batch = pool.score(
+            [wrap(python("9**9**9**9", problem)), wrap(problem.answer)], [problem] * 2
+        )
+    assert batch.by_name["accuracy"] == [0, 1]
+    assert (batch.errors, batch.timeouts) == (0, 1)
+
+
+def test_endless_arithmetic_costs_no_time(tmp_path):
     path = tmp_path / "problems.jsonl"
     path.write_text("".join(json.dumps({"prompt": str(i), "answer": i}) + "\n" for i in range(4)))
     config = TaskConfig(datasets=(DatasetConfig(jsonl=str(path)),), train_size=3, heldout_size=1)
@@ -122,4 +136,4 @@ def test_endless_arithmetic_is_counted_and_does_not_block(tmp_path):
     with RewardPool(RewardConfig(timeout=1), train) as pool:
         batch = pool.score(completions, [train[0]] * 4)
     assert batch.by_name["accuracy"] == [0, 0, 1, 0]
-    assert (batch.errors, batch.timeouts) == (0, 2)
+    assert (batch.errors, batch.timeouts) == (0, 0)

@@ -1,0 +1,112 @@
+"""One spelling for what is written in many: Unicode, LaTeX and Markdown around and in an answer."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_INVISIBLE = dict.fromkeys([0x00AD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFE0E, 0xFE0F, 0xFEFF])
+_UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn"}
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-")
+_SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("−‐‑‒–—―﹣－", "-"),
+        **dict.fromkeys("‘’‚′", "'"),
+        **dict.fromkeys("“”„«»", '"'),
+        "⁄": "/",
+        "∕": "/",
+    }
+)
+# Digits in groups of three: 1\,000 and 1{,}000 and thin or unbreakable spaces.
+_GROUP = r"(?:\\,|\\!|\{,\}|,\\!|\u2009|\u202f|\u00a0)"
+_GROUPED = re.compile(rf"(?<![\d.,])\d{{1,3}}(?:{_GROUP}\d{{3}})+(?!\d)")
+_LEAD_IN = re.compile(
+    r"(?:so|thus|hence|therefore)?,?\s*(?:the\s+|my\s+)?(?:final\s+|correct\s+)?answer"
+    r"(?:\s+is)?\s*[:=]?\s+(?=\S)|####\s+",
+    re.IGNORECASE,
+)
+_BOXES = ("boxed", "fbox", "text", "mathrm", "textbf", "mathbf", "textit", "textrm", "mbox", "bf")
+_BOX = re.compile(r"\\(" + "|".join(_BOXES) + r")\s*\{")
+_PAIRS = (
+    ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("***", "***"), ("**", "**"),
+    ("__", "__"), ("*", "*"), ("_", "_"), ("```", "```"), ("`", "`"), ('"', '"'), ("'", "'"),
+)  # fmt: skip
+_MOST_WRAPPERS = 12
+_ENDS = ".,;:"
+_EXCLAIMED = re.compile(r"[^\W\d_]{2}!$")  # but n! is a factorial
+
+
+def clean(text: str) -> str:
+    """The answer in `text`, without what only wraps it; "" where there is none.
+
+    Wrappers are LaTeX's and Markdown's (`$…$`, `\\boxed{…}`, `**…**`), quotes, "The answer is" and
+    the punctuation that ends a sentence. A text with control characters is no answer.
+    """
+    text = _unicode(text)
+    for _ in range(_MOST_WRAPPERS):
+        before = text
+        text = _strip(_LEAD_IN.sub("", text, count=1) if _LEAD_IN.match(text) else text)
+        text = _unwrap(text)
+        if text == before:
+            break
+    return text
+
+
+def _unicode(text: str) -> str:
+    text = text.translate(_INVISIBLE).replace("\r\n", "\n")
+    if any(unicodedata.category(c) in _UNPRINTABLE and c not in "\n\t" for c in text):
+        return ""
+    text = _GROUPED.sub(lambda match: re.sub(r"[^\d]", "", match.group()), text)
+    text = _scripts(text, "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", _SUPERSCRIPTS, "^")
+    text = _scripts(text, "₀₁₂₃₄₅₆₇₈₉₊₋", _SUBSCRIPTS, "_")
+    text = "".join(map(_fraction, text))
+    text = unicodedata.normalize("NFKC", text.translate(_SIGNS)).translate(_SIGNS)
+    return "".join(str(unicodedata.decimal(c, c)) for c in text)  # ٣ is 3
+
+
+def _scripts(text: str, characters: str, table: dict[int, int], mark: str) -> str:
+    def write(match: re.Match[str]) -> str:
+        return f"{mark}{{{match.group().translate(table)}}}"
+
+    return re.sub(f"[{characters}]+", write, text)
+
+
+def _fraction(character: str) -> str:
+    # NFKC would write 1½ as 11⁄2.
+    written = unicodedata.normalize("NFKC", character)
+    return f" {written}" if "⁄" in written and len(written) > 1 else character
+
+
+def _strip(text: str) -> str:
+    text = text.strip()
+    while text and (text[-1] in _ENDS or _EXCLAIMED.search(text)):
+        if text.endswith(("\\,", "\\;", "\\:", "\\.")):
+            text = text[:-1]  # a LaTeX space: its backslash goes too
+        text = text[:-1].rstrip()
+    return text.removesuffix("\\\\").rstrip() if text.endswith("\\\\") else text
+
+
+def _unwrap(text: str) -> str:
+    for opening, closing in _PAIRS:
+        if not text.startswith(opening) or not text.endswith(closing):
+            continue
+        inner = text[len(opening) : -len(closing)]
+        once = opening not in inner and closing not in inner and not inner.endswith("\\")
+        if once and inner.strip():
+            return inner.strip()
+    box = _BOX.match(text)
+    if box and closing_brace(text, box.end() - 1) == len(text) - 1:
+        return text[box.end() : -1].strip()
+    return text
+
+
+def closing_brace(text: str, start: int) -> int:
+    """Where the brace that opens at `start` closes; -1 where it does not."""
+    depth = 0
+    for i in range(start, len(text)):
+        if text[i] in "{}" and (i == 0 or text[i - 1] != "\\"):
+            depth += 1 if text[i] == "{" else -1
+            if depth == 0:
+                return i
+    return -1

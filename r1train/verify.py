@@ -103,7 +103,7 @@ def _agree_auto(answer: str, reference: str) -> bool:
     wanted = _reference(reference)
     if wanted is None:
         return text(answer) == text(reference)
-    found = _math(answer)
+    found = _math(_SPACED_GROUPS.sub(_joined, answer))
     return found is not None and equal(found, wanted)
 
 
@@ -112,12 +112,23 @@ def _agree_auto(answer: str, reference: str) -> bool:
 _ALGEBRA = re.compile(r"[\^=+*]|\\[dt]?frac|\\sqrt|\\cdot")
 
 
+_SPACED_GROUPS = re.compile(r"(?<![\d.,])(?<!\d )\d{1,3}(?: \d{3})+(?![\d/]| [\d/])")
+
+
+def _joined(digits: re.Match[str] | str) -> str:
+    return (digits if isinstance(digits, str) else digits.group()).replace(" ", "")
+
+
 @lru_cache(maxsize=1024)
 def _reference(text: str) -> Form | None:
     """What "auto" reads as mathematics: no words, no dates, no codes; else None.
 
     Letters side by side are words or codes, but for small ones in what is algebra by its signs.
     """
+    if text.casefold() == "n/a":
+        return None
+    if _SPACED_GROUPS.fullmatch(text) and " 0" in text:  # 1 000, but 100 200 may be two numbers
+        text = _joined(text)
     form = _math(text)
     if form is None or is_arithmetic(form):
         return None

@@ -22,8 +22,8 @@ _SIGNS = str.maketrans(
 _GROUP = r"(?:\\,|\\!|\{,\}|,\\!|\u2009|\u202f|\u00a0)"
 _GROUPED = re.compile(rf"(?<![\d.,])\d{{1,3}}(?:{_GROUP}\d{{3}})+(?!\d)")
 _LEAD_IN = re.compile(
-    r"(?:so|thus|hence|therefore)?,?\s*(?:the\s+|my\s+)?(?:final\s+|correct\s+)?answer"
-    r"(?:\s+is)?\s*[:=]?\s+(?=\S)|####\s+",
+    r"\**(?:so|thus|hence|therefore)?,?\s*(?:the\s+|my\s+)?(?:final\s+|correct\s+)?answer"
+    r"(?:\s+is)?\**\s*[:=]?\**\s+(?=\S)|####\s+",
     re.IGNORECASE,
 )
 _BOXES = ("boxed", "fbox", "text", "mathrm", "textbf", "mathbf", "textit", "textrm", "mbox", "bf")

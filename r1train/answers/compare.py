@@ -40,7 +40,7 @@ R = TypeVar("R")
 def equal(answer: Form, reference: Form) -> bool:
     """Whether the answer is the reference, by the rules of its form."""
     if not _named_alike(answer, reference):
-        return False
+        return _same_relation(answer, reference)  # x = y is y = x
     if isinstance(reference, Alternatives):
         return _same_alternatives(answer, reference)
     if isinstance(answer, Alternatives):
@@ -75,13 +75,13 @@ def matched(answers: Items[T], references: Items[R], agree: Callable[[T, R], boo
 
 def is_arithmetic(form: Form) -> bool:
     """Whether it is a sum or a repeated quotient of plain numbers: a date, a score, a telephone."""
-    if not isinstance(form, Quantity) or isinstance(form.value, Infinity):
+    if not isinstance(form, Quantity) or not isinstance(form.value, Operation):
         return False
-    value = form.value
-    if isinstance(value, Operation) and value.name == "/":
-        first = value.arguments[0]
-        return isinstance(first, Operation) and first.name in "/-" and not symbols(value)
-    return "sum" in undone(value)
+    name, arguments = form.value.name, form.value.arguments
+    if name == "/":
+        first = arguments[0]
+        return isinstance(first, Operation) and first.name in "/-" and not symbols(form.value)
+    return name == "+" and not any(map(symbols, arguments)) and "sum" in undone(form.value)
 
 
 def has_letters(form: Form) -> bool:

@@ -97,9 +97,9 @@ class ExpressionParser:
             elif self.accept("/"):
                 value = Operation("/", (value, self.factor(self.leading_sign())))
             elif self.juxtaposed(value):
-                letters = isinstance(value, Symbol) and self.peek().kind == "name"
+                named = isinstance(value, Symbol) and self.peek().kind in ("name", "(")
                 following = self.factor()
-                letters = letters and isinstance(following, Symbol)
+                letters = named and isinstance(following, Symbol | Number)  # xy and f(x)
                 value = _product(value, following, "letters" if letters else "*")
             else:
                 return Operation("-", (value,)) if sign < 0 else value
@@ -110,7 +110,7 @@ class ExpressionParser:
         if token.kind == "|":
             return self.bars == 0
         if token.kind == "command":
-            return token.text in ("frac", "sqrt", "binom", "lfloor", "lceil")
+            return token.text in ("frac", "binom", "lfloor", "lceil")
         if token.kind == "name":
             joining = token.text in ("and", "or")
             return not joining and not (token.spaced and self.names_a_unit(before))
@@ -139,7 +139,7 @@ class ExpressionParser:
         if self.accept("!"):
             base = Operation("!", (base,))
         if self.accept("^"):
-            base = Operation("^", (base, self.exponent()))
+            base = _power(base, self.exponent())
         return Operation("-", (base,)) if sign < 0 else base
 
     def exponent(self) -> Expression:
@@ -211,9 +211,11 @@ class ExpressionParser:
         if name in FUNCTIONS:
             return self.function(_RENAMED.get(name, name))
         if name in ("sqrt", "cbrt"):
-            return Operation(
-                "root", (Number(Fraction(2 if name == "sqrt" else 3)), self.argument())
-            )
+            degree: Expression = Number(Fraction(2 if name == "sqrt" else 3))
+            if self.accept("["):
+                degree = self.expression()
+                self.expect("]")
+            return Operation("root", (degree, self.argument()))
         if name in ("and", "or", "inf", "infinity", "infty", "oo"):
             self.position -= 1
             self.fail()
@@ -253,12 +255,6 @@ class ExpressionParser:
             return Operation("/", (self.argument(), self.argument()))
         if name == "binom":
             return Operation("binom", (self.argument(), self.argument()))
-        if name == "sqrt":
-            degree: Expression = Number(Fraction(2))
-            if self.accept("["):
-                degree = self.expression()
-                self.expect("]")
-            return Operation("root", (degree, self.argument()))
         if name in ("lfloor", "lceil"):
             value = self.expression()
             closing = self.take()
@@ -295,6 +291,13 @@ class ExpressionParser:
         if unit is None:
             self.fail()
         return unit
+
+
+def _power(base: Expression, exponent: Expression) -> Expression:
+    if isinstance(base, Operation) and base.name == "letters":  # of xy^2, only y is squared
+        *first, last = base.arguments
+        return Operation("letters", (*first, Operation("^", (last, exponent))))
+    return Operation("^", (base, exponent))
 
 
 def _product(left: Expression, right: Expression, name: str) -> Operation:

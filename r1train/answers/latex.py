@@ -9,6 +9,7 @@ _WRAPPERS = re.compile(
     r"|rm|,|;|:|!|>|quad|qquad|enspace|thinspace|phantom\{\}| )(?![a-zA-Z])"
 )
 _REPLACED = [
+    (re.compile(r"\\\\"), "\n"),  # first: what follows is no command
     (re.compile(r"\\(?:[dtc]frac)(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:[dt]binom)(?![a-zA-Z])"), r"\\binom"),
     (re.compile(r"\\(?:cdot|times|ast)(?![a-zA-Z])|[×⋅·∗✕]"), " * "),

@@ -56,7 +56,7 @@ def same(left: Expression, right: Expression, *, up_to_factor: int | None = None
     draw = random.Random(f"{left}{right}")
     ratios: list[Any] = []
     for trial in range(3 * _POINTS):
-        point = {name: _draw(draw, positive=trial % 2 == 0) for name in names}
+        point = {name: _draw(draw, trial) for name in names}
         try:
             pair = _pair(left, right, point)
         except NoValueError:
@@ -125,9 +125,10 @@ def _pair(left: Expression, right: Expression, point: Mapping[str, Fraction]) ->
     return approximate(left, _DIGITS[0], point), approximate(right, _DIGITS[0], point)
 
 
-def _draw(draw: random.Random, positive: bool) -> Fraction:
+def _draw(draw: random.Random, trial: int) -> Fraction:
     value = Fraction(draw.randrange(100, 5000), draw.choice((997, 1009, 1013)))
-    return value if positive or draw.random() < 0.5 else -value
+    sign = (1, -1, 1, draw.choice((-1, 1)))[trial % 4]  # all positive, all negative, mixed
+    return sign * value
 
 
 def _close(left: Any, right: Any, digits: int = _DIGITS[0]) -> bool:

@@ -89,6 +89,21 @@ def test_majority_breaks_ties_by_the_first_seen():
     assert majority(["", ""], [0, 0]) == 0
 
 
+def test_votes_are_for_what_an_answer_says():
+    halves = [answer("1/2"), answer("0.5"), answer(r"\frac{1}{2}"), answer("3"), answer("3")]
+    assert majority(halves, [1, 1, 1, 0, 0]) == 1
+    assert majority(halves, [0, 0, 0, 1, 1]) == 0
+    lists = [answer("a, b"), answer("[b, a]"), answer("c"), answer("d")]
+    assert majority(lists[1:] + lists[:1], [0, 0, 1, 0], "set") == 0
+    assert majority(lists[1:] + lists[:1], [0, 1, 0, 0], "ordered") == 0
+    assert majority([answer("c"), *lists], [1, 0, 0, 1, 0], "ordered") == 1
+
+
+def test_right_answers_that_differ_are_one_candidate():
+    texts = [answer("3 - 1"), answer("4 - 2"), answer("5"), answer("5"), answer("6 - 4")]
+    assert majority(texts, [1, 1, 0, 0, 1]) == 1
+
+
 def test_interval_is_wilsons_for_single_completions():
     low, high = interval([1.0] * 8 + [0.0] * 2, 0.95)  # Wilson 1927; any table: 49.0 % to 94.3 %
     assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))

@@ -1,0 +1,222 @@
+"""reasoning-gym's verifiers: what they credit, our stricter checks, and the probing of both."""
+
+import pytest
+
+from r1train.config import DatasetConfig, RewardConfig, TaskConfig
+from r1train.gym import create, score
+from r1train.gym_checks import CHECKS, SHAPES
+from r1train.pool import Outcome
+from r1train.probing import NONSENSE, nonsense, probe
+from r1train.rewards import RewardPool
+from r1train.schema import ConfigError
+from r1train.tasks import Problem, ProblemSet
+from r1train.verifiers import Verifier
+
+
+class Pool:
+    """Runs a verifier in this process, and counts its answers."""
+
+    def __init__(self, verifier):
+        self.verifier, self.answers = verifier, []
+
+    def run(self, jobs):
+        self.answers += [answer for answer, _ in jobs]
+        return [self.outcome(*job) for job in jobs]
+
+    def outcome(self, answer, problem):
+        try:
+            return Outcome(self.verifier(answer, problem))
+        except Exception as error:
+            return Outcome(0.0, "error", str(error))
+
+
+def problems(name, count=3, seed=0):
+    items = create(name, {"size": count, "seed": seed})
+    entries = [items[i] for i in range(count)]
+    return [
+        Problem(name, i, e["question"], e["answer"] or "", e["metadata"])
+        for i, e in enumerate(entries)
+    ]
+
+
+def problem_set(name, verifier=None):
+    verifier = verifier or Verifier((DatasetConfig(name=name),))
+    return ProblemSet(problems(name), verifier)
+
+
+@pytest.mark.parametrize("name", [*CHECKS, *SHAPES])
+def test_what_was_credited_is_nonsense_and_references_are_right(name):
+    verifier = Verifier((DatasetConfig(name=name),))
+    (problem,) = problems(name, 1)
+    assert verifier(problem.answer, problem) == 1
+    probe(Pool(verifier), ProblemSet([problem], verifier))
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("game_of_life_halting", ["{}", "{}."], ["anything", "0", ""]),
+        ("complex_arithmetic", ["{}", "({})"], ["nan", "inf", "nan + nani", "{} + 1"]),
+        ("fraction_simplification", ["{}", "${}$"], ["{} vs 1", "{}, 1", "1 {}"]),
+        ("gsm_symbolic", ["{}", "{}.0", "{} apples"], ["{} 1", "not {}", "1 {}"]),
+        ("knights_knaves", ["{}"], ["not {}", "{} {}", "{} or not"]),
+        ("word_sorting", ["{}"], ["{}, 1", "{}, a"]),
+    ],
+)
+def test_own_checks(name, right, wrong):
+    (problem,) = problems(name, 1)
+    verifier = Verifier((DatasetConfig(name=name),))
+    for text in right:
+        assert verifier(text.replace("{}", problem.answer.strip("$")), problem) == 1
+    for text in wrong:
+        assert verifier(text.replace("{}", problem.answer), problem) < 1
+
+
+def entry(answer="", **metadata):
+    return {"question": "?", "answer": answer, "metadata": metadata}
+
+
+def test_a_probability_is_exact_or_has_four_digits():
+    flips = entry("0.003173828125", rational={"numerator": 13, "denominator": 4096})
+    right = ("13/4096", "26/8192", "0.003173828125", "0.003174", "0.3174%")
+    wrong = ("0", "0.0", "0.003", "0.0032", "13", "1/4096", "1e-4")
+    assert [score("coin_flip", {}, answer, flips) for answer in right] == [1.0] * len(right)
+    assert [score("coin_flip", {}, answer, flips) for answer in wrong] == [0.0] * len(wrong)
+
+
+def test_a_simplified_fraction_is_in_lowest_terms():
+    fraction = entry("3/4", simplified_numerator=3, simplified_denominator=4)
+    right = ("3/4", "3 / 4", r"$\frac{3}{4}$", r"\dfrac{3}{4}", r"\boxed{3/4}")
+    wrong = ("6/8", "0.75", "3/4 vs 1", "3/4 3/4", "4/3", "3", "-3/4")
+    name = "fraction_simplification"
+    assert [score(name, {}, answer, fraction) for answer in right] == [1.0] * len(right)
+    assert [score(name, {}, answer, fraction) for answer in wrong] == [0.0] * len(wrong)
+
+
+def test_24_is_made_of_the_numbers_that_are_given():
+    puzzle = entry(numbers=[8, 5, 1, 2])
+    right = ("8*(5*1 - 2)", "8 * (5 - 2) * 1")
+    wrong = (
+        "8*3*1*1",
+        "24",
+        "8*5-2-1",
+        "(8*5*1 - 2)",
+        "8*(5*1 - 2)+0",
+        "8**2-5",
+        "__import__('os')",
+    )
+    assert [score("puzzle24", {}, answer, puzzle) for answer in right] == [1.0] * len(right)
+    assert [score("puzzle24", {}, answer, puzzle) for answer in wrong] == [0.0] * len(wrong)
+
+
+def test_an_integral_is_no_answer_to_an_integral():
+    problem = problems("simple_integration", 1)[0]
+    verifier = Verifier((DatasetConfig(name="simple_integration"),))
+    integrand, variable = problem.metadata["integrand"], problem.metadata["variable"]
+    assert verifier(problem.answer, problem) == 1
+    assert verifier(f"Integral({integrand}, {variable})", problem) == 0
+    assert verifier(f"integrate({integrand}, {variable})", problem) == 0
+
+
+def test_a_part_of_a_composite_has_its_check():
+    question = entry("True", source_dataset="game_of_life_halting")
+    assert score("composite", {}, "True", question) == 1
+    assert score("composite", {}, "banana", question) == 0
+
+
+def test_or_of_logic_is_no_hedge():
+    verifier = Verifier((DatasetConfig(name="propositional_logic"),))
+    problem = Problem(
+        "propositional_logic", 0, "?", "", {"variables": ["P", "Q"], "premises": ["P"]}
+    )
+    assert verifier("(P ∨ Q)", problem) == 1
+    assert verifier("(P ∧ Q)", problem) < 1
+
+
+class Credulous(Verifier):
+    """Credits one answer, or all."""
+
+    def __call__(self, answer, problem):
+        return 1.0 if answer == problem.answer or answer == "banana" else 0.0
+
+
+def test_a_source_that_credits_nonsense_is_refused_with_the_example():
+    source = problem_set("leg_counting", Credulous((DatasetConfig(name="leg_counting"),)))
+    with pytest.raises(ConfigError) as refusal:
+        probe(Pool(source.verifier), source)
+    for part in ("task.datasets[0] (leg_counting)", "'banana'", source[0].answer, "question"):
+        assert part in str(refusal.value)
+
+
+def test_probing_a_sound_source_passes_and_tries_every_kind():
+    source = problem_set("leg_counting")
+    pool = Pool(source.verifier)
+    probe(pool, source)
+    assert set(NONSENSE) <= set(pool.answers)
+    assert f"{source[0].answer} vs 1" in pool.answers
+
+
+def test_nonsense_is_not_what_the_reference_says():
+    assert "0" not in list(nonsense(Problem("t", 0, "?", "0.0")))
+    assert "[]" not in list(nonsense(Problem("t", 0, "?", "[]")))
+
+
+def test_probing_stops_where_answers_run_out_of_time():
+    class Slow(Pool):
+        def outcome(self, answer, problem):
+            return Outcome(0.0, "timeout")
+
+    source = problem_set("leg_counting")
+    pool = Slow(source.verifier)
+    probe(pool, source)
+    assert len(pool.answers) == len(list(nonsense(source[0])))
+
+
+def test_a_run_probes_its_sources(monkeypatch):
+    from r1train import rewards
+
+    def refuse(pool, problems):
+        raise ConfigError("nonsense")
+
+    monkeypatch.setattr(rewards, "probe", refuse)
+    stopped = []
+    monkeypatch.setattr(rewards, "VerifierPool", lambda *_: StoppablePool(stopped))
+    with pytest.raises(ConfigError, match="nonsense"):
+        RewardPool(RewardConfig(), problem_set("leg_counting"))
+    assert stopped == [True]
+
+
+class StoppablePool:
+    def __init__(self, stopped):
+        self.stopped = stopped
+
+    def __exit__(self, *_):
+        self.stopped.append(True)
+
+
+def test_a_score_that_is_no_number_is_an_error(monkeypatch):
+    from r1train import gym
+
+    class Dataset:
+        def score_answer(self, answer, entry):
+            return float("nan")
+
+    monkeypatch.setattr(gym, "scorer", lambda *_: Dataset())
+    with pytest.raises(ValueError, match="the verifier of leg_counting gave 'x' the score nan"):
+        score("leg_counting", {}, "x", entry("4"))
+
+
+def test_every_source_of_a_task_is_probed():
+    config = TaskConfig(
+        datasets=(DatasetConfig(name="leg_counting"), DatasetConfig(name="gcd")),
+        train_size=4,
+        heldout_size=2,
+    )
+    two = [*problems("leg_counting", 2), *(p for p in problems("gcd", 2))]
+    two = [
+        Problem(p.task, p.index, p.question, p.answer, p.metadata, i // 2)
+        for i, p in enumerate(two)
+    ]
+    pool = Pool(Verifier(config.datasets))
+    probe(pool, ProblemSet(two, pool.verifier))
+    assert {f"{p.answer} vs 1" for p in two} <= set(pool.answers)

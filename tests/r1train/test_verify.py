@@ -1,5 +1,6 @@
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import r1train
 from r1train.answers.clean import clean
 from r1train.verify import ANSWER_TYPES, check_reference, choice, equivalent, is_hedge, verify
 
+ROOT = Path(__file__).parents[2]
 PAIRS = [
     json.loads(line)
     for line in (Path(__file__).parent / "verify_pairs.jsonl").read_text("utf-8").splitlines()
@@ -186,3 +188,22 @@ def test_alternatives_are_no_answer():
     assert not is_hedge("2 or -2", r"\pm 2")
     assert not is_hedge("A ∨ B", "")
     assert not is_hedge("orange", "orange")
+
+
+DOCUMENTED = re.compile(r"`([^`]+)` ← `([^`]+)`")
+RULES = [
+    (reference, answer, score)
+    for row in (ROOT / "docs" / "rewards.md").read_text("utf-8").splitlines()
+    if row.count(" | ") == 2
+    for column, score in zip(row.split(" | ")[1:], (1, 0), strict=True)
+    for reference, answer in DOCUMENTED.findall(column)
+]
+
+
+@pytest.mark.parametrize(("reference", "answer", "score"), RULES)
+def test_documented_rule(reference, answer, score):
+    assert verify(answer, reference) == score
+
+
+def test_the_rules_are_documented():
+    assert len(RULES) > 50

@@ -4,7 +4,7 @@ BIN := .venv/bin
 TRITON := triton==3.6.0
 # On a GPU most of a test is compiling: with pytest-xdist on as many cores as there are.
 WORKERS = $(shell $(PYTHON) -c "import xdist; print('-n auto')" 2>/dev/null)
-WITH_TRAINER = $(shell $(PYTHON) -c "import math_verify, reasoning_gym, tomli_w" 2>/dev/null && \
+WITH_TRAINER = $(shell $(PYTHON) -c "import reasoning_gym, tomli_w" 2>/dev/null && \
 	echo tests/r1train/test_trainer.py)
 GPU_TESTS = tests/test_ops.py $(WITH_TRAINER) \
 	$(filter-out %_build.py,$(wildcard tests/test_triton_*.py tests/test_cuda_*.py))

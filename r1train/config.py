@@ -58,7 +58,7 @@ class DatasetConfig(Section, section="task.datasets"):
     name: str | None = None
     """reasoning-gym dataset, such as "chain_sum"; it brings its own verifier."""
     jsonl: str | None = None
-    """File of {"prompt": …, "answer": …} lines, verified with math-verify."""
+    """File of {"prompt": …, "answer": …} lines, verified by `r1train.verify`."""
     weight: Positive = 1.0
     """Share of the problems that comes from this source, relative to the other weights."""
     params: dict[str, Any] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from fractions import Fraction
 from math import comb, factorial, isqrt
 from typing import Any
 
-import mpmath  # type: ignore[import-untyped]
+import mpmath
 
 from r1train.answers.nodes import Expression, Number, Operation, Symbol
 

@@ -121,14 +121,16 @@ def _survey(expression: Expression) -> tuple[Exact | None, set[str]]:
         scaled = len(arguments) == 2 and _is_power_of_ten(arguments[1])
         if len(factors) > 1 and not scaled:
             found.add("product")
-    elif name == "/":
-        whole = value is not None and all(part.denominator == 1 for part in value)
-        if whole and values[1] != (1, 0):
+    elif name == "/" and value is not None:
+        whole = all(part.denominator == 1 for part in value) and values[1] != (1, 0)
+        if whole or any(part.denominator != 1 for v in plain for part in v):
             found.add("quotient")
     elif name == "^":
         base = values[0]
         if base is not None and (base[1] or _is_sum(arguments[0])):
             found.add("power")
+    elif name in ("floor", "ceil"):
+        found.add(name)  # with variables, too: no number of points tells a step from its absence
     elif name not in ("-", "root", "letters") and values[0] is not None:
         found.add("function")
     return value, found
@@ -269,8 +271,6 @@ def _tolerance(expression: Expression) -> Fraction | None:
 
 
 def _is_power_of_ten(expression: Expression) -> bool:
-    if isinstance(expression, Number):
-        return expression.value > 1 and str(expression.value).strip("0") == "1"
     if isinstance(expression, Operation) and expression.name == "^":
         base, exponent = expression.arguments
         return base == Number(Fraction(10)) and not symbols(exponent)

@@ -94,7 +94,7 @@ class ExpressionParser:
         while True:
             if self.accept("*"):
                 value = _product(value, self.factor(self.leading_sign()), "*")
-            elif self.accept("/"):
+            elif not self.is_per_unit(value) and self.accept("/"):
                 value = Operation("/", (value, self.factor(self.leading_sign())))
             elif self.juxtaposed(value):
                 named = isinstance(value, Symbol) and self.peek().kind in ("name", "(")
@@ -117,6 +117,11 @@ class ExpressionParser:
         if token.kind == "word":
             return not token.spaced and _is_product(token.text) and not is_known(token.text)
         return token.kind in ("(", "{")
+
+    def is_per_unit(self, before: Expression) -> bool:
+        """Whether a stroke belongs to a unit: $18/day."""
+        word = self.peek(1)
+        return word.kind == "word" and is_known(word.text) and not symbols(before)
 
     def names_a_unit(self, before: Expression) -> bool:
         """Whether a letter after a space and a number is a unit: 5 m, but 5 x and x m are not."""
@@ -272,8 +277,11 @@ class ExpressionParser:
         joining = token.kind == "name" and token.text in ("and", "or")
         return closing or joining or (token.kind == "command" and token.text == "end")
 
-    def unit(self) -> Unit | None:
-        """What stands between the value and the end of the item; None where that is nothing."""
+    def unit(self, currency: str = "") -> Unit | None:
+        """What stands between the value and the end of the item; None where that is nothing.
+
+        `currency` is a sign that stood before the value: $5 per day.
+        """
         text, depth = "", 0
         first = self.peek()
         if first.kind == "word" and not first.spaced and not is_known(first.text):
@@ -285,9 +293,10 @@ class ExpressionParser:
                 self.fail()
             depth += (token.kind in "({") - (token.kind in ")}")
             text += (" " if token.kind in ("word", "name", "unit") else "") + token.text
-        if not text.strip():
+        if not text.strip() and not currency:
             return None
-        unit = read_unit(text.strip())
+        repeated = bool(currency) and read_unit(text) == read_unit(currency)  # $5 dollars
+        unit = read_unit(text if repeated else f"{currency} {text}".strip())
         if unit is None:
             self.fail()
         return unit

@@ -24,7 +24,7 @@ from r1train.answers.nodes import (
 )
 from r1train.answers.relations import chain
 from r1train.answers.tokens import Token, Unreadable, tokens
-from r1train.answers.units import SCALES, read_unit
+from r1train.answers.units import SCALES
 
 LONGEST = 2000
 """Characters of the longest text that is read as mathematics."""
@@ -210,7 +210,6 @@ class _Parser(ExpressionParser):
         negative = self.peek().kind == "-" and self.peek(1).kind == "unit" and self.accept("-")
         currency = self.take().text if self.peek().kind == "unit" else None
         value = self.signed_infinity() or self.expression()
-        unit = read_unit(currency) if currency else None
         if isinstance(value, Infinity):
             return Quantity(value)
         while self.peek().kind == "word" and self.peek().text.lower() in SCALES:
@@ -221,10 +220,7 @@ class _Parser(ExpressionParser):
         if negative:
             value = Operation("-", (value,))
         percent = self.accept("%")
-        after = self.unit()
-        if unit and after and unit != after:
-            self.fail()
-        return Quantity(value, unit or after, percent)
+        return Quantity(value, self.unit(currency or ""), percent)
 
     def signed_infinity(self) -> Infinity | None:
         start, sign = self.position, 1

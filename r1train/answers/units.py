@@ -154,6 +154,8 @@ def read_unit(text: str) -> Unit | None:
             last = ""
         elif token.lower() in ("square", "sq", "cubic", "cu"):
             power = 2 if token.lower() in ("square", "sq") else 3
+        elif token.lower() == "each" and words:
+            pass
         elif token.lower() in ("squared", "cubed") and last in _KNOWN.values():
             exponents[last] += sign * (1 if token.lower() == "squared" else 2)
         elif token.lower() in _NOT_UNITS and token not in ("in", "min"):

@@ -20,7 +20,7 @@ _MOST_BITS = 20_000
 """Of an exact integer: about 6000 digits."""
 _LARGEST = 400
 """Power of ten of the largest value that is not exact."""
-_DIGITS = (50, 400)
+_DIGITS = (50, 150)
 """Decimal digits of the two evaluations: the second confirms what the first finds equal."""
 _POINTS = 5
 CONSTANTS = {"pi", "e", "i"}
@@ -55,7 +55,7 @@ def same(left: Expression, right: Expression, *, up_to_factor: int | None = None
         return _same_constant(left, right)
     draw = random.Random(f"{left}{right}")
     ratios: list[Any] = []
-    for trial in range(3 * _POINTS):
+    for trial in range(2 * _POINTS):
         point = {name: _draw(draw, trial) for name in names}
         try:
             pair = _pair(left, right, point)
@@ -76,7 +76,7 @@ def same(left: Expression, right: Expression, *, up_to_factor: int | None = None
             if up_to_factor == 1 and not _positive(ratios[0]):
                 return False
         if len(ratios) == _POINTS:
-            return True
+            return up_to_factor is not None or _confirmed(left, right, point)
     return False
 
 
@@ -123,6 +123,14 @@ def _pair(left: Expression, right: Expression, point: Mapping[str, Fraction]) ->
     if exacts[0] is not None and exacts[1] is not None:
         return exacts
     return approximate(left, _DIGITS[0], point), approximate(right, _DIGITS[0], point)
+
+
+def _confirmed(left: Expression, right: Expression, point: Mapping[str, Fraction]) -> bool:
+    """The last point again to more digits: √x + 10^-60 is not √x."""
+    if exact(left, point) is not None and exact(right, point) is not None:
+        return True
+    digits = _DIGITS[1]
+    return _close(approximate(left, digits, point), approximate(right, digits, point), digits)
 
 
 def _draw(draw: random.Random, trial: int) -> Fraction:

@@ -113,16 +113,12 @@ def test_a_verifier_that_raises_is_an_error():
     assert (batch.errors, batch.timeouts) == (1, 0)
 
 
-def test_what_runs_out_of_time_is_counted(evaluator):
-    problem, _ = evaluator
-    config = TaskConfig(
-        datasets=(DatasetConfig(name="spiral_matrix"),), train_size=1, heldout_size=1
-    )
-    train, _ = load_problems(config, seed=0)
+def test_what_runs_out_of_time_is_counted():
+    source = DatasetConfig(name="spiral_matrix")  # whose verifier evaluates lists as Python
+    train, _ = load_problems(TaskConfig((source,), train_size=1, heldout_size=1), seed=0)
+    completions = [wrap("[9**9**9**9]"), wrap(train[0].answer)]
     with RewardPool(RewardConfig(timeout=0.5), train) as pool:
-        batch = pool.score(
-            [wrap(python("9**9**9**9", problem)), wrap(problem.answer)], [problem] * 2
-        )
+        batch = pool.score(completions, [train[0]] * 2)
     assert batch.by_name["accuracy"] == [0, 1]
     assert (batch.errors, batch.timeouts) == (0, 1)
 

@@ -10,7 +10,7 @@ numbers and elementary functions is then free: it cannot change a thing, and wit
 its answers countdown would take ten times as long.
 
 Over the reference answers, lists and junk for all of reasoning-gym's datasets, and over
-comparisons of math-verify, honest verifiers raised only `compile`, `exec`, `builtins.id`,
+comparisons of math-verify, which was used then, honest verifiers raised only `compile`, `exec`, `builtins.id`,
 `object.__getattr__` (sympy's cache of signatures), and what importing does.
 """
 

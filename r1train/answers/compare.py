@@ -121,18 +121,19 @@ def _survey(expression: Expression) -> tuple[Exact | None, set[str]]:
         scaled = len(arguments) == 2 and _is_power_of_ten(arguments[1])
         if len(factors) > 1 and not scaled:
             found.add("product")
-    elif name == "/" and value is not None:
-        whole = all(part.denominator == 1 for part in value) and values[1] != (1, 0)
-        if whole or any(part.denominator != 1 for v in plain for part in v):
-            found.add("quotient")
+    elif name == "/":
+        if value is not None:
+            whole = all(part.denominator == 1 for part in value) and values[1] != (1, 0)
+            if whole or any(part.denominator != 1 for v in plain for part in v):
+                found.add("quotient")
     elif name == "^":
         base = values[0]
         if base is not None and (base[1] or _is_sum(arguments[0])):
             found.add("power")
     elif name in ("floor", "ceil"):
         found.add(name)  # with variables, too: no number of points tells a step from its absence
-    elif name not in ("-", "root", "letters") and values[0] is not None:
-        found.add("function")
+    elif name not in ("-", "root", "letters") and not variables(arguments[0]):
+        found.add("function")  # of a constant: sin(π/2) is 1 left undone, as 5! is 120
     return value, found
 
 

@@ -23,6 +23,7 @@ from r1train.schema import (
     Share,
     build,
 )
+from r1train.verify import AnswerType
 
 Schedule = Literal["constant", "linear", "cosine"]
 Stage = Literal["sft", "grpo"]
@@ -59,8 +60,18 @@ class DatasetConfig(Section, section="task.datasets"):
     """reasoning-gym dataset, such as "chain_sum"; it brings its own verifier."""
     jsonl: str | None = None
     """File of {"prompt": …, "answer": …} lines, verified by `r1train.verify`."""
-    weight: Positive = 1.0
-    """Share of the problems that comes from this source, relative to the other weights."""
+    heldout_jsonl: str | None = None
+    """File of the held-out problems of `jsonl`; unset: a random part of that file is held out."""
+    prompt_field: str | None = None
+    """Key of the question, text or chat messages, such as "problem"; a path has dots, such as
+    "extra.question" (unset: "prompt" or "question")."""
+    answer_field: str | None = None
+    """Key of the reference answer, such as "reward_model.ground_truth" (unset: "answer")."""
+    answer_type: AnswerType = "auto"
+    """How answers are compared on lines that give no "answer_type" of their own."""
+    weight: Positive | None = None
+    """Share of the problems that comes from this source, relative to the other weights (unset: 1;
+    if train_size is unset too, files have a share by their size)."""
     params: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the reasoning-gym dataset's configuration (not size, not seed)."""
 
@@ -68,6 +79,15 @@ class DatasetConfig(Section, section="task.datasets"):
         one = (self.name is None) != (self.jsonl is None)
         self.require(one, "name", "give exactly one of name and jsonl")
         self.require(self.jsonl is None or not self.params, "params", "a jsonl file takes none")
+        for name in ("heldout_jsonl", "prompt_field", "answer_field"):
+            given = getattr(self, name) is not None
+            self.require(
+                not given or self.jsonl is not None, name, "is for a jsonl file: give jsonl"
+            )
+        typed = self.answer_type != "auto" and self.jsonl is None
+        self.require(
+            not typed, "answer_type", "is for a jsonl file: a dataset has its own verifier"
+        )
         reserved = {"size", "seed"} & self.params.keys()
         self.require(not reserved, "params", "size and seed follow from task.train_size and seed")
 
@@ -78,10 +98,11 @@ class TaskConfig(Section, section="task"):
 
     datasets: tuple[DatasetConfig, ...] = (DatasetConfig(name="chain_sum"),)
     """Sources of problems, mixed by weight."""
-    train_size: Count = 4096
-    """Number of distinct training problems."""
-    heldout_size: Count = 256
-    """Number of distinct held-out problems."""
+    train_size: Count | None = None
+    """Number of distinct training problems (unset: 4096, and of files all that is not held out)."""
+    heldout_size: Count | None = None
+    """Number of distinct held-out problems (unset: 256, but of a file at most a fifth, and all of
+    a held-out file)."""
     prompt_template: str = "r1-zero"
     """"r1-zero" (R1, table 1), "plain", "chat" (the tokenizer's own), or text with {question}."""
 

@@ -14,7 +14,7 @@ def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, problems: Iterable[Problem], template: str
 ) -> list[list[int]]:
     """Token ids of every problem's prompt. A chat template writes its special tokens itself."""
-    texts = [render_prompt(problem.question, template, tokenizer) for problem in problems]
+    texts = [render_prompt(problem.prompt, template, tokenizer) for problem in problems]
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=template != "chat")["input_ids"]
     return ids
 

@@ -44,7 +44,7 @@ def run(config: Config) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     train, heldout = load_problems(config.task, config.seed)
     template = config.task.prompt_template
-    model, tokenizer = load_model(config, (render_prompt(p.question, template) for p in train))
+    model, tokenizer = load_model(config, (render_prompt(p.prompt, template) for p in train))
     think_opened = opens_think(render_prompt("", template, tokenizer))
     pool = RewardPool(config.rewards, train, think_opened=think_opened)
     with deterministic(), pool as rewards:

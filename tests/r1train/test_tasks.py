@@ -1,10 +1,9 @@
-import json
 import pickle
 
 import pytest
 
 from r1train.config import DatasetConfig, TaskConfig
-from r1train.prompts import opens_think, render_prompt
+from r1train.prompts import R1_ZERO_INSTRUCTION, opens_think, render_prompt
 from r1train.schema import ConfigError
 from r1train.tasks import load_problems
 
@@ -81,32 +80,11 @@ def test_a_slice_is_a_problem_set():
         (DatasetConfig(name="chain_sun"), "'chain_sun': did you mean 'chain_sum'"),
         (DatasetConfig(name="chain_sum", params={"terms": 2}), "refuses its params.*'terms'"),
         (DatasetConfig(name="chain_sum", params={"min_terms": 0}), "min_terms must be positive"),
-        (DatasetConfig(jsonl="absent.jsonl"), "no such file: absent.jsonl"),
     ],
 )
 def test_a_source_that_cannot_be_used(dataset, expected):
     with pytest.raises(ConfigError, match=expected):
         load_problems(TaskConfig(datasets=(dataset,)), seed=0)
-
-
-def test_jsonl(tmp_path):
-    path = tmp_path / "problems.jsonl"
-    lines = [{"prompt": f"What is half of {i}?", "answer": f"{i}/2"} for i in range(6)]
-    path.write_text("\n".join(json.dumps(line) for line in [*lines, lines[0]]) + "\n\n")
-    config = TaskConfig(datasets=(DatasetConfig(jsonl=str(path)),), train_size=4, heldout_size=2)
-    train, heldout = load_problems(config, seed=0)
-    assert sorted(questions(train) + questions(heldout)) == [line["prompt"] for line in lines]
-    problem = next(p for p in [*train, *heldout] if p.answer == "3/2")
-    assert train.verify("1.5", problem) == 1
-    assert train.verify("2", problem) == 0
-
-
-@pytest.mark.parametrize("line", ["{", "[]", '{"prompt": "a"}', '{"prompt": "a", "answer": " "}'])
-def test_jsonl_errors_name_the_line(tmp_path, line):
-    path = tmp_path / "problems.jsonl"
-    path.write_text(f'{{"prompt": "q", "answer": 1}}\n{line}\n')
-    with pytest.raises(ConfigError, match=r"problems\.jsonl, line 2: "):
-        load_problems(TaskConfig(datasets=(DatasetConfig(jsonl=str(path)),)), seed=0)
 
 
 def test_prompts():
@@ -131,3 +109,55 @@ def test_chat_prompt_uses_the_tokenizers_template():
     Tokenizer.chat_template = None
     with pytest.raises(ConfigError, match="chat"):
         render_prompt("Q", "chat", Tokenizer())
+
+
+SYSTEM_AND_USER = (("system", "Be brief."), ("user", "Q"))
+
+
+class Template:
+    """A tokenizer that has only a chat template: a function of the messages."""
+
+    chat_template = "set"
+
+    def __init__(self, render):
+        self.render = render
+
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+        return self.render([(m["role"], m["content"]) for m in messages])
+
+
+def refuses_system(messages):
+    if messages[0][0] == "system":
+        raise RuntimeError("System role not supported")
+    return drops_system(messages)
+
+
+def drops_system(messages):
+    return "".join(f"[{role}]{text}" for role, text in messages if role != "system")
+
+
+@pytest.mark.parametrize("render", [refuses_system, drops_system])
+def test_a_template_without_a_system_role_has_the_instruction_in_the_question(render):
+    text = render_prompt("Q", "chat", Template(render))
+    assert text == f"[user]{R1_ZERO_INSTRUCTION}\n\nQ"
+    assert render_prompt(SYSTEM_AND_USER, "chat", Template(render)) == "[user]Be brief.\n\nQ"
+
+
+def test_a_template_that_fails_says_why():
+    def fails(messages):
+        raise KeyError("bos")
+
+    with pytest.raises(ConfigError, match=r"system, user: KeyError: 'bos'.*plain"):
+        render_prompt("Q", "chat", Template(fails))
+
+
+def test_a_conversation_keeps_its_own_system_message():
+    def joins(messages):
+        return "|".join(f"{role}:{text}" for role, text in messages)
+
+    text = render_prompt(SYSTEM_AND_USER, "chat", Template(joins))
+    assert text == "system:Be brief.|user:Q"
+    turns = (("user", "1"), ("assistant", "2"), ("user", "3"))
+    text = render_prompt(turns, "chat", Template(joins))
+    assert text == f"system:{R1_ZERO_INSTRUCTION}|user:1|assistant:2|user:3"
+    assert render_prompt(turns, "plain") == "User: 3 Assistant:"

@@ -14,8 +14,11 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from r1train.config import Config, Stage, load_config, recipes, to_toml
-from r1train.schema import ConfigError
+from r1train.config import Config, Stage
+from r1train.extras import require_extras
+from r1train.schema import ConfigError, RunError
+from r1train.signals import Stopped
+from r1train.toml import documented, load_config, recipes
 
 COMMANDS = """\
 commands:
@@ -34,29 +37,39 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 for a user's error, 130 after Ctrl-C."""
+    """Run a command; returns the exit status.
+
+    0; 1 where a run could not go on; 2 for what the user can correct; 130 after Ctrl-C, 143 after
+    SIGTERM.
+    """
     parser = _parser()
     arguments = parser.parse_intermixed_args(argv)
     try:
         if arguments.command == "doctor":
             print(doctor())
         elif arguments.command == "eval":
+            require_extras()
             evaluate(*_eval_settings(arguments), dry_run=arguments.dry_run)
         else:
+            require_extras()
             train(_train_settings(arguments), dry_run=arguments.dry_run)
     except ConfigError as error:
-        print(f"r1train: {error}", file=sys.stderr)
-        return 2
+        return _failed(str(error), 2)
+    except OSError as error:  # a file that cannot be read or written, a disk that is full
+        return _failed(": ".join(str(part) for part in (error.filename, error.strerror) if part), 2)
+    except RunError as error:
+        return _failed(str(error), 1)
+    except Stopped as signal:
+        return _failed(f"stopped by {signal.name}", 128 + signal.number)
     except KeyboardInterrupt:
-        print("r1train: interrupted", file=sys.stderr)
-        return 130
+        return _failed("interrupted", 130)
     return 0
 
 
 def train(config: Config, *, dry_run: bool) -> None:
     """`r1train run|sft|grpo`: the stages of `config`."""
     if dry_run:
-        print(to_toml(config), end="")
+        print(documented(config), end="")
         return
     from r1train.trainer import run
 
@@ -66,7 +79,7 @@ def train(config: Config, *, dry_run: bool) -> None:
 def evaluate(config: Config, folder: Path, *, dry_run: bool) -> None:
     """`r1train eval`: a table, and `eval.json` in the folder."""
     if dry_run:
-        print(to_toml(config), end="")
+        print(documented(config), end="")
         return
     from r1train.console import CONSOLE, show_evaluation
     from r1train.evaluate import evaluate_model
@@ -144,6 +157,11 @@ def _checkpoint(folder: Path) -> Path:
     if not found:
         raise ConfigError(f"{folder}: neither a HuggingFace checkpoint nor a run that has one")
     return max(found, key=lambda path: (path / "config.json").stat().st_mtime)
+
+
+def _failed(message: str, status: int) -> int:
+    print("r1train:", " ".join(message.splitlines()), file=sys.stderr)
+    return status
 
 
 def _version(package: str) -> str:

@@ -1,4 +1,4 @@
-"""Every option of a run: frozen dataclasses, filled from a TOML recipe, then the command line.
+"""Every option of a run: frozen dataclasses, which `r1train.toml` fills from a recipe.
 
 GRPO options carry the names TRL gives them. "R1" in a docstring is DeepSeek-R1 (arXiv 2501.12948).
 An optional field is None by default, so that leaving it out of a written TOML file loses nothing.
@@ -6,25 +6,26 @@ An optional field is None by default, so that leaving it out of a written TOML f
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from importlib.resources import files
-from pathlib import Path
+import re
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from r1train.schema import (
-    ConfigError,
     Count,
     CountOrZero,
+    Decay,
     NonNegative,
     Positive,
+    Seconds,
     Section,
+    Seed,
     Share,
-    build,
+    Size,
+    Workers,
 )
 from r1train.verify import AnswerType
 
+MAX_COMPLETIONS = 1 << 20  # of a rollout, which is kept in memory
 Schedule = Literal["constant", "linear", "cosine"]
 Stage = Literal["sft", "grpo"]
 # Those of r1kernels.ops.losses whose update does not depend on how a batch is split.
@@ -47,7 +48,7 @@ class ModelConfig(Section, section="model"):
 
     def check(self) -> None:
         both = self.preset is not None and self.path is not None
-        self.require(not both, "preset", "give model.preset or model.path, not both")
+        self.require(not both, "preset", "give model.preset or model.path, not both; none clears")
         homeless = self.gguf_file is not None and self.path is None
         self.require(not homeless, "gguf_file", "names a file inside model.path: give that too")
 
@@ -98,9 +99,9 @@ class TaskConfig(Section, section="task"):
 
     datasets: tuple[DatasetConfig, ...] = (DatasetConfig(name="chain_sum"),)
     """Sources of problems, mixed by weight."""
-    train_size: Count | None = None
+    train_size: Size | None = None
     """Number of distinct training problems (unset: 4096, and of files all that is not held out)."""
-    heldout_size: Count | None = None
+    heldout_size: Size | None = None
     """Number of distinct held-out problems (unset: 256, but of a file at most a fifth, and all of
     a held-out file)."""
     prompt_template: str = "r1-zero"
@@ -122,9 +123,9 @@ class RewardConfig(Section, section="rewards"):
     """Rule-based rewards, each in [0, 1] (R1 uses these two for R1-Zero)."""
     weights: tuple[NonNegative, ...] = (1.0, 1.0)
     """Weight of each function in the sum (TRL's reward_weights; R1 weighs both alike)."""
-    timeout: Positive = 5.0
+    timeout: Seconds = 5.0
     """Seconds one completion may take before its worker is killed and the time-out counted."""
-    workers: Count = 1
+    workers: Workers = 1
     """Number of verifier processes."""
 
     def check(self) -> None:
@@ -174,9 +175,9 @@ class SFTConfig(Section, section="sft"):
     """Share of the steps over which the rate rises from 0."""
     weight_decay: NonNegative = 0.0
     """AdamW's decoupled decay."""
-    adam_beta1: Share = 0.9
+    adam_beta1: Decay = 0.9
     """Decay of the first moment."""
-    adam_beta2: Share = 0.95
+    adam_beta2: Decay = 0.95
     """Decay of the second moment."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this 2-norm."""
@@ -215,9 +216,9 @@ class GRPOConfig(Section, section="grpo"):
     """Steps over which the rate rises from 0."""
     weight_decay: NonNegative = 0.0
     """AdamW's decoupled decay."""
-    adam_beta1: Share = 0.9
+    adam_beta1: Decay = 0.9
     """Decay of the first moment."""
-    adam_beta2: Share = 0.999
+    adam_beta2: Decay = 0.999
     """Decay of the second moment."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this 2-norm."""
@@ -265,6 +266,8 @@ class GRPOConfig(Section, section="grpo"):
         rollout = self.prompts_per_step * self.num_generations
         split = f"a rollout has {rollout} completions, fewer than the minibatches asked for"
         self.require(self.num_minibatches <= rollout, "num_minibatches", split)
+        large = f"a rollout would have {rollout} completions, more than {MAX_COMPLETIONS}"
+        self.require(rollout <= MAX_COMPLETIONS, "prompts_per_step", large)
 
 
 @dataclass(frozen=True)
@@ -278,9 +281,9 @@ class EvalConfig(Section, section="eval"):
     top_p: Share = 0.95
     """Probability mass that is sampled from."""
     max_completion_length: Count | None = None
-    """Tokens after which a completion is cut off; None: as in training."""
+    """Tokens after which a completion is cut off (unset: as in training)."""
     limit: Count | None = None
-    """How many held-out problems are used; None: all."""
+    """How many held-out problems are used (unset: all)."""
     confidence: Share = 0.95
     """Level of the confidence intervals."""
 
@@ -295,7 +298,7 @@ class Config(Section):
 
     name: str = "run"
     """Name of the run and of its folder."""
-    seed: CountOrZero = 0
+    seed: Seed = 0
     """Every random draw of the run follows from it."""
     output_dir: str = "runs"
     """Folder that run folders are made in."""
@@ -309,8 +312,8 @@ class Config(Section):
     A `model.path` whose weights are FP8, as DeepSeek-V3's own, needs "fp8"; they stay FP8, in the
     rollout and in the checkpoint, and the optimizer keeps a float32 copy.
     """
-    threads: Count | None = None
-    """PyTorch's CPU threads; None: its default."""
+    threads: Workers | None = None
+    """PyTorch's CPU threads (unset: its default)."""
     stages: tuple[Stage, ...] = ("sft", "grpo")
     """What `r1train run` does, in order."""
     model: ModelConfig = ModelConfig()
@@ -323,72 +326,12 @@ class Config(Section):
 
     def check(self) -> None:
         self.require(bool(self.stages), "stages", "give at least one of sft, grpo")
+        plain = self.name.isprintable() and not {"/", "\\"} & {*self.name}
+        plain = plain and self.name.strip(". ") != "" and len(self.name.encode()) <= 200
+        rule = "it names a folder: expected 1 to 200 printable characters, no slash, not only dots"
+        self.require(plain, "name", rule)
+        known = re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device) is not None
+        self.require(known, "device", "expected auto, cpu, cuda, or a number such as cuda:1")
         if self.eval.max_completion_length is None:
             length = self.rollout.max_completion_length
             object.__setattr__(self, "eval", replace(self.eval, max_completion_length=length))
-
-
-def recipes() -> dict[str, Path]:
-    """Name and file of every recipe that comes with the package."""
-    folder = Path(str(files("r1train"))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-
-
-def load_config(recipe_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Configuration of a recipe (by name) or of a TOML file, after `section.key=value` overrides.
-
-    Override values are TOML (`grpo.max_steps=3`, `stages=["sft"]`); what is not is taken as a bare
-    string, and `none` clears an optional key. Raises ConfigError.
-    """
-    path = _find(recipe_or_path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    for override in overrides:
-        _override(values, override)
-    values.setdefault("name", path.stem)
-    config: Config = build(Config, values)
-    return config
-
-
-def to_toml(config: Config) -> str:
-    """The resolved configuration as TOML that `load_config` reads back to an equal one."""
-    import tomli_w
-
-    return tomli_w.dumps(_without_none(asdict(config)))
-
-
-def _find(recipe_or_path: str | Path) -> Path:
-    path, known = Path(recipe_or_path), recipes()
-    if str(recipe_or_path) in known:
-        return known[str(recipe_or_path)]
-    if path.is_file():
-        return path
-    if path.suffix == ".toml":
-        raise ConfigError(f"no such file: {path}")
-    raise ConfigError(f"unknown recipe '{path}'; the recipes are {', '.join(known)}")
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    dotted, equals, text = override.partition("=")
-    *sections, key = dotted.strip().split(".")
-    if not equals or not key or len(sections) > 1:
-        raise ConfigError(f"override '{override}': expected section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"override '{override}': '{section}' is not a section")
-    values[key] = value
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return [_without_none(item) for item in value]
-    return value

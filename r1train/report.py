@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from r1train.config import Config, to_toml
+from r1train.config import Config
+from r1train.toml import to_toml
 
 
 class RunFolder:

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from r1train.config import Config, ModelConfig, load_config
+from r1train.config import Config, ModelConfig
 from r1train.model import load_model
+from r1train.toml import load_config
 
 TEXTS = [f"User: What is {a} + {b}?\nAssistant:" for a in range(10) for b in range(10)]
 

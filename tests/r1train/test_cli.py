@@ -6,7 +6,7 @@ import pytest
 
 import r1train.cli
 from r1train.cli import main
-from r1train.config import load_config, to_toml
+from r1train.toml import load_config, to_toml
 
 
 @pytest.fixture

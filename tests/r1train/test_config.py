@@ -5,8 +5,9 @@ import pytest
 
 from r1kernels.ops import group_advantage, losses
 from r1train import config as module
-from r1train.config import Config, GRPOConfig, RolloutConfig, load_config, recipes, to_toml
+from r1train.config import Config, GRPOConfig, RolloutConfig
 from r1train.schema import ConfigError
+from r1train.toml import load_config, recipes, to_toml
 
 TOML = """
 stages = ["sft"]

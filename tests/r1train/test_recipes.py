@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from r1train.config import load_config, recipes
+from r1train.toml import load_config, recipes
 from r1train.trainer import run
 
 

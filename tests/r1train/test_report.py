@@ -4,10 +4,11 @@ import math
 import pytest
 from rich.console import Console
 
-from r1train.config import Config, load_config
+from r1train.config import Config
 from r1train.console import ProgressBar, show_before_after, show_completions, show_evaluation
 from r1train.evaluate import EvalResult
 from r1train.report import RunFolder
+from r1train.toml import load_config
 
 PNG = b"\x89PNG"
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from r1train import trainer
-from r1train.config import load_config
 from r1train.learner import Learner
+from r1train.toml import load_config
 from r1train.trainer import draw, run
 
 

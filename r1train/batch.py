@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,21 +51,50 @@ def distinct(prompts: Sequence[Sequence[int]]) -> tuple[list[tuple[int, ...]], l
 def micro_batches(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], token_budget: int
 ) -> list[list[int]]:
-    """Rows in parts of at most `token_budget` tokens, padding and prompts included.
+    """Rows in parts of at most `token_budget` tokens: each prompt of a part once, as it is encoded,
+    and the completions without their padding.
 
-    Rows are sorted by length first, so that little of a part is padding. A row that is longer than
-    the budget makes a part of its own.
+    The completions of a prompt stay together, so that it is encoded in one part only; a group that
+    is larger than the budget is split, and a row that is makes a part of its own. Groups are taken
+    by their longest completion, so that little of a part is padding.
     """
-
-    def shape(row: int) -> tuple[int, int]:
-        return len(completions[row]), len(prompts[row])
-
+    budgeted = (
+        (part, tokens)
+        for rows in _groups(prompts)
+        for part, tokens in _pieces(rows, prompts, completions, token_budget)
+    )
     parts: list[list[int]] = []
-    completion = prompt = 0
-    for row in sorted(range(len(completions)), key=shape):
-        completion, prompt = shape(row)[0], max(prompt, shape(row)[1])
-        if not parts or (len(parts[-1]) + 1) * (completion + prompt) > token_budget:
+    room = 0
+    for piece, tokens in sorted(budgeted, key=lambda item: len(completions[item[0][-1]])):
+        if not parts or tokens > room:
             parts.append([])
-            prompt = shape(row)[1]
-        parts[-1].append(row)
+            room = token_budget
+        parts[-1] += piece
+        room -= tokens
     return parts
+
+
+def _groups(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The rows of every distinct prompt."""
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows.setdefault(tuple(prompt), []).append(row)
+    return list(rows.values())
+
+
+def _pieces(
+    rows: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    token_budget: int,
+) -> Iterator[tuple[list[int], int]]:
+    """A group by length of its completions, whole if it fits the budget, with its tokens."""
+    prompt = len(prompts[rows[0]])
+    piece, tokens = list[int](), prompt
+    for row in sorted(rows, key=lambda row: len(completions[row])):
+        if piece and tokens + len(completions[row]) > token_budget:
+            yield piece, tokens
+            piece, tokens = [], prompt
+        piece.append(row)
+        tokens += len(completions[row])
+    yield piece, tokens

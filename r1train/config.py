@@ -48,7 +48,7 @@ class ModelConfig(Section, section="model"):
 
     def check(self) -> None:
         both = self.preset is not None and self.path is not None
-        self.require(not both, "preset", "give model.preset or model.path, not both; none clears")
+        self.require(not both, "preset", "give model.preset or model.path: not both, none clears one")
         homeless = self.gguf_file is not None and self.path is None
         self.require(not homeless, "gguf_file", "names a file inside model.path: give that too")
 
@@ -185,7 +185,7 @@ class SFTConfig(Section, section="sft"):
     """What is added to or taken from each router bias an update, to even out the experts' load
     (DeepSeek-V3: 1e-3); routers without a bias, and dense models, have nothing to update."""
     token_budget: Count = 16384
-    """Tokens of a micro-batch, prompts included."""
+    """Tokens of a micro-batch: each prompt once, its completions, no padding."""
     teacher_accuracy: Share = 1.0
     """Share of demonstrations whose answer is right; below 1 leaves a model that RL can improve."""
     teacher_format: Share = 1.0
@@ -252,7 +252,7 @@ class GRPOConfig(Section, section="grpo"):
     baseline: Literal["mean", "rloo", "opo"] = "mean"
     """The group's mean, the mean of the other completions, or the mean weighted by length."""
     token_budget: Count = 16384
-    """Tokens of a micro-batch, prompts included."""
+    """Tokens of a micro-batch: each prompt once, its completions, no padding. Groups stay whole."""
     eval_steps: CountOrZero = 0
     """Steps between held-out evaluations; 0: only before and after."""
     save_steps: CountOrZero = 0

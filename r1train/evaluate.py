@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from r1train.config import Config, EvalConfig
 from r1train.encode import decode_completions, encode_prompts
+from r1train.limits import check_problems
 from r1train.model import load_model
 from r1train.prompts import opens_think, render_prompt
 from r1train.rewards import RewardPool, extract_answer
 from r1train.rollout import Engine
-from r1train.seeds import derive_seed
+from r1train.seeds import derive_seed, deterministic
 from r1train.tasks import ProblemSet, load_problems
 from r1train.verify import equivalent
 
@@ -130,13 +131,19 @@ def evaluate(
 
 def evaluate_model(config: Config) -> EvalResult:
     """Load `config.model` and evaluate it on the held-out problems of `config.task`."""
+    with deterministic():
+        return _evaluate_model(config)
+
+
+def _evaluate_model(config: Config) -> EvalResult:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     _, heldout = load_problems(config.task, config.seed)
     model, tokenizer = load_model(config)
     engine = Engine(model, tokenizer, config.rollout.batch_size)
-    template = config.task.prompt_template
-    think_opened = opens_think(render_prompt("", template, tokenizer))
+    template, length = config.task.prompt_template, config.eval.max_completion_length
+    check_problems(model, tokenizer, heldout[: config.eval.limit], template, length or 0)
+    think_opened = opens_think(render_prompt(heldout[0].prompt, template, tokenizer))
     with RewardPool(config.rewards, heldout, think_opened=think_opened) as rewards:
         seed = derive_seed(config.seed, "eval")
         return evaluate(engine, tokenizer, heldout, rewards, config.eval, template, seed)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from r1train.tags import TAGS
+
 MAX_LENGTH = 1000  # characters of an answer that is not text: longer ones are solutions
 
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _BOX = re.compile(r"\\f?boxed\s*\{")
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
@@ -33,7 +34,7 @@ def final_answer(text: str, answer_type: str = "auto") -> str:
         text = _undecorated(_unmarked(text))
     if not text:
         raise ValueError("the answer is empty")
-    if any(tag in text for tag in _TAGS):
+    if any(tag in text for tag in TAGS):
         raise ValueError(
             "the answer contains a <think> or <answer> tag, so none can be equal to it"
         )

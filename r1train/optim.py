@@ -9,6 +9,11 @@ from transformers import PreTrainedModel
 
 from r1kernels.nn import FP8Optimizer, with_scales
 from r1train.config import GRPOConfig, Schedule, SFTConfig
+from r1train.schema import ConfigError, RunError
+
+
+class Diverged(RunError, FloatingPointError):
+    """The gradient is not finite; the weights are those from before the update."""
 
 
 class Optimizer:
@@ -30,6 +35,8 @@ class Optimizer:
             fused=True,
         )
         self.parameters = self.adamw.param_groups[0]["params"]
+        if not any(parameter.requires_grad for parameter in self.parameters):
+            raise ConfigError("none of the model's parameters is trainable: all are frozen")
 
     def step(self) -> dict[str, float]:
         """Clips, applies and clears the gradients; returns their norm and the learning rate."""
@@ -38,7 +45,7 @@ class Optimizer:
             group["lr"] = rate
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
         if not torch.isfinite(norm):
-            raise FloatingPointError(
+            raise Diverged(
                 f"the gradient norm of update {self.done + 1} is {norm.item()}: lower "
                 f"learning_rate (now {config.learning_rate:g}) or max_grad_norm"
             )

@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from r1train.config import Config
+from r1train.schema import ConfigError
 from r1train.toml import to_toml
+
+TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
 
 
 class RunFolder:
     """A folder with config.toml, metrics.jsonl, samples.jsonl, summary.json and PNG plots.
 
-    A line is on the disk when `log` returns: a run that is interrupted leaves a usable folder.
+    A line is written when `log` returns, so a run that is interrupted leaves a usable folder; of a
+    machine that is, the last line may be torn, and is read past. Raises ConfigError where the
+    folder cannot be written, as on a full disk.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -30,11 +36,16 @@ class RunFolder:
             try:
                 path.mkdir(parents=True)
                 break
-            except FileExistsError:
-                number += 1
-                path = path.with_name(f"{config.name}-{number}")
-        (path / "config.toml").write_text(to_toml(config), encoding="utf-8")
-        return cls(path)
+            except OSError as error:
+                if isinstance(error, FileExistsError) and os.path.lexists(path):
+                    number += 1
+                    path = path.with_name(f"{config.name}-{number}")
+                    continue
+                reason = f"{path} cannot be made: {error.strerror}"
+                raise ConfigError(f"output_dir = {config.output_dir!r}: {reason}") from None
+        folder = cls(path)
+        folder._replace("config.toml", to_toml(config))
+        return folder
 
     def log(self, step: int, metrics: Mapping[str, float], stage: str = "grpo") -> None:
         """Append one line to metrics.jsonl; figures that are not finite become null."""
@@ -49,17 +60,13 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Replace summary.json as a whole: a reader never sees half of it."""
-        path = self.path / "summary.json"
-        partial = path.with_suffix(".json.partial")
-        partial.write_text(json.dumps(_finite(summary), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-        return path
+        return self._replace("summary.json", json.dumps(_finite(summary), indent=2) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl."""
+        """The records of metrics.jsonl, without lines that a crash has torn."""
         path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        return [record for line in lines if (record := _record(line)) is not None]
 
     def plot(self) -> list[Path]:
         """Draw what metrics.jsonl holds: reward.png and training.png, each if it has data."""
@@ -71,8 +78,34 @@ class RunFolder:
 
     def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         lines = [json.dumps(_finite(record), ensure_ascii=False) + "\n" for record in records]
-        with open(self.path / name, "a", encoding="utf-8", errors="replace") as file:
+        with self._writing(name), open(self.path / name, "a", **TEXT) as file:
             file.write("".join(lines))
+
+    def _replace(self, name: str, text: str) -> Path:
+        path = self.path / name
+        partial = path.with_name(name + ".partial")
+        with self._writing(name):
+            partial.write_text(text, **TEXT)
+            os.replace(partial, path)
+        return path
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path / name} cannot be written: {error.strerror}; make room, or choose "
+                "another output_dir"
+            ) from error
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # torn, or empty after the last line
+        return None
+    return record if isinstance(record, dict) and {"step", "stage"} <= record.keys() else None
 
 
 def _finite(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,20 +18,28 @@ def derive_seed(seed: int, *purpose: object) -> int:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Within it PyTorch adds up in a fixed order: a run repeats bit by bit.
+    """Within it PyTorch adds up in a fixed order, so a run on a CPU repeats bit by bit.
 
-    Otherwise the threads that scatter gradients to embeddings and experts race on a CPU too. A
-    CUDA operation that has no fixed order is warned of and used. Fresh memory is not filled, which
-    this mode does otherwise: it would write every gradient and kernel buffer twice.
+    Otherwise the threads that scatter gradients to embeddings and experts race on a CPU too. There
+    an operation without a fixed order is an error; on CUDA, where attention with a mask has none
+    backward and a float64 cumsum is refused, it is warned of and used. cuDNN's attention is off: it
+    plans anew for every shape, and ragged batches never repeat one. cuBLAS is given the workspace
+    that it needs for a fixed order, which counts only where CUDA has not started yet. Fresh memory
+    is not filled, which this mode does otherwise: it would write every gradient and kernel buffer
+    twice. docs/determinism.md says what repeats bit by bit, and what does not.
     """
     before = torch.are_deterministic_algorithms_enabled()
     only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     memory: Any = torch.utils.deterministic  # a property that type checkers do not see
     filled = memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     memory.fill_uninitialized_memory = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield
     finally:
+        torch.backends.cuda.enable_cudnn_sdp(cudnn_attention)
         memory.fill_uninitialized_memory = filled
         torch.use_deterministic_algorithms(before, warn_only=only_warned)

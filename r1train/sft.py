@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from operator import add
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,8 +15,10 @@ from r1train.config import SFTConfig
 from r1train.encode import encode_prompts
 from r1train.expert_load import ExpertLoad
 from r1train.forward import completion_hidden
+from r1train.limits import check_sequences, positions
 from r1train.optim import Optimizer
 from r1train.routing import recording
+from r1train.schema import ConfigError
 from r1train.seeds import derive_seed
 from r1train.solutions import demonstration
 from r1train.tasks import Problem
@@ -41,8 +44,24 @@ def supervise(
         prompts = encode_prompts(tokenizer, chosen, template)
         texts = [demonstration(problem, config, rng) + tokenizer.eos_token for problem in chosen]
         completions = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        _check(model, tokenizer, prompts, completions)
         loss = accumulate(model, prompts, completions, config.token_budget, load)
         yield {"loss": loss, **optimizer.step(), **load.step()}
+
+
+def _check(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+) -> None:
+    check_sequences(model, tokenizer, completions)
+    longest, limit = max(map(len, map(add, prompts, completions))), positions(model)
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"a problem and its worked solution have {longest} tokens, and the model {limit} "
+            "positions: make the problems of task.datasets shorter"
+        )
 
 
 def accumulate(

@@ -19,6 +19,9 @@ class Stopped(SystemExit):
         super().__init__(128 + number)
         self.number, self.name = number, signal.Signals(number).name
 
+    def __str__(self) -> str:
+        return self.name
+
 
 @contextmanager
 def stopping_signals() -> Iterator[None]:

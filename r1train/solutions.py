@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from r1train.config import SFTConfig
 from r1train.schema import ConfigError
@@ -12,15 +12,21 @@ from r1train.tasks import Problem
 Solver = Callable[[Problem, random.Random, bool], tuple[str, str]]
 
 
+def check_solutions(problems: Iterable[Problem]) -> None:
+    """Every problem's task has a solver: said before a model is loaded."""
+    for task in dict.fromkeys(problem.task for problem in problems):
+        if task not in SOLVERS:
+            raise ConfigError(
+                f"no worked solutions are known for task '{task}', only for "
+                f'{", ".join(SOLVERS)}; leave the supervised phase out with stages = ["grpo"]'
+            )
+
+
 def demonstration(problem: Problem, config: SFTConfig, rng: random.Random) -> str:
     """A completion for the problem, whose answer is right with probability `teacher_accuracy` and
     whose tags are right with probability `teacher_format`."""
+    check_solutions([problem])
     slip = rng.random() >= config.teacher_accuracy
-    if problem.task not in SOLVERS:
-        raise ConfigError(
-            f"no worked solutions are known for task '{problem.task}', only for "
-            f'{", ".join(SOLVERS)}; leave the supervised phase out with stages = ["grpo"]'
-        )
     thoughts, answer = SOLVERS[problem.task](problem, rng, slip)
     if rng.random() < config.teacher_format:
         return f"<think>{thoughts}</think><answer>{answer}</answer>"

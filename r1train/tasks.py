@@ -47,6 +47,12 @@ class Problem:
         """What `render_prompt` takes: the conversation where there is one, else the question."""
         return self.messages or self.question
 
+    @property
+    def where(self) -> str:
+        """What a message calls it: its file and line, or its dataset and number there."""
+        place = "problem" if self.task.isidentifier() else "line"
+        return f"{self.task}, {place} {self.index + 1}"
+
 
 class ProblemSet(Sequence[Problem]):
     """Distinct problems and their verifier."""
@@ -231,7 +237,8 @@ def _read_files(config: TaskConfig) -> dict[int, _File]:
 def _read(path: Path, dataset: DatasetConfig, source: int, template: str) -> list[Problem]:
     """Every problem of a file. Templates other than "chat" ask the user's message alone."""
     if not path.is_file():
-        raise ConfigError(f"task.datasets[{source}]: no such file: {path}")
+        place = "" if path.is_absolute() else f" (in {Path.cwd()})"
+        raise ConfigError(f"task.datasets[{source}]: no such file: {path}{place}")
     problems, systems = [], []
     for entry in read_jsonl(
         path,

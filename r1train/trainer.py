@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from r1train.console import CONSOLE, ProgressBar, show_before_after, show_comple
 from r1train.encode import decode_completions, encode_prompts
 from r1train.evaluate import EvalResult, evaluate
 from r1train.learner import Learner
+from r1train.limits import check_problems
 from r1train.metrics import Stopwatch, peak_memory_gib
 from r1train.model import load_model
 from r1train.prompts import opens_think, render_prompt
@@ -28,6 +30,9 @@ from r1train.rewards import RewardBatch, RewardPool
 from r1train.rollout import Engine, Rollout
 from r1train.seeds import derive_seed, deterministic
 from r1train.sft import supervise
+from r1train.signals import stopping_signals
+from r1train.solutions import check_solutions
+from r1train.stall import Stall
 from r1train.tasks import Problem, ProblemSet, load_problems
 
 SHOWN = 4  # completions of a prompt in the printed table
@@ -36,18 +41,30 @@ SHOWN = 4  # completions of a prompt in the printed table
 def run(config: Config) -> dict[str, Any]:
     """The stages of `config` in a new run folder; returns what its summary.json holds.
 
-    Held-out problems are evaluated before and after the last stage. After Ctrl-C the folder has a
-    checkpoint and a summary all the same, and KeyboardInterrupt goes on to the caller.
+    Held-out problems are evaluated before and after the last stage. After Ctrl-C, SIGTERM or an
+    error the folder has a checkpoint, plots and a summary that says so all the same, and the
+    exception goes on to the caller.
     """
+    with stopping_signals(), deterministic():  # before CUDA starts: it is configured there
+        return _run(config)
+
+
+def _run(config: Config) -> dict[str, Any]:
     transformers_logging.disable_progress_bar()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     train, heldout = load_problems(config.task, config.seed)
+    if "sft" in config.stages:
+        check_solutions(train)
     template = config.task.prompt_template
     model, tokenizer = load_model(config, (render_prompt(p.prompt, template) for p in train))
-    think_opened = opens_think(render_prompt("", template, tokenizer))
+    longest = config.rollout.max_completion_length
+    check_problems(model, tokenizer, train, template, longest)
+    longest = config.eval.max_completion_length or longest
+    check_problems(model, tokenizer, heldout[: config.eval.limit], template, longest)
+    think_opened = opens_think(render_prompt(train[0].prompt, template, tokenizer))
     pool = RewardPool(config.rewards, train, think_opened=think_opened)
-    with deterministic(), pool as rewards:
+    with pool as rewards:
         trainer = Trainer(config, model, tokenizer, rewards, train, heldout)
         try:
             for stage in config.stages:
@@ -57,8 +74,8 @@ def run(config: Config) -> dict[str, Any]:
                 getattr(trainer, stage)()
                 if last:
                     trainer.evaluate(stage, settings.max_steps)
-        except KeyboardInterrupt:
-            trainer.finish(interrupted=True)
+        except BaseException as error:
+            trainer.salvage(error)
             raise
         return trainer.finish()
 
@@ -80,10 +97,12 @@ class Trainer:
         self.engine = Engine(model, tokenizer, config.rollout.batch_size)
         self.folder = RunFolder.create(config)
         self.evaluations: list[EvalResult] = []
+        self.stall = Stall()
         self.started = time.perf_counter()
         CONSOLE.print(
             f"{config.name}: {model.num_parameters() / 1e6:.1f}M parameters on {model.device}, "
-            f"seed {config.seed}, in {self.folder.path}",
+            f"seed {config.seed}, {len(train)} problems and {len(heldout)} held out, "
+            f"in {self.folder.path}",
             soft_wrap=True,
         )
 
@@ -97,6 +116,7 @@ class Trainer:
         with ProgressBar("sft", config.max_steps) as bar:
             for step, metrics in enumerate(updates, start=1):
                 self.folder.log(step, metrics, stage="sft")
+                self.stall.observe(step, metrics)
                 bar.advance({"loss": metrics["loss"]})
 
     def grpo(self) -> None:
@@ -129,6 +149,7 @@ class Trainer:
                     metrics = learner.step(rollout, rewards.total)
                 metrics |= describe(rollout, rewards, watch)
                 self.folder.log(step, metrics)
+                self.stall.observe(step, metrics)
                 bar.advance({name: metrics[name] for name in ("reward", "rewards/accuracy")})
                 if due(step, config.log_completions_steps):
                     self.show(step, problems, texts, rewards)
@@ -169,7 +190,16 @@ class Trainer:
     def save(self, name: str) -> Path:
         return save_checkpoint(self.model, self.tokenizer, self.folder.path / name)
 
-    def finish(self, *, interrupted: bool = False) -> dict[str, Any]:
+    def salvage(self, error: BaseException) -> None:
+        """What `finish` leaves, of a run that `error` ends. Should that fail too, it is said."""
+        try:
+            self.finish(stopped_by=error)
+        except Exception as second:
+            logging.getLogger("r1train").error(
+                "%s is not complete: %s: %s", self.folder.path, type(second).__name__, second
+            )
+
+    def finish(self, *, stopped_by: BaseException | None = None) -> dict[str, Any]:
         """Checkpoint, plots, summary and the table of before and after."""
         checkpoint, plots = self.save("checkpoint"), self.folder.plot()
         summary: dict[str, Any] = {
@@ -179,15 +209,19 @@ class Trainer:
             "checkpoint": str(checkpoint),
             "parameters": self.model.num_parameters(),
             "seconds": time.perf_counter() - self.started,
-            "interrupted": interrupted,
+            "interrupted": stopped_by is not None,
         }
+        if stopped_by is not None:
+            summary["stopped_by"] = f"{type(stopped_by).__name__}: {stopped_by}".rstrip(": ")
+        if self.stall.said:
+            summary["warnings"] = self.stall.said
         if self.evaluations:
             ends = {"before": self.evaluations[0], "after": self.evaluations[-1]}
             summary["pass@1"] = {when: result.pass_at_1 for when, result in ends.items()}
             summary["evaluation"] = {when: result.as_dict() for when, result in ends.items()}
             show_before_after(ends["before"], ends["after"], plots)
         path = self.folder.write_summary(summary)
-        CONSOLE.print(f"{'interrupted; ' if interrupted else ''}{path}", soft_wrap=True)
+        CONSOLE.print(f"{'interrupted; ' if stopped_by else ''}{path}", soft_wrap=True)
         return summary
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from r1train.batch import Batch, micro_batches
+from r1train.batch import Batch
 from r1train.config import GRPOConfig
 from r1train.learner import Learner, SamplingMismatch
 from r1train.rollout import Engine
@@ -51,6 +51,19 @@ def test_the_token_budget_does_not_change_the_gradient(mini, rollout, loss_type)
         torch.testing.assert_close(parts, whole, atol=1e-5 * whole.abs().max().item(), rtol=1e-3)
         assert again["loss"] == pytest.approx(metrics["loss"], abs=1e-5)
         assert again["entropy"] == pytest.approx(metrics["entropy"], rel=1e-4)
+
+
+def test_a_prompt_is_encoded_once_where_its_group_fits(mini, rollout):
+    model, _ = mini
+    rows = []
+    model.base_model.register_forward_pre_hook(
+        lambda module, arguments, keywords: rows.append(len(keywords["input_ids"])),
+        with_kwargs=True,
+    )
+    group = sum(map(len, rollout.completion_ids[:4])) + len(rollout.prompt_ids[0])
+    learner(model, replace(CONFIG, token_budget=group)).step(rollout, [0, 0, 0, 1] * 4)
+    prompts = rows[::2]  # each part's prompts, then its completions
+    assert sum(prompts) <= 5  # at most one group of four is larger than the first, and in two parts
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
@@ -148,19 +161,6 @@ def test_a_sampler_with_other_weights_is_an_error(mini, rollout):
         model.lm_head.weight.copy_(before)
     with pytest.raises(SamplingMismatch, match="temperature"):
         learner(model, CONFIG, temperature=0.7).step(rollout, REWARDS)
-
-
-def test_micro_batches_keep_the_budget_and_every_row():
-    prompts = [[0] * n for n in (3, 9, 1, 4, 4, 30)]
-    completions = [[0] * n for n in (5, 2, 8, 5, 1, 40)]
-    for budget in (1, 20, 40, 1000):
-        parts = micro_batches(prompts, completions, budget)
-        assert sorted(row for part in parts for row in part) == list(range(6))
-        for part in parts:
-            longest = max(len(prompts[i]) for i in part) + max(len(completions[i]) for i in part)
-            assert len(part) == 1 or len(part) * longest <= budget
-    assert len(micro_batches(prompts, completions, 1000)) == 1
-    assert micro_batches([], [], 10) == []
 
 
 def _batch(rollout):

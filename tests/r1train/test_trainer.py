@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 import torch
 
 from r1train import trainer
 from r1train.learner import Learner
+from r1train.signals import Stopped
 from r1train.toml import load_config
 from r1train.trainer import draw, run
 
@@ -51,23 +54,47 @@ def test_a_run_repeats_exactly(config, tmp_path):
     assert samples[0] == samples[1]
 
 
-def test_ctrl_c_leaves_a_usable_folder(config, folder, monkeypatch, capsys):
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)  # what SLURM and docker stop send
+
+
+def fail():
+    raise ArithmeticError("an engine caught fire")
+
+
+@pytest.mark.parametrize(
+    ("happens", "raised", "stopped_by"),
+    [
+        (interrupt, KeyboardInterrupt, "KeyboardInterrupt"),
+        (terminate, Stopped, "Stopped: SIGTERM"),
+        (fail, ArithmeticError, "ArithmeticError: an engine caught fire"),
+    ],
+)
+def test_whatever_ends_a_run_leaves_a_usable_folder(
+    config, folder, monkeypatch, capsys, happens, raised, stopped_by
+):
     step = Learner.step
 
     def interrupted(self, *arguments):
         if self.steps == 1:
-            raise KeyboardInterrupt
+            happens()
         return step(self, *arguments)
 
     monkeypatch.setattr(Learner, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(config())
+    with pytest.raises(raised):
+        run(config('stages=["grpo"]'))
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["interrupted"]
+    assert summary["stopped_by"] == stopped_by
     assert "before" in summary["pass@1"]
     assert records(folder)[-1]["step"] == 1
     assert (folder / "checkpoint" / "model.safetensors").is_file()
     assert "interrupted" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_ctrl_c_before_any_evaluation_leaves_one_too(config, folder, monkeypatch):

@@ -1,0 +1,3 @@
+"""The tags of R1-Zero's format, which rewards read and tokenizers must keep."""
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")

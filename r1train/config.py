@@ -48,7 +48,7 @@ class ModelConfig(Section, section="model"):
 
     def check(self) -> None:
         both = self.preset is not None and self.path is not None
-        self.require(not both, "preset", "give model.preset or model.path: not both, none clears one")
+        self.require(not both, "preset", "not both preset and path; the value none clears one")
         homeless = self.gguf_file is not None and self.path is None
         self.require(not homeless, "gguf_file", "names a file inside model.path: give that too")
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from r1train.tags import TAGS
+from r1train.prompts import TAGS
+from r1train.verify import check_reference
 
 MAX_LENGTH = 1000  # characters of an answer that is not text: longer ones are solutions
 
 _BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _BOX = re.compile(r"\\f?boxed\s*\{")
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
-_CHOICE = re.compile(r"[(\[]?[A-Za-z][)\]]?[.:]?")
 _WRAPPINGS = (
     *(("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")),
     *(("**", "**"), ("__", "__"), ("*", "*"), ("`", "`")),
@@ -43,8 +43,7 @@ def final_answer(text: str, answer_type: str = "auto") -> str:
             f"the answer has {len(text)} characters, as a solution has: give the final answer "
             'alone, after "####" or in \\boxed{}'
         )
-    if answer_type == "choice" and not _CHOICE.fullmatch(text):
-        raise ValueError(f"the answer is {text!r}: expected one letter for a choice")
+    check_reference(text, answer_type)
     return text
 
 

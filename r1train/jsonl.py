@@ -227,6 +227,7 @@ def _answer(value: Any, kind: str) -> str:
             f'the answer is the list {_shown(value)}: add "answer_type": "set" (any order) or '
             '"ordered" to the line, or answer_type to the dataset; one answer is no list'
         )
+    _check_unicode(json.dumps(value, ensure_ascii=False))
     try:
         if isinstance(value, list):
             text = listed_answer(value, kind)
@@ -236,7 +237,6 @@ def _answer(value: Any, kind: str) -> str:
             text = final_answer(value, kind)
     except ValueError as error:
         raise _Fault(str(error)) from None
-    _check_unicode(text)
     return text
 
 

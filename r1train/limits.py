@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1train.encode import encode_prompts
+from r1train.prompts import TAGS
 from r1train.schema import ConfigError
-from r1train.tags import TAGS
 from r1train.tasks import Problem
 
 

@@ -20,8 +20,8 @@ from r1kernels.hf import patch_fp8, patch_moe, register_fp8
 from r1train.config import Config
 from r1train.folder import from_folder, stored_in_fp8
 from r1train.limits import check_tokenizer
+from r1train.prompts import TAGS
 from r1train.schema import ConfigError
-from r1train.tags import TAGS
 
 PAD, EOS = "<pad>", "<eos>"
 PRESETS = ("deepseek-v3-mini", "smollm2")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from r1train.jsonl import Message
 from r1train.schema import ConfigError
+
+if TYPE_CHECKING:
+    from r1train.jsonl import Message
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 """Of the format that the instruction asks for."""

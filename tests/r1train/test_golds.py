@@ -55,7 +55,8 @@ def test_an_exact_answer_is_only_stripped():
         ("a</answer>", "auto", "tag"),
         ("<answer>", "exact", "tag"),
         ("so " * 400, "math", "1199 characters"),
-        ("Paris", "choice", "one letter"),
+        ("Paris", "choice", "expected a letter"),
+        ("many words", "math", "cannot be read as mathematics"),
     ],
 )
 def test_a_gold_that_no_answer_can_equal(written, answer_type, reason):

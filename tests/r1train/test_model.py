@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from r1train.checkpoint import save_checkpoint
 from r1train.config import Config, ModelConfig
 from r1train.model import load_model, mini_tokenizer
+from r1train.prompts import TAGS
 from r1train.schema import ConfigError
-from r1train.tags import TAGS
 
 
 def config(seed=0, **model):

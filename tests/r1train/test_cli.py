@@ -1,12 +1,22 @@
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 import r1train.cli
+import r1train.extras
 from r1train.cli import main
+from r1train.schema import RunError
+from r1train.signals import stopping_signals
 from r1train.toml import load_config, to_toml
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -54,12 +64,54 @@ def test_a_users_error_is_one_line_and_status_2(recipe, tmp_path, capsys, argume
     assert error.count("\n") == 1
 
 
-def test_ctrl_c_is_status_130(recipe, monkeypatch):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
+def interrupt():
+    raise KeyboardInterrupt
 
-    monkeypatch.setattr(r1train.cli, "train", interrupt)
-    assert main(["run", str(recipe)]) == 130
+
+def terminate():
+    with stopping_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def diverge():
+    raise RunError("the gradient norm is nan:\nlower learning_rate")
+
+
+def fill_the_disk():
+    raise OSError(28, "No space left on device", "runs/a")
+
+
+@pytest.mark.parametrize(
+    ("happens", "status", "message"),
+    [
+        (interrupt, 130, "interrupted"),
+        (terminate, 143, "stopped by SIGTERM"),
+        (diverge, 1, "the gradient norm is nan: lower learning_rate"),
+        (fill_the_disk, 2, "runs/a: No space left on device"),
+    ],
+)
+def test_how_a_run_ends_is_one_line_and_a_status(
+    recipe, monkeypatch, capsys, happens, status, message
+):
+    monkeypatch.setattr(r1train.cli, "train", lambda *_, **__: happens())
+    assert main(["run", str(recipe)]) == status
+    assert capsys.readouterr().err == f"r1train: {message}\n"
+
+
+def test_a_missing_extra_is_named_at_once(recipe, monkeypatch, capsys):
+    found = r1train.extras.find_spec
+    missing = ("matplotlib", "gguf")
+    monkeypatch.setattr(r1train.extras, "find_spec", lambda m: None if m in missing else found(m))
+    assert main(["run", str(recipe)]) == 2
+    error = capsys.readouterr().err
+    assert "matplotlib, gguf: not installed" in error
+    assert 'pip install "r1kernels[train]"' in error
+
+
+def test_the_extra_is_that_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [re.split("[>=<]", line)[0] for line in project["optional-dependencies"]["train"]]
+    assert sorted(name.replace("-", "_") for name in names) == sorted(r1train.extras.MODULES)
 
 
 def test_eval_takes_settings_and_last_checkpoint_from_the_run(recipe, tmp_path, capsys):

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -8,6 +9,7 @@ from r1train.config import Config
 from r1train.console import ProgressBar, show_before_after, show_completions, show_evaluation
 from r1train.evaluate import EvalResult
 from r1train.report import RunFolder
+from r1train.schema import ConfigError
 from r1train.toml import load_config
 
 PNG = b"\x89PNG"
@@ -59,6 +61,33 @@ def test_the_summary_is_replaced_as_a_whole(config):
         path = run.write_summary({"seconds": seconds, "pass@1": {"before": math.inf}})
     assert json.loads(path.read_text()) == {"seconds": 2.0, "pass@1": {"before": None}}
     assert {p.name for p in run.path.iterdir()} == {"config.toml", "summary.json"}
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [b'{"step": 3, "stage": "gr', b'{"step": 3, "x": "\xc3', b"\0\0\0", b"[1]\n", b'{"a": 1}\n'],
+)
+def test_lines_that_a_crash_has_torn_are_read_past(config, torn):
+    run = RunFolder.create(config)
+    run.log(1, {"loss": 2.0})
+    run.log(2, {"note": "a\u2028b"})
+    with open(run.path / "metrics.jsonl", "ab") as file:
+        file.write(torn)
+    assert [record["step"] for record in run.metrics()] == [1, 2]
+
+
+def test_a_folder_that_cannot_be_written(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/runs"):
+        with pytest.raises(ConfigError, match=r"output_dir = .*cannot be made: Not a directory"):
+            RunFolder.create(replace(config, output_dir=str(tmp_path / place)))
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="cannot be made: File exists"):
+        RunFolder.create(replace(config, output_dir=str(tmp_path / "dangling")))
+    run = RunFolder.create(config)
+    (run.path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl cannot be written: No space left"):
+        run.log(1, {"loss": 2.0})
 
 
 def test_plots_draw_what_there_is(config):

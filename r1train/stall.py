@@ -15,7 +15,7 @@ class Stall:
     """
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.said: dict[str, str] = {}  # the last of each kind, for the summary
         self.steps: dict[str, int] = {}
         self.next: dict[str, int] = {}
 
@@ -37,7 +37,7 @@ class Stall:
         self.next[kind] = 2 * count
         reason = constant_reason(metrics) if kind == "constant" else EMPTY_GRADIENT
         text = f"step {step}: nothing was learned in the last {count} steps: {reason}"
-        self.said.append(text)
+        self.said[kind] = text
         logging.getLogger("r1train").warning("%s", text)
 
 

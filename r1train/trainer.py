@@ -214,7 +214,7 @@ class Trainer:
         if stopped_by is not None:
             summary["stopped_by"] = f"{type(stopped_by).__name__}: {stopped_by}".rstrip(": ")
         if self.stall.said:
-            summary["warnings"] = self.stall.said
+            summary["warnings"] = [*self.stall.said.values()]
         if self.evaluations:
             ends = {"before": self.evaluations[0], "after": self.evaluations[-1]}
             summary["pass@1"] = {when: result.pass_at_1 for when, result in ends.items()}

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from r1train.schema import ConfigError
 
 MODULES = (
-    *("transformers", "tokenizers", "safetensors", "reasoning_gym", "math_verify"),
+    *("transformers", "tokenizers", "safetensors", "reasoning_gym", "mpmath"),
     *("matplotlib", "rich", "tomli_w", "gguf"),
 )
 """Those of the extra "train", whose libraries are imported when they are needed."""

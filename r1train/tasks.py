@@ -196,7 +196,13 @@ def _generate(dataset: DatasetConfig, source: int, seed: int) -> Iterator[Proble
         block_seed = random.Random(f"{seed}/{source}/{block}").getrandbits(32)
         items = create(dataset.name, {**dataset.params, "size": block_size, "seed": block_seed})
         for i in range(block_size):
-            entry = items[i]
+            try:
+                entry = items[i]
+            except Exception as error:  # of any of a hundred generators
+                raise ConfigError(
+                    f"reasoning-gym dataset '{dataset.name}' cannot make problems of its params: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
             yield Problem(
                 task=dataset.name,
                 index=block * block_size + i,

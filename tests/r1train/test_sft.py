@@ -119,3 +119,20 @@ def test_a_gradient_that_is_not_finite_stops_the_run(mini):
     with pytest.raises(FloatingPointError, match="learning_rate"):
         optimizer.step()
     assert torch.equal(model.lm_head.weight, before)
+
+
+def test_a_model_that_is_frozen_is_refused(mini):
+    model, _ = mini
+    model.requires_grad_(False)
+    with pytest.raises(ConfigError, match="none of the model's parameters is trainable"):
+        Optimizer(model, SFTConfig(), 1, 0)
+
+
+def test_a_worked_solution_fits_the_positions(mini):
+    model, tokenizer = mini
+    model.config.max_position_embeddings = 20
+    training = supervise(
+        model, tokenizer, [CHAIN_SUM], SFTConfig(max_steps=1), template="plain", seed=0
+    )
+    with pytest.raises(ConfigError, match=r"worked solution have \d+ tokens, and the model 20 pos"):
+        next(training)

@@ -2,6 +2,7 @@ import pickle
 
 import pytest
 
+from r1train import tasks
 from r1train.config import DatasetConfig, TaskConfig
 from r1train.prompts import R1_ZERO_INSTRUCTION, opens_think, render_prompt
 from r1train.schema import ConfigError
@@ -85,6 +86,18 @@ def test_a_slice_is_a_problem_set():
 def test_a_source_that_cannot_be_used(dataset, expected):
     with pytest.raises(ConfigError, match=expected):
         load_problems(TaskConfig(datasets=(dataset,)), seed=0)
+
+
+def test_a_generator_that_fails_is_named(monkeypatch):
+    class Fails:
+        def __getitem__(self, index):
+            raise ZeroDivisionError("no digits")
+
+    monkeypatch.setattr(tasks, "create", lambda *_: Fails())
+    with pytest.raises(
+        ConfigError, match=r"'chain_sum' cannot make .*: ZeroDivisionError: no digi"
+    ):
+        load_problems(TaskConfig(datasets=(LARGE,)), seed=0)
 
 
 def test_prompts():

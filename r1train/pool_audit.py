@@ -9,9 +9,9 @@ Text that is evaluated may be an expression and no more (see `_fault`). What sym
 numbers and elementary functions is then free: it cannot change a thing, and with a fork for each of
 its answers countdown would take ten times as long.
 
-Over the reference answers, lists and junk for all of reasoning-gym's datasets, and over
-comparisons of math-verify, which was used then, honest verifiers raised only `compile`, `exec`, `builtins.id`,
-`object.__getattr__` (sympy's cache of signatures), and what importing does.
+Over the reference answers, lists and junk for all of reasoning-gym's datasets, honest verifiers
+raised only `compile`, `exec`, `builtins.id`, `object.__getattr__` (sympy's cache of signatures), and
+what importing does.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ import warnings
 import r1kernels.ops.fp8_scaled_mm  # noqa: F401 (a backend to pin)
 from r1kernels import native
 from r1kernels.check import checked
-from r1kernels.op import explain, using
+from r1kernels.explanation import explain
+from r1kernels.op import using
 from r1kernels.ops.candidates import Candidates, candidates
 from r1kernels.ops.expert_parallel import moe_experts_parallel
 from r1kernels.ops.fp8_combine import fp8_combine

@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTS = (torch.int64, torch.int32)
+
+# What makes of a tensor with one dimension too many, "T" being its first, what is expected.
+PACK = (
+    "of padded sequences [B, L, …] r1kernels.pack(hidden_states, input_ids, completion_mask) "
+    "makes packed ones, with the shift by one"
+)
+FLATTEN = ".flatten(0, 1) makes it of [B, L, …]"
+
+# The names that TRL, verl and Liger have for arguments of ours.
+ELSEWHERE = {
+    "lm_head": "weight", "lin_weight": "weight", "lm_head_weight": "weight",
+    "_input": "hidden", "hidden_states": "hidden", "logits_scale": "logit_scale",
+    "input_ids": "target", "labels": "target", "selected_token_ids": "target",
+    "completion_ids": "target", "responses": "target",
+    "log_prob": "logprob", "log_probs": "logprob", "per_token_logps": "logprob",
+    "old_log_prob": "old_logprob", "old_log_probs": "old_logprob",
+    "old_per_token_logps": "old_logprob", "old_logps": "old_logprob",
+    "ref_log_prob": "ref_logprob", "ref_log_probs": "ref_logprob",
+    "ref_per_token_logps": "ref_logprob", "ref_logps": "ref_logprob",
+    "sampling_per_token_logps": "sampling_logprob", "rollout_log_probs": "sampling_logprob",
+    "completion_mask": "mask", "attention_mask": "mask", "response_mask": "mask",
+    "loss_mask": "mask",
+    "epsilon_low": "epsilon", "eps_clip": "epsilon", "clip_eps": "epsilon", "cliprange": "epsilon",
+    "clip_ratio": "epsilon", "clip_ratio_low": "epsilon", "clip_ratio_high": "epsilon_high",
+    "cliprange_low": "epsilon", "cliprange_high": "epsilon_high", "eps_clip_high": "epsilon_high",
+    "kl_coef": "beta", "kl_loss_coef": "beta", "kl_beta": "beta", "kl_penalty": "kl_estimator",
+    "kl_loss_type": "kl_estimator", "entropy_coeff": "entropy_coef", "ent_coef": "entropy_coef",
+    "loss_mode": "loss_type", "loss_agg_mode": "loss_type", "adv_estimator": "loss_type",
+    "num_items_in_batch": "num_active_tokens", "index": "group_ids", "uid": "group_ids",
+    "norm_adv_by_std_in_grpo": "scale_rewards", "compute_entropy": "entropy",
+    "process_group": "tp_group", "cu_seqlens_q": "cu_seqlens", "tau_pos": "sapo_temperature_pos",
+    "tau_neg": "sapo_temperature_neg",
+}  # fmt: skip
 
 _CHECKED = os.environ.get("R1KERNELS_CHECKED", "0") != "0"
 
@@ -37,11 +73,16 @@ class Shapes:
     >>> shapes = Shapes("linear_logprob")
     >>> shapes("hidden", hidden, "T H", FLOATS)
     >>> shapes("weight", weight, "V H", (hidden.dtype,), device=hidden.device)
+
+    Args:
+        op: whose arguments they are.
+        padded: what makes [T, …] of a tensor that has one dimension more.
     """
 
-    def __init__(self, op: str) -> None:
-        self.op = op
+    def __init__(self, op: str, padded: str = FLATTEN) -> None:
+        self.op, self.padded = op, padded
         self.sizes: dict[str, int] = {}
+        self.bound_by: dict[str, str] = {}
         self.device: torch.device | None = None
 
     def __call__(
@@ -49,25 +90,36 @@ class Shapes:
     ) -> Tensor:
         names = dims.split()
         if not isinstance(tensor, Tensor):
+            hint = " (torch.as_tensor makes one)" if _like_a_tensor(tensor) else ""
             raise TypeError(
                 f"{self.op}: {name}: expected a tensor of shape [{', '.join(names)}], "
-                f"got {type(tensor).__name__}"
+                f"got {described(tensor)}{hint}"
             )
         if tensor.dim() != len(names):
             raise ValueError(
-                f"{self.op}: {name}: expected shape [{', '.join(names)}], got {list(tensor.shape)}"
+                f"{self.op}: {name}: expected shape [{', '.join(names)}], got "
+                f"{list(tensor.shape)}{self._reshaped(names, tensor)}"
             )
         for dim, size in zip(names, tensor.shape, strict=True):
-            expected = int(dim) if dim.isdigit() else self.sizes.setdefault(dim, size)
+            if dim.isdigit():
+                expected = int(dim)
+            elif dim in self.sizes:
+                expected = self.sizes[dim]
+            else:
+                expected = self.sizes[dim] = size
+                self.bound_by[dim] = name
             if size != expected:
                 raise ValueError(
                     f"{self.op}: {name}: expected {dim} = {expected} in shape "
                     f"[{', '.join(names)}], got {list(tensor.shape)}"
+                    f"{self._resized(dim, names, tensor)}"
                 )
         if tensor.dtype not in dtypes:
-            known = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-            got = str(tensor.dtype).removeprefix("torch.")
-            raise TypeError(f"{self.op}: {name}: expected dtype {known}, got {got}")
+            known = " or ".join(map(dtype_name, dtypes))
+            raise TypeError(
+                f"{self.op}: {name}: expected dtype {known}, got {dtype_name(tensor.dtype)}"
+                f"{_converted(tensor.dtype, dtypes)}"
+            )
         if self.device is None:
             self.device = tensor.device
         elif tensor.device != self.device:
@@ -76,17 +128,109 @@ class Shapes:
             )
         return tensor
 
+    def _reshaped(self, names: list[str], tensor: Tensor) -> str:
+        """What makes the number of dimensions right."""
+        if tensor.dim() != len(names) + 1:
+            return ""
+        if tensor.shape[-1] == 1 and not (names[0] == "T" and len(names) > 1):
+            return " (.squeeze(-1) drops the last dimension)"
+        return f" ({self.padded})" if names[0] == "T" else ""
+
+    def _resized(self, dim: str, names: list[str], tensor: Tensor) -> str:
+        """Where the expected size comes from, and whether it is there in another place."""
+        source = self.bound_by.get(dim)
+        notes = [f"{dim} is that of {source}"] if source else []
+        if dim == "B" and source == "cu_seqlens":
+            notes = ["cu_seqlens has B + 1 elements, [0, *lengths.cumsum(0)]"]
+        shape = list(tensor.shape)
+        if len(names) > 1 and dim == names[-1] and shape[-2] == self.sizes.get(dim):
+            notes.append("is it transposed? .mT has that shape")
+        return f" ({'; '.join(notes)})" if notes else ""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def described(value: Any) -> str:
+    """A value for the end of an error: its type, and what it is where that is short."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    text = repr(value)
+    short = isinstance(value, (tuple, list, dict)) and len(text) <= 40 and "\n" not in text
+    return f"{type(value).__name__} {text}" if short else type(value).__name__
+
+
+def nearest(value: object, known: Collection[str]) -> str:
+    """ " (did you mean …?)" for a name that is not among the known ones, or nothing."""
+    if not isinstance(value, str):
+        return ""
+    # "GRPO" and "token-mean" are near "grpo" and "token_mean" whatever their case and their dashes.
+    found = difflib.get_close_matches(value.lower().replace("-", "_"), known, n=1)
+    if ELSEWHERE.get(value) in known:
+        found = [ELSEWHERE[value]]
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def known_options(op: str, given: Collection[str], known: Collection[str]) -> None:
+    """The names in ``given`` are all among the known ones, as Python itself would ask."""
+    for name in given:
+        if name not in known:
+            hint = nearest(name, known)
+            raise TypeError(f"{op}: unexpected keyword argument {name!r}{hint}")
+
 
 def choice(op: str, name: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
-        raise ValueError(f"{op}: {name}: expected one of {', '.join(known)}; got {value!r}")
+        raise ValueError(
+            f"{op}: {name}: expected one of {', '.join(known)}; got {described(value)}"
+            f"{nearest(value, known)}"
+        )
+    return value
+
+
+def number(op: str, name: str, value: float) -> float:
+    """``value`` is a Python number (NumPy's count too), and not NaN."""
+    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat, Real)) or isinstance(
+        value, bool
+    ):
+        hint = " (.item() makes one)" if isinstance(value, Tensor) and value.numel() == 1 else ""
+        raise TypeError(f"{op}: {name}: expected a number, got {described(value)}{hint}")
+    if value != value:
+        raise ValueError(f"{op}: {name}: expected a number, got nan")
     return value
 
 
 def positive(op: str, name: str, value: float) -> float:
-    if not value > 0:
+    if isinstance(value, float) and value != value:
+        raise ValueError(f"{op}: {name}: expected a number above 0, got nan")
+    if not number(op, name, value) > 0:
         raise ValueError(f"{op}: {name}: expected a number above 0, got {value}")
     return value
+
+
+def count(op: str, name: str, value: int, least: int = 1) -> int:
+    """``value`` is a whole number, ``least`` or more."""
+    number(op, name, value)
+    if isinstance(value, float) or value < least:
+        raise (TypeError if isinstance(value, float) else ValueError)(
+            f"{op}: {name}: expected a whole number, {least} or more, got {value}"
+        )
+    return value
+
+
+def flag(op: str, name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name}: expected True or False, got {described(value)}")
+    return value
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether its values can be looked at without waiting for a device or breaking a trace."""
+    plain = type(tensor) in (Tensor, torch.nn.Parameter)
+    return plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def in_range(op: str, name: str, index: Tensor, size: int, ignore: int | None = None) -> None:
@@ -101,7 +245,15 @@ def in_range(op: str, name: str, index: Tensor, size: int, ignore: int | None = 
         wrong &= index != ignore
     if wrong.any():
         at = int(wrong.nonzero()[0])
-        raise ValueError(f"{op}: {name}[{at}]: expected 0 ≤ {name} < {size}, got {int(index[at])}")
+        got = int(index[at])
+        hint = ""
+        if got == -100 and name == "target":
+            hint = (
+                " (a label that says that the row does not count: mask=target != -100 leaves it "
+                "out, where there is a mask, and so do hidden[target != -100] and "
+                "target[target != -100]; linear_cross_entropy has an ignore_index)"
+            )
+        raise ValueError(f"{op}: {name}[{at}]: expected 0 ≤ {name} < {size}, got {got}{hint}")
 
 
 def finite(op: str, name: str, values: Tensor) -> None:
@@ -123,10 +275,38 @@ def numbers_if_checked(op: str, name: str, values: Tensor) -> None:
 def cumulative(op: str, name: str, cu_seqlens: Tensor, total: int) -> None:
     """The CPU tensor ``cu_seqlens`` starts at 0, never falls, and ends at ``total``."""
     ends = cu_seqlens.tolist()
+    if ends[0] == 0 and ends[-1] == total and ends == sorted(ends):
+        return
+    hint = ""
+    if min(ends) >= 0 and sum(ends) == total:
+        hint = f" (these look like lengths: {name} is [0, *lengths.cumsum(0)])"
+    elif ends[0] != 0 and ends[-1] == total:
+        hint = f" (these look like ends: {name} is [0, *ends])"
     if ends[0] != 0 or ends[-1] != total:
         raise ValueError(
             f"{op}: {name}: expected to start at 0 and end at T = {total}, "
-            f"got {ends[0]} … {ends[-1]}"
+            f"got {ends[0]} … {ends[-1]}{hint}"
         )
-    if ends != sorted(ends):
-        raise ValueError(f"{op}: {name}: expected non-decreasing offsets, got {ends}")
+    raise ValueError(f"{op}: {name}: expected non-decreasing offsets, got {_shown(ends)}{hint}")
+
+
+def _shown(values: list[int]) -> str:
+    """The start of a list that may be of thousands."""
+    return str(values) if len(values) <= 16 else f"{str(values[:16])[:-1]}, …]"
+
+
+def _like_a_tensor(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, list, tuple)) or hasattr(value, "__array__")
+
+
+def _converted(dtype: torch.dtype, dtypes: Sequence[torch.dtype]) -> str:
+    """What makes one of ``dtypes`` of ``dtype``."""
+    if torch.bool in dtypes:
+        return " (.bool() makes it)"
+    if torch.int64 in dtypes:
+        return " (.long() makes it)"
+    if torch.float8_e4m3fn in dtypes:
+        return " (fp8_quantize makes it)"
+    if dtype.is_floating_point or dtypes[0] == torch.float32:
+        return f" (.to(torch.{dtype_name(dtypes[0])}) makes it)"
+    return ""

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 
-from r1kernels import native, proven
+from r1kernels import autocast, check, native, proven
 
 OPS: dict[str, Op] = {}
 
@@ -173,6 +174,8 @@ class Op:
         if self._validate is not None and _device_type(args) == "cpu":
             self._validate(*args)
         run = self.backends[self.select(*args).backend].run
+        if autocast.enabled(device := _device_type(args)):
+            run = autocast.without(run, device)
         if not torch.is_grad_enabled():
             return run(*args)
         with torch.no_grad():  # gradients are the registered backward's, never a reference's own
@@ -189,21 +192,36 @@ class Op:
 
 
 @contextmanager
-def using(backend: str, *ops: Op) -> Iterator[None]:
-    """Pin ``ops`` (default: all) to one backend, in the whole process, until the block ends.
+def using(backend: str, *ops: Op | str) -> Iterator[None]:
+    """Pin ops to one backend, in the whole process, until the block ends.
+
+    A pinned backend that cannot run is an error when the op is called, never a fallback.
+
+    >>> with r1kernels.using("torch", "linear_logprob", "linear_logprob_backward"):
+    ...     loss = r1kernels.fused_linear_grpo_loss(hidden, weight, target, **options).loss
+
+    Args:
+        backend: "torch" (the reference), "cpp", "cuda", "triton", or one that was plugged in.
+        ops: names of ops, as ``python -m r1kernels`` lists them; all that have it by default. The
+            gradient of an op is made by an op of its own, named …_backward.
 
     Raises:
-        ValueError: no such backend for an op that was named.
+        ValueError: no such backend, or no such op; names the nearest.
     """
-    for op in ops:
+    chosen = [op if isinstance(op, Op) else find("using", op) for op in ops]
+    for op in chosen:
         if (reason := op.absent(backend)) is not None:
-            known = ", ".join(op.backends)
+            known = tuple(op.backends)
             raise ValueError(
-                f"{op.name}: unknown backend {backend!r}, expected one of: {known} ({reason})"
+                f"{op.name}: unknown backend {backend!r}, expected one of: {', '.join(known)} "
+                f"({reason}){check.nearest(backend, known)}"
             )
+    if not ops:
+        backends = chain(("torch",), *PREFERENCE.values(), *(op.backends for op in OPS.values()))
+        check.choice("using", "backend", backend, tuple(dict.fromkeys(backends)))
+        chosen = [op for op in OPS.values() if op.absent(backend) is None]
     before = dict(_PINNED)
-    pinned = [op for op in ops or OPS.values() if op.absent(backend) is None]
-    _PINNED.update({op.name: backend for op in pinned})
+    _PINNED.update({op.name: backend for op in chosen})
     try:
         yield
     finally:
@@ -211,20 +229,23 @@ def using(backend: str, *ops: Op) -> Iterator[None]:
         _PINNED.update(before)
 
 
-def explain(op: Op | str, *args: Any) -> str:
-    """Say which backend ``op(*args)`` runs on and why each better one does not.
+def find(caller: str, name: str) -> Op:
+    """The op of that name.
 
-    >>> print(r1kernels.explain("group_advantage", rewards, ids, None, "group", "mean", 1e-4))
-    group_advantage: cpp
+    Raises:
+        ValueError: there is none; names the nearest.
     """
-    if isinstance(op, str):
-        if op not in OPS:
-            raise ValueError(f"explain: unknown op {op!r}, expected one of: {', '.join(OPS)}")
-        op = OPS[op]
-    choice = op.select(*args)
-    lines = [f"{op.name}: {choice.backend}" + (" (pinned)" if op.name in _PINNED else "")]
-    lines += [f"  not {name}: {reason}" for name, reason in choice.reasons.items()]
-    return "\n".join(lines)
+    if name in OPS:
+        return OPS[name]
+    raise ValueError(
+        f"{caller}: unknown op {check.described(name)}, expected one of: {', '.join(OPS)}"
+        f"{check.nearest(name, OPS)}"
+    )
+
+
+def is_pinned(op: Op) -> bool:
+    """Whether ``using`` says what ``op`` runs on."""
+    return op.name in _PINNED
 
 
 def _device_type(args: Sequence[Any]) -> str:

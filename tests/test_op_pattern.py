@@ -226,3 +226,22 @@ def test_the_table_lists_every_op_in_80_columns() -> None:
     lines = table().splitlines()
     assert max(map(len, lines)) <= WIDTH
     assert {line.split()[0] for line in lines if line} >= set(OPS)
+
+
+def test_using_a_backend_that_no_op_has_names_the_nearest() -> None:
+    with (
+        pytest.raises(ValueError, match=r"using: backend: .*torch, .*'cp' \(did you mean 'cpp'"),
+        r1kernels.using("cp"),
+    ):
+        pass
+
+
+def test_using_takes_names_of_ops(toy: Op) -> None:
+    add_fast(toy)
+    with r1kernels.using("torch", NAME, "moe_sort"):
+        assert toy.select(torch.ones(2), 3.0).backend == "torch"
+    with (
+        pytest.raises(ValueError, match=r"using: unknown op 'moe_srt'.*did you mean 'moe_sort'"),
+        r1kernels.using("torch", "moe_srt"),
+    ):
+        pass

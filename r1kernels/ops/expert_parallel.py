@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
-from r1kernels import check
+from r1kernels import autocast, check
 from r1kernels.ops.moe_combine import MOE_COMBINE, accumulate_dtype, moe_combine
 from r1kernels.ops.moe_experts import MOE_EXPERTS, MOE_EXPERTS_BACKWARD, moe_experts
 from r1kernels.ops.moe_permute import MOE_PERMUTE, moe_permute
@@ -69,7 +69,7 @@ def moe_experts_parallel(
         activation, transposed: see ``moe_experts``.
 
     Returns:
-        [T, H], dtype of x.
+        [T, H], dtype of x; under ``torch.autocast`` x, the weights and the biases are cast first.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
@@ -78,6 +78,8 @@ def moe_experts_parallel(
     if isinstance(group, DeviceMesh):
         group = group.get_group()
     shapes = check.Shapes(name)
+    x, gate_up, down = autocast.cast(x, gate_up, down)
+    gate_up_bias, down_bias = autocast.cast(gate_up_bias, down_bias)
     shapes("x", x, "T H", check.FLOATS)
     shapes("gate_up", gate_up, "E/W H U" if transposed else "E/W U H", (x.dtype,))
     shapes("down", down, "E/W I H" if transposed else "E/W H I", (x.dtype,))

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from r1kernels import check
+from r1kernels import autocast, check
 from r1kernels.ops import fp8_quantize as quantize
 from r1kernels.ops.fp8_format import BLOCK, SCALE_FORMATS, FP8Tensor
 from r1kernels.ops.fp8_grouped_gemm import fp8_grouped_gemm
 from r1kernels.ops.fp8_grouped_wgrad import fp8_grouped_wgrad
-from r1kernels.ops.fp8_linear import check_weight, gradient_dtype, outside_autocast
+from r1kernels.ops.fp8_linear import check_weight, gradient_dtype
 from r1kernels.ops.fp8_swiglu import fp8_swiglu, fp8_swiglu_backward
 from r1kernels.ops.moe_combine import moe_combine
 from r1kernels.ops.moe_route import Routing
@@ -55,10 +55,7 @@ def fp8_experts(
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     op = "fp8_experts"
-    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
-        given = gate_up, down, gate_up_quantized, down_quantized, routing
-        with outside_autocast(x) as x:
-            return fp8_experts(x, *given, scale_format=scale_format)
+    (x,) = autocast.cast(x)
     shapes = check.Shapes(op)
     shapes("x", x, "T H", quantize.SOURCES)
     check_weight(shapes, "gate_up", gate_up, gate_up_quantized, "E U H")

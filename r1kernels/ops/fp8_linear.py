@@ -7,15 +7,13 @@ forward product and the input's gradient as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from r1kernels import check
+from r1kernels import autocast, check
 from r1kernels.ops.fp8_format import BLOCK, E4M3, SCALE_FORMATS, FP8Tensor, check_scale
 from r1kernels.ops.fp8_gemm import FP8_GEMM, fp8_gemm
 from r1kernels.ops.fp8_linear_forward import FP8_LINEAR_FORWARD
@@ -53,9 +51,7 @@ def fp8_linear(
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     op = "fp8_linear"
-    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
-        with outside_autocast(x) as x:
-            return fp8_linear(x, weight, quantized, bias, scale_format=scale_format)
+    (x,) = autocast.cast(x)
     shapes = check.Shapes(op)
     if not isinstance(x, Tensor) or not x.dim():
         got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -71,15 +67,6 @@ def fp8_linear(
     taped = trained or (torch.is_grad_enabled() and (rows.requires_grad or _trained(bias)))
     y = _Linear.apply(*given) if taped else _forward(*given)[0]
     return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
-
-
-@contextmanager
-def outside_autocast(x: Tensor) -> Iterator[Tensor]:
-    """x in autocast's dtype, as a linear layer would take it, and no autocast within the ops."""
-    device = x.device.type
-    x = x.to(torch.get_autocast_dtype(device))
-    with torch.autocast(device, enabled=False):
-        yield x
 
 
 def check_weight(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r1kernels import check
+from r1kernels import autocast, check
 from r1kernels.op import Case, Op
 
 
@@ -21,13 +21,14 @@ def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor, *, transposed: bool =
         offsets: [E + 1] int32, from 0, never falling.
 
     Returns:
-        [P, N], dtype of x, summed in float32. Gradients flow to x and weight; that of an expert
-        without rows is 0.
+        [P, N], dtype of x, summed in float32; under ``torch.autocast`` x and weight are cast
+        first. Gradients flow to x and weight; that of an expert without rows is 0.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     shapes = check.Shapes("grouped_mm")
+    x, weight = autocast.cast(x, weight)
     shapes("x", x, "P K", check.FLOATS)
     shapes("weight", weight, "E K N" if transposed else "E N K", (x.dtype,))
     if offsets.shape != (shapes.sizes["E"] + 1,):

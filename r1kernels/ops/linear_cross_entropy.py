@@ -36,7 +36,8 @@ def linear_cross_entropy(
 
     Args:
         hidden: [T, H], float32, bfloat16, float16 or float64.
-        weight: [V, H], dtype of hidden.
+        weight: [V, H], dtype of hidden. Under ``torch.autocast`` hidden, weight and bias are
+            cast, as a linear layer casts them.
         target: [T], int64 or int32, values in [0, V) or ``ignore_index``.
         bias: [V], dtype of hidden.
         ignore_index: target of the rows that do not count.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from r1kernels import check
+from r1kernels import autocast, check
 from r1kernels.ops import head
 from r1kernels.ops.candidate_logprob import CANDIDATE_LOGPROB
 from r1kernels.ops.head import LogProb
@@ -50,7 +50,8 @@ def linear_logprob(
 
     Args:
         hidden: [T, H], float32, bfloat16, float16 or float64.
-        weight: [V, H], dtype of hidden: the ``lm_head.weight`` of HuggingFace models.
+        weight: [V, H], dtype of hidden: the ``lm_head.weight`` of HuggingFace models. Under
+            ``torch.autocast`` hidden, weight and bias are cast, as a linear layer casts them.
         target: [T], int64 or int32, values in [0, V).
         bias: [V], dtype of hidden.
         temperature: divides the logits last, positive: a number, or one a row, [T], float32
@@ -116,7 +117,8 @@ def head_logprob(
     - "recompute": all made again (softcap, an entropy with a gradient, shards on a GPU);
     - "frozen_head": the gradient of hidden is made in the forward pass, weight has none.
     """
-    shapes = check.Shapes(name)
+    shapes = check.Shapes(name, check.PACK)
+    hidden, weight, bias = autocast.cast(hidden, weight, bias)
     shapes("hidden", hidden, "T H", check.FLOATS)
     shapes("weight", weight, "V H", (hidden.dtype,))
     shapes("target", target, "T", check.INTS)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r1kernels import check
+from r1kernels import autocast, check
 from r1kernels.op import Case, Op
 from r1kernels.ops import moe_combine, moe_permute, moe_sort
 from r1kernels.ops.grouped_mm import grouped_mm, segments
@@ -45,13 +45,16 @@ def moe_experts(
         transposed: gate_up is [E, H, 2I] and down [E, I, H] (GPT-OSS).
 
     Returns:
-        [T, H], dtype of x. Gradients flow to x, gate_up, down, the biases and routing.weights. A
-        token without an expert gets 0, and so does an expert without tokens as its gradient.
+        [T, H], dtype of x; under ``torch.autocast`` x, the weights and the biases are cast first.
+        Gradients flow to x, gate_up, down, the biases and routing.weights. A token without an
+        expert gets 0, and so does an expert without tokens as its gradient.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     shapes = check.Shapes("moe_experts")
+    x, gate_up, down = autocast.cast(x, gate_up, down)
+    gate_up_bias, down_bias = autocast.cast(gate_up_bias, down_bias)
     shapes("x", x, "T H", check.FLOATS)
     shapes("gate_up", gate_up, "E H U" if transposed else "E U H", (x.dtype,))
     shapes("down", down, "E I H" if transposed else "E H I", (x.dtype,))

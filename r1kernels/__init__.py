@@ -37,7 +37,9 @@ from r1kernels.ops.moe_experts import moe_experts
 from r1kernels.ops.moe_permute import moe_permute
 from r1kernels.ops.moe_route import Routing, moe_route
 from r1kernels.ops.moe_sort import moe_sort
+from r1kernels.ops.pack import Packed, pack
 from r1kernels.ops.policy_loss import PolicyLoss, policy_loss
+from r1kernels.ops.policy_loss_options import LossOptions, PolicyLossOptions
 
 __version__ = "0.1.0"
 
@@ -46,7 +48,10 @@ __all__ = [
     "FP8Tensor",
     "FusedLoss",
     "LogProb",
+    "LossOptions",
+    "Packed",
     "PolicyLoss",
+    "PolicyLossOptions",
     "Routing",
     "candidates",
     "checked",
@@ -76,6 +81,7 @@ __all__ = [
     "moe_permute",
     "moe_route",
     "moe_sort",
+    "pack",
     "policy_loss",
     "update_expert_bias",
     "using",

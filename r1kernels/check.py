@@ -84,6 +84,7 @@ class Shapes:
         self.sizes: dict[str, int] = {}
         self.bound_by: dict[str, str] = {}
         self.device: torch.device | None = None
+        self.dtypes: dict[str, torch.dtype] = {}
 
     def __call__(
         self, name: str, tensor: Tensor, dims: str, dtypes: Sequence[torch.dtype]
@@ -116,16 +117,24 @@ class Shapes:
                 )
         if tensor.dtype not in dtypes:
             known = " or ".join(map(dtype_name, dtypes))
+            notes = [_converted(tensor.dtype, dtypes)]
+            if len(dtypes) == 1:
+                same = [seen for seen, dtype in self.dtypes.items() if dtype == dtypes[0]]
+                notes += [f"{seen} has that dtype" for seen in same[-1:]]
             raise TypeError(
                 f"{self.op}: {name}: expected dtype {known}, got {dtype_name(tensor.dtype)}"
-                f"{_converted(tensor.dtype, dtypes)}"
+                f"{_in_brackets(notes)}"
             )
+        dense(self.op, name, tensor)
         if self.device is None:
             self.device = tensor.device
         elif tensor.device != self.device:
+            first = next(iter(self.dtypes))
             raise ValueError(
-                f"{self.op}: {name}: expected a tensor on {self.device}, got one on {tensor.device}"
+                f"{self.op}: {name}: expected a tensor on {self.device}, got one on "
+                f"{tensor.device} ({first} is on {self.device})"
             )
+        self.dtypes[name] = tensor.dtype
         return tensor
 
     def _reshaped(self, names: list[str], tensor: Tensor) -> str:
@@ -142,10 +151,34 @@ class Shapes:
         notes = [f"{dim} is that of {source}"] if source else []
         if dim == "B" and source == "cu_seqlens":
             notes = ["cu_seqlens has B + 1 elements, [0, *lengths.cumsum(0)]"]
-        shape = list(tensor.shape)
-        if len(names) > 1 and dim == names[-1] and shape[-2] == self.sizes.get(dim):
+        expected, shape = self.sizes.get(dim), list(tensor.shape)
+        other = -2 if dim == names[-1] else -1
+        if len(names) > 1 and dim in names[-2:] and shape[other] == expected:
             notes.append("is it transposed? .mT has that shape")
-        return f" ({'; '.join(notes)})" if notes else ""
+        if dim.endswith("+1") and [size + 1 for size in shape] == [expected]:
+            notes.append(f"of lengths, {dim} offsets are [0, *lengths.cumsum(0)]")
+        return _in_brackets(notes)
+
+
+@contextmanager
+def on_behalf_of(op: str) -> Iterator[None]:
+    """Errors of another op that is called in here bear the name of ``op``, which the caller knows.
+
+    Its arguments must have the same names.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        told = str(error)
+        for kind in (ValueError, TypeError):
+            if type(error) is kind and ": " in told:
+                raise kind(f"{op}: {told.partition(': ')[2]}") from None
+        raise
+
+
+def _in_brackets(notes: Sequence[str]) -> str:
+    said = "; ".join(note for note in notes if note)
+    return f" ({said})" if said else ""
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -156,7 +189,7 @@ def described(value: Any) -> str:
     """A value for the end of an error: its type, and what it is where that is short."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype)):
         return repr(value)
     text = repr(value)
     short = isinstance(value, (tuple, list, dict)) and len(text) <= 40 and "\n" not in text
@@ -180,6 +213,12 @@ def known_options(op: str, given: Collection[str], known: Collection[str]) -> No
         if name not in known:
             hint = nearest(name, known)
             raise TypeError(f"{op}: unexpected keyword argument {name!r}{hint}")
+
+
+def dense(op: str, name: str, tensor: Tensor) -> None:
+    """Not sparse and not nested; nothing is asked where a graph is traced, which takes no such."""
+    if not torch.compiler.is_compiling() and tensor.layout != torch.strided:
+        raise TypeError(f"{op}: {name}: expected a dense tensor, got layout {tensor.layout}")
 
 
 def choice(op: str, name: str, value: str, known: Sequence[str]) -> str:
@@ -211,13 +250,16 @@ def positive(op: str, name: str, value: float) -> float:
     return value
 
 
+def whole(op: str, name: str, value: int) -> int:
+    if isinstance(number(op, name, value), float):
+        raise TypeError(f"{op}: {name}: expected a whole number, got {value}")
+    return value
+
+
 def count(op: str, name: str, value: int, least: int = 1) -> int:
     """``value`` is a whole number, ``least`` or more."""
-    number(op, name, value)
-    if isinstance(value, float) or value < least:
-        raise (TypeError if isinstance(value, float) else ValueError)(
-            f"{op}: {name}: expected a whole number, {least} or more, got {value}"
-        )
+    if whole(op, name, value) < least:
+        raise ValueError(f"{op}: {name}: expected a whole number, {least} or more, got {value}")
     return value
 
 
@@ -272,13 +314,16 @@ def numbers_if_checked(op: str, name: str, values: Tensor) -> None:
         raise ValueError(f"{op}: {name}[{where}]: expected a number, got nan")
 
 
-def cumulative(op: str, name: str, cu_seqlens: Tensor, total: int) -> None:
-    """The CPU tensor ``cu_seqlens`` starts at 0, never falls, and ends at ``total``."""
+def cumulative(op: str, name: str, cu_seqlens: Tensor, total: int, of: str = "") -> None:
+    """The CPU tensor ``cu_seqlens`` starts at 0, never falls, and ends at T = ``total``.
+
+    of: the argument that T was taken from.
+    """
     ends = cu_seqlens.tolist()
     if ends[0] == 0 and ends[-1] == total and ends == sorted(ends):
         return
-    hint = ""
-    if min(ends) >= 0 and sum(ends) == total:
+    hint = f" (T is that of {of})" if of else ""
+    if min(ends) >= 0 and sum(ends) == total and len(ends) > 1:
         hint = f" (these look like lengths: {name} is [0, *lengths.cumsum(0)])"
     elif ends[0] != 0 and ends[-1] == total:
         hint = f" (these look like ends: {name} is [0, *ends])"
@@ -302,11 +347,11 @@ def _like_a_tensor(value: Any) -> bool:
 def _converted(dtype: torch.dtype, dtypes: Sequence[torch.dtype]) -> str:
     """What makes one of ``dtypes`` of ``dtype``."""
     if torch.bool in dtypes:
-        return " (.bool() makes it)"
+        return ".bool() makes it"
     if torch.int64 in dtypes:
-        return " (.long() makes it)"
+        return ".long() makes it"
     if torch.float8_e4m3fn in dtypes:
-        return " (fp8_quantize makes it)"
+        return "fp8_quantize makes it"
     if dtype.is_floating_point or dtypes[0] == torch.float32:
-        return f" (.to(torch.{dtype_name(dtypes[0])}) makes it)"
+        return f".to(torch.{dtype_name(dtypes[0])}) makes it"
     return ""

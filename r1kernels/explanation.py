@@ -166,7 +166,7 @@ def _differentiate(results: Any, given: Any) -> None:
         for tree in (results, given)
     )
     if outputs and inputs:
-        total = sum(output.float().sum() for output in outputs)
+        total = torch.stack([output.float().sum() for output in outputs]).sum()
         torch.autograd.grad(total, inputs, allow_unused=True)
 
 

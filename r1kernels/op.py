@@ -186,7 +186,13 @@ class Op:
             return native.able(name, self.name, args)
 
         def run(*args: Any) -> Any:
-            return native.kernel(name, self.name)(*args)
+            try:
+                return native.kernel(name, self.name)(*args)
+            except RuntimeError as error:  # of arguments, in our words, where it begins so
+                told = str(error).splitlines()[0]
+                if told.startswith(f"{self.name}: "):
+                    raise ValueError(told) from None
+                raise
 
         self.backends[name] = Backend(run, when)
 

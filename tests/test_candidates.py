@@ -188,7 +188,7 @@ def wrong(change: str) -> dict[str, Any]:
         ("falling", ValueError, r"candidate_offsets: expected non-decreasing offsets from 0"),
         ("out of range", ValueError, r"candidate_ids\[7\]: expected 0 ≤ candidate_ids < 130"),
         ("float", TypeError, r"candidate_ids: expected dtype int64 or int32, got float32"),
-        ("without offsets", TypeError, r"candidate_offsets: expected a tensor .* got NoneType"),
+        ("without offsets", TypeError, r"candidate_offsets: expected a tensor .* got None"),
     ],
 )
 def test_bad_input_is_named(change: str, error: type[Exception], message: str) -> None:
@@ -246,7 +246,7 @@ def test_without_limits_every_id_of_finite_logit_is_kept() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": 0}, "candidates: top_k: expected a number above 0, got 0"),
+        ({"top_k": 0}, "candidates: top_k: expected a whole number, 1 or more, got 0"),
         ({"top_p": 0.0}, r"candidates: top_p: expected a number in \(0, 1\], got 0.0"),
         ({"top_p": 1.5}, r"candidates: top_p: expected a number in \(0, 1\], got 1.5"),
         ({"temperature": 0.0}, "candidates: temperature: expected a number above 0"),

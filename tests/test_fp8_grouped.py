@@ -234,7 +234,7 @@ def test_bad_arguments_of_the_product() -> None:
     a, b = FP8Tensor(*quantized(normal(sum(COUNTS), 256), ROWS)), weights(130, 256, False)
     with pytest.raises(ValueError, match=r"fp8_grouped_gemm: counts: .*without offsets, got None"):
         product(FP8Tensor(a.data.expand(6, -1, -1), a.scale.expand(6, -1, -1)), b)
-    with pytest.raises(ValueError, match=r"offsets: expected shape \[E \+ 1\] = \[7\], got \[6\]"):
+    with pytest.raises(ValueError, match=r"offsets: expected E\+1 = 7 .*, got \[6\]"):
         product(a, b, offsets=ends[:-1])
     with pytest.raises(TypeError, match=r"offsets: expected dtype int32, got int64"):
         product(a, b, offsets=ends.long())
@@ -269,7 +269,7 @@ def test_bad_arguments_of_the_gradient() -> None:
         wgrad(FP8Tensor(left.data, left.scale[:, 1:]), right, ends)
     with pytest.raises(ValueError, match=r"left: expected P in multiples of 128 .*got P = 383"):
         wgrad(FP8Tensor(left.data[:, 1:], left.scale), right, ends)
-    with pytest.raises(ValueError, match=r"accumulate: expected shape \[E, N, K\] = \[3, 45, 77\]"):
+    with pytest.raises(ValueError, match=r"accumulate: expected N = 45 in shape \[E, N, K\]"):
         wgrad(left, right, ends, accumulate=torch.zeros(3, 77, 45))
     with pytest.raises(TypeError, match=r"accumulate: expected dtype float32, got bfloat16"):
         wgrad(left, right, ends, accumulate=torch.zeros(3, 45, 77).bfloat16())

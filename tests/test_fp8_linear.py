@@ -114,7 +114,7 @@ def test_autocast_gives_its_dtype_and_the_same_products() -> None:
         ({"x": torch.zeros(3, 100)}, "fp8_linear: weight: expected K = 100"),
         ({"x": torch.zeros(3, 130, dtype=torch.float64)}, "fp8_linear: x: expected dtype"),
         ({"x": torch.tensor(1.0)}, r"fp8_linear: x: expected shape \[..., K\]"),
-        ({"scale": torch.ones(20, 2)}, "fp8_linear: weight's scale: expected a scale"),
+        ({"scale": torch.ones(20, 2)}, "fp8_linear: quantized.scale: expected a scale"),
         ({"bias": torch.zeros(3)}, "fp8_linear: bias: expected N = 20"),
         ({"scale_format": "e8m0"}, "fp8_linear: scale_format: expected one of float, ue8m0"),
     ],

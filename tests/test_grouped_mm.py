@@ -116,7 +116,7 @@ def test_bad_arguments() -> None:
         r1kernels.grouped_mm(x, weight[..., :30], offsets)
     with pytest.raises(TypeError, match="grouped_mm: weight: expected dtype float32, got bfloat16"):
         r1kernels.grouped_mm(x, weight.bfloat16(), offsets)
-    with pytest.raises(ValueError, match=r"grouped_mm: offsets: expected shape \[E \+ 1\] = \[7\]"):
+    with pytest.raises(ValueError, match=r"grouped_mm: offsets: expected E\+1 = 7 in shape"):
         r1kernels.grouped_mm(x, weight, offsets[:-1])
     with pytest.raises(TypeError, match="grouped_mm: offsets: expected dtype int32, got int64"):
         r1kernels.grouped_mm(x, weight, offsets.long())

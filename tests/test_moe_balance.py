@@ -154,7 +154,7 @@ def test_counts_of_two_processes_are_added_up(tmp_path: Path) -> None:
     [
         ({"logits": torch.zeros(3)}, r"logits: expected shape \[T, E\], got \[3\]"),
         ({"top_k": 5}, "top_k: expected top_k ≤ E = 4, got 5"),
-        ({"top_k": 0}, "top_k: expected a number above 0, got 0"),
+        ({"top_k": 0}, "top_k: expected a whole number, 1 or more, got 0"),
         ({"score": "relu"}, "score: expected one of sigmoid, softmax, sqrtsoftplus; got 'relu'"),
         ({"cu_seqlens": torch.tensor([0, 2])}, "cu_seqlens: .*end at T = 3, got 0 … 2"),
         ({"cu_seqlens": torch.tensor([]).long()}, "cu_seqlens: expected at least one element"),

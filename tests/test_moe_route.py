@@ -277,7 +277,7 @@ def test_strided_logits_are_as_good(backend: str) -> None:
         ({"logits": torch.zeros(8)}, r"logits: expected shape \[T, E\], got \[8\]"),
         ({"logits": torch.zeros(2, 8).long()}, "logits: expected dtype float32 or .*, got int64"),
         ({"logits": torch.zeros(2, 1025)}, "logits: expected 1 ≤ E ≤ 1024, got 1025"),
-        ({"top_k": 0}, "top_k: expected a number above 0, got 0"),
+        ({"top_k": 0}, "top_k: expected a whole number, 1 or more, got 0"),
         ({"top_k": 9}, "top_k: expected top_k ≤ 8, .* got 9"),
         (
             {"num_groups": 4, "top_k_groups": 1, "top_k": 3},
@@ -298,7 +298,7 @@ def test_strided_logits_are_as_good(backend: str) -> None:
             r"replay_ids\[1, 1\]: expected ids ≥ 0, got -2",
         ),
         ({"num_valid": torch.zeros(2).long()}, "num_valid: expected one number"),
-        ({"align": 0}, "align: expected a number above 0, got 0"),
+        ({"align": 0}, "align: expected a whole number, 1 or more, got 0"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:

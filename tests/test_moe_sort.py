@@ -79,8 +79,8 @@ def test_int32_ids_are_as_good() -> None:
         ({"ids": torch.tensor([[0, 1], [2, -1]])}, r"ids\[1, 1\]: expected ids ≥ 0, got -1"),
         ({"ids": torch.zeros(4).long()}, r"ids: expected shape \[T, k\], got \[4\]"),
         ({"ids": torch.zeros(2, 2)}, "ids: expected dtype int64 or int32, got float32"),
-        ({"num_experts": 0}, "num_experts: expected a number above 0, got 0"),
-        ({"align": 0}, "align: expected a number above 0, got 0"),
+        ({"num_experts": 0}, "num_experts: expected a whole number, 1 or more, got 0"),
+        ({"align": 0}, "align: expected a whole number, 1 or more, got 0"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:

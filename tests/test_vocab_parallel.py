@@ -248,7 +248,7 @@ def test_a_padded_vocabulary_without_shards(grad: str) -> None:
     ("options", "message"),
     [
         ({"vocab_start": 3}, "vocab_start: expected 0 without a tp_group, got 3"),
-        ({"vocab_size": 0}, "vocab_size: expected a number above 0, got 0"),
+        ({"vocab_size": 0}, "vocab_size: expected a whole number, 1 or more, got 0"),
     ],
 )
 def test_bad_input_is_named(options: dict[str, int], message: str) -> None:

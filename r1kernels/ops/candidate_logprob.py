@@ -113,7 +113,7 @@ def _validate(
     candidate_offsets: Tensor,
     *rest: Any,
 ) -> None:
-    op = "candidate_logprob"
+    op = "linear_logprob"  # which is what its caller knows
     ends = int(candidate_offsets[0]), int(candidate_offsets[-1])
     if ends != (0, candidate_ids.shape[0]) or (candidate_offsets.diff() < 0).any():
         raise ValueError(

@@ -52,15 +52,15 @@ def candidates(
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     name = "candidates"
-    shapes = check.Shapes(name)
+    shapes = check.Shapes(name, check.PACK)
     shapes("logits", logits, "T V", check.FLOATS)
     rows = head.row_temperature(shapes, temperature, logits)
     z = head.scale(logits.to(head.accumulate_dtype(logits.dtype)), rows, 1.0, None)
     if top_k is not None:
-        check.positive(name, "top_k", top_k)
+        check.count(name, "top_k", top_k)
         least = z.topk(min(top_k, z.shape[1])).values[:, -1:]
         z = z.masked_fill(z < least, -torch.inf)
-    if top_p is not None and not 0 < top_p <= 1:
+    if top_p is not None and not 0 < check.number(name, "top_p", top_p) <= 1:
         raise ValueError(f"{name}: top_p: expected a number in (0, 1], got {top_p}")
     if top_p is not None and top_p < 1:
         probability, order = z.softmax(-1).sort(descending=True, stable=True)
@@ -70,6 +70,8 @@ def candidates(
     kept = z > -torch.inf
     if target is not None:
         shapes("target", target, "T", check.INTS)
+        if check.readable(target):
+            check.in_range(name, "target", target, z.shape[1])
         kept = kept.scatter(1, target.long()[:, None], True)
     counts = kept.sum(-1)
     return Candidates(kept.nonzero()[:, 1], torch.cat([counts.new_zeros(1), counts.cumsum(0)]))

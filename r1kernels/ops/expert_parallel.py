@@ -39,7 +39,7 @@ from r1kernels import autocast, check
 from r1kernels.ops.moe_combine import MOE_COMBINE, accumulate_dtype, moe_combine
 from r1kernels.ops.moe_experts import MOE_EXPERTS, MOE_EXPERTS_BACKWARD, moe_experts
 from r1kernels.ops.moe_permute import MOE_PERMUTE, moe_permute
-from r1kernels.ops.moe_route import Routing
+from r1kernels.ops.moe_route import Routing, check_routing, check_sort
 
 
 def moe_experts_parallel(
@@ -77,6 +77,13 @@ def moe_experts_parallel(
     name = "moe_experts_parallel"
     if isinstance(group, DeviceMesh):
         group = group.get_group()
+    if not isinstance(group, ProcessGroup):
+        raise TypeError(
+            f"{name}: group: expected a ProcessGroup or a DeviceMesh of one dimension, "
+            f"got {check.described(group)}"
+        )
+    check.flag(name, "transposed", transposed)
+    check_routing(name, routing)
     shapes = check.Shapes(name)
     x, gate_up, down = autocast.cast(x, gate_up, down)
     gate_up_bias, down_bias = autocast.cast(gate_up_bias, down_bias)
@@ -88,11 +95,7 @@ def moe_experts_parallel(
     if activation is None and width != 2 * inner:
         raise ValueError(f"{name}: gate_up: expected 2·I = {2 * inner} rows an expert, got {width}")
     experts = here * dist.get_world_size(group)
-    if routing.counts is None or routing.counts.shape != (experts,):
-        got = "none" if routing.counts is None else len(routing.counts)
-        raise ValueError(
-            f"{name}: routing: expected one of E = {experts} experts with its sort, got {got}"
-        )
+    check_sort(name, routing, experts)
     shapes("routing.inverse", routing.inverse, "T k", (torch.int32,))
     if routing.gather.numel() != routing.inverse.numel():
         raise ValueError(

@@ -11,7 +11,7 @@ from r1kernels import check
 from r1kernels.op import Case, Op
 from r1kernels.ops import fp8_quantize as quantize
 from r1kernels.ops import moe_combine, moe_sort
-from r1kernels.ops.fp8_format import BLOCK, E4M3, FP8Tensor, blocks, decode
+from r1kernels.ops.fp8_format import BLOCK, E4M3, FP8Tensor, blocks, check_tensor, decode
 
 
 def fp8_combine(
@@ -36,6 +36,7 @@ def fp8_combine(
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     shapes = check.Shapes("fp8_combine")
+    check_tensor("fp8_combine", "rows", rows)
     shapes("rows.data", rows.data, "P H", (E4M3,))
     shapes.sizes["⌈H/128⌉"] = blocks(shapes.sizes["H"])
     shapes("rows.scale", rows.scale, "P ⌈H/128⌉", (torch.float32,))
@@ -43,7 +44,8 @@ def fp8_combine(
     if weights is not None:
         shapes("weights", weights, "T k", (torch.float32,))
     if dtype not in quantize.SOURCES:
-        raise TypeError(f"fp8_combine: dtype: expected a float dtype of 2 or 4 bytes, got {dtype}")
+        got = check.described(dtype)
+        raise TypeError(f"fp8_combine: dtype: expected a float dtype of 2 or 4 bytes, got {got}")
     return FP8_COMBINE(rows.data, rows.scale, weights, inverse, dtype)
 
 

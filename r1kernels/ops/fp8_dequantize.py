@@ -28,12 +28,17 @@ def fp8_dequantize(data: Tensor, scale: Tensor, *, dtype: torch.dtype = torch.bf
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     shapes = check.Shapes("fp8_dequantize")
-    shapes("data", data, "E R C" if data.dim() == 3 else "R C", (E4M3,))
-    by_columns = scale.dim() == data.dim() and scale.shape[-1] == data.shape[-1]
+    is_3d = isinstance(data, Tensor) and data.dim() == 3
+    shapes("data", data, "E R C" if is_3d else "R C", (E4M3,))
+    by_columns = False
+    if isinstance(scale, Tensor) and scale.dim() == data.dim():
+        by_columns = scale.shape[-1] == data.shape[-1]
     check_scale("fp8_dequantize", "scale", scale, tuple(data.shape), -2 if by_columns else -1)
     if dtype not in DTYPES:
         known = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
-        raise TypeError(f"fp8_dequantize: dtype: expected one of {known}; got {dtype}")
+        raise TypeError(
+            f"fp8_dequantize: dtype: expected one of {known}; got {check.described(dtype)}"
+        )
     return FP8_DEQUANTIZE(data, scale, dtype)
 
 

@@ -20,7 +20,7 @@ from r1kernels.ops.fp8_grouped_wgrad import fp8_grouped_wgrad
 from r1kernels.ops.fp8_linear import check_weight, gradient_dtype
 from r1kernels.ops.fp8_swiglu import fp8_swiglu, fp8_swiglu_backward
 from r1kernels.ops.moe_combine import moe_combine
-from r1kernels.ops.moe_route import Routing
+from r1kernels.ops.moe_route import Routing, check_routing
 from r1kernels.ops.moe_sort import padded_rows
 
 
@@ -64,6 +64,7 @@ def fp8_experts(
     if width != 2 * inner:
         raise ValueError(f"{op}: gate_up: expected 2·I = {2 * inner} rows an expert, got {width}")
     check.choice(op, "scale_format", scale_format, SCALE_FORMATS)
+    check_routing(op, routing)
     shapes("routing.weights", routing.weights, "T k", (torch.float32,))
     shapes("routing.ids", routing.ids, "T k", check.INTS)
     trained = (gate_up.requires_grad or down.requires_grad) and torch.is_grad_enabled()

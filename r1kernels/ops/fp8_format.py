@@ -11,11 +11,12 @@ scale, instead of taking their whole block with them, or of becoming 448.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from r1kernels import check
 from r1kernels.ops.quotient import quotient
 
 BLOCK = 128
@@ -101,6 +102,22 @@ def decode(data: Tensor, scale: Tensor) -> Tensor:
     return data.to(scale.dtype) * spread(scale, *data.shape[-2:])
 
 
+def check_tensor(op: str, name: str, value: Any) -> None:
+    """``value`` is an ``FP8Tensor`` of tensors.
+
+    Raises:
+        TypeError: naming the argument, what was expected and what came.
+    """
+    if not isinstance(value, FP8Tensor):
+        raise TypeError(
+            f"{op}: {name}: expected an FP8Tensor, got {check.described(value)} (fp8_quantize "
+            "makes one, FP8Tensor(data, scale) one of codes and scales that are there)"
+        )
+    for field, part in (("data", value.data), ("scale", value.scale)):
+        if not isinstance(part, Tensor):
+            raise TypeError(f"{op}: {name}.{field}: expected a tensor, got {check.described(part)}")
+
+
 def check_scale(
     op: str, name: str, scale: Tensor, shape: tuple[int, ...], reduced: int | None = -1
 ) -> None:
@@ -111,6 +128,9 @@ def check_scale(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
+    if not isinstance(scale, Tensor):
+        raise TypeError(f"{op}: {name}: expected a tensor, got {check.described(scale)}")
+    check.dense(op, name, scale)
     rows, columns = shape[-2:]
     row_counts, column_counts = {blocks(rows), 1}, {blocks(columns), 1}
     if reduced is not None:

@@ -17,7 +17,15 @@ from torch import Tensor
 from r1kernels import check
 from r1kernels.op import Case, Op
 from r1kernels.ops import fp8_quantize as quantize
-from r1kernels.ops.fp8_format import BLOCK, E4M3, LARGEST, FP8Tensor, check_scale, decode
+from r1kernels.ops.fp8_format import (
+    BLOCK,
+    E4M3,
+    LARGEST,
+    FP8Tensor,
+    check_scale,
+    check_tensor,
+    decode,
+)
 from r1kernels.ops.quotient import quotient
 
 OUTPUTS = (torch.bfloat16, torch.float32, torch.float16)
@@ -54,13 +62,18 @@ def fp8_gemm(
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     shapes = check.Shapes("fp8_gemm")
+    check_tensor("fp8_gemm", "a", a)
+    check_tensor("fp8_gemm", "b", b)
+    check.flag("fp8_gemm", "transposed", transposed)
     shapes("a.data", a.data, "M K", (E4M3,))
     shapes("b.data", b.data, "K N" if transposed else "N K", (E4M3,))
     check_scale("fp8_gemm", "a.scale", a.scale, tuple(a.data.shape))
     check_scale("fp8_gemm", "b.scale", b.scale, tuple(b.data.shape), -2 if transposed else -1)
     if out_dtype not in OUTPUTS:
         known = ", ".join(str(d).removeprefix("torch.") for d in OUTPUTS)
-        raise TypeError(f"fp8_gemm: out_dtype: expected one of {known}; got {out_dtype}")
+        raise TypeError(
+            f"fp8_gemm: out_dtype: expected one of {known}; got {check.described(out_dtype)}"
+        )
     if bias is not None:
         shapes("bias", bias, "N", (out_dtype,))
     if accumulate is None:

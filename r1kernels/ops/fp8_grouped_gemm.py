@@ -10,7 +10,7 @@ from torch import Tensor
 from r1kernels import check
 from r1kernels.op import Case, Op
 from r1kernels.ops import fp8_gemm as gemm
-from r1kernels.ops.fp8_format import BLOCK, E4M3, FP8Tensor, check_scale
+from r1kernels.ops.fp8_format import BLOCK, E4M3, FP8Tensor, check_scale, check_tensor
 
 
 def fp8_grouped_gemm(
@@ -44,7 +44,12 @@ def fp8_grouped_gemm(
     op = "fp8_grouped_gemm"
     shapes = check.Shapes(op)
     masked = offsets is None
+    check_tensor(op, "a", a)
+    check_tensor(op, "b", b)
+    check.flag(op, "transposed", transposed)
     shapes("b.data", b.data, "E K N" if transposed else "E N K", (E4M3,))
+    if masked and a.data.dim() == 2:
+        raise ValueError(f"{op}: offsets: expected a tensor [E + 1] with a [P, K], got None")
     shapes("a.data", a.data, "E M K" if masked else "P K", (E4M3,))
     experts = shapes.sizes["E"]
     check_scale(op, "b.scale", b.scale, tuple(b.data.shape), -2 if transposed else -1)
@@ -52,11 +57,7 @@ def fp8_grouped_gemm(
     if counts is not None:
         shapes("counts", counts, "E", (torch.int32,))
     if offsets is not None:
-        if offsets.shape != (experts + 1,):
-            raise ValueError(
-                f"{op}: offsets: expected shape [E + 1] = [{experts + 1}], "
-                f"got {list(offsets.shape)}"
-            )
+        shapes.sizes["E+1"], shapes.bound_by["E+1"] = experts + 1, "b"
         shapes("offsets", offsets, "E+1", (torch.int32,))
         starts = offsets[:-1]
         ends = offsets[1:] if counts is None else starts + counts
@@ -107,8 +108,8 @@ def _validate(
     for e, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         if not before <= start <= end <= a.shape[0]:
             raise ValueError(
-                f"fp8_grouped_gemm: rows of expert {e}: expected {before} ≤ first ≤ end ≤ "
-                f"{a.shape[0]}, got {start} to {end}"
+                f"fp8_grouped_gemm: offsets, counts: rows of expert {e}: expected {before} ≤ first "
+                f"≤ end ≤ {a.shape[0]}, got {start} to {end}"
             )
         before = end
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from r1kernels import check
 from r1kernels.op import Case, Op
 from r1kernels.ops import fp8_gemm as gemm
-from r1kernels.ops.fp8_format import BLOCK, E4M3, FP8Tensor, blocks
+from r1kernels.ops.fp8_format import BLOCK, E4M3, FP8Tensor, blocks, check_tensor
 from r1kernels.ops.grouped_mm import segments
 
 
@@ -36,6 +36,7 @@ def fp8_grouped_wgrad(
     op = "fp8_grouped_wgrad"
     shapes = check.Shapes(op)
     for name, tensor, rows in (("left", left, "N"), ("right", right, "K")):
+        check_tensor(op, name, tensor)
         shapes(f"{name}.data", tensor.data, f"{rows} P", (E4M3,))
         size, total = shapes.sizes[rows], shapes.sizes["P"]
         if total % BLOCK or tensor.scale.shape != (size, blocks(total)):
@@ -50,12 +51,7 @@ def fp8_grouped_wgrad(
     given = left.data, left.scale, right.data, right.scale, offsets
     if accumulate is None:
         return FP8_GROUPED_WGRAD(*given)
-    sizes = len(offsets) - 1, shapes.sizes["N"], shapes.sizes["K"]
-    if accumulate.shape != sizes:
-        raise ValueError(
-            f"{op}: accumulate: expected shape [E, N, K] = {list(sizes)}, "
-            f"got {list(accumulate.shape)}"
-        )
+    shapes.sizes["E"] = len(offsets) - 1
     shapes("accumulate", accumulate, "E N K", (torch.float32,))
     FP8_GROUPED_WGRAD_(accumulate, *given)
     return accumulate

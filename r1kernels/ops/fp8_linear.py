@@ -14,7 +14,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from r1kernels import autocast, check
-from r1kernels.ops.fp8_format import BLOCK, E4M3, SCALE_FORMATS, FP8Tensor, check_scale
+from r1kernels.ops.fp8_format import (
+    BLOCK,
+    E4M3,
+    SCALE_FORMATS,
+    FP8Tensor,
+    check_scale,
+    check_tensor,
+)
 from r1kernels.ops.fp8_gemm import FP8_GEMM, fp8_gemm
 from r1kernels.ops.fp8_linear_forward import FP8_LINEAR_FORWARD
 from r1kernels.ops.fp8_quantize import FP8_QUANTIZE, SOURCES, fp8_quantize
@@ -54,8 +61,9 @@ def fp8_linear(
     (x,) = autocast.cast(x)
     shapes = check.Shapes(op)
     if not isinstance(x, Tensor) or not x.dim():
-        got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{op}: x: expected shape [..., K], got {got}")
+        raise (ValueError if isinstance(x, Tensor) else TypeError)(
+            f"{op}: x: expected shape [..., K], got {check.described(x)}"
+        )
     rows = x if x.dim() == 2 else x.flatten(0, -2) if x.dim() > 2 else x[None]
     shapes("x", rows, "M K", SOURCES)
     check_weight(shapes, "weight", weight, quantized, "N K")
@@ -78,9 +86,11 @@ def check_weight(
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     op = shapes.op
+    codes = "quantized" if name == "weight" else f"{name}_quantized"
+    check_tensor(op, codes, quantized)
     shapes(name, weight, dims, (*SOURCES, E4M3))
-    shapes(f"{name}'s codes", quantized.data, dims, (E4M3,))
-    check_scale(op, f"{name}'s scale", quantized.scale, tuple(quantized.data.shape), None)
+    shapes(f"{codes}.data", quantized.data, dims, (E4M3,))
+    check_scale(op, f"{codes}.scale", quantized.scale, tuple(quantized.data.shape), None)
     if weight.dtype == E4M3 and weight.requires_grad and not torch.compiler.is_compiling():
         # Autograd would round the gradient to codes without a scale, most of it to 0.
         taken = weight.grad_dtype if weight.is_leaf else E4M3

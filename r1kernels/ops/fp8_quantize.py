@@ -52,13 +52,19 @@ def fp8_quantize(
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     if not isinstance(x, Tensor) or x.dim() not in (2, 3):
-        got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"fp8_quantize: x: expected shape [R, C] or [E, R, C], got {got}")
+        raise (ValueError if isinstance(x, Tensor) else TypeError)(
+            f"fp8_quantize: x: expected shape [R, C] or [E, R, C], got {check.described(x)}"
+        )
     shapes = check.Shapes("fp8_quantize")
     shapes("x", x, "R C" if x.dim() == 2 else "E R C", SOURCES)
     check.choice("fp8_quantize", "scale_format", scale_format, SCALE_FORMATS)
-    if tuple(block) not in BLOCKS:
-        raise ValueError(f"fp8_quantize: block: expected one of {BLOCKS}, got {tuple(block)}")
+    if not isinstance(block, (tuple, list)) or tuple(block) not in BLOCKS:
+        known = ", ".join(map(str, BLOCKS))
+        hint = " (rows and columns of a block)" if isinstance(block, int) else ""
+        raise ValueError(
+            f"fp8_quantize: block: expected one of {known}; got {check.described(block)}{hint}"
+        )
+    check.flag("fp8_quantize", "both", both)
     if (both or gather is not None) and (tuple(block) != (1, BLOCK) or x.dim() != 2):
         name = "both" if both else "gather"
         raise ValueError(
@@ -67,7 +73,7 @@ def fp8_quantize(
         )
     if gather is not None:
         shapes("gather", gather, "P", (torch.int32,))
-    check.positive("fp8_quantize", "top_k", top_k)
+    check.count("fp8_quantize", "top_k", top_k)
     found = FP8_QUANTIZE(x, gather, top_k, *block, scale_format == "ue8m0", both)
     return FP8Tensor(*found) if both else FP8Tensor(*found[:2])
 

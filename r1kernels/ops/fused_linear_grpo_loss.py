@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import inspect
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
@@ -10,7 +11,9 @@ from torch import Tensor
 from r1kernels import check
 from r1kernels.ops import policy_loss_inputs as inputs
 from r1kernels.ops.fused_linear_loss import FusedLoss, through_head
+from r1kernels.ops.head import accumulate_dtype
 from r1kernels.ops.policy_loss import policy_loss
+from r1kernels.ops.policy_loss_options import PolicyLossOptions
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -41,7 +44,7 @@ def fused_linear_grpo_loss(
     loss_type: str = "grpo",
     beta: float = 0.0,
     entropy_coef: float = 0.0,
-    **options: Any,
+    **options: Unpack[PolicyLossOptions],
 ) -> FusedLoss:
     """``policy_loss(linear_logprob(hidden, weight, target), advantages)`` with the work left out.
 
@@ -58,7 +61,7 @@ def fused_linear_grpo_loss(
             ``group_advantage``.
         entropy: compute the entropies too; implied by a nonzero ``entropy_coef``.
         cu_seqlens, mask, loss_type, beta, entropy_coef, options: see ``policy_loss``, all of whose
-            keywords are taken.
+            keywords are taken (``PolicyLossOptions`` lists the others).
 
     Returns:
         ``FusedLoss(loss, logprob, entropy, metrics, regime)``.
@@ -67,11 +70,24 @@ def fused_linear_grpo_loss(
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     name = "fused_linear_grpo_loss"
-    shapes = check.Shapes(name)
+    check.known_options(name, options, KEYWORDS)
+    check.number(name, "beta", beta)
+    check.number(name, "entropy_coef", entropy_coef)
+    shapes = check.Shapes(name, check.PACK)
+    check.flag(name, "entropy", entropy)
+    shapes("hidden", hidden, "T H", check.FLOATS)
     shapes("target", target, "T", check.INTS)
     inputs.sequences(shapes, cu_seqlens)
+    if mask is not None:
+        shapes("mask", mask, "T", (torch.bool,))
     given = inputs.advantages_or_rewards(
-        shapes, advantages, rewards, group_ids, scale_rewards, baseline
+        shapes,
+        advantages,
+        rewards,
+        group_ids,
+        scale_rewards,
+        baseline,
+        (accumulate_dtype(hidden.dtype),),
     )
     if group_ids is not None:
         given = inputs.advantages_of_groups(
@@ -79,10 +95,11 @@ def fused_linear_grpo_loss(
         )
 
     def loss_fn(logprob: Tensor, entropies: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        return policy_loss(
-            logprob, given, cu_seqlens=cu_seqlens, mask=mask, loss_type=loss_type, beta=beta,
-            entropy=entropies, entropy_coef=entropy_coef, **options,
-        )  # fmt: skip
+        with check.on_behalf_of(name):
+            return policy_loss(
+                logprob, given, cu_seqlens=cu_seqlens, mask=mask, loss_type=loss_type, beta=beta,
+                entropy=entropies, entropy_coef=entropy_coef, **options,
+            )  # fmt: skip
 
     keep = None
     # KL-Cov's penalty is the one term of a policy loss that does not grow with the advantage.
@@ -94,6 +111,12 @@ def fused_linear_grpo_loss(
         candidate_ids=candidate_ids, candidate_offsets=candidate_offsets, tp_group=tp_group,
         vocab_start=vocab_start, vocab_size=vocab_size,
     )  # fmt: skip
+
+
+KEYWORDS = (
+    *inspect.signature(fused_linear_grpo_loss).parameters,
+    *PolicyLossOptions.__annotations__,
+)
 
 
 def _rows_with_advantage(advantages: Tensor, cu_seqlens: Tensor, rows: int) -> Tensor | None:

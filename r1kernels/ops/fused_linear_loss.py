@@ -73,10 +73,16 @@ def fused_linear_loss(
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
 
+    check.flag("fused_linear_loss", "entropy", entropy)
+    if not callable(loss_fn):
+        raise TypeError(
+            f"fused_linear_loss: loss_fn: expected a function, got {check.described(loss_fn)}"
+        )
+
     def with_metrics(*outputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss = loss_fn(*outputs if entropy else outputs[:1])
         if not isinstance(loss, Tensor) or loss.dim() != 0:
-            got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            got = check.described(loss)
             raise ValueError(f"fused_linear_loss: loss_fn: expected a 0-d tensor, got {got}")
         return loss, {}
 
@@ -103,7 +109,7 @@ def through_head(
     **head: Any,
 ) -> FusedLoss:
     """Run the head on the rows of ``mask``, and ``loss_fn(logprob, entropy or None)`` on that."""
-    shapes = check.Shapes(name)
+    shapes = check.Shapes(name, check.PACK)
     shapes("target", target, "T", check.INTS)
     if mask is not None:
         shapes("mask", mask, "T", (torch.bool,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,8 @@ def gdpo_advantage(
     shapes("rewards", rewards, "B R", (torch.float32, torch.float64))
     shapes("group_ids", group_ids, "B", check.INTS)
     kinds = rewards.shape[1]
-    weights = [1.0] * kinds if reward_weights is None else list(reward_weights)
+    check.number("gdpo_advantage", "eps", eps)
+    weights = [1.0] * kinds if reward_weights is None else _numbers(reward_weights)
     if len(weights) != kinds:
         raise ValueError(
             f"gdpo_advantage: reward_weights: expected R = {kinds} numbers, got {len(weights)}"
@@ -50,3 +52,11 @@ def gdpo_advantage(
     for kind, weight in enumerate(weights):
         total = total + weight * group_advantage(rewards[:, kind], group_ids, eps=eps)
     return group_advantage(total, torch.zeros_like(group_ids), eps=eps)
+
+
+def _numbers(given: Any) -> list[float]:
+    values = given.tolist() if isinstance(given, Tensor) else given
+    if not isinstance(values, (list, tuple)):
+        got = check.described(given)
+        raise TypeError(f"gdpo_advantage: reward_weights: expected a list of numbers, got {got}")
+    return [check.number("gdpo_advantage", "reward_weights", value) for value in values]

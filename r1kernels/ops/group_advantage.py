@@ -50,6 +50,7 @@ def group_advantage(
     shapes = check.Shapes("group_advantage")
     shapes("rewards", rewards, "B", (torch.float32, torch.float64))
     shapes("group_ids", group_ids, "B", check.INTS)
+    check.number("group_advantage", "eps", eps)
     check.choice("group_advantage", "scale", scale, SCALES)
     check.choice("group_advantage", "baseline", baseline, BASELINES)
     if (lengths is not None) != (baseline == "opo"):

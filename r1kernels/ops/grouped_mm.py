@@ -28,14 +28,11 @@ def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor, *, transposed: bool =
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     shapes = check.Shapes("grouped_mm")
+    check.flag("grouped_mm", "transposed", transposed)
     x, weight = autocast.cast(x, weight)
     shapes("x", x, "P K", check.FLOATS)
     shapes("weight", weight, "E K N" if transposed else "E N K", (x.dtype,))
-    if offsets.shape != (shapes.sizes["E"] + 1,):
-        raise ValueError(
-            f"grouped_mm: offsets: expected shape [E + 1] = [{shapes.sizes['E'] + 1}], "
-            f"got {list(offsets.shape)}"
-        )
+    shapes.sizes["E+1"], shapes.bound_by["E+1"] = shapes.sizes["E"] + 1, "weight"
     shapes("offsets", offsets, "E+1", (torch.int32,))
     return GROUPED_MM(x, weight, offsets, transposed)
 
@@ -60,7 +57,7 @@ def _fake(x: Tensor, weight: Tensor, offsets: Tensor, transposed: bool) -> Tenso
 def _validate(x: Tensor, weight: Tensor, offsets: Tensor, transposed: bool) -> None:
     last = int(offsets[-1])
     if last > x.shape[0]:
-        raise ValueError(f"grouped_mm: offsets: expected at most P = {x.shape[0]}, got {last}")
+        raise ValueError(f"grouped_mm: offsets: expected at most P = {x.shape[0]} of x, got {last}")
     check.cumulative("grouped_mm", "offsets", offsets, last)
 
 

@@ -28,7 +28,7 @@ class LogProb(NamedTuple):
 
 
 def check_options(op: str, logit_scale: float, softcap: float | None) -> None:
-    if logit_scale == 0:
+    if check.number(op, "logit_scale", logit_scale) == 0:
         raise ValueError(f"{op}: logit_scale: expected a number other than 0, got 0")
     if softcap is not None:
         check.positive(op, "softcap", softcap)

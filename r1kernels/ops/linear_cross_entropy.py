@@ -55,6 +55,7 @@ def linear_cross_entropy(
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     check.choice("linear_cross_entropy", "reduction", reduction, REDUCTIONS)
+    check.whole("linear_cross_entropy", "ignore_index", ignore_index)
     logprob, _, _ = head_logprob(
         "linear_cross_entropy", hidden, weight, target, bias, 1.0, logit_scale, softcap,
         entropy=False, ignore_index=ignore_index, tp_group=tp_group, vocab_start=vocab_start,

@@ -124,6 +124,7 @@ def head_logprob(
     shapes("target", target, "T", check.INTS)
     if bias is not None:
         shapes("bias", bias, "V", (hidden.dtype,))
+    check.flag(name, "entropy", entropy)
     head.check_options(name, logit_scale, softcap)
     _check_vocabulary(shapes, tp_group, vocab_start, vocab_size)
     rows = head.row_temperature(shapes, temperature, hidden)
@@ -134,10 +135,11 @@ def head_logprob(
     any_grad = torch.is_grad_enabled() and (head_grad or hidden.requires_grad)
     if candidate_ids is not None or candidate_offsets is not None:
         _check_candidates(shapes, candidate_ids, candidate_offsets, tp_group)
-        logprob, entropies, *_ = CANDIDATE_LOGPROB(
-            hidden, weight, target, candidate_ids, candidate_offsets, bias, rows,
-            logit_scale, softcap, entropy, ignore_index,
-        )  # fmt: skip
+        with check.on_behalf_of(name):
+            logprob, entropies, *_ = CANDIDATE_LOGPROB(
+                hidden, weight, target, candidate_ids, candidate_offsets, bias, rows,
+                logit_scale, softcap, entropy, ignore_index,
+            )  # fmt: skip
         entropies = entropies if entropy_grad else entropies.detach()
         return logprob, entropies if entropy else None, "kept" if any_grad else "forward_only"
 
@@ -156,7 +158,8 @@ def head_logprob(
         entropy, entropy_grad, kept_rows, frozen_head, ignore_index,
     )  # fmt: skip
     if tp_group is None:
-        logprob, entropies, *_ = LINEAR_LOGPROB(*arguments, False)
+        with check.on_behalf_of(name):
+            logprob, entropies, *_ = LINEAR_LOGPROB(*arguments, False)
     else:
         logprob, entropies = vocab_parallel_logprob(
             name, *arguments, group=tp_group, start=vocab_start, size=vocab_size
@@ -175,10 +178,16 @@ def _check_vocabulary(
     shapes: check.Shapes, tp_group: ProcessGroup | None, vocab_start: int, vocab_size: int | None
 ) -> None:
     if vocab_size is not None:
-        check.positive(shapes.op, "vocab_size", vocab_size)
-    if vocab_start < 0 or (vocab_start and tp_group is None):
-        expected = "0 without a tp_group" if tp_group is None else "a number not below 0"
-        raise ValueError(f"{shapes.op}: vocab_start: expected {expected}, got {vocab_start}")
+        check.count(shapes.op, "vocab_size", vocab_size)
+    if tp_group is not None and not hasattr(tp_group, "rank"):
+        raise TypeError(
+            f"{shapes.op}: tp_group: expected a ProcessGroup, got {check.described(tp_group)}"
+        )
+    check.count(shapes.op, "vocab_start", vocab_start, least=0)
+    if vocab_start and tp_group is None:
+        raise ValueError(
+            f"{shapes.op}: vocab_start: expected 0 without a tp_group, got {vocab_start}"
+        )
 
 
 def _check_candidates(

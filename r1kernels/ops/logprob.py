@@ -49,10 +49,12 @@ def logprob(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
-    shapes = check.Shapes("logprob")
+    shapes = check.Shapes("logprob", check.PACK)
     shapes("logits", logits, "T V", check.FLOATS)
     shapes("target", target, "T", check.INTS)
     head.check_options("logprob", logit_scale, softcap)
+    check.flag("logprob", "entropy", entropy)
+    check.flag("logprob", "inplace_backward", inplace_backward)
     rows = head.row_temperature(shapes, temperature, logits)
     inplace = inplace_backward and logits.requires_grad and torch.is_grad_enabled()
     run = _in_place if inplace else LOGPROB

@@ -92,14 +92,13 @@ def resolve(op: str, loss_type: str, given: Mapping[str, Any]) -> dict[str, Any]
     """The value of every option of ``loss_type``; an option given as None has its default.
 
     Raises:
-        TypeError: no loss has such an option.
+        TypeError: no loss has such an option, or it is no number.
         ValueError: this loss has not, or it is missing or out of range.
     """
     options = LOSSES[loss_type].options
     values: dict[str, Any] = {}
+    check.known_options(op, given, OPTIONS)
     for option, value in given.items():
-        if option not in OPTIONS:
-            raise TypeError(f"{op}: unexpected keyword argument {option!r}")
         if value is None:
             continue
         if option not in options:
@@ -108,6 +107,12 @@ def resolve(op: str, loss_type: str, given: Mapping[str, Any]) -> dict[str, Any]
                 f"{op}: {option}: {loss_type!r} has no such option, expected None or one of its "
                 f"options ({known}); got {value}"
             )
+        if isinstance(value, (tuple, list)) and option == "epsilon":
+            raise TypeError(
+                f"{op}: epsilon: expected a number, got {check.described(value)} (epsilon is the "
+                "bound below 1, epsilon_high the one above)"
+            )
+        check.number(op, option, value)
         if value < 0 or (value == 0 and option not in MAY_BE_ZERO):
             raise ValueError(f"{op}: {option}: expected a number above 0, got {value}")
         values[option] = value

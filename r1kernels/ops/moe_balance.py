@@ -54,14 +54,13 @@ def moe_balance_loss(
     shapes("logits", logits, "T E", check.FLOATS)
     check.choice(name, "score", score, SCORES)
     rows, experts = logits.shape
-    check.positive(name, "top_k", top_k)
+    check.count(name, "top_k", top_k)
+    check.number(name, "coef", coef)
     if top_k > experts:
         raise ValueError(f"{name}: top_k: expected top_k ≤ E = {experts}, got {top_k}")
     if cu_seqlens is None:
         cu_seqlens = torch.tensor([0, rows], device=logits.device)
     sequences(shapes, cu_seqlens)
-    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
-        check.cumulative(name, "cu_seqlens", cu_seqlens, rows)
     if mask is None:
         mask = torch.ones(rows, dtype=torch.bool, device=logits.device)
     shapes("mask", mask, "T", (torch.bool,))

@@ -18,7 +18,7 @@ from r1kernels import autocast, check
 from r1kernels.op import Case, Op
 from r1kernels.ops import moe_combine, moe_permute, moe_sort
 from r1kernels.ops.grouped_mm import grouped_mm, segments
-from r1kernels.ops.moe_route import Routing
+from r1kernels.ops.moe_route import Routing, check_routing, check_sort
 
 
 def moe_experts(
@@ -55,19 +55,21 @@ def moe_experts(
     shapes = check.Shapes("moe_experts")
     x, gate_up, down = autocast.cast(x, gate_up, down)
     gate_up_bias, down_bias = autocast.cast(gate_up_bias, down_bias)
+    check.flag("moe_experts", "transposed", transposed)
     shapes("x", x, "T H", check.FLOATS)
     shapes("gate_up", gate_up, "E H U" if transposed else "E U H", (x.dtype,))
     shapes("down", down, "E I H" if transposed else "E H I", (x.dtype,))
     experts, width, inner = (shapes.sizes[name] for name in "EUI")
+    check_routing("moe_experts", routing)
     weights, _, _, offsets, gather, inverse = routing
     shapes("routing.weights", weights, "T k", (moe_combine.accumulate_dtype(x),))
-    if offsets is None or offsets.shape != (experts + 1,):
-        raise ValueError(
-            f"moe_experts: routing: expected one of E = {experts} experts with its sort, got "
-            f"{'none' if offsets is None else offsets.shape[0] - 1}"
-        )
+    check_sort("moe_experts", routing, experts)
+    shapes("routing.offsets", offsets, "E+1", (torch.int32,))
     shapes("routing.gather", gather, "P", (torch.int32,))
     shapes("routing.inverse", inverse, "T k", (torch.int32,))
+    if not (activation is None or callable(activation)):
+        got = check.described(activation)
+        raise TypeError(f"moe_experts: activation: expected a function or None, got {got}")
     plain = activation is None and gate_up_bias is None and down_bias is None and not transposed
     if activation is None and width != 2 * inner:
         raise ValueError(

@@ -32,10 +32,41 @@ class Routing(NamedTuple):
     @classmethod
     def of(cls, weights: Tensor, ids: Tensor, num_experts: int, *, align: int = 1) -> Routing:
         """A routing that somebody else made: weights [T, k] of any float type, ids [T, k]."""
+        shapes = check.Shapes("Routing.of")
+        shapes("weights", weights, "T k", check.FLOATS)
+        shapes("ids", ids, "T k", check.INTS)
         found = moe_sort.moe_sort(ids, num_experts, align=align)
         if weights.dtype not in (torch.float32, torch.float64):
             weights = weights.float()
         return cls(weights, ids, *found)
+
+
+def check_routing(op: str, routing: Any) -> None:
+    """``routing`` is a ``Routing``.
+
+    Raises:
+        TypeError: naming the argument, what was expected and what came.
+    """
+    if not isinstance(routing, Routing):
+        raise TypeError(
+            f"{op}: routing: expected a Routing, got {check.described(routing)} (moe_route makes "
+            "one, Routing.of(weights, ids, num_experts) one of choices that were made elsewhere)"
+        )
+
+
+def check_sort(op: str, routing: Routing, experts: int) -> None:
+    """``routing`` is one of ``experts`` experts, and has the order of their rows.
+
+    Raises:
+        ValueError: saying of how many it is.
+    """
+    if routing.offsets is None or routing.offsets.shape != (experts + 1,):
+        got = "one without (align=None)"
+        if routing.offsets is not None:
+            got = f"one of {routing.offsets.numel() - 1}"
+        raise ValueError(
+            f"{op}: routing: expected one of E = {experts} experts with its sort, got {got}"
+        )
 
 
 def moe_route(
@@ -95,6 +126,8 @@ def moe_route(
     check.choice("moe_route", "order", order, ORDERS)
     if not 0 < experts <= MAX_EXPERTS:
         raise ValueError(f"moe_route: logits: expected 1 ≤ E ≤ {MAX_EXPERTS}, got {experts}")
+    check.flag("moe_route", "normalize", normalize)
+    check.number("moe_route", "scale", scale)
     check.numbers_if_checked("moe_route", "logits", logits)
     if bias is not None:
         shapes("bias", bias, "E", (torch.float32, torch.float64))
@@ -105,12 +138,14 @@ def moe_route(
         shapes("replay_ids", replay_ids, "T k", check.INTS)
         replay_ids = replay_ids.long()
     if num_valid is not None:
-        if num_valid.numel() != 1:
-            raise ValueError(f"moe_route: num_valid: expected one number, got {num_valid.shape}")
-        shapes("num_valid", num_valid.reshape(1), "1", check.INTS)
+        if isinstance(num_valid, Tensor) and num_valid.numel() != 1:
+            got = check.described(num_valid)
+            raise ValueError(f"moe_route: num_valid: expected one number, got {got}")
+        is_0d = isinstance(num_valid, Tensor) and num_valid.dim() == 0
+        shapes("num_valid", num_valid, "" if is_0d else "1", check.INTS)
         num_valid = num_valid.reshape(1).long()
     if align is not None:
-        check.positive("moe_route", "align", align)
+        check.count("moe_route", "align", align)
     found = MOE_ROUTE(
         logits, top_k, score, order, bias, num_groups, top_k_groups, normalize, scale,
         replay_ids, num_valid, align or 0,
@@ -122,8 +157,9 @@ def moe_route(
 def _check_groups(
     experts: int, top_k: int, num_groups: int, top_k_groups: int, score: str, order: str
 ) -> None:
-    check.positive("moe_route", "top_k", top_k)
-    check.positive("moe_route", "num_groups", num_groups)
+    check.count("moe_route", "top_k", top_k)
+    check.count("moe_route", "num_groups", num_groups)
+    check.count("moe_route", "top_k_groups", top_k_groups)
     if experts % num_groups:
         raise ValueError(
             f"moe_route: num_groups: expected a divisor of E = {experts}, got {num_groups}"

@@ -44,8 +44,8 @@ def moe_sort(ids: Tensor, num_experts: int, *, align: int = 1) -> Sorted:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     check.Shapes("moe_sort")("ids", ids, "T k", check.INTS)
-    check.positive("moe_sort", "num_experts", num_experts)
-    check.positive("moe_sort", "align", align)
+    check.count("moe_sort", "num_experts", num_experts)
+    check.count("moe_sort", "align", align)
     return Sorted(*MOE_SORT(ids.long(), num_experts, align))
 
 

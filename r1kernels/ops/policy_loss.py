@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from r1kernels.ops import covariance, losses
 from r1kernels.ops import policy_loss_inputs as inputs
 from r1kernels.ops.losses import KL_ESTIMATORS, LOSSES
 from r1kernels.ops.policy_loss_cases import CASES
+from r1kernels.ops.policy_loss_options import LossOptions
 from r1kernels.ops.policy_loss_reference import METRICS, Arguments, Sequences, reference
 
 NAME = "policy_loss"
@@ -54,7 +56,7 @@ def policy_loss(
     num_active_tokens: float | Tensor | None = None,
     num_sequences: float | Tensor | None = None,
     max_completion_length: int | None = None,
-    **options: float | None,
+    **options: Unpack[LossOptions],
 ) -> PolicyLoss:
     """loss = Σ_t w_t·(c_t·L_t + beta·KL_t) − entropy_coef·Σ_t H_t / num_active_tokens, t active.
 
@@ -159,12 +161,18 @@ def policy_loss(
         ValueError, TypeError: naming the argument, what was expected and what came. So does every
             option, level or correction that means nothing for the loss type.
     """
+    check.known_options(NAME, options, KEYWORDS)
     check.choice(NAME, "loss_type", loss_type, tuple(LOSSES))
     check.choice(NAME, "kl_estimator", kl_estimator, tuple(KL_ESTIMATORS))
+    for what, value in (("beta", beta), ("entropy_coef", entropy_coef)):
+        check.number(NAME, what, value)
+    check.flag(NAME, "use_bias_correction_kl", use_bias_correction_kl)
+    if off_policy_mask_threshold is not None:
+        check.number(NAME, "off_policy_mask_threshold", off_policy_mask_threshold)
     loss = LOSSES[loss_type]
     level = losses.choose_level(NAME, loss_type, importance_sampling_level)
     chosen = losses.resolve(NAME, loss_type, options)
-    shapes = check.Shapes(NAME)
+    shapes = check.Shapes(NAME, check.PACK)
     shapes("logprob", logprob, "T", inputs.FLOATS)
     sequences = inputs.sequences(shapes, cu_seqlens)
     for what, tensor in (
@@ -212,21 +220,23 @@ def policy_loss(
             by_row = given[Sequences(cu_seqlens, logprob.shape[0]).of_row]
         selected = covariance.select(loss_type, chosen, logprob, old_logprob, by_row, mask)
 
-    tokens = _total(num_active_tokens, logprob)
-    denominator = tokens
+    tokens = _of_step("num_active_tokens", num_active_tokens, logprob)
+    of_step = _of_step("num_sequences", num_sequences, logprob)
+    if max_completion_length is not None:
+        check.count(NAME, "max_completion_length", max_completion_length)
+    denominator: Any = tokens
     if loss.average == "local_tokens":
         denominator = None
     elif loss.average == "sequence_means":
-        denominator = _total(num_sequences, logprob)
-    elif loss.average == "sequence_sums":
-        denominator = _total(sequences if num_sequences is None else num_sequences, logprob)
-    elif loss.average == "max_length":
+        denominator = of_step
+    elif loss.average in ("sequence_sums", "max_length"):
+        denominator = logprob.new_full((), sequences) if of_step is None else of_step
+    if loss.average == "max_length":
         if max_completion_length is None:
             raise ValueError(
                 f"{NAME}: max_completion_length: expected a number for {loss_type!r}, got None"
             )
-        total = sequences if num_sequences is None else num_sequences
-        denominator = _total(total * max_completion_length, logprob)
+        denominator = denominator * max_completion_length
 
     arguments = Arguments(
         logprob=logprob,
@@ -272,11 +282,21 @@ def policy_loss(
     return PolicyLoss(value, {key: metric for key, metric in metrics if not absent.get(key)})
 
 
-def _total(count: float | Tensor | None, like: Tensor) -> Tensor | None:
+KEYWORDS = (*inspect.signature(policy_loss).parameters, *losses.OPTIONS)
+
+
+def _of_step(name: str, count: float | Tensor | None, like: Tensor) -> Tensor | None:
+    """A count of a whole optimizer step, 0-d."""
     if count is None:
         return None
     if isinstance(count, Tensor):
-        return count.to(like)
+        if count.numel() != 1:
+            raise ValueError(
+                f"{NAME}: {name}: expected a number or a 0-d tensor, got {check.described(count)}"
+            )
+        return count.reshape(()).to(like)
+    if check.number(NAME, name, count) < 0:
+        raise ValueError(f"{NAME}: {name}: expected 0 or more, got {count}")
     return torch.full((), count, dtype=like.dtype, device=like.device)
 
 

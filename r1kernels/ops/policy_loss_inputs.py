@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -17,10 +18,14 @@ FLOATS = (torch.float32, torch.float64)
 
 
 def sequences(shapes: check.Shapes, cu_seqlens: Tensor) -> int:
-    """B, checked and bound in ``shapes``."""
+    """B, checked and bound in ``shapes``, which knows T."""
     shapes("cu_seqlens", cu_seqlens, "B+1", check.INTS)
     if cu_seqlens.shape[0] == 0:
         raise ValueError(f"{shapes.op}: cu_seqlens: expected at least one element, 0; got none")
+    if check.readable(cu_seqlens):  # before B is taken from what may be lengths
+        rows, of = shapes.sizes["T"], shapes.bound_by["T"]
+        check.cumulative(shapes.op, "cu_seqlens", cu_seqlens, rows, of)
+    shapes.bound_by["B"] = "cu_seqlens"
     return shapes.sizes.setdefault("B", cu_seqlens.shape[0] - 1)
 
 
@@ -48,12 +53,48 @@ def advantages_or_rewards(
                 f"{shapes.op}: scale_rewards, baseline: expected only with rewards, since "
                 f"advantages are given; got {scale!r}, {baseline!r}"
             )
-        per_token = advantages.dim() == 1 and advantages.shape[0] == shapes.sizes["T"]
-        return shapes("advantages", advantages, "T" if per_token else "B", dtypes)
+        return _advantages(shapes, advantages, dtypes)
     group_ids = needed(shapes.op, "group_ids", group_ids, "rewards are given")
     rewards = needed(shapes.op, "rewards", rewards, "group_ids are given")
+    if isinstance(rewards, Tensor) and rewards.dim() == 2 and rewards.shape[1] > 1:
+        rows, columns = rewards.shape
+        raise ValueError(
+            f"{shapes.op}: rewards: expected shape [B], got {[rows, columns]} (of {rows} prompts: "
+            f"rewards.flatten(), with group_ids torch.arange({rows}).repeat_interleave({columns}); "
+            "several rewards of one completion: gdpo_advantage makes advantages of them)"
+        )
     shapes("group_ids", group_ids, "B", check.INTS)
-    return shapes("rewards", rewards, "B", dtypes).detach()
+    shapes("rewards", rewards, "B", dtypes)
+    if check.readable(group_ids) and 1 < len(group_ids) == len(group_ids.unique()):
+        warnings.warn(
+            f"{shapes.op}: group_ids: every completion is in a group of its own, so that every "
+            "advantage is 0 and nothing is learnt; completions of one prompt have the same id",
+            stacklevel=3,
+        )
+    return rewards.detach()
+
+
+def _advantages(shapes: check.Shapes, advantages: Tensor, dtypes: Sequence[torch.dtype]) -> Tensor:
+    """[B] or [T], the former where B = T."""
+    rows, count = shapes.sizes["T"], shapes.sizes["B"]
+    if isinstance(advantages, Tensor):
+        shape = list(advantages.shape)
+        if len(shape) != 1:
+            hint = ""
+            if len(shape) == 2 and shape[0] in (rows, count) and shape[1] == 1:
+                hint = " (.squeeze(-1) drops the last dimension)"
+            elif len(shape) == 2 and shape[0] == count:
+                hint = " (of padded ones, advantages[completion_mask.bool()] takes the tokens)"
+            raise ValueError(
+                f"{shapes.op}: advantages: expected shape [B] or [T], got {shape}{hint}"
+            )
+        if shape[0] not in (rows, count):
+            raise ValueError(
+                f"{shapes.op}: advantages: expected B = {count} elements, one a sequence of "
+                f"cu_seqlens, or T = {rows}, one a token, got {shape}"
+            )
+    per_token = isinstance(advantages, Tensor) and advantages.shape[0] == rows
+    return shapes("advantages", advantages, "T" if per_token else "B", dtypes)
 
 
 def advantages_of_groups(
@@ -95,7 +136,8 @@ def rollout_bounds(
             f"{op}: rollout_correction: 'vespo' sums over the sequence itself, expected "
             f"token_truncate or token_mask; got {correction!r}"
         )
-    low, high = 0.0 if low is None else low, 3.0 if high is None else high
+    low = 0.0 if low is None else check.number(op, "rollout_clip_min", low)
+    high = 3.0 if high is None else check.number(op, "rollout_clip_max", high)
     if not 0 <= low < high:
         raise ValueError(
             f"{op}: rollout_clip_min: expected 0 ≤ rollout_clip_min < rollout_clip_max, "

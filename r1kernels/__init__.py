@@ -36,7 +36,7 @@ from r1kernels.ops.moe_combine import moe_combine
 from r1kernels.ops.moe_experts import moe_experts
 from r1kernels.ops.moe_permute import moe_permute
 from r1kernels.ops.moe_route import Routing, moe_route
-from r1kernels.ops.moe_sort import moe_sort
+from r1kernels.ops.moe_sort import Sorted, moe_sort
 from r1kernels.ops.pack import Packed, pack
 from r1kernels.ops.policy_loss import PolicyLoss, policy_loss
 from r1kernels.ops.policy_loss_options import LossOptions, PolicyLossOptions
@@ -53,6 +53,7 @@ __all__ = [
     "PolicyLoss",
     "PolicyLossOptions",
     "Routing",
+    "Sorted",
     "candidates",
     "checked",
     "explain",

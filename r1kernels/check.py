@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,41 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r1kernels.names import nearest
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTS = (torch.int64, torch.int32)
 
 # What makes of a tensor with one dimension too many, "T" being its first, what is expected.
 PACK = (
     "of padded sequences [B, L, …] r1kernels.pack(hidden_states, input_ids, completion_mask) "
-    "makes packed ones, with the shift by one"
+    "makes packed ones, with the shift by one; values[completion_mask.bool()] packs what is beside"
 )
 FLATTEN = ".flatten(0, 1) makes it of [B, L, …]"
-
-# The names that TRL, verl and Liger have for arguments of ours.
-ELSEWHERE = {
-    "lm_head": "weight", "lin_weight": "weight", "lm_head_weight": "weight",
-    "_input": "hidden", "hidden_states": "hidden", "logits_scale": "logit_scale",
-    "input_ids": "target", "labels": "target", "selected_token_ids": "target",
-    "completion_ids": "target", "responses": "target",
-    "log_prob": "logprob", "log_probs": "logprob", "per_token_logps": "logprob",
-    "old_log_prob": "old_logprob", "old_log_probs": "old_logprob",
-    "old_per_token_logps": "old_logprob", "old_logps": "old_logprob",
-    "ref_log_prob": "ref_logprob", "ref_log_probs": "ref_logprob",
-    "ref_per_token_logps": "ref_logprob", "ref_logps": "ref_logprob",
-    "sampling_per_token_logps": "sampling_logprob", "rollout_log_probs": "sampling_logprob",
-    "completion_mask": "mask", "attention_mask": "mask", "response_mask": "mask",
-    "loss_mask": "mask",
-    "epsilon_low": "epsilon", "eps_clip": "epsilon", "clip_eps": "epsilon", "cliprange": "epsilon",
-    "clip_ratio": "epsilon", "clip_ratio_low": "epsilon", "clip_ratio_high": "epsilon_high",
-    "cliprange_low": "epsilon", "cliprange_high": "epsilon_high", "eps_clip_high": "epsilon_high",
-    "kl_coef": "beta", "kl_loss_coef": "beta", "kl_beta": "beta", "kl_penalty": "kl_estimator",
-    "kl_loss_type": "kl_estimator", "entropy_coeff": "entropy_coef", "ent_coef": "entropy_coef",
-    "loss_mode": "loss_type", "loss_agg_mode": "loss_type", "adv_estimator": "loss_type",
-    "num_items_in_batch": "num_active_tokens", "index": "group_ids", "uid": "group_ids",
-    "norm_adv_by_std_in_grpo": "scale_rewards", "compute_entropy": "entropy",
-    "process_group": "tp_group", "cu_seqlens_q": "cu_seqlens", "tau_pos": "sapo_temperature_pos",
-    "tau_neg": "sapo_temperature_neg",
-}  # fmt: skip
 
 _CHECKED = os.environ.get("R1KERNELS_CHECKED", "0") != "0"
 
@@ -91,11 +66,11 @@ class Shapes:
     ) -> Tensor:
         names = dims.split()
         if not isinstance(tensor, Tensor):
-            hint = " (torch.as_tensor makes one)" if _like_a_tensor(tensor) else ""
             raise TypeError(
                 f"{self.op}: {name}: expected a tensor of shape [{', '.join(names)}], "
-                f"got {described(tensor)}{hint}"
+                f"got {described(tensor)}{_to_a_tensor(tensor)}"
             )
+        dense(self.op, name, tensor)
         if tensor.dim() != len(names):
             raise ValueError(
                 f"{self.op}: {name}: expected shape [{', '.join(names)}], got "
@@ -125,7 +100,6 @@ class Shapes:
                 f"{self.op}: {name}: expected dtype {known}, got {dtype_name(tensor.dtype)}"
                 f"{_in_brackets(notes)}"
             )
-        dense(self.op, name, tensor)
         if self.device is None:
             self.device = tensor.device
         elif tensor.device != self.device:
@@ -139,6 +113,8 @@ class Shapes:
 
     def _reshaped(self, names: list[str], tensor: Tensor) -> str:
         """What makes the number of dimensions right."""
+        if tensor.dim() == 0 and len(names) == 1:
+            return f" (.expand({self.sizes.get(names[0], 'n')}) makes one for each of it)"
         if tensor.dim() != len(names) + 1:
             return ""
         if tensor.shape[-1] == 1 and not (names[0] == "T" and len(names) > 1):
@@ -196,17 +172,6 @@ def described(value: Any) -> str:
     return f"{type(value).__name__} {text}" if short else type(value).__name__
 
 
-def nearest(value: object, known: Collection[str]) -> str:
-    """ " (did you mean …?)" for a name that is not among the known ones, or nothing."""
-    if not isinstance(value, str):
-        return ""
-    # "GRPO" and "token-mean" are near "grpo" and "token_mean" whatever their case and their dashes.
-    found = difflib.get_close_matches(value.lower().replace("-", "_"), known, n=1)
-    if ELSEWHERE.get(value) in known:
-        found = [ELSEWHERE[value]]
-    return f" (did you mean {found[0]!r}?)" if found else ""
-
-
 def known_options(op: str, given: Collection[str], known: Collection[str]) -> None:
     """The names in ``given`` are all among the known ones, as Python itself would ask."""
     for name in given:
@@ -218,7 +183,8 @@ def known_options(op: str, given: Collection[str], known: Collection[str]) -> No
 def dense(op: str, name: str, tensor: Tensor) -> None:
     """Not sparse and not nested; nothing is asked where a graph is traced, which takes no such."""
     if not torch.compiler.is_compiling() and tensor.layout != torch.strided:
-        raise TypeError(f"{op}: {name}: expected a dense tensor, got layout {tensor.layout}")
+        hint = "(.values() has its rows)" if tensor.layout == torch.jagged else "(.to_dense())"
+        raise TypeError(f"{op}: {name}: expected a dense tensor, got layout {tensor.layout} {hint}")
 
 
 def choice(op: str, name: str, value: str, known: Sequence[str]) -> str:
@@ -230,22 +196,23 @@ def choice(op: str, name: str, value: str, known: Sequence[str]) -> str:
     return value
 
 
-def number(op: str, name: str, value: float) -> float:
-    """``value`` is a Python number (NumPy's count too), and not NaN."""
+def number(op: str, name: str, value: float, *, infinite: bool = False) -> float:
+    """``value`` is a Python number (NumPy's count too), finite unless it may be ``infinite``."""
     if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat, Real)) or isinstance(
         value, bool
     ):
         hint = " (.item() makes one)" if isinstance(value, Tensor) and value.numel() == 1 else ""
         raise TypeError(f"{op}: {name}: expected a number, got {described(value)}{hint}")
-    if value != value:
-        raise ValueError(f"{op}: {name}: expected a number, got nan")
+    if value != value or (not infinite and abs(value) == torch.inf):
+        kind = "number" if infinite else "finite number"
+        raise ValueError(f"{op}: {name}: expected a {kind}, got {value}")
     return value
 
 
 def positive(op: str, name: str, value: float) -> float:
     if isinstance(value, float) and value != value:
         raise ValueError(f"{op}: {name}: expected a number above 0, got nan")
-    if not number(op, name, value) > 0:
+    if not number(op, name, value, infinite=True) > 0:
         raise ValueError(f"{op}: {name}: expected a number above 0, got {value}")
     return value
 
@@ -269,10 +236,11 @@ def flag(op: str, name: str, value: bool) -> bool:
     return value
 
 
-def readable(tensor: Tensor) -> bool:
-    """Whether its values can be looked at without waiting for a device or breaking a trace."""
-    plain = type(tensor) in (Tensor, torch.nn.Parameter)
-    return plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+def may_look(tensor: Tensor) -> bool:
+    """Whether values may be asked for: there are some, and no GPU is waited for unasked."""
+    plain = type(tensor) in (Tensor, torch.nn.Parameter)  # a fake one has no values
+    here = _CHECKED or tensor.device.type == "cpu"
+    return plain and here and not torch.compiler.is_compiling()
 
 
 def in_range(op: str, name: str, index: Tensor, size: int, ignore: int | None = None) -> None:
@@ -291,9 +259,8 @@ def in_range(op: str, name: str, index: Tensor, size: int, ignore: int | None = 
         hint = ""
         if got == -100 and name == "target":
             hint = (
-                " (a label that says that the row does not count: mask=target != -100 leaves it "
-                "out, where there is a mask, and so do hidden[target != -100] and "
-                "target[target != -100]; linear_cross_entropy has an ignore_index)"
+                " (a label of a row that does not count: leave it out by mask=target != -100 where "
+                "a mask is taken, or by indexing all rows with that)"
             )
         raise ValueError(f"{op}: {name}[{at}]: expected 0 ≤ {name} < {size}, got {got}{hint}")
 
@@ -322,7 +289,7 @@ def cumulative(op: str, name: str, cu_seqlens: Tensor, total: int, of: str = "")
     ends = cu_seqlens.tolist()
     if ends[0] == 0 and ends[-1] == total and ends == sorted(ends):
         return
-    hint = f" (T is that of {of})" if of else ""
+    hint = f" (T is that of {of})" if of and ends[-1] != total else ""
     if min(ends) >= 0 and sum(ends) == total and len(ends) > 1:
         hint = f" (these look like lengths: {name} is [0, *lengths.cumsum(0)])"
     elif ends[0] != 0 and ends[-1] == total:
@@ -340,8 +307,12 @@ def _shown(values: list[int]) -> str:
     return str(values) if len(values) <= 16 else f"{str(values[:16])[:-1]}, …]"
 
 
-def _like_a_tensor(value: Any) -> bool:
-    return isinstance(value, (bool, int, float, list, tuple)) or hasattr(value, "__array__")
+def _to_a_tensor(value: Any) -> str:
+    """What makes a tensor of ``value``."""
+    if isinstance(getattr(value, "weight", None), Tensor):
+        return " (.weight is one)"
+    like = isinstance(value, (bool, int, float, list, tuple)) or hasattr(value, "__array__")
+    return " (torch.as_tensor makes one)" if like else ""
 
 
 def _converted(dtype: torch.dtype, dtypes: Sequence[torch.dtype]) -> str:

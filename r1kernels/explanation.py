@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import r1kernels
 from r1kernels import check
+from r1kernels.names import nearest
 from r1kernels.op import OPS, Op, find, is_pinned
 
 NAMESPACE = "r1kernels"
@@ -76,7 +77,7 @@ def _function(name: str) -> Callable[..., Any] | None:
     if name not in known:
         raise ValueError(
             f"explain: unknown op {name!r}, expected one of: {', '.join(known)}"
-            f"{check.nearest(name, known)}"
+            f"{nearest(name, known)}"
         )
     found: Callable[..., Any] = getattr(r1kernels, name)
     return found

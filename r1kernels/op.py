@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from r1kernels import autocast, check, native, proven
+from r1kernels.names import nearest
 
 OPS: dict[str, Op] = {}
 
@@ -220,7 +221,7 @@ def using(backend: str, *ops: Op | str) -> Iterator[None]:
             known = tuple(op.backends)
             raise ValueError(
                 f"{op.name}: unknown backend {backend!r}, expected one of: {', '.join(known)} "
-                f"({reason}){check.nearest(backend, known)}"
+                f"({reason}){nearest(backend, known)}"
             )
     if not ops:
         backends = chain(("torch",), *PREFERENCE.values(), *(op.backends for op in OPS.values()))
@@ -241,11 +242,15 @@ def find(caller: str, name: str) -> Op:
     Raises:
         ValueError: there is none; names the nearest.
     """
+    if not isinstance(name, str):
+        raise TypeError(
+            f"{caller}: expected the name of an op, such as 'linear_logprob', got "
+            f"{check.described(name)}"
+        )
     if name in OPS:
         return OPS[name]
     raise ValueError(
-        f"{caller}: unknown op {check.described(name)}, expected one of: {', '.join(OPS)}"
-        f"{check.nearest(name, OPS)}"
+        f"{caller}: unknown op {name!r}, expected one of: {', '.join(OPS)}{nearest(name, OPS)}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,6 +45,16 @@ def test_shapes_accepts_what_fits_and_returns_it() -> None:
          lambda: check.positive("toy", "temperature", -1.0)),
         (ValueError, "toy: temperature: expected a number above 0, got nan",
          lambda: check.positive("toy", "temperature", float("nan"))),
+        (ValueError, "toy: beta: expected a finite number, got inf",
+         lambda: check.number("toy", "beta", float("inf"))),
+        (TypeError, r"toy: beta: expected a number, got a tensor of shape \[\] \(\.item\(\)",
+         lambda: check.number("toy", "beta", torch.tensor(1.0))),
+        (TypeError, "toy: beta: expected a number, got True",
+         lambda: check.number("toy", "beta", True)),
+        (TypeError, "toy: top_k: expected a whole number, got 2.0",
+         lambda: check.count("toy", "top_k", 2.0)),
+        (TypeError, "toy: entropy: expected True or False, got 1",
+         lambda: check.flag("toy", "entropy", 1)),
         (ValueError, r"toy: target\[1\]: expected 0 ≤ target < 9, got 9",
          lambda: check.in_range("toy", "target", torch.tensor([0, 9]), 9)),
         (ValueError, r"toy: target\[0\]: expected 0 ≤ target < 9, got -1",
@@ -64,6 +75,9 @@ def test_message(error: type[Exception], message: str, call: Callable[[], object
 def test_values_in_range_pass() -> None:
     check.choice("toy", "kind", "a", ("a", "b"))
     check.positive("toy", "temperature", 0.5)
+    check.number("toy", "beta", np.float32(0.5))
+    check.number("toy", "delta", float("inf"), infinite=True)
+    check.count("toy", "top_k", np.int64(3))
     check.in_range("toy", "target", torch.tensor([0, 8, -100]), 9, ignore=-100)
     check.in_range("toy", "target", torch.zeros(0, dtype=torch.int64), 9)
     check.finite("toy", "rewards", torch.ones(3))

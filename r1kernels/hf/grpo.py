@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from r1kernels.hf.head import Head
 from r1kernels.hf.patched import with_hidden
 from r1kernels.ops.fused_linear_grpo_loss import fused_linear_grpo_loss
 from r1kernels.ops.fused_linear_loss import FusedLoss
+from r1kernels.ops.policy_loss_options import FusedLossOptions
 
 
 def grpo_loss(
@@ -21,7 +22,7 @@ def grpo_loss(
     completion_mask: Tensor,
     *,
     inputs: dict[str, Any] | None = None,
-    **options: Any,
+    **options: Unpack[FusedLossOptions],
 ) -> FusedLoss:
     """``fused_linear_grpo_loss`` of the last C of S tokens, from the model's own hidden states.
 
@@ -33,8 +34,8 @@ def grpo_loss(
         attention_mask: [B, S], 0 at padding.
         completion_mask: [B, C], 1 (or True) where one of the last C tokens counts, else 0.
         inputs: further arguments of the model.
-        options: every keyword of ``fused_linear_grpo_loss`` but mask and cu_seqlens; what is [T]
-            there is [B, C] here.
+        options: the keywords of ``fused_linear_grpo_loss`` that neither the model nor the mask
+            gives (``FusedLossOptions`` lists them); what is [T] there is [B, C] here.
 
     Returns:
         ``FusedLoss`` whose logprob and entropy are [B, C].

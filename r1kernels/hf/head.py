@@ -24,9 +24,13 @@ class Head:
     """
 
     weight: Tensor
+    """[V, H + r], under autocast in its dtype."""
     bias: Tensor | None
+    """[V]"""
     map: LogitMap
+    """What the model does to its logits: scale and softcap."""
     adapters: tuple[Adapter, ...]
+    """LoRA adapters of the head, of the ranks that r is the sum of."""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -66,6 +66,7 @@ class FP8Experts(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        """What ``repr`` shows in brackets."""
         experts, width, inner = self.down_proj.shape
         return (
             f"num_experts={experts}, hidden_size={width}, intermediate_size={inner}, "

@@ -60,4 +60,5 @@ class FP8Linear(nn.Linear):
         return fp8_linear(input, self.weight, codes, self.bias, scale_format=scale_format)
 
     def extra_repr(self) -> str:
+        """What ``repr`` shows in brackets."""
         return f"{super().extra_repr()}, scale_format={self.codes.scale_format}"

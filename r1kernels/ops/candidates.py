@@ -12,10 +12,12 @@ from r1kernels.ops import head
 
 
 class Candidates(NamedTuple):
-    """Row t may draw ids[offsets[t]:offsets[t + 1]]. ids: [N], offsets: [T+1], int64."""
+    """Row t may draw ids[offsets[t]:offsets[t + 1]]."""
 
     ids: Tensor
+    """[N] int64: those of all rows, row after row, ascending in each."""
     offsets: Tensor
+    """[T + 1] int64, from 0 to N."""
 
 
 def candidates(
@@ -57,7 +59,10 @@ def candidates(
     rows = head.row_temperature(shapes, temperature, logits)
     z = head.scale(logits.to(head.accumulate_dtype(logits.dtype)), rows, 1.0, None)
     if top_k is not None:
-        check.count(name, "top_k", top_k)
+        if check.whole(name, "top_k", top_k) < 1:
+            raise ValueError(
+                f"{name}: top_k: expected a whole number, 1 or more, got {top_k} (None: no limit)"
+            )
         least = z.topk(min(top_k, z.shape[1])).values[:, -1:]
         z = z.masked_fill(z < least, -torch.inf)
     if top_p is not None and not 0 < check.number(name, "top_p", top_p) <= 1:
@@ -70,7 +75,7 @@ def candidates(
     kept = z > -torch.inf
     if target is not None:
         shapes("target", target, "T", check.INTS)
-        if check.readable(target):
+        if check.may_look(target):
             check.in_range(name, "target", target, z.shape[1])
         kept = kept.scatter(1, target.long()[:, None], True)
     counts = kept.sum(-1)

@@ -46,6 +46,7 @@ def fp8_swiglu_backward(
         h: [P, 2I], float32, bfloat16 or float16.
         da: [P, I], dtype of h: the gradient of the activation as it would be with w = 1.
         weights: [P] float32, w; 0 for padding.
+        scale_format: see ``fp8_quantize``.
         frozen: the weights of the experts are not trained: leave out what only they need.
 
     Returns:

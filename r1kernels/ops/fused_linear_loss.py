@@ -19,17 +19,20 @@ SKIPPED = torch.iinfo(torch.int32).min
 
 
 class FusedLoss(NamedTuple):
-    """``loss`` is differentiable, the others are detached.
-
-    logprob and entropy: [T], float32, in nats, zero at masked rows. regime: what the head's
-    gradient costs: "kept", "recompute", "frozen_head" or "forward_only".
-    """
+    """A loss that went through a linear head, and what was found on the way, detached."""
 
     loss: Tensor
+    """0-d, differentiable."""
     logprob: Tensor
+    """[T] float32 (float64 for float64 hidden), in nats, 0 at masked rows."""
     entropy: Tensor | None
+    """The same of the entropies; None where they were not asked for."""
     metrics: dict[str, Tensor]
+    """0-d tensors by name, those of ``policy_loss``; empty for a loss of your own."""
     regime: str
+    """How the gradient of the head is made: "kept" (probabilities of the forward pass are kept),
+    "recompute" (they are made again), "frozen_head" (the gradient of hidden is made in the forward
+    pass, the head has none) or "forward_only" (nothing requires one)."""
 
 
 def fused_linear_loss(

@@ -18,13 +18,12 @@ NO_IGNORE = -(2**62)
 
 
 class LogProb(NamedTuple):
-    """Log-probabilities of the targets, and the entropies when they were asked for.
-
-    Both are [T], float32 (float64 for float64 inputs), in nats.
-    """
+    """Log-probabilities of the targets, and the entropies when they were asked for."""
 
     logprob: Tensor
+    """[T] float32 (float64 for float64 inputs), in nats."""
     entropy: Tensor | None
+    """[T], the same, of each row's whole distribution; None where it was not asked for."""
 
 
 def check_options(op: str, logit_scale: float, softcap: float | None) -> None:

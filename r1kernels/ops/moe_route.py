@@ -18,20 +18,39 @@ MAX_EXPERTS = 1024
 
 
 class Routing(NamedTuple):
-    """Choices of T tokens, k each, and ``moe_sort`` of them (None if it was not asked for)."""
+    """Choices of T tokens, k of E experts each, and where their rows stand.
+
+    Slot t·k + j is the j-th choice of token t. The last four fields are those of ``moe_sort``, and
+    None of a routing with ``align=None``; P is T·k without ``align``, and more with it.
+    """
 
     weights: Tensor
-    """[T, k] float32: what each chosen expert's output is multiplied with; 0 for none."""
+    """[T, k] float32 (float64 for float64 logits): what each chosen expert's output is multiplied
+    with; 0 for none. Differentiable."""
     ids: Tensor
     """[T, k] int64: chosen experts, best first; E stands for none."""
     counts: Tensor
+    """[E] int32: rows of each expert."""
     offsets: Tensor
+    """[E + 1] int32: expert e's rows are [offsets[e], offsets[e + 1]), padding at their end."""
     gather: Tensor
+    """[P] int32: the slot of each row, −1 at padding and from offsets[E] on."""
     inverse: Tensor
+    """[T, k] int32: the row of each slot, −1 where the slot goes to no expert."""
 
     @classmethod
     def of(cls, weights: Tensor, ids: Tensor, num_experts: int, *, align: int = 1) -> Routing:
-        """A routing that somebody else made: weights [T, k] of any float type, ids [T, k]."""
+        """A routing of choices that somebody else made.
+
+        Args:
+            weights: [T, k], floating point; 16 bits become float32. Differentiable.
+            ids: [T, k], int64 or int32; num_experts and above stand for no expert.
+            num_experts: E, up to 1024.
+            align: of ``moe_sort``.
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was expected and what came.
+        """
         shapes = check.Shapes("Routing.of")
         shapes("weights", weights, "T k", check.FLOATS)
         shapes("ids", ids, "T k", check.INTS)

@@ -16,7 +16,10 @@ from r1kernels.op import Case, Op
 
 
 class Sorted(NamedTuple):
-    """The rows of all experts, one expert after the other, P of them."""
+    """The rows of all E experts, one expert after the other, P of them in all.
+
+    Slot t·k + j is the j-th choice of token t; a row is a slot at its place.
+    """
 
     counts: Tensor
     """[E] int32: rows of each expert."""
@@ -39,6 +42,9 @@ def moe_sort(ids: Tensor, num_experts: int, *, align: int = 1) -> Sorted:
             "no expert here" (skipped, as expert parallelism needs it).
         num_experts: E, up to 1024.
         align: each expert's rows begin at a multiple of it (128 for the FP8 kernels).
+
+    Returns:
+        ``Sorted(counts [E], offsets [E + 1], gather [P], inverse [T, k])``, int32.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.

@@ -23,10 +23,12 @@ ADVANTAGE_EPS = 1e-4
 
 
 class PolicyLoss(NamedTuple):
-    """The loss, differentiable, and detached 0-d tensors of what went into it."""
+    """A policy loss, and what went into it."""
 
     loss: Tensor
+    """0-d, differentiable."""
     metrics: dict[str, Tensor]
+    """Detached 0-d tensors by name, see ``policy_loss``."""
 
 
 def policy_loss(
@@ -60,8 +62,8 @@ def policy_loss(
 ) -> PolicyLoss:
     """loss = Σ_t w_t·(c_t·L_t + beta·KL_t) − entropy_coef·Σ_t H_t / num_active_tokens, t active.
 
-    L_t and the average w_t by ``loss_type``. A advantage, ℓ logprob, r ratio, ε epsilon, ε' its
-    epsilon_high, sg stopped gradient; the algebra in full, with its sources: ``surrogates.py``.
+    L_t and the average w_t by ``loss_type``. A advantage, ℓ logprob, r = e^(ℓ − old_logprob) the
+    ratio, p = e^ℓ, ε epsilon, ε' epsilon_high, sg stopped gradient.
 
     ========== ======================================================== ================
     loss_type  L_t                                                      averaged by
@@ -80,22 +82,28 @@ def policy_loss(
     dppo_tv    −sg(min(r, c))·A·ℓ, or 0: p moved outward by over ε      tokens
     dppo_kl    the same, by the binary KL of p from its old value       tokens
     reinforce  −A·ℓ                                                     tokens
-    clip_cov   as grpo, or 0 for a few tokens (``covariance.py``)       tokens
+    clip_cov   as grpo, or 0 for a few tokens                           tokens
     kl_cov     −A·r, and + κ·|log r| for a few tokens                   tokens
     ========== ======================================================== ================
 
     Options, one that a loss lacks being an error; epsilon_high is epsilon by default:
 
     - grpo, bnpo, dr_grpo, dapo, gspo, luspo: epsilon = 0.2, epsilon_high; delta, a bound of r for
-      A < 0 too (INTELLECT-2), and clip_ratio_c, the dual clip L ≤ −c·A for A < 0: none by default.
+      A < 0 too, min(r, δ)·A in place of r·A (INTELLECT-2), and clip_ratio_c, the dual clip
+      L ≤ −c·A for A < 0: none by default.
     - gmpo: epsilon = 0.4, epsilon_high, bounds of the *log* ratios.
     - cispo: epsilon_high, the cap itself, required. cispo_clip: epsilon = 0.2, epsilon_high.
     - sapo: sapo_temperature_pos = 1.0, sapo_temperature_neg = 1.05 (τ by the sign of A).
     - vespo: vespo_k_pos = 2, vespo_lambda_pos = 3, vespo_k_neg = 3, vespo_lambda_neg = 2.
     - dppo_tv: epsilon = 0.2, dppo_kl: epsilon = 0.05; both epsilon_high, clip_ratio_c = 20 (c).
+      The bound is ε' for A > 0 and ε for A < 0: of |p − p_old|, or of the KL of p from p_old as
+      chances of one event, and only where p went the way that A pushes it.
     - clip_cov: epsilon = 0.2, epsilon_high, clip_cov_ratio = 0.0002, clip_cov_lb = 1,
-      clip_cov_ub = 5, and seed = 0, to be another one at every step.
-    - kl_cov: kl_cov_ratio = 0.0002, ppo_kl_coef = 1 (κ).
+      clip_cov_ub = 5, and seed = 0, to be another one at every step. The share clip_cov_ratio of
+      the active tokens is left out, at random of those that the clip leaves alone and whose
+      cov = (A − mean A)·(ℓ − mean ℓ) is between the bounds.
+    - kl_cov: kl_cov_ratio = 0.0002, ppo_kl_coef = 1 (κ): the share of the active tokens with the
+      largest cov. At least one, as with clip_cov.
 
     Averages: *sequence means*: mean over num_sequences of the token means; *sequence sums*: of the
     token sums; *tokens*: Σ/num_active_tokens; *local tokens*: over the active tokens of this call;
@@ -164,11 +172,11 @@ def policy_loss(
     check.known_options(NAME, options, KEYWORDS)
     check.choice(NAME, "loss_type", loss_type, tuple(LOSSES))
     check.choice(NAME, "kl_estimator", kl_estimator, tuple(KL_ESTIMATORS))
-    for what, value in (("beta", beta), ("entropy_coef", entropy_coef)):
-        check.number(NAME, what, value)
+    check.number(NAME, "beta", beta)
+    check.number(NAME, "entropy_coef", entropy_coef)
     check.flag(NAME, "use_bias_correction_kl", use_bias_correction_kl)
     if off_policy_mask_threshold is not None:
-        check.number(NAME, "off_policy_mask_threshold", off_policy_mask_threshold)
+        check.number(NAME, "off_policy_mask_threshold", off_policy_mask_threshold, infinite=True)
     loss = LOSSES[loss_type]
     level = losses.choose_level(NAME, loss_type, importance_sampling_level)
     chosen = losses.resolve(NAME, loss_type, options)

@@ -22,7 +22,7 @@ def sequences(shapes: check.Shapes, cu_seqlens: Tensor) -> int:
     shapes("cu_seqlens", cu_seqlens, "B+1", check.INTS)
     if cu_seqlens.shape[0] == 0:
         raise ValueError(f"{shapes.op}: cu_seqlens: expected at least one element, 0; got none")
-    if check.readable(cu_seqlens):  # before B is taken from what may be lengths
+    if check.may_look(cu_seqlens):  # before B is taken from what may be lengths
         rows, of = shapes.sizes["T"], shapes.bound_by["T"]
         check.cumulative(shapes.op, "cu_seqlens", cu_seqlens, rows, of)
     shapes.bound_by["B"] = "cu_seqlens"
@@ -65,7 +65,7 @@ def advantages_or_rewards(
         )
     shapes("group_ids", group_ids, "B", check.INTS)
     shapes("rewards", rewards, "B", dtypes)
-    if check.readable(group_ids) and 1 < len(group_ids) == len(group_ids.unique()):
+    if check.may_look(group_ids) and 1 < len(group_ids) == len(group_ids.unique()):
         warnings.warn(
             f"{shapes.op}: group_ids: every completion is in a group of its own, so that every "
             "advantage is 0 and nothing is learnt; completions of one prompt have the same id",
@@ -136,8 +136,8 @@ def rollout_bounds(
             f"{op}: rollout_correction: 'vespo' sums over the sequence itself, expected "
             f"token_truncate or token_mask; got {correction!r}"
         )
-    low = 0.0 if low is None else check.number(op, "rollout_clip_min", low)
-    high = 3.0 if high is None else check.number(op, "rollout_clip_max", high)
+    low = 0.0 if low is None else check.number(op, "rollout_clip_min", low, infinite=True)
+    high = 3.0 if high is None else check.number(op, "rollout_clip_max", high, infinite=True)
     if not 0 <= low < high:
         raise ValueError(
             f"{op}: rollout_clip_min: expected 0 ≤ rollout_clip_min < rollout_clip_max, "

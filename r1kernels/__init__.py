@@ -39,7 +39,7 @@ from r1kernels.ops.moe_route import Routing, moe_route
 from r1kernels.ops.moe_sort import Sorted, moe_sort
 from r1kernels.ops.pack import Packed, pack
 from r1kernels.ops.policy_loss import PolicyLoss, policy_loss
-from r1kernels.ops.policy_loss_options import LossOptions, PolicyLossOptions
+from r1kernels.ops.policy_loss_options import FusedLossOptions, LossOptions, PolicyLossOptions
 
 __version__ = "0.1.0"
 
@@ -47,6 +47,7 @@ __all__ = [
     "Candidates",
     "FP8Tensor",
     "FusedLoss",
+    "FusedLossOptions",
     "LogProb",
     "LossOptions",
     "Packed",

@@ -77,13 +77,10 @@ class Shapes:
                 f"{list(tensor.shape)}{self._reshaped(names, tensor)}"
             )
         for dim, size in zip(names, tensor.shape, strict=True):
-            if dim.isdigit():
-                expected = int(dim)
-            elif dim in self.sizes:
-                expected = self.sizes[dim]
-            else:
-                expected = self.sizes[dim] = size
-                self.bound_by[dim] = name
+            expected = self.sizes.get(dim)
+            if expected is None:
+                expected = self.sizes[dim] = int(dim) if dim.isdigit() else size
+                self.bound_by[dim] = "" if dim.isdigit() else name
             if size != expected:
                 raise ValueError(
                     f"{self.op}: {name}: expected {dim} = {expected} in shape "

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -41,8 +41,8 @@ def explain(function: Callable[..., Any] | Op | str, *args: Any, **kwargs: Any) 
     moe_combine: cpp
 
     Args:
-        function: a function of r1kernels or its name, a function of your own that calls some, or
-            an op (``r1kernels.op.OPS`` has them) or its name.
+        function: a function of r1kernels or its name, a module or a function of your own that
+            calls some, or an op (``r1kernels.op.OPS`` has them) or its name.
         args, kwargs: what it is called with; of an op, the arguments of its schema.
 
     Raises:
@@ -115,12 +115,13 @@ def _choice(op: Op, args: Any) -> str:
 
 def _of_call(name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> str:
     record, unfinished = _Record(), ""
+    parameters = list(function.parameters()) if isinstance(function, nn.Module) else []
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, record:
         given = pytree.tree_map_only(Tensor, partial(_without_memory, fake), (args, kwargs))
         try:
             results = function(*given[0], **given[1])
             record.found = record.backward
-            _differentiate(results, given)
+            _differentiate(results, given, parameters)
         except (DataDependentOutputException, DynamicOutputShapeException):
             unfinished = "what follows depends on the values of tensors"
     forward, backward = (_counted(found) for found in (record.forward, record.backward))
@@ -160,7 +161,7 @@ def _without_memory(fake: FakeTensorMode, tensor: Tensor) -> Tensor:
     return made
 
 
-def _differentiate(results: Any, given: Any) -> None:
+def _differentiate(results: Any, *given: Any) -> None:
     """Run the backward pass of everything that was given and requires a gradient."""
     outputs, inputs = (
         [x for x in pytree.tree_leaves(tree) if isinstance(x, Tensor) and x.requires_grad]

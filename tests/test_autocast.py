@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -112,6 +113,32 @@ def test_casts_as_a_linear_layer_does(name: str, dtypes: str) -> None:
         assert leaf.grad is not None
         assert leaf.grad.dtype == leaf.dtype
         assert torch.equal(leaf.grad, copy.grad.to(leaf.dtype))
+
+
+@pytest.fixture
+def group() -> Iterator[dist.ProcessGroup]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["linear_logprob", "moe_experts"])
+def test_what_is_sharded_casts_too(name: str, group: dist.ProcessGroup) -> None:
+    """Shards of one rank, which is the whole."""
+    run, shapes = CALLS[name]
+    given = leaves(shapes, torch.bfloat16, torch.float32)
+    sharded = head(r1kernels.linear_logprob, tp_group=group)
+    if name == "moe_experts":
+        sharded = lambda *x: r1kernels.moe_experts_parallel(*x, routing(x[0]), group=group)  # noqa: E731
+    with torch.autocast("cpu", torch.bfloat16):
+        got, expected = sharded(*given), run(*given)
+        assert torch.equal(got, expected)
+    for one, other in zip(
+        torch.autograd.grad(got.sum(), given), torch.autograd.grad(expected.sum(), given),
+        strict=True,
+    ):  # fmt: skip
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("name", CALLS)

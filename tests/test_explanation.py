@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import r1kernels
+from r1kernels.nn import FP8Linear
 from r1kernels.op import OPS
 from tests.fp8 import squares
 
@@ -149,3 +150,13 @@ def test_what_cannot_be_explained(function: Any, args: Any, message: str) -> Non
 def test_errors_of_the_call_itself_come_through() -> None:
     with pytest.raises(TypeError, match="linear_logprob: target: expected dtype"):
         r1kernels.explain("linear_logprob", *head()[:2], torch.zeros(T))
+
+
+def test_a_module_and_what_it_keeps_for_later_calls() -> None:
+    layer, x = FP8Linear(40, 20), torch.randn(3, 40)
+    text = r1kernels.explain(layer, x)
+    assert text.startswith("FP8Linear runs\n")
+    assert "…" in ops_of(text)  # its parameters require gradients
+    expected = FP8Linear.from_linear(layer)(x)
+    assert torch.equal(layer(x), expected)  # no codes of an explanation are left
+    assert layer.weight.grad is None

@@ -47,7 +47,10 @@ class Codes:
         state = (_steps, weight._version, weight.data_ptr(), weight.device, weight.dtype)
         if self._codes is None or self._weight() is not weight or self._state != state:
             with torch.inference_mode(False):  # a rollout's codes may serve training
-                self._codes = self._quantize(weight)
+                codes = self._quantize(weight)
+            if type(codes.data) is not Tensor:
+                return codes  # of a fake tensor, nothing to be kept
+            self._codes = codes
             self._weight, self._state = ref(weight), state
         return self._codes
 

@@ -122,6 +122,8 @@ class Shapes:
         """Where the expected size comes from, and whether it is there in another place."""
         source = self.bound_by.get(dim)
         notes = [f"{dim} is that of {source}"] if source else []
+        if dim == "T" and len(names) == 1 and self.sizes.get("V") == tensor.shape[0]:
+            notes.append(f"{self.bound_by['V']} has as many rows: are the two exchanged?")
         if dim == "B" and source == "cu_seqlens":
             notes = ["cu_seqlens has B + 1 elements, [0, *lengths.cumsum(0)]"]
         expected, shape = self.sizes.get(dim), list(tensor.shape)

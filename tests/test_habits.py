@@ -125,6 +125,10 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     # The head.
     "a transposed head": (lambda: fused(weight=torch.randn(H, V)),
         r"weight: expected H = 16 in shape \[V, H\], got \[16, 40\] .*transposed\? \.mT"),
+    "Liger's order": (
+        lambda: entropy(hidden=torch.randn(V, H), weight=torch.randn(T, H)),
+        r"target: expected T = 40 .*; weight has as many rows: are the two exchanged\?",
+    ),
     "a module": (lambda: score(weight=nn.Linear(H, V)), r"got Linear \(\.weight is one\)"),
     "two dtypes": (lambda: score(hidden=torch.randn(T, H).bfloat16()),
         r"weight: expected dtype bfloat16, got float32 \(.*; hidden has that dtype\)"),
@@ -162,6 +166,12 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "a routing of other experts": (lambda: experts(route(), 5), "E = 5 experts .*got one of 4"),
     "a side for a block": (lambda: r1kernels.fp8_quantize(torch.randn(T, H), block=128),
         r"fp8_quantize: block: expected one of \(1, 128\), .*; got 128 \(rows and columns"),
+    "a weight in blocks of rows": (
+        lambda: r1kernels.fp8_linear(
+            torch.randn(T, H), torch.randn(V, H), r1kernels.fp8_quantize(torch.randn(V, H))
+        ),
+        r"quantized\.scale: .*got \[40, 1\] \(that is by rows: block=\(128, 128\)",
+    ),
     "a weight for its codes": (lambda: r1kernels.fp8_linear(*[torch.randn(T, H)] * 3),
         r"fp8_linear: quantized: expected an FP8Tensor, got a tensor .*fp8_quantize makes one"),
     "half a backend": (lambda: use("cp"), r"using: backend: .*got 'cp' \(did you mean 'cpp'"),

@@ -142,6 +142,10 @@ def check_scale(
         and scale.shape[-1] in column_counts
     )
     if not fits:
+        by_rows = (*shape[:-1], blocks(columns))
+        hint = ""
+        if reduced is None and scale.shape == by_rows:
+            hint = " (that is by rows: block=(128, 128) of fp8_quantize is for weights)"
         lead = "".join(f"{size}, " for size in shape[:-2])
         known = " or ".join(
             f"[{lead}{r}, {c}]"
@@ -150,7 +154,7 @@ def check_scale(
         )
         raise ValueError(
             f"{op}: {name}: expected a scale for blocks of a {list(shape)} tensor, of shape "
-            f"{known}; got {list(scale.shape)}"
+            f"{known}; got {list(scale.shape)}{hint}"
         )
     if scale.dtype != torch.float32:
         got = str(scale.dtype).removeprefix("torch.")

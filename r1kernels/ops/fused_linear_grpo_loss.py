@@ -55,7 +55,7 @@ def fused_linear_grpo_loss(
     Args:
         hidden, weight, target, bias, temperature, logit_scale, softcap, candidate_ids,
             candidate_offsets, tp_group, vocab_start, vocab_size: see ``linear_logprob``; row t of
-            hidden is the one that predicts target[t].
+            hidden is the one that predicts target[t], as ``pack`` makes them of padded sequences.
         advantages: [B] or [T], see ``policy_loss``; or else
         rewards, group_ids: [B], of complete groups; scale_rewards, baseline: see
             ``group_advantage``.

@@ -38,7 +38,8 @@ def linear_cross_entropy(
         hidden: [T, H], float32, bfloat16, float16 or float64.
         weight: [V, H], dtype of hidden. Under ``torch.autocast`` hidden, weight and bias are
             cast, as a linear layer casts them.
-        target: [T], int64 or int32, values in [0, V) or ``ignore_index``.
+        target: [T], int64 or int32, values in [0, V) or ``ignore_index``: row t of hidden is the
+            one that predicts target[t], as ``pack`` makes them of padded sequences.
         bias: [V], dtype of hidden.
         ignore_index: target of the rows that do not count.
         reduction: "mean" over the rows that count (NaN if there is none, with zero gradients, as

@@ -52,7 +52,8 @@ def linear_logprob(
         hidden: [T, H], float32, bfloat16, float16 or float64.
         weight: [V, H], dtype of hidden: the ``lm_head.weight`` of HuggingFace models. Under
             ``torch.autocast`` hidden, weight and bias are cast, as a linear layer casts them.
-        target: [T], int64 or int32, values in [0, V).
+        target: [T], int64 or int32, values in [0, V): row t of hidden is the one that predicts
+            target[t], as ``pack`` makes them of padded sequences.
         bias: [V], dtype of hidden.
         temperature: divides the logits last, positive: a number, or one a row, [T], float32
             (float64 for float64).

@@ -158,7 +158,7 @@ def alone(tmp_path: Path) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_experts": 7}, "routing: expected one of E = 6 experts with its sort, got 7"),
+        ({"num_experts": 7}, "routing: expected one of E = 6 experts with its sort, got one of 7"),
         ({"align": 16}, r"routing: expected one without padding \(align = 1\), got P = 176 rows"),
         ({"x": torch.zeros(31, WIDTH)}, r"routing.weights: expected T = 31 .*, got \[32, 3\]"),
         ({"x": torch.zeros(32, WIDTH).half()}, "gate_up: expected dtype float16, got float32"),

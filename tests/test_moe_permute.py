@@ -162,7 +162,7 @@ def test_the_kernels_guard_themselves(argument: str, value: int) -> None:
     gather, inverse = sort()
     (gather if argument == "gather" else inverse.view(-1))[2] = value
     rows, weights = torch.randn(len(gather), 8), torch.rand(TOKENS, TOP_K)
-    with pytest.raises(ValueError, match=f"{argument}: expected 0 ≤ {argument} < 57 or -1, got"):
+    with pytest.raises(RuntimeError, match=f"{argument}: expected 0 ≤ {argument} < 57 or -1, got"):
         torch.ops.r1_cpp.moe_combine_backward(
             torch.randn(TOKENS, 8), rows, weights, gather, inverse
         )

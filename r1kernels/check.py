@@ -123,7 +123,7 @@ class Shapes:
         source = self.bound_by.get(dim)
         notes = [f"{dim} is that of {source}"] if source else []
         if dim == "T" and len(names) == 1 and self.sizes.get("V") == tensor.shape[0]:
-            notes.append(f"{self.bound_by['V']} has as many rows: are the two exchanged?")
+            notes.append(f"{self.bound_by.get('V')} has as many rows: are the two exchanged?")
         if dim == "B" and source == "cu_seqlens":
             notes = ["cu_seqlens has B + 1 elements, [0, *lengths.cumsum(0)]"]
         expected, shape = self.sizes.get(dim), list(tensor.shape)
@@ -144,10 +144,10 @@ def on_behalf_of(op: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        told = str(error)
+        inner, _, told = str(error).partition(": ")
         for kind in (ValueError, TypeError):
-            if type(error) is kind and ": " in told:
-                raise kind(f"{op}: {told.partition(': ')[2]}") from None
+            if type(error) is kind and inner.isidentifier() and told:
+                raise kind(f"{op}: {told}") from None
         raise
 
 

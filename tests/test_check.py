@@ -82,3 +82,16 @@ def test_values_in_range_pass() -> None:
     check.in_range("toy", "target", torch.zeros(0, dtype=torch.int64), 9)
     check.finite("toy", "rewards", torch.ones(3))
     check.cumulative("toy", "cu_seqlens", torch.tensor([0, 0, 5]), 5)
+
+
+@pytest.mark.parametrize("kind", [ValueError, TypeError])
+def test_errors_bear_the_name_of_who_was_called(kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=r"^outer: x: expected a number$"), check.on_behalf_of("outer"):
+        raise kind("inner: x: expected a number")
+
+
+def test_errors_of_others_stay_what_they_are() -> None:
+    with pytest.raises(ValueError, match=r"^no op at all: but words$"), check.on_behalf_of("outer"):
+        raise ValueError("no op at all: but words")
+    with pytest.raises(UnicodeError, match=r"^inner: x$"), check.on_behalf_of("outer"):
+        raise UnicodeError("inner: x")

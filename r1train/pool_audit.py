@@ -10,8 +10,8 @@ numbers and elementary functions is then free: it cannot change a thing, and wit
 its answers countdown would take ten times as long.
 
 Over the reference answers, lists and junk for all of reasoning-gym's datasets, honest verifiers
-raised only `compile`, `exec`, `builtins.id`, `object.__getattr__` (sympy's cache of signatures), and
-what importing does.
+raised only `compile`, `exec`, `builtins.id`, `object.__getattr__` (sympy's cache of signatures),
+and what importing does.
 """
 
 from __future__ import annotations

@@ -85,3 +85,8 @@ wheel: setup
 	$(BIN)/pip wheel -q --no-deps --no-build-isolation -w dist/linux .
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
 	-w dist dist/linux/*.whl
+
+# The site, in build/docs; the variable silences an advertisement.
+.PHONY: docs
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

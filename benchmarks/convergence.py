@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.plot import COLOURS, FOLDER, INK
+from benchmarks.plot import COLOURS, FOLDER, INK, new_figure, style
 
 FILE = "fp8-convergence.png"
 PANELS = (("sft", "loss", "supervised loss"), ("grpo", "reward", "GRPO, mean reward"))
@@ -23,27 +23,17 @@ def curve(folder: Path, stage: str, metric: str) -> tuple[list[int], list[float]
 
 
 def draw(folders: list[Path], target: Path = FOLDER) -> Path:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(9.6, 3.6), layout="constrained")
+    figure, (axes,) = new_figure(1, len(PANELS), size=(10.4, 3.6))
     for axis, (stage, metric, title) in zip(axes, PANELS, strict=True):
         for folder, colour in zip(folders, COLOURS, strict=False):
-            axis.plot(*curve(folder, stage, metric), color=colour, label=folder.name, linewidth=1.4)
+            axis.plot(*curve(folder, stage, metric), color=colour, label=folder.name, linewidth=1.2)
         axis.set_title(title, color=INK, fontsize=10, loc="left")
-        axis.set_xlabel("step", color=INK)
-        axis.tick_params(colors=INK, labelsize=9)
-        axis.grid(color=INK, alpha=0.25, linewidth=0.6)
-        for side, spine in axis.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(INK)
-    for text in axes[0].legend(frameon=False).get_texts():
-        text.set_color(INK)
-    target.mkdir(exist_ok=True)
-    figure.savefig(target / FILE, dpi=160, transparent=True)
-    plt.close(figure)
+        axis.set_xlabel("step")
+        style(axis)
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right center", frameon=False, labelcolor=INK)
+    target.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target / FILE, dpi=150, facecolor="white")
     return target / FILE
 
 

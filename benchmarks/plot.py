@@ -1,18 +1,18 @@
-"""Draws how time and memory grow, from the records: one figure for the head, one for experts."""
+"""Draws how time and memory grow, from the records: for each device the head, and the experts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import moe, scaling, whole
-from benchmarks.record import ROOT
+from benchmarks.record import ROOT, slug
 
-FOLDER = ROOT / "docs"
-INK = "#7d8590"  # reads on a white and on a dark page
-COLOURS = ("#3b82f6", "#d97706", "#059669", "#a855f7", "#dc2626", "#0891b2", "#92762b", "#db2777")
-GAP = 0.055  # of the height, between the labels at the right
+FOLDER = ROOT / "docs" / "figures"
+INK = "#334155"
+COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#854d0e", "#db2777")
+MARKERS = "osD^vPX*"
 
 Record = dict[str, Any]
 
@@ -61,54 +61,78 @@ DRAWINGS = (
 
 
 def draw(records: Sequence[Record], folder: Path = FOLDER) -> list[Path]:
-    """Draw the newest device's records of growth, as PNG and SVG; give the files."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    files = [file for drawing in DRAWINGS for file in _draw(drawing, records, folder)]
+    """A PNG for each drawing and device that has records of growth; gives the files."""
+    files = [
+        file
+        for mine in by_device(records).values()
+        for drawing in DRAWINGS
+        for file in _draw(drawing, mine, folder)
+    ]
     if not files:
         raise SystemExit("no records of `python -m benchmarks scaling` or `moe` to draw")
     return files
 
 
-def _draw(drawing: Drawing, records: Sequence[Record], folder: Path) -> list[Path]:
+def by_device(records: Sequence[Record]) -> dict[str, list[Record]]:
+    devices = sorted({record["device"] for record in records})
+    return {name: [record for record in records if record["device"] == name] for name in devices}
+
+
+def save(figure: Any, name: str, device: str, folder: Path) -> Path:
+    """As PNG, on white whatever page it will stand on: ink and lines are made for that."""
     from matplotlib import pyplot as plt
 
-    there = [record for panel in drawing.panels for record in _of(panel, records)]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{slug(device)}.png"
+    figure.savefig(path, dpi=150, facecolor="white")
+    plt.close(figure)
+    return path
+
+
+def new_figure(*shape: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
+
+
+def _draw(drawing: Drawing, records: Sequence[Record], folder: Path) -> Iterator[Path]:
+    panels = [panel for panel in drawing.panels if len(_steps(panel, records)) > 1]
+    there = [record for panel in panels for record in _of(panel, records)]
     if not there:
-        return []
-    newest = max(there, key=lambda record: record["date"])
-    there = [record for record in there if record["device"] == newest["device"]]
-    about = next((r for r in there if r["op"] == drawing.panels[0].task), None)
-    if about is None:
-        return []
+        return
+    about = next(r for r in there if r["op"] == drawing.panels[0].task)
     names = list(dict.fromkeys(record["implementation"] for record in there))
     names.sort(key=lambda name: name != whole.WE)
-    count = len(drawing.panels)
-    figure, axes = plt.subplots(1, count, figsize=(4.8 * count, 4.2), layout="constrained")
-    for axis, panel in zip(axes, drawing.panels, strict=True):
+    figure, (axes,) = new_figure(1, len(panels), size=(4.2 * len(panels) + 1.6, 3.9))
+    for axis, panel in zip(axes, panels, strict=True):
         mine = sorted(_of(panel, there), key=lambda record: record["shape"][panel.axis])
-        ends = {}
-        for name, colour in zip(names, COLOURS, strict=False):
+        for name, colour, marker in zip(names, COLOURS, MARKERS, strict=False):
             points = [
                 (record["shape"][panel.axis], record[panel.field] * panel.unit)
                 for record in mine
                 if record["implementation"] == name and record[panel.field]
             ]
             if points:
-                _line(axis, points, colour, ours=name == whole.WE)
-                ends[name] = (points[-1], colour)
-        if ends:
-            _axes(axis, panel, sorted({record["shape"][panel.axis] for record in mine}))
-            _labels(axis, ends)
+                _line(axis, points, name, colour, marker)
+        _axes(axis, panel, _steps(panel, mine))
+    found = {}  # a name may be missing from some panels
+    for axis in axes:
+        handles, labels = axis.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    figure.legend(
+        [found[name] for name in names if name in found], [name for name in names if name in found],
+        loc="outside right center", frameon=False, fontsize=9, labelcolor=INK,
+    )  # fmt: skip
     title = drawing.title.format(*about["shape"], device=about["device"])
     figure.suptitle(title, color=INK, fontsize=9)
-    folder.mkdir(exist_ok=True)
-    files = [folder / f"{drawing.file}{suffix}" for suffix in (".png", ".svg")]
-    for path in files:
-        figure.savefig(path, dpi=160, transparent=True)
-    plt.close(figure)
-    return files
+    yield save(figure, drawing.file, about["device"], folder)
+
+
+def _steps(panel: Panel, records: Sequence[Record]) -> list[int]:
+    return sorted({record["shape"][panel.axis] for record in _of(panel, records)})
 
 
 def _of(panel: Panel, records: Sequence[Record]) -> list[Record]:
@@ -121,10 +145,13 @@ def _of(panel: Panel, records: Sequence[Record]) -> list[Record]:
     ]
 
 
-def _line(axis: Any, points: list[tuple[float, float]], colour: str, ours: bool) -> None:
+def _line(
+    axis: Any, points: list[tuple[float, float]], name: str, colour: str, marker: str
+) -> None:
+    ours = name == whole.WE
     axis.plot(
-        *zip(*points, strict=True), color=colour, marker="o", markersize=5 if ours else 3.5,
-        linewidth=2.6 if ours else 1.3, zorder=3 if ours else 2,
+        *zip(*points, strict=True), label=name, color=colour, marker=marker,
+        markersize=6 if ours else 4.5, linewidth=2.6 if ours else 1.3, zorder=3 if ours else 2,
     )  # fmt: skip
 
 
@@ -135,29 +162,16 @@ def _axes(axis: Any, panel: Panel, steps: list[int]) -> None:
     axis.set_title(panel.title, color=INK, fontsize=11, loc="left")
     axis.set_xticks(steps, map(str, steps))
     axis.minorticks_off()
-    axis.set_xlim(steps[0] * 0.85, steps[-1] * 2.6)  # room for the labels
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.tick_params(colors=INK, labelsize=9)
+    style(axis)
+
+
+def style(axis: Any) -> None:
+    axis.tick_params(which="both", colors=INK, labelsize=9)
     axis.xaxis.label.set_color(INK)
-    axis.grid(axis="y", color=INK, alpha=0.25, linewidth=0.6)
+    axis.yaxis.label.set_color(INK)
+    axis.grid(color=INK, alpha=0.2, linewidth=0.6)
     for side, spine in axis.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(INK)
-
-
-def _labels(axis: Any, ends: dict[str, tuple[tuple[float, float], str]]) -> None:
-    """Each name at the end of its line: to the right of the last T, above the point elsewhere."""
-    last = max(x for (x, _), _ in ends.values())
-    to_axes = axis.transData + axis.transAxes.inverted()
-    floor = -1.0
-    for name, (point, colour) in sorted(ends.items(), key=lambda item: item[1][0][1]):
-        style = {"color": colour, "fontsize": 9, "transform": axis.transAxes}
-        if name == whole.WE:
-            style["fontweight"] = "bold"
-        x, y = to_axes.transform(point)
-        if point[0] < last:
-            axis.text(x, y + 0.02, name, ha="center", va="bottom", **style)
-        else:  # two that end together are kept apart
-            floor = max(y, floor + GAP)
-            axis.text(x + 0.02, floor, name, va="center", **style)

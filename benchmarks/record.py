@@ -63,13 +63,17 @@ def save(rows: list[Row], device: str) -> Path:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     RESULTS.mkdir(exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", environment["device"].lower()).strip("-")
-    path = RESULTS / f"{slug}.jsonl"
+    path = RESULTS / f"{slug(environment['device'])}.jsonl"
     records = {_key(record): record for record in _read(path)}
     records |= {_key(asdict(row)): {**asdict(row), **environment} for row in rows}
     lines = [json.dumps(records[key]) for key in sorted(records)]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def slug(device: str) -> str:
+    """The name of a device in names of files."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def load() -> list[dict[str, Any]]:

@@ -17,7 +17,6 @@ def record(name: str, tflops: float, gbps: float, share: float, **changes: Any) 
         "implementation": name,
         "seconds": 1.0,
         "device": "cpu",
-        "date": "b",
     }
     return about | {"tflops": tflops, "gbps": gbps, "roofline": share} | changes
 
@@ -29,12 +28,12 @@ def test_ceilings_are_read_from_the_shares_of_them() -> None:
     assert roofline.ceilings(RECORDS) == (pytest.approx(1.0), pytest.approx(100.0))
 
 
-def test_it_is_drawn_of_the_newest_device(tmp_path: Path) -> None:
+def test_it_is_drawn_of_each_device(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    older = record("gone", 5.0, 5.0, 0.5, device="old", date="a")
-    png, svg = roofline.draw([*RECORDS, older], tmp_path)
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert svg.exists()
+    other = record("bf16", 5.0, 5.0, 0.5, device="GPU 1")
+    files = roofline.draw([*RECORDS, other], tmp_path)
+    assert [file.name for file in files] == ["fp8-roofline-gpu-1.png", "fp8-roofline-cpu.png"]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
     assert roofline.draw([], tmp_path) == []
 
 

@@ -106,7 +106,7 @@ def _draw(drawing: Drawing, records: Sequence[Record], folder: Path) -> Iterator
     about = next(r for r in there if r["op"] == drawing.panels[0].task)
     names = list(dict.fromkeys(record["implementation"] for record in there))
     names.sort(key=lambda name: name != whole.WE)
-    figure, (axes,) = new_figure(1, len(panels), size=(4.2 * len(panels) + 1.6, 3.9))
+    figure, (axes,) = new_figure(1, len(panels), size=(max(3.4 * len(panels), 5), 3.9))
     for axis, panel in zip(axes, panels, strict=True):
         mine = sorted(_of(panel, there), key=lambda record: record["shape"][panel.axis])
         for name, colour, marker in zip(names, COLOURS, MARKERS, strict=False):
@@ -124,7 +124,7 @@ def _draw(drawing: Drawing, records: Sequence[Record], folder: Path) -> Iterator
         found |= dict(zip(labels, handles, strict=True))
     figure.legend(
         [found[name] for name in names if name in found], [name for name in names if name in found],
-        loc="outside right center", frameon=False, fontsize=9, labelcolor=INK,
+        loc="outside lower center", ncols=4, frameon=False, fontsize=9, labelcolor=INK,
     )  # fmt: skip
     title = drawing.title.format(*about["shape"], device=about["device"])
     figure.suptitle(title, color=INK, fontsize=9)

@@ -256,3 +256,18 @@ def test_the_site_is_built_strictly_and_asks_no_other_host(tmp_path: Path) -> No
     for page in pages:
         html = page.read_text(encoding="utf-8")
         assert not re.search(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="(?:https?:)?//', html)
+
+
+def test_docstrings_become_markdown() -> None:
+    pytest.importorskip("griffe")
+    to_markdown = runpy.run_path(str(ROOT / "docs/_build/docstrings.py"))["to_markdown"]
+    assert to_markdown("Args:\n    a, b,\n        c: sizes.\n    d: one.") == (
+        "Args:\n    a, b, c: sizes.\n    d: one."
+    )
+    assert to_markdown("1 for <think>, see ``<answer>``.") == "1 for &lt;think>, see ``<answer>``."
+    table = "=== ===\na   b\n=== ===\nc   d\n=== ==="
+    assert to_markdown(f"Text\n\n{table}\n\nmore") == f"Text\n\n```\n{table}\n```\n\nmore"
+    example = ">>> f(x,\n...   y)"
+    assert to_markdown(f"Text\n\n{example}\n\nmore") == (
+        f"Text\n\n```python\n{example}\n```\n\nmore"
+    )

@@ -44,17 +44,18 @@ def main() -> None:
     policy = Policy()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
     count = PROMPTS * GROUP
-    starts = torch.arange(0, (count + 1) * LENGTH, LENGTH, dtype=torch.int32)
+    completion = torch.ones(count, 1 + LENGTH, dtype=torch.bool)
+    completion[:, 0] = False  # the prompt
     for step in range(STEPS):
         prompt = torch.randint(VOCABULARY, (PROMPTS, 1)).repeat_interleave(GROUP, 0)
         ids = policy.sample(prompt)
         rewards = reward(ids)
-        # The state at a position predicts the next id: states without the last, ids without the
-        # first. Completions are packed, one after the other, as `cu_seqlens` says.
+        # The completions' rows alone, one after the other, each with the id that it predicts.
+        hidden, target, starts = r1kernels.pack(policy.hidden(ids), ids, completion)
         out = r1kernels.fused_linear_grpo_loss(
-            policy.hidden(ids)[:, :-1].flatten(0, 1),
+            hidden,
             policy.head.weight,
-            ids[:, 1:].flatten(),
+            target,
             cu_seqlens=starts,
             rewards=rewards,
             group_ids=torch.arange(PROMPTS).repeat_interleave(GROUP),

@@ -104,10 +104,9 @@ def test_patch_does_the_head_and_the_experts() -> None:
 
 def test_patch_after_patch_moe_and_back() -> None:
     model = tiny("Mixtral")
-    hf.patch_moe(model)
-    hf.patch(model)
-    with pytest.raises(ValueError, match="patch_moe: MixtralForCausalLM: expected an unpatched"):
-        hf.patch_moe(model)
+    assert hf.patch_moe(model) is model
+    routers = hf.routers(hf.patch(model))
+    assert hf.routers(hf.patch_moe(model)) == routers
     hf.unpatch(model)
     with pytest.raises(ValueError, match="unpatch_moe: MixtralForCausalLM: expected a patched"):
         hf.unpatch_moe(model)

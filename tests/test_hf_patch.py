@@ -119,13 +119,19 @@ def test_patching_draws_no_random_numbers_and_keeps_the_signature() -> None:
     assert inspect.signature(model.forward) == expected
 
 
-def test_patch_and_unpatch_must_alternate() -> None:
-    model = tiny()
+def test_patch_gives_the_model_back_and_twice_is_once() -> None:
+    model, ids = tiny(), tokens()
+    assert hf.patch(model) is model
+    assert hf.patch(model) is model
+    assert model(ids, labels=ids).logits is None
+    with pytest.raises(
+        ValueError, match="fp8: expected an unpatched model, or .*, False; got True"
+    ):
+        hf.patch(model, fp8=True)
+    assert hf.unpatch(model) is model
+    assert "forward" not in vars(model)
     with pytest.raises(ValueError, match="unpatch: LlamaForCausalLM: expected a patched model"):
         hf.unpatch(model)
-    hf.patch(model)
-    with pytest.raises(ValueError, match="patch: LlamaForCausalLM: expected an unpatched model"):
-        hf.patch(model)
 
 
 def test_labels_may_be_positional() -> None:
@@ -308,11 +314,14 @@ def test_refuses_a_model_without_logits_to_keep() -> None:
         hf.patch(Older(tiny().config))
 
 
-def test_refuses_tuples() -> None:
-    model, ids = tiny(), tokens()
-    hf.patch(model)
-    with pytest.raises(NotImplementedError, match="return_dict: expected True, got False"):
-        model(ids, labels=ids, return_dict=False)
+def test_tuples() -> None:
+    model, ids = hf.patch(tiny()), tokens()
+    expected = model(ids, labels=ids, output_hidden_states=True)
+    found = model(ids, labels=ids, output_hidden_states=True, return_dict=False)
+    assert isinstance(found, tuple)
+    assert len(found) == len(expected)  # no place for logits, as for all that is None
+    assert torch.equal(found[0], expected.loss)
+    assert torch.equal(found[-1][-1], expected.hidden_states[-1])
 
 
 def test_with_hidden_wants_a_patched_model() -> None:
@@ -337,6 +346,7 @@ def test_accelerate_gives_the_patch_back() -> None:
     autocast = torch.autocast("cpu", dtype=torch.bfloat16)
     wrapped = accelerate.convert_outputs_to_fp32(autocast(model.forward.__func__))
     model.forward = MethodType(wrapped, model)
+    assert inspect.signature(model.forward) == inspect.signature(tiny().forward)
     assert model(ids, labels=ids).logits is None
     assert hf.logprobs(model, ids).logprob.dtype == torch.float32
     with pytest.raises(ValueError, match=r"unpatch: .*: its forward was replaced since"):

@@ -145,3 +145,33 @@ def test_trl_4612_adapters_per_row_are_refused() -> None:
     hf.patch(model)
     with pytest.raises(NotImplementedError, match="expected no hooks"):
         model(input_ids=ids, labels=ids, adapter_names=["__base__", "default"])
+
+
+@pytest.mark.parametrize(
+    "kind", ["PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig"]
+)
+def test_virtual_tokens_are_not_scored(kind: str) -> None:
+    """Prompt and p-tuning put them before the others; prefix tuning into the cache."""
+    model = adapted(target_modules=["q_proj"]).unload()
+    options = {"encoder_hidden_size": 8} if kind == "PromptEncoderConfig" else {}
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3, **options)
+    model, ids = peft.get_peft_model(model, config).eval(), tokens()
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+    z = model(input_ids=ids, attention_mask=mask).logits[:, -S:-1]
+    wanted = mask[:, 1:].bool()
+    expected = z.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].where(wanted, 0)
+    labels = ids.masked_fill(mask == 0, -100)
+    expected_loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    hf.patch(model)
+    found = hf.logprobs(model, ids, mask).logprob
+    torch.testing.assert_close(found, expected)
+    loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    torch.testing.assert_close(loss, expected_loss)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    torch.testing.assert_close(
+        torch.autograd.grad(found.sum(), parameters),
+        torch.autograd.grad(expected.sum(), parameters),
+        rtol=1e-4,
+        atol=1e-5,
+    )

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
-from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from r1kernels import native
-from r1kernels.hf.modules import unwrap
+from r1kernels.hf.bound import Bound
+from r1kernels.hf.unwrap import unwrap
 from r1kernels.nn.fp8_codes import Codes
 from r1kernels.ops.fp8_experts import fp8_experts
 from r1kernels.ops.fp8_format import BLOCK, E4M3, FP8Tensor
 from r1kernels.ops.fp8_linear import fp8_linear
 from r1kernels.ops.moe_route import Routing
+
+M = TypeVar("M")
 
 # Small, and decisive: DeepSeek-V3 keeps them in high precision (arXiv 2412.19437, 3.3.1).
 ROUTERS = ("gate", "router", "shared_expert_gate")
@@ -36,7 +38,7 @@ class Choice(NamedTuple):
     reason: str
 
 
-def patch_fp8(model: Any, layers: bool | str | Sequence[str] = True) -> None:
+def patch_fp8(model: M, layers: bool | str | Sequence[str] = True) -> M:
     """Make linear layers and experts of ``model`` compute in FP8, in training too.
 
     A layer that has FP8 weights (see ``register_fp8``) multiplies with these, and its gradient is
@@ -50,36 +52,48 @@ def patch_fp8(model: Any, layers: bool | str | Sequence[str] = True) -> None:
             routers, adapters and norms stay in high precision. Layers with FP8 weights are taken
             whatever this says, as nothing else can train them.
 
+    Returns:
+        ``model``. A second call with the same layers changes nothing.
+
     Raises:
-        ValueError: the model is patched already, or ``layers`` names nothing.
+        ValueError: the model is patched already with other layers, or ``layers`` names nothing.
+        TypeError: it is no HuggingFace model, or is wrapped; says what to do.
     """
-    model = unwrap(model)
-    if "_r1kernels_fp8" in vars(model):
-        raise ValueError(f"patch_fp8: {type(model).__name__}: expected an unpatched model")
-    choices = list(choose(model, layers))
+    causal = unwrap("patch_fp8", model)
+    choices = list(choose(causal, layers))
     if not isinstance(layers, (bool, str)) and not any(choice.fp8 for choice in choices):
         raise ValueError(f"patch_fp8: layers: expected patterns of names of layers, got {layers}")
-    model._r1kernels_fp8 = [
+    chosen = [
         f"{choice.name}: {'fp8' if choice.fp8 else 'left'}, {choice.reason}" for choice in choices
     ]
+    if "_r1kernels_fp8" in vars(causal):
+        if chosen != causal._r1kernels_fp8:
+            raise ValueError(
+                f"patch_fp8: {type(causal).__name__}: expected an unpatched model, or the layers that "
+                f"it is patched with; call unpatch_fp8(model) first"
+            )
+        return model
+    causal._r1kernels_fp8 = chosen
     for choice in choices:
         if choice.fp8:
             _enter(choice.module)
+    return model
 
 
-def unpatch_fp8(model: Any) -> None:
-    """Undo ``patch_fp8``.
+def unpatch_fp8(model: M) -> M:
+    """Undo ``patch_fp8`` and return ``model``.
 
     Raises:
         ValueError: the model is not patched.
     """
-    model = unwrap(model)
-    if "_r1kernels_fp8" not in vars(model):
-        raise ValueError(f"unpatch_fp8: {type(model).__name__}: expected a patched model")
-    del model._r1kernels_fp8
-    for module in model.modules():
+    causal = unwrap("unpatch_fp8", model)
+    if "_r1kernels_fp8" not in vars(causal):
+        raise ValueError(f"unpatch_fp8: {type(causal).__name__}: expected a patched model")
+    del causal._r1kernels_fp8
+    for module in causal.modules():
         if vars(module).pop("_r1kernels_codes", None) is not None and isinstance(module, nn.Linear):
             del module.forward
+    return model
 
 
 def explain_fp8(model: Any) -> str:
@@ -88,7 +102,7 @@ def explain_fp8(model: Any) -> str:
     Raises:
         ValueError: the model is not patched.
     """
-    model = unwrap(model)
+    model = unwrap("explain_fp8", model)
     if "_r1kernels_fp8" not in vars(model):
         raise ValueError(f"explain_fp8: {type(model).__name__}: expected a patched model")
     return "\n".join(model._r1kernels_fp8)
@@ -173,7 +187,7 @@ def _enter(module: Any) -> None:
     module._r1kernels_codes = {weight: _codes(module, weight) for weight in
                                (("weight",) if linear else EXPERTS)}  # fmt: skip
     if linear:
-        module.forward = MethodType(_linear_forward, module)
+        module.forward = Bound(_linear_forward, module)
 
 
 def _codes(module: Any, name: str) -> Codes | StoredCodes:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1kernels.hf.logit_map import LogitMap, logit_map
-from r1kernels.hf.modules import Adapter, open_head, unwrap
+from r1kernels.hf.modules import Adapter, open_head
+from r1kernels.hf.unwrap import unwrap
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def head_of(model: Any) -> Head:
     Raises:
         NotImplementedError: naming what the fused head cannot honour.
     """
-    model = unwrap(model)
+    model = unwrap("head_of", model)
     return read_head(model, logit_map(model))
 
 

@@ -51,7 +51,7 @@ def logprobs(
 
     def score(hidden: Tensor, head: Head) -> LogProb:
         found = linear_logprob(
-            head.rows(hidden[:, :-1][wanted]),
+            head.rows(hidden[:, -wanted.shape[1] - 1 : -1][wanted]),  # after virtual tokens
             head.weight,
             labels[wanted],
             temperature=temperature[wanted] if isinstance(temperature, Tensor) else temperature,

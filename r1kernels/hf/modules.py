@@ -19,11 +19,6 @@ class Adapter(NamedTuple):
         return self.down(self.dropout(hidden.to(self.down.weight.dtype))) * self.scaling
 
 
-def unwrap(model: Any) -> Any:
-    """The causal LM in peft's wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def open_head(head: nn.Module) -> tuple[nn.Linear, tuple[Adapter, ...]]:
     """The Linear of output embeddings, and the LoRA adapters that are active on it.
 

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from r1kernels.hf.fp8 import fp8_experts_forward
-from r1kernels.hf.modules import unwrap
 from r1kernels.hf.routers import patch_routers, unpatch_routers
+from r1kernels.hf.unwrap import unwrap
 from r1kernels.ops.moe_combine import accumulate_dtype
 from r1kernels.ops.moe_experts import moe_experts
 from r1kernels.ops.moe_route import Routing
 
 NAME = "r1"
+M = TypeVar("M")
+
+
+class PatchedMoE:
+    """What a patched model ran its experts with before; None: they were left as they are."""
+
+    def __init__(self, before: Any) -> None:
+        self.before = before
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.before is not None:
+            register_experts()  # in the process that has loaded the model
 
 
 def register_experts() -> None:
@@ -76,7 +89,7 @@ def is_silu(experts: Any) -> bool:
     return type(getattr(experts, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
 
 
-def patch_moe(model: Any) -> None:
+def patch_moe(model: M) -> M:
     """Make a model's routers go through ``moe_route`` and its experts through ``moe_experts``.
 
     Same outputs, ``router_logits`` included, same parameters, same ``state_dict``; the routers'
@@ -87,38 +100,45 @@ def patch_moe(model: Any) -> None:
     Args:
         model: a HuggingFace model, or peft's wrapper of one.
 
+    Returns:
+        ``model``. A second call changes nothing.
+
     Raises:
-        ValueError: the model is patched already.
+        TypeError: it is no HuggingFace model, or is wrapped; says what to do.
     """
-    model = unwrap(model)
-    if "_r1kernels_moe" in vars(model):
-        raise ValueError(f"patch_moe: {type(model).__name__}: expected an unpatched model")
-    model._r1kernels_moe = None
-    experts = [module for module in model.modules() if hasattr(module, "_is_expert_parallel")]
+    causal = unwrap("patch_moe", model)
+    if "_r1kernels_moe" in vars(causal):
+        return model
+    before = None
+    experts = [module for module in causal.modules() if hasattr(module, "_is_expert_parallel")]
     reasons = {_unlike_plain_experts(module) for module in experts} - {None}
     for reason in reasons:
-        name = type(model).__name__
+        name = type(causal).__name__
         warnings.warn(f"patch_moe: {name}: experts left as they are, {reason}", stacklevel=2)
     if experts and not reasons:
         register_experts()
-        model._r1kernels_moe = model.get_experts_implementation()
-        model.set_experts_implementation(NAME)
-    patch_routers(model)
+        before = causal.get_experts_implementation()
+        causal.set_experts_implementation(NAME)
+    causal._r1kernels_moe = PatchedMoE(before)
+    patch_routers(causal)
+    return model
 
 
-def unpatch_moe(model: Any) -> None:
-    """Undo ``patch_moe``; a bias that became float32 stays so.
+def unpatch_moe(model: M) -> M:
+    """Undo ``patch_moe`` and return ``model``; a bias that became float32 stays so.
 
     Raises:
         ValueError: the model is not patched.
     """
-    model = unwrap(model)
-    if "_r1kernels_moe" not in vars(model):
-        raise ValueError(f"unpatch_moe: {type(model).__name__}: expected a patched model")
-    if model._r1kernels_moe is not None:
-        model.set_experts_implementation(model._r1kernels_moe)
-    del model._r1kernels_moe
-    unpatch_routers(model)
+    causal = unwrap("unpatch_moe", model)
+    if "_r1kernels_moe" not in vars(causal):
+        raise ValueError(f"unpatch_moe: {type(causal).__name__}: expected a patched model")
+    before = causal._r1kernels_moe.before
+    if before is not None:
+        causal.set_experts_implementation(before)
+    del causal._r1kernels_moe
+    unpatch_routers(causal)
+    return model
 
 
 def _unlike_plain_experts(experts: nn.Module) -> str | None:

@@ -15,125 +15,199 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from r1kernels.hf.bound import Bound
 from r1kernels.hf.fp8 import patch_fp8, unpatch_fp8
 from r1kernels.hf.head import Head, read_head
 from r1kernels.hf.logit_map import watch
-from r1kernels.hf.modules import unwrap
 from r1kernels.hf.moe import patch_moe, unpatch_moe
+from r1kernels.hf.unwrap import unwrap
 from r1kernels.ops.linear_cross_entropy import linear_cross_entropy
 
+M = TypeVar("M")
 T = TypeVar("T")
 
 # What a causal LM hands to its loss function.
 LABELS = ("labels", "shift_labels", "num_items_in_batch", "ignore_index")
 
 
-def patch(model: Any, fp8: bool | str | Sequence[str] = False) -> None:
+def patch(model: M, fp8: bool | str | Sequence[str] = False) -> M:
     """Make ``model(input_ids, labels=…)`` compute its loss without logits.
 
     The result is the model's own output class with the same loss (the cross-entropy in float32,
     ``num_items_in_batch``, ``shift_labels``, ``ignore_index`` and router losses included), and with
-    ``logits`` None, so metrics that are made of logits need the unpatched model. Without labels
-    everything is as before, ``generate`` included. Adapters and weights are looked up in each call.
-    A mixture of experts is patched too, as by ``patch_moe``.
+    ``logits`` None, so metrics that are made of logits need the unpatched model; with
+    ``return_dict=False`` it is the tuple of that, loss first. Without labels everything is as
+    before, ``generate`` included. Adapters and weights are looked up in each call. A mixture of
+    experts is patched too, as by ``patch_moe``. A patched model can be copied, pickled and sent to
+    other processes, and it may be on the meta device until its weights are loaded.
 
     Args:
         model: a HuggingFace causal LM whose output embeddings are an ``nn.Linear``, or peft's
             wrapper of one. Patch it before a trainer, DDP or ``torch.compile`` wraps it.
         fp8: True, "auto" or patterns of names: layers that compute in FP8, see ``patch_fp8``.
 
+    Returns:
+        ``model``. A second call with the same ``fp8`` changes nothing.
+
     Raises:
         NotImplementedError: the model does something the fused head would not; says what.
-        ValueError: the model is patched already.
+        ValueError: the model is patched already with another ``fp8``, or its weights are NaN.
+        TypeError: it is no HuggingFace model, or is wrapped; says what to do.
     """
-    model = unwrap(model)
-    if "_r1kernels" in vars(model):
-        raise ValueError(f"patch: {type(model).__name__}: expected an unpatched model")
+    causal = unwrap("patch", model)
+    if (state := vars(causal).get("_r1kernels")) is not None:
+        if state.fp8 != fp8:
+            raise ValueError(
+                f"patch: {type(causal).__name__}: fp8: expected an unpatched model, or the fp8 that it "
+                f"is patched with, {state.fp8}; got {fp8}; call unpatch(model) first"
+            )
+        return model
+    given = {name for name in ("_r1kernels_moe", "_r1kernels_fp8") if name in vars(causal)}
     if fp8:  # first, and the experts next: FP8 weights may run in no other way, and State runs them
-        patch_fp8(model, fp8)
-    given = "_r1kernels_moe" in vars(model)
-    if not given:
-        patch_moe(model)
+        patch_fp8(causal, fp8)
+    patch_moe(causal)
     try:
-        model._r1kernels = State(model)
-    except NotImplementedError:
-        if not given:
-            unpatch_moe(model)
-        if fp8:
-            unpatch_fp8(model)
+        causal._r1kernels = State(causal, fp8)
+    except Exception:
+        _unpatch_parts(causal, given)
         raise
-    model.forward = MethodType(model._r1kernels.method, model)
+    causal.forward = Forward(_forward, causal)
+    return model
 
 
-def unpatch(model: Any) -> None:
-    """Undo ``patch``.
+def unpatch(model: M) -> M:
+    """Undo ``patch`` and return ``model``.
 
     Raises:
         ValueError: the model is not patched, or its forward was replaced again since.
     """
-    model = unwrap(model)
-    state, forward = vars(model).get("_r1kernels"), vars(model).get("forward")
+    causal = unwrap("unpatch", model)
+    state, forward = vars(causal).get("_r1kernels"), vars(causal).get("forward")
     if state is None:
-        raise ValueError(f"unpatch: {type(model).__name__}: expected a patched model")
-    if getattr(forward, "__func__", None) is not state.method:
-        raise ValueError(f"unpatch: {type(model).__name__}: its forward was replaced since")
+        raise ValueError(f"unpatch: {type(causal).__name__}: expected a patched model")
+    if not _is_ours(forward):
+        raise ValueError(f"unpatch: {type(causal).__name__}: its forward was replaced since")
     state.hook.remove()
-    del model.forward, model._r1kernels
-    if "_r1kernels_moe" in vars(model):
-        unpatch_moe(model)
-    if "_r1kernels_fp8" in vars(model):
-        unpatch_fp8(model)
+    del causal.forward, causal._r1kernels
+    _unpatch_parts(causal, set())
     if state.replaced is not None:
-        model.forward = state.replaced
+        causal.forward = state.replaced
+    return model
+
+
+def _unpatch_parts(model: Any, given: set[str]) -> None:
+    """Undo ``patch_moe`` and ``patch_fp8``, but what of them was there before."""
+    for name, undo in (("_r1kernels_moe", unpatch_moe), ("_r1kernels_fp8", unpatch_fp8)):
+        if name in vars(model) and name not in given:
+            undo(model)
 
 
 def with_hidden(model: Any, fn: Callable[[Tensor, Head], T], **inputs: Any) -> T:
     """Runs a patched model on ``inputs`` and returns ``fn(hidden, head)``.
 
-    hidden is [B, S, H]: what the head would have been given. ``fn`` runs inside the model's
-    forward, so it works through DDP and whatever else gathers parameters for a forward pass.
+    hidden is [B, S, H]: what the head would have been given. Under prompt tuning S counts the
+    virtual tokens too, which come first: count positions from the end. ``fn`` runs inside the
+    model's forward, so it works through DDP and whatever else gathers parameters for a forward
+    pass.
 
     Raises:
         ValueError: the model is not patched.
     """
-    output = model(**{"use_cache": False, **inputs}, through_head=fn)
-    if "through_head" not in output:
-        raise ValueError(f"with_hidden: {type(model).__name__}: expected a patched model")
-    found: T = output["through_head"]
+    found: T = run_with_hidden(model, fn, **inputs)["through_head"]
     return found
 
 
-def _method(model: Any) -> Any:
-    """A forward for ``model`` alone, with the signature of the present one.
+def run_with_hidden(model: Any, fn: Callable[[Tensor, Head], Any], **inputs: Any) -> Any:
+    """The model's own output, and ``fn(hidden, head)`` as its ``through_head``; see above."""
+    try:
+        output = model(**{"use_cache": False, **inputs}, through_head=fn)
+    except TypeError as error:
+        if "through_head" not in str(error):
+            raise
+        output = {}
+    if isinstance(output, Tensor) or "through_head" not in output:
+        name = type(model).__name__
+        raise ValueError(
+            f"with_hidden: {name}: expected a patched model; call hf.patch(model) first"
+        )
+    return output
 
-    A method and not a closure over the model, so that a deep copy of the model runs its own. Not
-    made by ``functools.wraps``: accelerate would take it for a wrapper of its own and remove it.
-    """
 
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return self._r1kernels(*args, **kwargs)
+
+
+def _unbound(signature: inspect.Signature) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self._r1kernels(*args, **kwargs)
 
-    unbound = getattr(model.forward, "__func__", model.forward)
-    forward.__signature__ = inspect.signature(unbound)  # type: ignore[attr-defined]
+    forward.__signature__ = signature  # type: ignore[attr-defined]
     return forward
+
+
+class Forward(Bound):
+    """A patched model's forward, with the signature of the one it replaces.
+
+    Not made by ``functools.wraps``: accelerate would take it for a wrapper of its own and remove
+    it.
+    """
+
+    __slots__ = ()
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.owner._r1kernels.original())
+
+    @property
+    def __func__(self) -> Any:
+        """What accelerate wraps, and binds to the model again when it takes its wrappers off."""
+        bound = self.__signature__
+        first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return _unbound(bound.replace(parameters=[first, *bound.parameters.values()]))
+
+
+def _is_ours(forward: Any) -> bool:
+    made = _unbound(inspect.Signature()).__code__
+    return isinstance(forward, Forward) or getattr(forward, "__code__", None) is made
 
 
 class State:
     """What a patched model needs to know, and its forward."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, fp8: bool | str | Sequence[str]) -> None:
+        self.model, self.fp8 = model, fp8
         self.logits = watch(model)
         self.replaced = vars(model).get("forward")  # someone else's patch
-        self.original = model.forward
-        self.method = _method(model)
-        self.parameters = tuple(inspect.signature(model.forward).parameters)
+        self.parameters = tuple(inspect.signature(self.original()).parameters)
         if "logits_to_keep" not in self.parameters:
             name = type(model).__name__
             raise NotImplementedError(f"patch: {name}: its forward does not take logits_to_keep")
         self.listening = False
         self.hidden: Any = None
         self.hook = model.base_model.register_forward_hook(self.listen)
+
+    def original(self) -> Any:
+        """The forward that was patched."""
+        if self.replaced is not None:
+            return self.replaced
+        return MethodType(type(self.model).forward, self.model)
+
+    def run_original(self, **kwargs: Any) -> Any:
+        if self.replaced is not None:
+            return self.replaced(**kwargs)
+        return type(self.model).forward(self.model, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = vars(self) | {"hidden": None}
+        if isinstance(self.replaced, MethodType):  # would be pickled as the method of the class
+            state["replaced"] = self.replaced.__func__
+            state["rebind"] = True
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state.pop("rebind", False):
+            state["replaced"] = MethodType(state["replaced"], state["model"])
+        vars(self).update(state)
 
     def listen(self, module: Any, args: Any, output: Any) -> None:
         if self.listening:
@@ -143,16 +217,15 @@ class State:
         kwargs = dict(zip(self.parameters, args, strict=False)) | kwargs
         fn = kwargs.pop("through_head", None)
         if fn is None and kwargs.get("labels") is None:
-            return self.original(**kwargs)
-        if kwargs.pop("return_dict", None) is False:
-            raise NotImplementedError("a patched model: return_dict: expected True, got False")
+            return self.run_original(**kwargs)
+        as_tuple = kwargs.pop("return_dict", None) is False
         labels = {name: kwargs.pop(name, None) for name in LABELS}
         keep = kwargs.pop("logits_to_keep", 0)
 
         none = torch.empty(0, dtype=torch.long, device=self.model.device)
         self.listening = True
         try:
-            output = self.original(**kwargs, logits_to_keep=none, return_dict=True)
+            output = self.run_original(**kwargs, logits_to_keep=none, return_dict=True)
         finally:
             self.listening, hidden, self.hidden = False, self.hidden, None
         hidden = hidden[:, slice(-keep, None) if isinstance(keep, int) else keep]
@@ -167,7 +240,8 @@ class State:
         output = type(output)(**fields | {"loss": loss})
         if fn is not None:
             output["through_head"] = fn(hidden, head)
-        return output
+            return output
+        return output.to_tuple() if as_tuple else output
 
 
 def causal_loss(

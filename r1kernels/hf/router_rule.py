@@ -9,7 +9,7 @@ does, the router stays as it is.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import product
 from typing import Any, NamedTuple
@@ -130,10 +130,10 @@ class Sight:
     """What the forward of a router's class makes of random rows, on the CPU."""
 
     def __init__(self, module: nn.Module, setting: Setting) -> None:
-        rng = torch.Generator().manual_seed(0)
+        rng = torch.Generator("cpu").manual_seed(0)
         self.setting, self.twin = setting, _twin(module, setting, rng)
         width = self.twin.weight.shape[1]
-        self.hidden = torch.randn(ROWS, width, generator=rng, device="cpu").to(setting.dtype)
+        self.hidden = _normal((ROWS, width), rng).to(setting.dtype)
         with setting.context():
             self.output = type(module).forward(self.twin, self.hidden.clone())
 
@@ -174,7 +174,7 @@ def _twin(module: nn.Module, setting: Setting, rng: torch.Generator) -> Any:
 
     def drawn(like: Tensor) -> Tensor:
         size = like.shape[-1] ** -0.5 if like.dim() > 1 else 0.5
-        return torch.randn(like.shape, generator=rng, device="cpu") * size
+        return _normal(like.shape, rng) * size
 
     twin._parameters = {
         name: None if p is None else nn.Parameter(drawn(p).to(setting.dtype))
@@ -185,6 +185,11 @@ def _twin(module: nn.Module, setting: Setting, rng: torch.Generator) -> Any:
     }
     twin.training = setting.training
     return twin
+
+
+def _normal(shape: Sequence[int], rng: torch.Generator) -> Tensor:
+    """float32, whatever the default dtype is: models are built under that of their weights."""
+    return torch.randn(shape, generator=rng, device="cpu", dtype=torch.float32)
 
 
 def _options(module: Any) -> Iterator[dict[str, Any]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from r1kernels.hf.bound import Bound
 from r1kernels.hf.router_rule import BIAS, RouterRule, router_rule
 from r1kernels.ops.moe_route import moe_route
 
@@ -125,13 +125,13 @@ def _options_of(module: nn.Module) -> tuple[Any, ...]:
 
 def _patch(module: Any, router: Router) -> None:
     module._r1kernels = router
-    module.forward = MethodType(_forward, module)
-    module._apply = MethodType(_apply, module)
+    module.forward = Bound(_forward, module)
+    module._apply = Bound(_apply, module)
     if (bias := module._buffers.get(BIAS)) is not None:
         module._buffers[BIAS] = _widened(bias, bias)
 
 
-# Methods and not closures over the module, so that a deep copy of the model runs its own.
+# Not closures over the module, so that copies and pickles of the model run their own.
 
 
 def _forward(self: Any, hidden_states: Tensor) -> Any:

@@ -63,5 +63,5 @@ def stochastic_e4m3(x: Tensor, generator: torch.Generator) -> Tensor:
     exponent = (exponent - 1).clamp_(min=LEAST_EXPONENT) - MANTISSA_BITS
     steps = torch.ldexp(x, -exponent)
     below = steps.floor()
-    draws = torch.rand(x.shape, generator=generator, device=x.device)
+    draws = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return torch.ldexp(below + (draws < steps - below), exponent)

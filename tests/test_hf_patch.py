@@ -125,7 +125,7 @@ def test_patch_gives_the_model_back_and_twice_is_once() -> None:
     assert hf.patch(model) is model
     assert model(ids, labels=ids).logits is None
     with pytest.raises(
-        ValueError, match="fp8: expected an unpatched model, or .*, False; got True"
+        ValueError, match=r"fp8: expected an unpatched model, or .*, False; got True"
     ):
         hf.patch(model, fp8=True)
     assert hf.unpatch(model) is model

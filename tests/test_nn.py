@@ -45,25 +45,6 @@ def test_cross_entropy(reduction: str) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        {"ce_weight": torch.ones(V)},
-        {"lse_square_scale": 1e-4},
-        {"label_smoothing": 0.1},
-        {"return_z_loss": True},
-        {"accum_dtype": torch.bfloat16},
-        {"use_token_scaling": True},
-        {"return_token_accuracy": True},
-        {"return_predicted_tokens": True},
-    ],
-    ids=lambda option: next(iter(option)),
-)
-def test_cross_entropy_refuses(option: dict[str, Any]) -> None:
-    with pytest.raises(NotImplementedError, match=f"FusedLinearCrossEntropy: {next(iter(option))}"):
-        FusedLinearCrossEntropy(**option)
-
-
 def test_head_takes_the_dtype_of_the_hidden_states() -> None:
     args = batch(_input=torch.randn(B, LENGTH, H).bfloat16().requires_grad_())
     loss, _ = FusedLinearGRPOLoss(beta=0.0)(**args)

@@ -124,12 +124,25 @@ def test_options(level: str, changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(B,), (B, 1), (B, LENGTH)], ids=str)
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "cispo"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "cispo", "vespo", "vespo on-policy"])
 def test_sampling_ratio(loss_type: str, shape: tuple[int, ...]) -> None:
     args = batch() | {"vllm_is_ratio": torch.rand(shape) * 1.5}
+    loss_type, _, on_policy = loss_type.partition(" ")
+    if loss_type == "vespo":  # its sequences' ratios are products, padding's weights included
+        args["vllm_is_ratio"] = 0.7 + torch.rand(shape) * 0.5
+    if on_policy:
+        del args["old_per_token_logps"]
     chosen = options(loss_type, "token", beta=0.04)
     ours, theirs = run(FusedLinearGRPOLoss, chosen, args), run(Liger, chosen, args)
     torch.testing.assert_close((ours[0], ours[2]), (theirs[0], theirs[2]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss_type", ["cispo", "sapo", "vespo"])
+@pytest.mark.parametrize("module", [FusedLinearGRPOLoss, Liger])
+def test_both_refuse_these_at_the_level_of_the_sequence(module: Any, loss_type: str) -> None:
+    loss = module(**options(loss_type, "sequence"))
+    with pytest.raises(ValueError, match="Sequence-level importance sampling is not supported"):
+        loss(**batch())
 
 
 def test_reference_from_its_head() -> None:

@@ -69,8 +69,8 @@ def patch_fp8(model: M, layers: bool | str | Sequence[str] = True) -> M:
     if "_r1kernels_fp8" in vars(causal):
         if chosen != causal._r1kernels_fp8:
             raise ValueError(
-                f"patch_fp8: {type(causal).__name__}: expected an unpatched model, or the layers that "
-                f"it is patched with; call unpatch_fp8(model) first"
+                f"patch_fp8: {type(causal).__name__}: expected an unpatched model, or the layers "
+                f"that it is patched with; call unpatch_fp8(model) first"
             )
         return model
     causal._r1kernels_fp8 = chosen

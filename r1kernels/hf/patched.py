@@ -58,8 +58,8 @@ def patch(model: M, fp8: bool | str | Sequence[str] = False) -> M:
     if (state := vars(causal).get("_r1kernels")) is not None:
         if state.fp8 != fp8:
             raise ValueError(
-                f"patch: {type(causal).__name__}: fp8: expected an unpatched model, or the fp8 that it "
-                f"is patched with, {state.fp8}; got {fp8}; call unpatch(model) first"
+                f"patch: {type(causal).__name__}: fp8: expected an unpatched model, or the fp8 that "
+                f"it is patched with, {state.fp8}; got {fp8}; call unpatch(model) first"
             )
         return model
     given = {name for name in ("_r1kernels_moe", "_r1kernels_fp8") if name in vars(causal)}

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from r1kernels import check
 from r1kernels.nn.options import options_of
-from r1kernels.ops.fused_linear_grpo_loss import fused_linear_grpo_loss
+from r1kernels.ops.fused_linear_loss import through_head
 from r1kernels.ops.linear_logprob import linear_logprob
 from r1kernels.ops.losses import LOSSES
+from r1kernels.ops.policy_loss import policy_loss
+
+
+NAME = "FusedLinearGRPOLoss"
+LEVELS = ("token", "sequence")
+BY_TOKEN = ("cispo", "sapo", "vespo")  # what Liger has by the token only
+LEAST, MOST = math.log(1e-8), 20.0  # of the logarithm of a weight in VESPO's sum
+# The difference of old and sampled log-probabilities as it is.
+CORRECTED = {"rollout_correction": "token_truncate", "rollout_clip_max": math.inf}
 
 
 class FusedLinearGRPOLoss(nn.Module):
@@ -34,8 +45,11 @@ class FusedLinearGRPOLoss(nn.Module):
     - the clip metric counts capped tokens of both signs of the advantage for "cispo", Liger's those
       of positive ones; with ``delta`` it counts the tokens that delta cuts off too.
 
+    As in Liger, "cispo", "sapo" and "vespo" at importance_sampling_level="sequence" raise a
+    ValueError when called (``policy_loss`` has both for the first two).
+
     Raises:
-        ValueError, NotImplementedError: naming the argument, what was expected and what came.
+        ValueError, TypeError: naming the argument, what was expected and what came.
     """
 
     def __init__(
@@ -65,10 +79,12 @@ class FusedLinearGRPOLoss(nn.Module):
         self.temperature = temperature
         self.loss_type = loss_type
         self.use_bias_correction_kl = use_bias_correction_kl
+        self.importance_sampling_level = importance_sampling_level
+        check.choice(NAME, "importance_sampling_level", importance_sampling_level, LEVELS)
         self.options = options_of(
-            type(self).__name__,
+            NAME,
             loss_type,
-            importance_sampling_level,
+            "token" if loss_type in BY_TOKEN else importance_sampling_level,
             epsilon=epsilon_low,
             epsilon_high=epsilon_high,
             delta=delta,
@@ -107,12 +123,17 @@ class FusedLinearGRPOLoss(nn.Module):
             advantages: [B].
             ref_per_token_logps, old_per_token_logps: [B, T].
             ref_input, ref_weight, ref_bias: to compute ``ref_per_token_logps`` from instead.
-            vllm_is_ratio: [B, T], [B, 1] or [B], not negative: multiplies the policy term.
+            vllm_is_ratio: [B, T], [B, 1] or [B], not negative: multiplies the policy term; for
+                "vespo" its logarithms (of all T tokens) are added to those of the sequence's ratio.
             num_items_in_batch: tokens of the whole step over all processes, for "dapo" and
                 "cispo" (default: those of this call over all processes).
         """
-        name = type(self).__name__
-        shapes = check.Shapes(name)
+        if self.importance_sampling_level == "sequence" and self.loss_type in BY_TOKEN:
+            raise ValueError(
+                f"{NAME}: importance_sampling_level: Sequence-level importance sampling is not "
+                f"supported for loss_type={self.loss_type!r}; expected 'token'"
+            )
+        shapes = check.Shapes(NAME)
         shapes("_input", _input, "B T H", check.FLOATS)
         shapes("selected_token_ids", selected_token_ids, "B T", check.INTS)
         shapes("attention_mask", attention_mask, "B T", (*check.FLOATS, *check.INTS, torch.bool))
@@ -133,26 +154,54 @@ class FusedLinearGRPOLoss(nn.Module):
                 assert ref_weight is not None
                 shapes("ref_input", ref_input, "B T ref_H", check.FLOATS)
                 ref_logprob = self._reference(ref_input, ref_weight, ref_bias, target, mask)
+        old_logprob = per_token("old_per_token_logps", old_per_token_logps)
+        correction = None
+        advantages = advantages.to(dtype)
         if vllm_is_ratio is not None:
-            if self.loss_type == "vespo":  # its weights go into a sum of logarithms
-                raise NotImplementedError(f"{name}: vllm_is_ratio: expected None for 'vespo'")
-            advantages = self._weighted(advantages, vllm_is_ratio, mask.shape)
+            ratio = self._ratio(vllm_is_ratio, mask.shape).to(dtype)
+            if self.loss_type == "vespo":
+                correction = self._log_correction(ratio, mask)
+            else:  # every surrogate is positively homogeneous in the advantage
+                advantages = (advantages[:, None] * ratio).expand(mask.shape).flatten()
         sequences, length = mask.shape
-        fused = fused_linear_grpo_loss(
+        ref_given = ref_logprob is not None
+        beta = self.beta if ref_given else 0.0
+
+        def loss_fn(logprob: Tensor, _: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+            options = dict(self.options)
+            old = old_logprob
+            if correction is not None:
+                old = logprob.detach() if old is None else old
+                options |= {"sampling_logprob": old - correction, **CORRECTED}
+            return policy_loss(
+                logprob,
+                advantages,
+                cu_seqlens=torch.arange(sequences + 1, device=mask.device) * length,
+                mask=mask.flatten(),
+                old_logprob=old,
+                ref_logprob=ref_logprob,
+                beta=beta,
+                use_bias_correction_kl=self.use_bias_correction_kl and ref_given,
+                num_active_tokens=self._step_tokens(mask, num_items_in_batch),
+                **options,
+            )
+
+        keep = None
+        if beta == 0:  # nothing else gives a row without an advantage a gradient
+            keep = (advantages.view(sequences, -1) != 0).expand(mask.shape).flatten()
+        fused = through_head(
+            NAME,
+            loss_fn,
             _input.flatten(0, 1),
             lin_weight.to(_input.dtype),
             target,
-            advantages=advantages.to(dtype),
-            cu_seqlens=torch.arange(sequences + 1, device=mask.device) * length,
-            bias=None if bias is None else bias.to(_input.dtype),
-            temperature=self.temperature,
-            mask=mask.flatten(),
-            old_logprob=per_token("old_per_token_logps", old_per_token_logps),
-            ref_logprob=ref_logprob,
-            beta=0.0 if ref_logprob is None else self.beta,
-            use_bias_correction_kl=self.use_bias_correction_kl and ref_logprob is not None,
-            num_active_tokens=self._step_tokens(mask, num_items_in_batch),
-            **self.options,
+            None if bias is None else bias.to(_input.dtype),
+            self.temperature,
+            1.0,
+            None,
+            mask.flatten(),
+            False,
+            keep=keep,
         )
         metrics: tuple[Tensor, ...] = (fused.metrics["clip_fraction"],)
         if self.beta != 0:
@@ -164,23 +213,22 @@ class FusedLinearGRPOLoss(nn.Module):
         self, logprob: Tensor | None, hidden: Tensor | None, weight: Tensor | None
     ) -> bool:
         """Whether there is a KL term; what was given must be what is used."""
-        name = type(self).__name__
         if self.beta == 0:
             return False
         if not self.use_ref_model:
             if logprob is not None or hidden is not None:
                 raise ValueError(
-                    f"{name}: use_ref_model: expected True with a reference, got False"
+                    f"{NAME}: use_ref_model: expected True with a reference, got False"
                 )
             return False
         if (logprob is None) == (hidden is None):
             got = "neither" if logprob is None else "both"
             raise ValueError(
-                f"{name}: ref_per_token_logps: expected it or ref_input, since use_ref_model is "
+                f"{NAME}: ref_per_token_logps: expected it or ref_input, since use_ref_model is "
                 f"True and beta = {self.beta}; got {got}"
             )
         if hidden is not None and weight is None:
-            raise ValueError(f"{name}: ref_weight: expected a tensor with ref_input, got None")
+            raise ValueError(f"{NAME}: ref_weight: expected a tensor with ref_input, got None")
         return True
 
     @torch.no_grad()
@@ -197,18 +245,20 @@ class FusedLinearGRPOLoss(nn.Module):
         ).logprob
         return known.new_zeros(mask.numel()).masked_scatter(mask.flatten(), known)
 
-    def _weighted(self, advantages: Tensor, ratio: Tensor, shape: torch.Size) -> Tensor:
-        """[B·T] advantages: for weights ≥ 0, a weight of the policy term is one of the advantage.
-
-        Every surrogate is positively homogeneous in the advantage.
-        """
+    def _ratio(self, ratio: Tensor, shape: torch.Size) -> Tensor:
+        """[B, T] or [B, 1]."""
         ratio = ratio[:, None] if ratio.dim() == 1 else ratio
         if ratio.dim() != 2 or ratio.shape[0] != shape[0] or ratio.shape[1] not in (1, shape[1]):
             raise ValueError(
-                f"{type(self).__name__}: vllm_is_ratio: expected shape [B], [B, 1] or [B, T] with "
+                f"{NAME}: vllm_is_ratio: expected shape [B], [B, 1] or [B, T] with "
                 f"B, T = {list(shape)}, got {list(ratio.shape)}"
             )
-        return (advantages[:, None] * ratio).expand(shape).flatten()
+        return ratio
+
+    def _log_correction(self, ratio: Tensor, mask: Tensor) -> Tensor:
+        """[B·T]: the sum of the logarithms of each sequence's weights, spread over its tokens."""
+        total = ratio.log().clamp(LEAST, MOST).sum(1, keepdim=True)
+        return (total / mask.sum(1, keepdim=True).clamp(min=1)).expand(mask.shape).flatten()
 
     def _step_tokens(self, mask: Tensor, given: float | Tensor | None) -> Tensor | None:
         """Liger's and TRL's normaliser: the tokens of the step, per process."""

@@ -84,6 +84,29 @@ def test_completions_need_a_token_before_them() -> None:
         hf.grpo_loss(model, ids[:, P:], attention_mask, mask, advantages=torch.randn(B))
 
 
+def test_the_auxiliary_loss_of_a_mixture() -> None:
+    from tests import moe_models
+
+    model, ids = moe_models.tiny("Qwen3Moe"), moe_models.tokens(3)
+    mask, completion = torch.ones_like(ids), torch.ones(3, C).long()
+    mask[0, :2] = 0
+    expected = model(ids, mask, output_router_logits=True).aux_loss
+    hf.patch(model)
+    options = {"advantages": torch.randn(3)}
+    plain = hf.grpo_loss(model, ids, mask, completion, **options)
+    found = hf.grpo_loss(model, ids, mask, completion, router_aux_loss_coef=0.5, **options)
+    torch.testing.assert_close(found.loss, plain.loss + 0.5 * expected)
+    torch.testing.assert_close(found.metrics["aux_loss"], expected.detach())
+    gates = [router.module.weight for router in hf.routers(model)]
+    torch.testing.assert_close(
+        torch.autograd.grad(found.loss - plain.loss, gates),
+        torch.autograd.grad(0.5 * expected, gates),
+    )
+    dense, (ids, attention_mask, mask) = hf.patch(tiny()), batch()
+    with pytest.raises(ValueError, match="router_aux_loss_coef: expected 0, since the forward of"):
+        hf.grpo_loss(dense, ids, attention_mask, mask, router_aux_loss_coef=0.1, **options)
+
+
 def test_no_library_is_imported_but_the_user_s() -> None:
     script = (
         "import json, sys; import r1kernels.hf, r1kernels.nn; print(json.dumps([*sys.modules]))"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from r1kernels.ops.losses import LOSSES
 pytest.importorskip("trl")
 pytest.importorskip("datasets")
 import datasets
+import transformers
 import trl
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -26,6 +28,7 @@ from r1kernels.hf.trl import GRPOTrainer
 
 WORDS = ["<pad>", "<eos>", *"abcdefghijklmnopqrstuvwxyz"]
 V, B, P, C = len(WORDS), 4, 3, 5
+HALF = {"top_entropy_quantile": 0.5}
 NEITHER = "vesposequence"  # TRL warns, ours refuses
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")
 
@@ -150,9 +153,18 @@ def test_loss_gradients_and_metrics(
         {"delta": 1.4},
         {"off_policy_mask_threshold": 0.1},
         {"loss_type": "grpo", "entropy_coef": 0.01},
+        {"beta": 0.04, "loss_type": "dapo", "entropy_coef": 0.01},
+        {"top_entropy_quantile": 0.3},
+        {"beta": 0.04, "top_entropy_quantile": 0.6, "entropy_coef": 0.02},
+        {
+            "loss_type": "luspo",
+            "importance_sampling_level": "sequence",
+            "top_entropy_quantile": 0.5,
+        },
+        {"loss_type": "vespo"} | HALF,
         {"sapo_temperature_neg": 2.0, "loss_type": "sapo"},
     ],
-    ids=lambda options: next(iter(options)) if len(options) == 1 else list(options)[-1],
+    ids=lambda options: "-".join(map(str, options)),
 )
 def test_options(
     pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
@@ -195,6 +207,26 @@ def test_on_policy_and_tools(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPa
     batch["tool_mask"] = torch.ones(B, C).long()
     batch["tool_mask"][0, 1] = 0
     compare(pair, monkeypatch, {"beta": 0.04}, batch)
+
+
+@pytest.mark.parametrize("target", [0.1, 9.0])
+def test_adaptive_entropy(
+    pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, target: float
+) -> None:
+    """The bonus of the step, and the coefficient that the controller leaves for the next."""
+    changes = {
+        "use_adaptive_entropy": True, "entropy_target": target, "entropy_coef": 0.02,
+        "entropy_coef_delta": 0.005, "entropy_coef_min": 0.0, "entropy_coef_max": 1.0,
+        "loss_type": "grpo",
+    }  # fmt: skip
+    for each in pair:
+        monkeypatch.setattr(each, "_last_world_entropy", 0.05)
+        monkeypatch.setattr(each, "_entropy_window_stats", None)
+    compare(pair, monkeypatch, changes, inputs())
+    theirs, ours = ((t.entropy_coef, t._last_world_entropy) for t in pair)
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert ours[0] == pytest.approx(0.025 if target == 9.0 else 0.015)
+    compare(pair, monkeypatch, {"top_entropy_quantile": 0.5}, inputs())
 
 
 def test_trl_6024_the_normaliser_is_that_of_the_step(
@@ -268,17 +300,23 @@ def logged(run: Any) -> list[dict[str, float]]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("top_entropy_quantile", 0.2),
-        ("use_adaptive_entropy", True),
-        ("cast_lm_head_to_fp32", True),
-    ],
-)
-def test_refuses_at_construction(tmp_path: Path, option: str, value: Any) -> None:
-    with pytest.raises(NotImplementedError, match=f"GRPOTrainer: {option}: {value}"):
-        trainer(GRPOTrainer, tmp_path, model(), **{option: value})
+def test_refuses_before_anything_is_loaded(tmp_path: Path) -> None:
+    """Liger's import would fail where there is no GPU, with a message about drivers."""
+    with pytest.raises(
+        NotImplementedError, match=r"use_liger_kernel: True .* set use_liger_kernel"
+    ):
+        trainer(GRPOTrainer, tmp_path, "no/such-model", use_liger_kernel=True)
+    processor = object.__new__(transformers.ProcessorMixin)
+    with pytest.raises(NotImplementedError, match=r"processing_class: .* give its .tokenizer"):
+        GRPOTrainer("no/such-model", reward, processing_class=processor)
+
+
+def test_refuses_images_by_their_name(pair: tuple[Any, Any]) -> None:
+    ids = torch.ones(B, P + C).long()
+    with pytest.raises(NotImplementedError, match=r"pixel_values: expected None, .*trl"):
+        pair[1]._get_per_token_logps_and_entropies(
+            pair[1].model, ids, ids, C, pixel_values=torch.ones(B)
+        )
 
 
 def test_trl_6808_refuses_a_level_that_the_loss_does_not_have(tmp_path: Path) -> None:
@@ -293,6 +331,85 @@ def test_without_trl_the_message_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.delitem(sys.modules, "r1kernels.hf.trl")
     with pytest.raises(ImportError, match="pip install"):
         import r1kernels.hf.trl  # noqa: F401
+
+
+def test_the_same_arguments_in_the_same_order() -> None:
+    ours, theirs = (
+        [
+            (p.name, p.default, p.kind)
+            for p in inspect.signature(kind._get_per_token_logps_and_entropies).parameters.values()
+        ]
+        for kind in (GRPOTrainer, trl.GRPOTrainer)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_log_probabilities_entropies_and_aux_loss(
+    moe_pair: tuple[Any, Any], size: int | None
+) -> None:
+    batch = inputs()
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    theirs, ours = (
+        each._get_per_token_logps_and_entropies(each.model, ids, mask, C, size, True, True)
+        for each in moe_pair
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def moe_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """TRL's defaults: the coefficient is that of the model's config."""
+    folder = tmp_path_factory.mktemp("moe")
+    options = {"gradient_accumulation_steps": 2, "generation_batch_size": 2 * B}
+    return (
+        trainer(trl.GRPOTrainer, folder, mixture(), **options),
+        trainer(GRPOTrainer, folder, mixture(), **options),
+    )
+
+
+def mixture() -> Any:
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=V, hidden_size=16, intermediate_size=24, moe_intermediate_size=8,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        num_experts=4, num_experts_per_tok=2, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+        initializer_range=0.4, router_aux_loss_coef=0.3,
+    )  # fmt: skip
+    torch.manual_seed(5)
+    return transformers.Qwen3MoeForCausalLM(config)
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
+@pytest.mark.parametrize("coef", [0.3, 0.05])
+def test_the_auxiliary_loss_of_a_mixture(
+    moe_pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, loss_type: str, coef: float
+) -> None:
+    for each in moe_pair:
+        assert each.aux_loss_enabled
+        assert each.router_aux_loss_coef == 0.3
+    changes = {"loss_type": loss_type, "router_aux_loss_coef": coef}
+    compare(moe_pair, monkeypatch, changes, inputs())
+    gate = moe_pair[1].model.model.layers[0].mlp.gate.weight.grad
+    compare(moe_pair, monkeypatch, changes | {"aux_loss_enabled": False}, inputs())
+    assert not torch.allclose(moe_pair[1].model.model.layers[0].mlp.gate.weight.grad, gate)
+
+
+def test_the_head_in_float32(tmp_path: Path) -> None:
+    losses = []
+    for kind in (trl.GRPOTrainer, GRPOTrainer):
+        each = trainer(kind, tmp_path, model().bfloat16(), cast_lm_head_to_fp32=True)
+        each.current_gradient_accumulation_steps = 1
+        loss = each._compute_loss(each.model.train(), inputs())
+        loss.backward()
+        with torch.autocast("cpu", torch.bfloat16):  # the cast stays, for the policy that samples
+            hidden = torch.ones(2, 16, dtype=torch.bfloat16)
+            assert (kind is trl.GRPOTrainer) or each.model.lm_head(hidden).dtype == torch.float32
+            again = each._compute_loss(each.model, inputs()).detach()
+        assert each.model.lm_head.weight.dtype == torch.float32
+        losses.append((loss.detach(), each.model.lm_head.weight.grad, again))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
+    assert losses[1][0] == losses[1][2]  # autocast does not reach the head
 
 
 def test_every_loss_of_trl_is_one_of_ours() -> None:

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from r1kernels import check
 from r1kernels.hf.head import Head
-from r1kernels.hf.patched import with_hidden
+from r1kernels.hf.patched import run_with_hidden
 from r1kernels.ops.fused_linear_grpo_loss import fused_linear_grpo_loss
 from r1kernels.ops.fused_linear_loss import FusedLoss
 from r1kernels.ops.policy_loss_options import FusedLossOptions
+
+NAME = "grpo_loss"
 
 
 def grpo_loss(
@@ -22,6 +24,7 @@ def grpo_loss(
     completion_mask: Tensor,
     *,
     inputs: dict[str, Any] | None = None,
+    router_aux_loss_coef: float = 0.0,
     **options: Unpack[FusedLossOptions],
 ) -> FusedLoss:
     """``fused_linear_grpo_loss`` of the last C of S tokens, from the model's own hidden states.
@@ -34,19 +37,22 @@ def grpo_loss(
         attention_mask: [B, S], 0 at padding.
         completion_mask: [B, C], 1 (or True) where one of the last C tokens counts, else 0.
         inputs: further arguments of the model.
+        router_aux_loss_coef: weight of the load-balancing loss of a mixture of experts, which is
+            that of the model's class, over all S tokens that are no padding; 0 leaves it out.
         options: the keywords of ``fused_linear_grpo_loss`` that neither the model nor the mask
             gives (``FusedLossOptions`` lists them); what is [T] there is [B, C] here.
 
     Returns:
-        ``FusedLoss`` whose logprob and entropy are [B, C].
+        ``FusedLoss`` whose logprob and entropy are [B, C]; with ``router_aux_loss_coef`` its
+        metrics have "aux_loss", before the weight.
     """
-    shapes = check.Shapes("grpo_loss")
+    shapes = check.Shapes(NAME)
     shapes("input_ids", input_ids, "B S", check.INTS)
     shapes("completion_mask", completion_mask, "B C", (*check.FLOATS, *check.INTS, torch.bool))
     sequences, length = shape = completion_mask.shape
     if not length < input_ids.shape[1]:
         raise ValueError(
-            f"grpo_loss: completion_mask: expected C < S = {input_ids.shape[1]}, since a token "
+            f"{NAME}: completion_mask: expected C < S = {input_ids.shape[1]}, since a token "
             f"needs one before it; got {list(shape)}"
         )
     packed: dict[str, Any] = {
@@ -65,8 +71,36 @@ def grpo_loss(
             **packed,
         )
 
-    found = with_hidden(
-        model, loss, input_ids=input_ids, attention_mask=attention_mask, **(inputs or {})
+    given = {**(inputs or {}), **router_inputs(router_aux_loss_coef)}
+    output = run_with_hidden(
+        model, loss, input_ids=input_ids, attention_mask=attention_mask, **given
     )
+    found: FusedLoss = output["through_head"]
+    if router_aux_loss_coef:
+        aux_loss = router_aux_loss(NAME, model, output)
+        found = found._replace(
+            loss=found.loss + router_aux_loss_coef * aux_loss,
+            metrics=found.metrics | {"aux_loss": aux_loss.detach()},
+        )
     entropy = None if found.entropy is None else found.entropy.view(shape)
     return found._replace(logprob=found.logprob.view(shape), entropy=entropy)
+
+
+def router_inputs(wanted: float | bool) -> dict[str, Any]:
+    """What makes a mixture of experts compute its load-balancing loss."""
+    return {"output_router_logits": True} if wanted else {}
+
+
+def router_aux_loss(op: str, model: Any, output: Any) -> Tensor:
+    """The load-balancing loss of a forward pass.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    aux_loss: Tensor | None = output.get("aux_loss")
+    if aux_loss is None:
+        raise ValueError(
+            f"{op}: router_aux_loss_coef: expected 0, since the forward of "
+            f"{type(model).__name__} computes no load-balancing loss"
+        )
+    return aux_loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from r1kernels.hf.float32_head import Float32Head
 from r1kernels.hf.logit_map import LogitMap, logit_map
 from r1kernels.hf.modules import Adapter, open_head
 from r1kernels.hf.unwrap import unwrap
@@ -32,11 +34,18 @@ class Head:
     """What the model does to its logits: scale and softcap."""
     adapters: tuple[Adapter, ...]
     """LoRA adapters of the head, of the ranks that r is the sum of."""
+    in_float32: bool = False
+    """Under autocast too: the model casts its head to float32."""
 
     @property
     def options(self) -> dict[str, Any]:
         """bias, logit_scale and softcap, which every function with a linear head takes."""
         return {"bias": self.bias, **self.map._asdict()}
+
+    def precision(self) -> Any:
+        """A context for whatever is computed with the head."""
+        kind = self.weight.device.type
+        return torch.autocast(kind, enabled=False) if self.in_float32 else nullcontext()
 
     def rows(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., H] → what ``weight`` multiplies, [..., H + r], in its dtype."""
@@ -68,9 +77,12 @@ def read_head(model: Any, logits: LogitMap) -> Head:
     weight: Tensor = linear.weight
     bias: Tensor | None = linear.bias
     device = weight.device.type
-    if torch.is_autocast_enabled(device):
+    in_float32 = isinstance(linear, Float32Head)
+    if in_float32:
+        weight, bias = weight.float(), None if bias is None else bias.float()
+    elif torch.is_autocast_enabled(device):
         weight = weight.to(torch.get_autocast_dtype(device))
         bias = None if bias is None else bias.to(weight.dtype)
     if adapters:
         weight = torch.cat([weight, *(a.up.weight.to(weight.dtype) for a in adapters)], 1)
-    return Head(weight, bias, logits, adapters)
+    return Head(weight, bias, logits, adapters, in_float32)

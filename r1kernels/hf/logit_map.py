@@ -85,7 +85,8 @@ def watch(model: Any) -> LogitMap:
 
 def _run(model: Any, head: nn.Module) -> tuple[Any, dict[str, Tensor]]:
     """The output of the class's forward on three tokens, and what was seen on the way."""
-    name, device = type(model).__name__, head.weight.device
+    name, weight = type(model).__name__, head.get_parameter("weight")
+    device = weight.device
     meta = device.type == "meta"
     place = torch.device("cpu") if meta else device
     seen: dict[str, Tensor] = {}
@@ -141,10 +142,10 @@ def _numbers_for(backbone: Any, head: nn.Module) -> Iterator[None]:
     """Makes ``backbone`` return hidden states on the CPU without running."""
     from transformers.modeling_outputs import MoeModelOutputWithPast
 
-    rng = torch.Generator("cpu").manual_seed(0)
-    shape = (*TOKENS.shape, head.weight.shape[1])
-    hidden = torch.randn(shape, generator=rng, dtype=torch.float32, device="cpu")
-    hidden = hidden.to(head.weight.dtype)
+    rng, weight = torch.Generator("cpu").manual_seed(0), head.get_parameter("weight")
+    shape = (*TOKENS.shape, weight.shape[1])
+    hidden: Any = torch.randn(shape, generator=rng, dtype=torch.float32, device="cpu")
+    hidden = hidden.to(weight.dtype)
     replaced = vars(backbone).get("forward")
     backbone.forward = lambda *args, **kwargs: MoeModelOutputWithPast(last_hidden_state=hidden)
     try:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from r1kernels.hf.head import Head
-from r1kernels.hf.patched import with_hidden
+from r1kernels.hf.patched import run_with_hidden
 from r1kernels.ops.head import LogProb
 from r1kernels.ops.linear_logprob import linear_logprob
 
@@ -42,6 +42,25 @@ def logprobs(
         ``LogProb(logprob, entropy or None)``, [B, S − 1] each: column t is about token t + 1. Zero
         where the label is −100. Gradients flow from both.
     """
+    output = score_tokens(
+        model, input_ids, attention_mask, labels=labels, temperature=temperature, entropy=entropy,
+        **inputs,
+    )  # fmt: skip
+    found: LogProb = output["through_head"]
+    return found
+
+
+def score_tokens(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    labels: Tensor | None,
+    temperature: float | Tensor,
+    entropy: bool,
+    **inputs: Any,
+) -> Any:
+    """The model's own output, with what ``logprobs`` returns as its ``through_head``."""
     if labels is None:
         labels = input_ids
         if attention_mask is not None:
@@ -66,4 +85,5 @@ def logprobs(
             padded(found.logprob), None if found.entropy is None else padded(found.entropy)
         )
 
-    return with_hidden(model, score, input_ids=input_ids, attention_mask=attention_mask, **inputs)
+    inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
+    return run_with_hidden(model, score, **inputs)

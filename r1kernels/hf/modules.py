@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from r1kernels.hf.float32_head import Float32Head
+
 
 class Adapter(NamedTuple):
     """LoRA: adds up(down(dropout(x)))·scaling to what the Linear makes of x."""
@@ -28,7 +30,8 @@ def open_head(head: nn.Module) -> tuple[nn.Linear, tuple[Adapter, ...]]:
     adapters: tuple[Adapter, ...] = ()
     if type(head).__module__.startswith("peft."):
         head, adapters = _open_peft(head)
-    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
+    known = (nn.Linear.forward, Float32Head.forward)
+    if not isinstance(head, nn.Linear) or type(head).forward not in known:
         raise _refusal("a plain nn.Linear", _path(head))
     _check_untouched(head)
     if not head.weight.is_floating_point():

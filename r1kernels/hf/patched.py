@@ -58,8 +58,8 @@ def patch(model: M, fp8: bool | str | Sequence[str] = False) -> M:
     if (state := vars(causal).get("_r1kernels")) is not None:
         if state.fp8 != fp8:
             raise ValueError(
-                f"patch: {type(causal).__name__}: fp8: expected an unpatched model, or the fp8 that "
-                f"it is patched with, {state.fp8}; got {fp8}; call unpatch(model) first"
+                f"patch: {type(causal).__name__}: fp8: expected an unpatched model, or the fp8 "
+                f"that it is patched with, {state.fp8}; got {fp8}; call unpatch(model) first"
             )
         return model
     given = {name for name in ("_r1kernels_moe", "_r1kernels_fp8") if name in vars(causal)}
@@ -231,16 +231,16 @@ class State:
         hidden = hidden[:, slice(-keep, None) if isinstance(keep, int) else keep]
         head = read_head(self.model, self.logits)
 
-        loss = None
-        if labels["labels"] is not None:
-            loss = causal_loss(hidden, head, **labels)
-            if (aux_loss := output.get("aux_loss")) is not None:
-                loss = loss + self.model.router_aux_loss_coef * aux_loss
         fields = {name: value for name, value in output.items() if name != "logits"}
-        output = type(output)(**fields | {"loss": loss})
-        if fn is not None:
-            output["through_head"] = fn(hidden, head)
-            return output
+        output = type(output)(**fields | {"loss": None})
+        with head.precision():
+            if labels["labels"] is not None:
+                output["loss"] = causal_loss(hidden, head, **labels)
+                if (aux_loss := output.get("aux_loss")) is not None:
+                    output["loss"] = output["loss"] + self.model.router_aux_loss_coef * aux_loss
+            if fn is not None:
+                output["through_head"] = fn(hidden, head)
+                return output
         return output.to_tuple() if as_tuple else output
 
 

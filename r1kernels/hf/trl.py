@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import inspect
 from typing import Any
 
 import torch
@@ -10,43 +10,61 @@ from torch import Tensor
 
 try:
     import trl
-    from transformers import ProcessorMixin
 except ImportError as error:
     raise ImportError(
         f"r1kernels.hf.trl: {error.name} is not installed; pip install 'r1kernels[train]' trl"
     ) from error
 
-from r1kernels.hf.grpo import grpo_loss
-from r1kernels.hf.logprobs import IGNORED, logprobs
-from r1kernels.hf.patched import patch
+from r1kernels.hf.float32_head import Float32Head
+from r1kernels.hf.grpo import router_aux_loss, router_inputs
+from r1kernels.hf.head import Head
+from r1kernels.hf.logprobs import IGNORED, score_tokens
+from r1kernels.hf.patched import patch, run_with_hidden
+from r1kernels.hf.trl_entropy import Entropy
 from r1kernels.hf.trl_metrics import log_metrics
-from r1kernels.nn.options import options_of
+from r1kernels.hf.trl_options import (
+    NAME,
+    check_arguments,
+    check_text_only,
+    loss_options,
+    off_policy_options,
+    reference_options,
+)
+from r1kernels.hf.unwrap import unwrap
+from r1kernels.ops.fused_linear_loss import FusedLoss, through_head
 from r1kernels.ops.losses import LOSSES
-
-NAME = "GRPOTrainer"
+from r1kernels.ops.policy_loss import policy_loss
 
 
 class GRPOTrainer(trl.GRPOTrainer):
     """``trl.GRPOTrainer`` whose log-probabilities and loss are r1kernels'.
 
-    Takes the same arguments and makes the same updates. Only completion tokens go through the head,
-    tokens without a gradient are skipped, and it needs no GPU to be fast.
+    Takes the same arguments and makes the same updates, the auxiliary loss of a mixture of experts
+    (by default with the coefficient of the model's config), ``cast_lm_head_to_fp32``,
+    ``top_entropy_quantile`` and ``use_adaptive_entropy`` included. Only completion tokens go
+    through the head, tokens without a gradient are skipped, and it needs no GPU to be fast.
 
-    Differences: with ``entropy_coef`` and a loss averaged over the tokens of the step ("dapo",
-    "cispo", "vespo"), the entropy is averaged over them too, and not per micro-batch first;
-    differences of log-probabilities are bounded to ±20; "vespo/phi_seq_mean" is not logged.
+    Differences: differences of log-probabilities are bounded to ±20; "vespo/phi_seq_mean" is not
+    logged.
 
     Raises:
-        NotImplementedError: at construction, naming the option of ``GRPOConfig`` that the loss
-            cannot honour.
+        NotImplementedError: at construction, before a model is loaded, for
+            ``use_liger_kernel=True`` and for processors of images; says what to set instead.
+        ValueError: a loss type, or a level for it, that TRL does not have either.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        signature = inspect.signature(trl.GRPOTrainer.__init__)
+        given = signature.bind_partial(self, *args, **kwargs).arguments
+        check_arguments(given.get("args"), given.get("processing_class"))
         super().__init__(*args, **kwargs)
-        _check(self)
-        patch(self.model)
-        if self.ref_model is not None:
-            patch(self.ref_model)
+        check_arguments(self.args, self.processing_class)  # which TRL has loaded, where not given
+        for model in (self.model, self.ref_model):
+            if model is None:
+                continue
+            if self.args.cast_lm_head_to_fp32:
+                Float32Head.become(unwrap(NAME, model).get_output_embeddings())
+            patch(model)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -56,116 +74,137 @@ class GRPOTrainer(trl.GRPOTrainer):
         logits_to_keep: int,
         batch_size: int | None = None,
         compute_entropy: bool = False,
-        **inputs: Any,
-    ) -> tuple[Tensor, Tensor | None, None]:
-        _check_text_only(inputs)
+        compute_aux_loss: bool = False,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        num_images: list[int] | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
+        num_tiles: list[int] | None = None,
+        image_sizes: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        mm_token_type_ids: Tensor | None = None,
+        image_position_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """[B, C] log-probabilities, entropies if asked for, and the mean auxiliary loss if so."""
+        check_text_only(locals())
         labels = input_ids.masked_fill(attention_mask == 0, IGNORED)
         labels[:, :-logits_to_keep] = IGNORED
-        found = []
+        found, aux_losses = [], []
         size = batch_size or len(labels)
         for part in zip(*(x.split(size) for x in (input_ids, attention_mask, labels)), strict=True):
             with self.accelerator.autocast():
-                found.append(
-                    logprobs(
-                        model,
-                        *part[:2],
-                        labels=part[2],
-                        temperature=self.temperature,
-                        entropy=compute_entropy,
-                    )
+                output = score_tokens(
+                    model,
+                    *part[:2],
+                    labels=part[2],
+                    temperature=self.temperature,
+                    entropy=compute_entropy,
+                    **router_inputs(compute_aux_loss),
                 )
+            found.append(output["through_head"])
+            if compute_aux_loss:
+                aux_losses.append(router_aux_loss(NAME, model, output))
+        aux_loss = torch.stack(aux_losses).mean() if compute_aux_loss else None
         logprob = torch.cat([part.logprob for part in found])[:, -logits_to_keep:]
         if not compute_entropy:
-            return logprob, None, None
-        return logprob, torch.cat([part.entropy for part in found])[:, -logits_to_keep:], None
+            return logprob, None, aux_loss
+        entropy = torch.cat([part.entropy for part in found])[:, -logits_to_keep:]
+        return logprob, entropy, aux_loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        _check_text_only(inputs)
+        check_text_only(inputs)
         mode = "train" if self.model.training else "eval"
         steps = self.current_gradient_accumulation_steps if mode == "train" else 1
         mask = inputs["completion_mask"]
         if "tool_mask" in inputs:
             mask = mask * inputs["tool_mask"]
-        with self.accelerator.autocast():
-            fused = grpo_loss(
-                model,
-                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
-                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
-                mask,
-                advantages=inputs["advantages"],
-                temperature=self.temperature,
-                ref_logprob=inputs["ref_per_token_logps"] if self.beta != 0 else None,
-                beta=self.beta,
-                use_bias_correction_kl=self.args.use_bias_correction_kl and self.beta != 0,
-                entropy=True,
-                entropy_coef=self.entropy_coef,
-                num_active_tokens=self._step_tokens(inputs, mode, steps),
-                max_completion_length=self.max_completion_length,
-                **_loss_options(self),
-                **_off_policy(self, inputs),
-            )
-        # A loss of its own normaliser is a mean per micro-batch; TRL's Trainer sums those.
-        share = 1 if LOSSES[self.loss_type].average == "tokens" else 1 / steps
-        log_metrics(self, mode, fused, inputs, mask)
-        return fused.loss * share
+        entropy = Entropy(self, mode, mask, steps)
 
-    def _step_tokens(self, inputs: dict[str, Any], mode: str, steps: int) -> Tensor | None:
-        """The tokens of one optimizer step, per process, where the loss is an average over them."""
-        if LOSSES[self.loss_type].average != "tokens":
-            return None
-        tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+        def run(hidden: Tensor, head: Head) -> FusedLoss:
+            return self._fused_loss(hidden, head, inputs, mask, entropy, mode, steps)
+
+        with self.accelerator.autocast():
+            output = run_with_hidden(
+                model,
+                run,
+                input_ids=torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
+                attention_mask=torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
+                **router_inputs(self.aux_loss_enabled),
+            )
+        fused: FusedLoss = output["through_head"]
+        assert fused.entropy is not None  # by _fused_loss
+        entropies = fused.entropy.view(mask.shape)
+        fused = fused._replace(logprob=fused.logprob.view(mask.shape), entropy=entropies)
+        entropy.update(entropies)
+        loss = fused.loss
+        if self.aux_loss_enabled:
+            aux_loss = router_aux_loss(NAME, model, output)
+            loss = loss + self.router_aux_loss_coef * aux_loss / steps
+            gathered = self.accelerator.gather_for_metrics(aux_loss.detach())
+            self._metrics[mode]["aux_loss"].append(gathered.mean().item())
+        log_metrics(self, mode, fused, inputs, mask)
+        return loss
+
+    def _fused_loss(
+        self,
+        hidden: Tensor,
+        head: Head,
+        inputs: dict[str, Any],
+        mask: Tensor,
+        entropy: Entropy,
+        mode: str,
+        steps: int,
+    ) -> FusedLoss:
+        """The share of one micro-batch in the loss of its step, but for the auxiliary loss."""
+        sequences, length = mask.shape
+        advantages = inputs["advantages"].view(sequences, -1)
+        by_tokens = LOSSES[self.loss_type].average == "tokens"
+        # A loss of its own normaliser is a mean per micro-batch; TRL's Trainer sums those.
+        share = 1 if by_tokens else 1 / steps
+
+        def loss_fn(logprob: Tensor, entropies: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            entropies, given = entropies.view(mask.shape), advantages
+            if entropy.choose(entropies):  # a token without advantage has its KL term alone
+                given = advantages * entropy.tokens
+            loss, metrics = policy_loss(
+                logprob,
+                given.flatten().to(logprob.dtype),  # [B], or one a token
+                cu_seqlens=torch.arange(sequences + 1, device=mask.device) * length,
+                mask=mask.bool().flatten(),
+                num_active_tokens=self._step_tokens(inputs, mode, steps) if by_tokens else None,
+                max_completion_length=self.max_completion_length,
+                **loss_options(self),
+                **reference_options(self, inputs),
+                **off_policy_options(self, inputs),
+            )
+            metrics["policy_loss"] = loss.detach()
+            loss = loss * share
+            if self._entropy_bonus_enabled:
+                loss = loss + entropy.bonus(entropies)
+            return loss, metrics
+
+        keep = None
+        if self.beta == 0 and entropy.coef == 0:
+            keep = (advantages != 0).expand(mask.shape).flatten()
+        return through_head(
+            NAME,
+            loss_fn,
+            head.rows(hidden[:, -length - 1 : -1]).flatten(0, 1),
+            head.weight,
+            inputs["completion_ids"].flatten(),
+            head.bias,
+            self.temperature,
+            head.map.logit_scale,
+            head.map.softcap,
+            mask.bool().flatten(),
+            True,
+            entropy_grad=entropy.coef != 0,
+            keep=keep,
+        )
+
+    def _step_tokens(self, inputs: dict[str, Any], mode: str, steps: int) -> Tensor:
+        """The tokens of one optimizer step, per process."""
+        tokens: Tensor = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
         # It counts the generation batch, which evaluation neither splits nor accumulates.
         return tokens * steps / self.args.steps_per_generation if mode == "train" else tokens
-
-
-def _loss_options(trainer: trl.GRPOTrainer) -> dict[str, Any]:
-    args = trainer.args
-    return options_of(
-        NAME,
-        trainer.loss_type,
-        trainer.importance_sampling_level,
-        epsilon=trainer.epsilon_low,
-        epsilon_high=trainer.epsilon_high,
-        delta=args.delta,
-        sapo_temperature_pos=args.sapo_temperature_pos,
-        sapo_temperature_neg=args.sapo_temperature_neg,
-        vespo_k_pos=args.vespo_k_pos,
-        vespo_lambda_pos=args.vespo_lambda_pos,
-        vespo_k_neg=args.vespo_k_neg,
-        vespo_lambda_neg=args.vespo_lambda_neg,
-    )
-
-
-def _off_policy(trainer: trl.GRPOTrainer, inputs: dict[str, Any]) -> dict[str, Any]:
-    """What compares the policy with the one that sampled, where they were not the same."""
-    old, sampling = (inputs.get(f"{who}_per_token_logps") for who in ("old", "sampling"))
-    options: dict[str, Any] = {"old_logprob": old, "sampling_logprob": sampling}
-    if old is not None or sampling is not None:
-        options["off_policy_mask_threshold"] = trainer.off_policy_mask_threshold
-    if trainer.use_vllm and trainer.vllm_importance_sampling_correction:
-        high = trainer.vllm_importance_sampling_clip_max
-        options["rollout_correction"] = trainer.vllm_importance_sampling_mode
-        options["rollout_clip_min"] = trainer.vllm_importance_sampling_clip_min
-        options["rollout_clip_max"] = math.inf if high is None else high
-    return options
-
-
-def _check(trainer: trl.GRPOTrainer) -> None:
-    _loss_options(trainer)
-    unsupported = {
-        "top_entropy_quantile": trainer.top_entropy_quantile < 1,
-        "use_adaptive_entropy": trainer.use_adaptive_entropy,
-        "cast_lm_head_to_fp32": trainer.args.cast_lm_head_to_fp32,
-        "router_aux_loss_coef": trainer.aux_loss_enabled,
-        "processing_class": isinstance(trainer.processing_class, ProcessorMixin),
-    }
-    for option, given in unsupported.items():
-        if given:
-            value = getattr(trainer.args, option, type(trainer.processing_class).__name__)
-            raise NotImplementedError(f"{NAME}: {option}: {value!r} is not supported")
-
-
-def _check_text_only(inputs: dict[str, Any]) -> None:
-    for name in ("pixel_values", "token_type_ids", "mm_token_type_ids"):
-        if inputs.get(name) is not None:
-            raise NotImplementedError(f"{NAME}: {name}: only text is supported")

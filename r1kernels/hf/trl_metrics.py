@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import nanmax, nanmin
 
-from r1kernels.ops.fused_linear_grpo_loss import FusedLoss
+from r1kernels.ops.fused_linear_loss import FusedLoss
 
 
 @torch.no_grad()
@@ -32,6 +32,7 @@ def log_metrics(
             log["entropy_coef"].append(trainer.entropy_coef)
     if "kl" in fused.metrics:
         log["kl"].append(mean(fused.metrics["kl"].expand(mask.shape)))
+    assert fused.entropy is not None  # it was asked for
     log["entropy"].append(mean(fused.entropy))
 
     old = inputs.get("old_per_token_logps")

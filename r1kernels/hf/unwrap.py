@@ -19,17 +19,18 @@ def unwrap(op: str, model: Any) -> Any:
     refuse_wrapped(op, model)
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: model: {_not_a_module(model)}")
+    base: Any = model
     if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-        refuse_wrapped(op, model)
-    if not hasattr(model, "get_output_embeddings"):
+        base = base.get_base_model()
+        refuse_wrapped(op, base)
+    if not hasattr(base, "get_output_embeddings"):
         raise TypeError(
             f"{op}: model: expected a HuggingFace model (transformers.PreTrainedModel), got "
             f"{_a(type(model).__name__)}; for a model of your own call "
             f"r1kernels.linear_cross_entropy or r1kernels.fused_linear_grpo_loss with its hidden "
             f"states and its head's weight"
         )
-    return model
+    return base
 
 
 def refuse_wrapped(op: str, model: Any) -> None:

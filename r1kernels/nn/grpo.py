@@ -15,7 +15,6 @@ from r1kernels.ops.linear_logprob import linear_logprob
 from r1kernels.ops.losses import LOSSES
 from r1kernels.ops.policy_loss import policy_loss
 
-
 NAME = "FusedLinearGRPOLoss"
 LEVELS = ("token", "sequence")
 BY_TOKEN = ("cispo", "sapo", "vespo")  # what Liger has by the token only

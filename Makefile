@@ -90,3 +90,10 @@ wheel: setup
 .PHONY: docs
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The peers' own tests on our forms of what they test; wheels have none, so give checkouts. The
+# models are made here: no network.
+.PHONY: test-peers
+test-peers: setup
+	$(BIN)/python -m tests.peers $(if $(LIGER),--liger $(LIGER)) $(if $(TRL),--trl $(TRL)) \
+	$(if $(TRANSFORMERS),--transformers $(TRANSFORMERS))

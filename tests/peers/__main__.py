@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ class Peer(NamedTuple):
     module: str
     source: str
     files: tuple[str, ...]
+    needs: tuple[str, ...] = ()  # packages that its tests import
     working_place: Callable[[Path], None] | None = None
 
 
@@ -46,7 +48,10 @@ PEERS = {
         ),
     ),
     "trl": Peer(
-        "of_trl", "https://github.com/huggingface/trl", ("tests/test_grpo_trainer.py",), hub
+        "of_trl",
+        "https://github.com/huggingface/trl",
+        ("tests/test_grpo_trainer.py",),
+        working_place=hub,
     ),
     "transformers": Peer(
         "of_transformers",
@@ -55,6 +60,7 @@ PEERS = {
             f"tests/models/{name}/test_modeling_{name}.py"
             for name in ("llama", "qwen2", "qwen3", "mistral", "gemma2", "qwen3_moe", "mixtral")
         ),
+        needs=("parameterized",),
     ),
 }
 
@@ -74,6 +80,10 @@ def run(peer: Peer, checkout: Path, options: list[str]) -> int:
     missing = [name for name in peer.files if not (checkout / name).is_file()]
     if missing:
         print(f"{checkout}: expected a checkout of {peer.source}, which has {missing[0]}")
+        return 2
+    absent = [name for name in peer.needs if find_spec(name) is None]
+    if absent:
+        print(f"{checkout}: its tests import {', '.join(absent)}: pip install {' '.join(absent)}")
         return 2
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)

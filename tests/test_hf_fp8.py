@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,20 @@ def test_every_weight_gets_a_gradient_in_float32(checkpoint: Path) -> None:
             assert parameter.grad.abs().max() > 0, name
         if name.endswith("_scale_inv"):
             assert parameter.grad is None
+
+
+def test_a_copy_gets_gradients_in_float32_too(checkpoint: Path) -> None:
+    """PyTorch forgets the dtype of a gradient in copies; e4m3 would be no gradient at all."""
+    model = load(checkpoint)
+    hf.patch(model, fp8=True)
+    other = copy.deepcopy(model).train()
+    ids = batch()
+    other(ids, labels=ids).loss.backward()
+    stored = [
+        p for p in other.parameters() if p.dtype == torch.float8_e4m3fn and p.grad is not None
+    ]
+    assert stored
+    assert {p.grad.dtype for p in stored} == {torch.float32}
 
 
 def test_generation_runs_on_the_same_weights(checkpoint: Path) -> None:

@@ -208,6 +208,8 @@ class StoredCodes:
         self.scale_format = "float" if floats else "ue8m0"
 
     def __call__(self, weight: Tensor, scale: Tensor) -> FP8Tensor:
+        if not torch.compiler.is_compiling() and weight.grad_dtype != torch.float32:
+            weight.grad_dtype = torch.float32  # copies and pickles of a parameter lose it
         return FP8Tensor(weight.detach(), scale.detach().float())
 
 

@@ -3,6 +3,7 @@
     make test-peers LIGER=path TRL=path TRANSFORMERS=path
 
 Each path is a checkout of the peer, of about the release that is installed; wheels have no tests.
+TRL is then the checkout's own, Liger and transformers are the installed ones.
 Those that are given are run, each in a process of its own, with a plugin of this folder that puts
 our classes in the place of theirs, chooses the tests that are about these, and says of each test
 that it leaves out why. Ends with one line a peer; not zero if a test failed, or if nothing ran.

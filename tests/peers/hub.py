@@ -31,6 +31,17 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "tiny-Qwen2ForCausalLM-2.5": ("Qwen2", "ForCausalLM", {}),
     "small-Qwen2ForCausalLM-2.5": ("Qwen2", "ForCausalLM", {"hidden_size": 32}),
     "tiny-Qwen3ForCausalLM": ("Qwen3", "ForCausalLM", {"head_dim": 4}),
+    "tiny-Gemma2ForCausalLM": ("Gemma2", "ForCausalLM", {"head_dim": 4}),
+    "tiny-GptOssForCausalLM": (
+        "GptOss",
+        "ForCausalLM",
+        {"head_dim": 4, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "tiny-LlamaForSequenceClassification-3.2": (
+        "Llama",
+        "ForSequenceClassification",
+        {"num_labels": 1},
+    ),
     "tiny-Qwen3MoeForCausalLM": ("Qwen3Moe", "ForCausalLM", EXPERTS),
     "tiny-MistralForCausalLM-0.2": ("Mistral", "ForCausalLM", {"head_dim": 4}),
     "tiny-LlamaForCausalLM-3.2": ("Llama", "ForCausalLM", {}),

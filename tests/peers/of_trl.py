@@ -17,7 +17,7 @@ LEFT_OUT = {
     ),
     r"vlm|VLM|vision|Image|images|multimodal|multi_image": "only text is supported",
     r"vllm|VLLM|importance_sampling_correction": "needs vLLM",
-    r"Nemotron|Cohere2|Glm4Moe|GptOss|Lfm2": "a model that the local hub does not have",
+    r"Nemotron|Cohere2|Glm4Moe|Lfm2": "a model that the local hub does not have",
     r"tools|tool_call|environment|conversational|chat_template|dataset_format": (
         "about the data and the sampling, which are TRL's in both"
     ),

@@ -15,6 +15,7 @@ LEFT_OUT = {
     r"iger|(loss_types|bias_correction_kl|delta_clipping)\[(.*-)?True\]": (
         "use_liger_kernel=True is refused, with a message"
     ),
+    r"mask_truncated": "counts on the ids, and the many of them, of Qwen's own tokenizer",
     r"vlm|VLM|vision|Image|images|multimodal|multi_image": "only text is supported",
     r"vllm|VLLM|importance_sampling_correction": "needs vLLM",
     r"Nemotron|Cohere2|Glm4Moe|Lfm2": "a model that the local hub does not have",

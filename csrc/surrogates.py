@@ -13,7 +13,7 @@ from pathlib import Path
 OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "=="}
 ROW = ("logprob", "old_logprob", "log_ratio", "advantage", "selected")
-RESULTS = {2: "Two", 4: "Four"}
+RESULTS = {1: "F", 2: "Two", 4: "Four"}
 HEAD = "// Made by csrc/surrogates.py from r1kernels/ops/surrogates.py. Include inside r1::R1_ISA."
 
 
@@ -52,6 +52,8 @@ def statement(node: ast.stmt, known: set[str]) -> str:
             return f"const auto [{', '.join(map(ast.unparse, names))}] = {expression(value)};"
         case ast.Return(ast.Tuple(values)):
             return f"return {{{', '.join(map(expression, values))}}};"
+        case ast.Return(ast.expr() as value):
+            return f"return {expression(value)};"
     raise SystemExit(f"surrogates.py:{node.lineno}: cannot translate {ast.unparse(node)}")
 
 
@@ -59,12 +61,13 @@ def function(node: ast.FunctionDef) -> str:
     names = [argument.arg for argument in node.args.args]
     body = node.body[ast.get_docstring(node) is not None :]
     returned = body[-1].value if isinstance(body[-1], ast.Return) else None
-    if not isinstance(returned, ast.Tuple):
-        raise SystemExit(f"surrogates.py:{node.lineno}: expected a tuple at the end of {node.name}")
+    if returned is None:
+        raise SystemExit(f"surrogates.py:{node.lineno}: expected a value at the end of {node.name}")
+    results = len(returned.elts) if isinstance(returned, ast.Tuple) else 1
     known = set(names)
     lines = [f"  {statement(line, known)}" for line in body]
     arguments = ", ".join(f"[[maybe_unused]] F {name}" for name in names)
-    head = f"static inline {RESULTS[len(returned.elts)]} {node.name}({arguments}) {{"
+    head = f"static inline {RESULTS[results]} {node.name}({arguments}) {{"
     return "\n".join([head, *lines, "}"])
 
 

@@ -30,9 +30,10 @@ _CHECKED = os.environ.get("R1KERNELS_CHECKED", "0") != "0"
 def checked() -> Iterator[None]:
     """Until the block ends, and in the whole process, look at values that else nobody looks at.
 
-    ``moe_route`` then raises ValueError at a NaN among its logits. On a GPU every such check waits
-    for the device; under torch.compile there is none. ``R1KERNELS_CHECKED=1`` in the environment
-    does it for a process.
+    On a GPU every op then checks the values that it checks on a CPU anyway (targets, temperatures,
+    offsets, indices), and everywhere ``moe_route`` raises ValueError at a NaN among its logits. On
+    a GPU every such check waits for the device; under torch.compile there is none.
+    ``R1KERNELS_CHECKED=1`` in the environment does it for a process.
     """
     global _CHECKED
     before, _CHECKED = _CHECKED, True
@@ -40,6 +41,11 @@ def checked() -> Iterator[None]:
         yield
     finally:
         _CHECKED = before
+
+
+def checking() -> bool:
+    """Whether this is within ``checked()``."""
+    return _CHECKED
 
 
 class Shapes:
@@ -242,6 +248,12 @@ def may_look(tensor: Tensor) -> bool:
     return plain and here and not torch.compiler.is_compiling()
 
 
+def int64(op: str, name: str, value: int) -> int:
+    if not -(2**63) <= whole(op, name, value) < 2**63:
+        raise ValueError(f"{op}: {name}: expected an integer of 64 bits, got {value}")
+    return value
+
+
 def in_range(op: str, name: str, index: Tensor, size: int, ignore: int | None = None) -> None:
     """Every element of the CPU tensor ``index`` is in [0, size), or equals ``ignore``."""
     if index.numel() == 0:
@@ -251,7 +263,7 @@ def in_range(op: str, name: str, index: Tensor, size: int, ignore: int | None = 
         return
     wrong = (index < 0) | (index >= size)
     if ignore is not None:
-        wrong &= index != ignore
+        wrong &= index.long() != ignore  # which narrower integers may not hold
     if wrong.any():
         at = int(wrong.nonzero()[0])
         got = int(index[at])

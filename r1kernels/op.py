@@ -15,8 +15,9 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
-from r1kernels import autocast, check, native, proven
+from r1kernels import autocast, check, native, once, proven
 from r1kernels.names import nearest
 
 OPS: dict[str, Op] = {}
@@ -79,10 +80,11 @@ class Op:
             every backend is compared with, and the specification.
         fake: the same signature; makes empty outputs of the right shape, dtype and device.
         save: ``save(ctx, inputs, output)``, required with ``backward``.
-        backward: ``backward(ctx, *grads) -> one gradient or None per input``.
-        validate: checks of the *values* of arguments on the CPU. They run at every call, before
+        backward: ``backward(ctx, *grads) -> one gradient or None per input``. Without one, a
+            backward pass that comes to the op raises.
+        validate: checks of the *values* of arguments. On the CPU they run at every call, before
             any backend, and not under tracing; on a GPU they would wait for the device, so there
-            the kernels guard themselves.
+            they run within ``r1kernels.checked()``, and else the kernels guard themselves.
         cases: arguments for tests and benchmarks.
         opaque: positions of outputs that are a backend's private memory, never compared.
         guarded: backends that run unasked only on a device where a record says that they are right
@@ -107,6 +109,7 @@ class Op:
         self.module = self.name.removesuffix("_").removesuffix("_backward")
         self.cases, self.opaque, self.guarded = tuple(cases), tuple(opaque), tuple(guarded)
         self.differentiable = backward is not None
+        self._mutable = "!" in schema
         self._validate = validate
         self.backends: dict[str, Backend] = {"torch": Backend(reference, lambda *args: True)}
         for name in native.DEVICE:
@@ -114,15 +117,30 @@ class Op:
         _LIB.define(schema, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
         _LIB.impl(self.name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"r1kernels::{self.name}", fake, lib=_LIB)
-        if backward is not None:
+        if not self._mutable:  # PyTorch registers no gradient of what writes to its arguments
             torch.library.register_autograd(
-                f"r1kernels::{self.name}", backward, setup_context=save, lib=_LIB
+                f"r1kernels::{self.name}",
+                self._refuse_backward if backward is None else once.once(self.name)(backward),
+                setup_context=_keep_inputs(save),
+                lib=_LIB,
             )
         self.overload = getattr(torch.ops.r1kernels, self.name).default
         OPS[self.name] = self
 
     def __call__(self, *args: Any) -> Any:
-        return self.overload(*args)
+        self._refuse_tangents(args)  # below this call torch.func.jvp has taken them away
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            with torch._C._AutoDispatchBelowAutograd():  # saves a good part of a small call
+                return self.overload(*args)
+        try:
+            return self.overload(*args)
+        except RuntimeError as error:
+            if "setup_context" not in str(error):  # PyTorch's word on every registered gradient
+                raise
+            raise NotImplementedError(
+                f"{self.name}: torch.func.grad, vjp and jacrev do not go through it: use "
+                "torch.autograd.grad or .backward()"
+            ) from error
 
     def __repr__(self) -> str:
         return f"Op({self.overload._schema})"
@@ -172,15 +190,30 @@ class Op:
             yield
 
     def _run(self, *args: Any) -> Any:
-        if self._validate is not None and _device_type(args) == "cpu":
+        self._refuse_tangents(args)
+        if self._validate is not None and (check.checking() or _device_type(args) == "cpu"):
             self._validate(*args)
         run = self.backends[self.select(*args).backend].run
         if autocast.enabled(device := _device_type(args)):
             run = autocast.without(run, device)
         if not torch.is_grad_enabled():
             return run(*args)
+        if self._mutable and any(map(_requires_grad, args)):
+            self._refuse_backward()
         with torch.no_grad():  # gradients are the registered backward's, never a reference's own
             return run(*args)
+
+    def _refuse_tangents(self, args: Sequence[Any]) -> None:
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, args)):
+            raise NotImplementedError(
+                f"{self.name}: it has no forward-mode derivative (torch.func.jvp, jacfwd, hessian, "
+                "forward_ad): use torch.autograd.grad or .backward()"
+            )
+
+    def _refuse_backward(self, *_: Any) -> Any:
+        if self.module in OPS and OPS[self.module].differentiable:
+            raise once.second_derivative(self.module)
+        raise NotImplementedError(f"{self.name}: it has no gradient: detach its arguments")
 
     def _add_native(self, name: str) -> None:
         def when(*args: Any) -> bool | str:
@@ -257,6 +290,23 @@ def find(caller: str, name: str) -> Op:
 def is_pinned(op: Op) -> bool:
     """Whether ``using`` says what ``op`` runs on."""
     return op.name in _PINNED
+
+
+def _keep_inputs(save: Callable[..., None] | None) -> Callable[..., None]:
+    def run(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.inputs = once.inputs_of(inputs)
+        if save is not None:
+            save(ctx, inputs, output)
+
+    return run
+
+
+def _has_tangent(arg: Any) -> bool:
+    return isinstance(arg, torch.Tensor) and forward_ad.unpack_dual(arg).tangent is not None
+
+
+def _requires_grad(arg: Any) -> bool:
+    return isinstance(arg, torch.Tensor) and arg.requires_grad
 
 
 def _device_type(args: Sequence[Any]) -> str:

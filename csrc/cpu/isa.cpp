@@ -17,7 +17,7 @@ namespace r1 {
 namespace {
 constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx"};
 
-#ifdef R1_HAS_AVX2
+#ifdef __x86_64__
 // Linux gives a process the registers of AMX when it asks.
 bool may_use_tiles() {
 #ifdef __linux__
@@ -29,8 +29,17 @@ bool may_use_tiles() {
 }
 #endif
 
-Isa detect() {
-#ifdef R1_HAS_AVX2
+// Whether this library has each of them.
+constexpr bool kBuilt[] = {true, R1_HAS_AVX2, R1_HAS_AVX512, R1_HAS_AVX512BF16, R1_HAS_AMX};
+
+Isa best_built(Isa limit) {
+  int i = static_cast<int>(limit);
+  while (!kBuilt[i]) --i;
+  return static_cast<Isa>(i);
+}
+
+Isa of_machine() {
+#ifdef __x86_64__
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
@@ -47,6 +56,8 @@ Isa detect() {
   return Isa::scalar;
 }
 
+Isa detect() { return best_built(of_machine()); }
+
 std::atomic<Isa> current{detect()};
 
 std::string isa_name() { return kNames[static_cast<int>(isa())]; }
@@ -58,7 +69,7 @@ std::string limit_isa(std::string name) {
   for (int i = 0; i < static_cast<int>(std::size(kNames)); ++i)
     if (name == kNames[i]) {
       known = true;
-      if (static_cast<Isa>(i) < limit) limit = static_cast<Isa>(i);
+      if (static_cast<Isa>(i) < limit) limit = best_built(static_cast<Isa>(i));
     }
   R1_CHECK(known, "limit_isa: name: expected scalar, avx2, avx512, avx512bf16, amx or nothing, got ", name);
   current = limit;

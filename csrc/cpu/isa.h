@@ -22,21 +22,31 @@ enum class Isa { scalar, avx2, avx512, avx512bf16, amx };
 Isa isa();  // the best set this machine has, or the limit that a test has set
 }  // namespace r1
 
-#ifdef R1_HAS_AVX2
 #define R1_DECLARE(signature)               \
   namespace r1::scalar { signature; }       \
   namespace r1::avx2 { signature; }         \
   namespace r1::avx512 { signature; }       \
   namespace r1::avx512bf16 { signature; }   \
   namespace r1::amx { signature; }
-#define R1_DISPATCH(function)                                     \
-  (r1::isa() == r1::Isa::amx          ? r1::amx::function         \
-   : r1::isa() == r1::Isa::avx512bf16 ? r1::avx512bf16::function  \
-   : r1::isa() == r1::Isa::avx512     ? r1::avx512::function      \
-   : r1::isa() == r1::Isa::avx2       ? r1::avx2::function        \
-                                      : r1::scalar::function)
-#else
-#define R1_DECLARE(signature) \
-  namespace r1::scalar { signature; }
-#define R1_DISPATCH(function) r1::scalar::function
+
+// A build may leave sets out: those of another kind of processor, or most of them under a sanitizer.
+#ifndef R1_HAS_AVX2
+#define R1_HAS_AVX2 0
 #endif
+#ifndef R1_HAS_AVX512
+#define R1_HAS_AVX512 0
+#endif
+#ifndef R1_HAS_AVX512BF16
+#define R1_HAS_AVX512BF16 0
+#endif
+#ifndef R1_HAS_AMX
+#define R1_HAS_AMX 0
+#endif
+#define R1_USE_0(set, function)
+#define R1_USE_1(set, function) r1::isa() == r1::Isa::set ? r1::set::function:
+#define R1_USE_(has, set, function) R1_USE_##has(set, function)
+#define R1_USE(has, set, function) R1_USE_(has, set, function)
+#define R1_DISPATCH(function)                                                                  \
+  (R1_USE(R1_HAS_AMX, amx, function) R1_USE(R1_HAS_AVX512BF16, avx512bf16, function)            \
+       R1_USE(R1_HAS_AVX512, avx512, function) R1_USE(R1_HAS_AVX2, avx2, function)              \
+           r1::scalar::function)

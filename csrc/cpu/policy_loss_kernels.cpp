@@ -27,8 +27,12 @@ inline F sigmoid(F x) { return splat(1.0f) / (splat(1.0f) + exp(-x)); }
 
 constexpr float kMaxLogRatio = 20.0f, kMinLogSum = -18.420680743952367f;  // ln 1e-8
 inline F bounded(F x) { return minimum(maximum(x, splat(-kMaxLogRatio)), splat(kMaxLogRatio)); }
-// 0 where it is NaN: the sampler did not say.
-inline F known(F x) { return bounded(where(x == x, x, F{})); }
+inline F difference_of(F a, F b) { return where(a == b, F{}, a - b); }  // of two -inf too
+// weight·value, where a row without weight counts for nothing, however infinite it is.
+inline F weighted(F weight, F value) {
+  const I infinite = maximum(value, -value) == splat(__builtin_inff());
+  return where((weight == F{}) & infinite, F{}, weight * value);
+}
 
 struct Sum {
   D lanes{};
@@ -45,7 +49,7 @@ struct Largest {
   double total() const {
     double largest = 0;
     for (int i = 0; i < kWidth; ++i)
-      if (!(lanes[i] <= largest)) largest = lanes[i];
+      if (largest == largest && !(lanes[i] <= largest)) largest = lanes[i];
     return largest;
   }
 };
@@ -53,6 +57,7 @@ struct Largest {
 // Rows [t, t + kWidth) of which `count` belong to the sequence; zero where they are not active.
 struct Lanes {
   F active, logprob, old_logprob, own, slope, advantage, cut, drift;
+  I known;  // active, and the sampler did say
 };
 
 inline F read(const float* p, int64_t t, int64_t count) {
@@ -82,7 +87,7 @@ inline Lanes lanes_at(const PolicyLoss& p, int64_t b, int64_t t, int64_t count) 
   l.old_logprob = where(active, read(p.old_logprob, t, count), F{});
   l.advantage = p.advantage_per_sequence ? splat(p.advantages[b]) : read(p.advantages, t, count);
   l.advantage = where(active, l.advantage, F{});
-  const F difference = l.logprob - l.old_logprob;
+  const F difference = difference_of(l.logprob, l.old_logprob);
   l.own = bounded(difference);
   l.slope = where(l.own == difference, splat(1.0f), F{});
   l.cut = F{};
@@ -93,17 +98,22 @@ inline Lanes lanes_at(const PolicyLoss& p, int64_t b, int64_t t, int64_t count) 
     l.slope = l.slope * clipped.slope;
     l.cut = where(l.advantage == F{}, F{}, splat(1.0f) - clipped.slope);
   }
+  l.known = active;
   l.drift = F{};
-  if (p.sampling_logprob)
-    l.drift = where(active, known(l.old_logprob - read(p.sampling_logprob, t, count)), F{});
+  if (p.sampling_logprob) {
+    const F sampling = read(p.sampling_logprob, t, count);
+    l.known = active & (sampling == sampling);
+    l.drift = where(l.known, bounded(difference_of(l.old_logprob, sampling)), F{});
+  }
   return l;
 }
 
 inline F weight_of(const PolicyLoss& p, F drift) {
   const F weight = exp(drift);
-  const F cut = minimum(maximum(weight, splat(p.rollout_min)), splat(p.rollout_max));
-  if (p.rollout == Rollout::token_truncate || p.rollout == Rollout::sequence_truncate) return cut;
-  return where(weight == cut, weight, F{});
+  const F least = splat(p.rollout_min), most = splat(p.rollout_max);
+  if (p.rollout == Rollout::token_truncate || p.rollout == Rollout::sequence_truncate)
+    return minimum(maximum(weight, least), most);
+  return where((weight < least) | (weight > most), F{}, weight);
 }
 
 // What the rows of a sequence share.
@@ -122,11 +132,11 @@ Shared shared_of(const PolicyLoss& p, int64_t b, bool off_policy) {
     if (p.level == RatioLevel::sequence_sum && p.rollout != Rollout::none) {
       const F weight = weight_of(p, l.drift);
       const F least = splat(kMinLogSum);
-      const F correction = where(weight > F{}, maximum(log(weight), least), least);
+      const F correction = where(weight <= F{}, least, maximum(log(weight), least));
       log_ratio += where(l.active > F{}, correction, F{});
     }
     if (off_policy)
-      away += where(l.active > F{}, known(read(behaviour, t, end - t) - l.logprob), F{});
+      away += where(l.known, bounded(difference_of(read(behaviour, t, end - t), l.logprob)), F{});
   }
   return {active.total(), log_ratio.total(), drift.total(), away.total()};
 }
@@ -187,7 +197,7 @@ void policy_loss_sequence(const PolicyLoss& p, int64_t b, PolicyLossSums* sums) 
     F chain = share * term.by_log_ratio, g = share * term.by_logprob;
     if (p.ref_logprob) {
       const F reference = where(l.active > F{}, read(p.ref_logprob, t, count), F{});
-      const F difference = reference - l.logprob, inside = bounded(difference);
+      const F difference = difference_of(reference, l.logprob), inside = bounded(difference);
       Two divergence = estimator(inside);
       divergence.slope = where(inside == difference, divergence.slope, F{});
       if (p.correct_kl) {
@@ -207,7 +217,7 @@ void policy_loss_sequence(const PolicyLoss& p, int64_t b, PolicyLossSums* sums) 
       entropy += where(l.active > F{}, read(p.entropy, t, count), F{});
       write(p.grad_entropy, t, count, where(l.active > F{}, minus_share, F{}));
     }
-    policy += share * term.value;
+    policy += weighted(share, term.value);
     clipped += l.active * (l.cut + term.clipped);
     ratios += l.active * ratio;
     ratio_max += l.active * ratio;

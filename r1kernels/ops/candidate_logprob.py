@@ -70,7 +70,7 @@ def _reference(
         logits[pairs] = products.sum(-1)
     if bias is not None:
         logits += bias[candidate_ids].to(dtype)
-    valid = target != ignore_index
+    valid = head.counted(target, ignore_index)
     logits = logits.where(rows.spread(valid), 0)
 
     z = _scaled(logits, rows, temperature, logit_scale, softcap)
@@ -124,7 +124,7 @@ def _validate(
     rows = Segments(candidate_offsets)
     chosen = (candidate_ids == rows.spread(target)).cumsum(0)
     chosen = torch.cat([chosen.new_zeros(1), chosen])[rows.offsets].diff()
-    missing = (chosen == 0) & (target != rest[-1])
+    missing = (chosen == 0) & head.counted(target, rest[-1])
     if missing.any():
         at = int(missing.nonzero()[0])
         count = int(rows.counts[at])
@@ -196,7 +196,7 @@ def _backward_reference(
         dz = dz - rows.spread(dentropy) * p * (logp.where(p > 0, 0) + rows.spread(entropy))
         wanted = wanted | (dentropy != 0)
     dz = head.scale_backward(dz[:, None], z[:, None], of_candidate, logit_scale, softcap)[:, 0]
-    dz = dz.where(rows.spread(wanted & (target != ignore_index)), 0)
+    dz = dz.where(rows.spread(wanted & head.counted(target, ignore_index)), 0)
 
     dhidden, dweight, dbias = head.empty_gradients(
         hidden, weight, need_hidden, need_weight, need_bias

@@ -36,6 +36,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from r1kernels import autocast, check
+from r1kernels.once import inputs_of, once
 from r1kernels.ops.moe_combine import MOE_COMBINE, accumulate_dtype, moe_combine
 from r1kernels.ops.moe_experts import MOE_EXPERTS, MOE_EXPERTS_BACKWARD, moe_experts
 from r1kernels.ops.moe_permute import MOE_PERMUTE, moe_permute
@@ -167,6 +168,7 @@ class _ExpertParallel(torch.autograd.Function):
         down: Tensor,
         weights: Tensor,
     ) -> Tensor:
+        ctx.inputs = inputs_of((x, gate_up, down, weights))
         rows = exchange.there(MOE_PERMUTE(x, gather, inverse))
         keep = any(ctx.needs_input_grad)
         out, h = MOE_EXPERTS(rows, gate_up, down, theirs.weights, *theirs[3:], keep)
@@ -175,6 +177,7 @@ class _ExpertParallel(torch.autograd.Function):
         return MOE_COMBINE(exchange.back(out), weights, gather, inverse)
 
     @staticmethod
+    @once("moe_experts_parallel")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         rows, gate_up, down, *sort, h, gather, inverse, weights = ctx.saved_tensors
         exchange = ctx.exchange

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from r1kernels import autocast, check
+from r1kernels.once import inputs_of, once
 from r1kernels.ops import fp8_quantize as quantize
 from r1kernels.ops.fp8_format import BLOCK, SCALE_FORMATS, FP8Tensor
 from r1kernels.ops.fp8_grouped_gemm import fp8_grouped_gemm
@@ -76,7 +76,7 @@ def fp8_experts(
     if routing.offsets is None or ((trained or x.is_cuda) and not in_blocks(routing, experts)):
         routing = Routing.of(routing.weights, routing.ids, experts, align=BLOCK)
     weights, _, *order = routing
-    codes = (*gate_up_quantized[:2], *down_quantized[:2])
+    codes = (*gate_up_quantized.constants, *down_quantized.constants)
     return _Experts.apply(x, gate_up, down, weights, *codes, *order, scale_format, trained)
 
 
@@ -97,6 +97,7 @@ class _Experts(torch.autograd.Function):
         counts: Tensor, offsets: Tensor, gather: Tensor, inverse: Tensor,
         scale_format: str, trained: bool,
     ) -> Tensor:  # fmt: skip
+        ctx.inputs = inputs_of((x, gate_up, down, weights))
         rows_of: dict[str, Any] = {"offsets": offsets, "counts": counts, "out_dtype": x.dtype}
         xq = quantize.fp8_quantize(
             x, scale_format=scale_format, both=trained, gather=gather, top_k=inverse.shape[1]
@@ -113,7 +114,7 @@ class _Experts(torch.autograd.Function):
         return moe_combine(rows, weights, gather, inverse)
 
     @staticmethod
-    @once_differentiable
+    @once("fp8_experts")
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         (
             x_t, x_scale_t, h, weights, gate_up_data, gate_up_scale, down_data, down_scale,

@@ -39,6 +39,14 @@ class FP8Tensor(NamedTuple):
     """[C, R'/128] float32."""
 
     @property
+    def constants(self) -> tuple[Tensor, Tensor]:
+        """data and scale as a product reads them: no gradient goes that way."""
+        data, scale = self.data, self.scale
+        if data.requires_grad or scale.requires_grad:
+            data, scale = data.detach(), scale.detach()
+        return data, scale
+
+    @property
     def transposed(self) -> FP8Tensor:
         """What ``data_t`` and ``scale_t`` are of, as the weight gradient takes it.
 

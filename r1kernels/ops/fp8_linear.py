@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from r1kernels import autocast, check
+from r1kernels.once import inputs_of, once
 from r1kernels.ops.fp8_format import (
     BLOCK,
     E4M3,
@@ -71,7 +71,7 @@ def fp8_linear(
         shapes("bias", bias, "N", SOURCES)
     check.choice(op, "scale_format", scale_format, SCALE_FORMATS)
     trained = weight.requires_grad and torch.is_grad_enabled()
-    given = rows, weight, *quantized[:2], bias, scale_format, trained
+    given = rows, weight, *quantized.constants, bias, scale_format, trained
     taped = trained or (torch.is_grad_enabled() and (rows.requires_grad or _trained(bias)))
     y = _Linear.apply(*given) if taped else _forward(*given)[0]
     return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
@@ -130,13 +130,14 @@ class _Linear(torch.autograd.Function):
         scale_format: str, trained: bool,
     ) -> Tensor:  # fmt: skip
         y, x_t, x_scale_t = _forward(x, weight, data, scale, bias, scale_format, trained)
+        ctx.inputs = inputs_of((x, weight, bias))
         ctx.save_for_backward(x_t, x_scale_t, data, scale)
         ctx.scale_format, ctx.x_dtype, ctx.weight_dtype = scale_format, x.dtype, weight.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         return y
 
     @staticmethod
-    @once_differentiable
+    @once("fp8_linear")
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         x_t, x_scale_t, data, scale = ctx.saved_tensors
         of_x, of_weight, _, _, of_bias, _, _ = ctx.needs_input_grad

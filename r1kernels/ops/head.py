@@ -83,10 +83,10 @@ def statistics(
     ``sharded``: a target outside [0, V) is in another shard of the vocabulary; its logit counts
     as 0 here.
     """
-    valid = target != ignore_index
+    valid = counted(target, ignore_index)
     here = _in_shard(target, z.shape[-1]) if sharded else valid
     lse = z.logsumexp(-1)
-    own = z.gather(-1, target.where(valid & here, 0)[:, None])[:, 0]
+    own = z.gather(-1, target.long().where(valid & here, 0)[:, None])[:, 0]
     logprob = own.where(here, 0) - lse
     entropy = z.new_empty(0)
     if want_entropy:
@@ -110,18 +110,27 @@ def statistics_backward(
 
     Exactly zero for rows without an upstream gradient, whatever their logits are.
     """
-    valid = target != ignore_index
+    valid = counted(target, ignore_index)
     here = _in_shard(target, z.shape[-1]) if sharded else valid
     wanted = dlogprob != 0
     logp = z - lse[:, None]
     p = logp.exp()
     dz = -dlogprob[:, None] * p
     own = dlogprob.where(here, 0)
-    dz.scatter_add_(-1, target.where(valid & here, 0)[:, None], own[:, None])
+    dz.scatter_add_(-1, target.long().where(valid & here, 0)[:, None], own[:, None])
     if dentropy.numel():
         dz -= dentropy[:, None] * p * (logp.where(p > 0, 0) + entropy[:, None])
         wanted = wanted | (dentropy != 0)
     return dz.where((valid & wanted)[:, None], 0)
+
+
+def counted(target: Tensor, ignore_index: int) -> Tensor:
+    """[T] bool: the rows whose target is not ``ignore_index``.
+
+    In int64: a constant that does not fit narrower integers would be compared by its low bits, and
+    those of ``NO_IGNORE`` are the token 0.
+    """
+    return target.long() != ignore_index
 
 
 def _in_shard(target: Tensor, columns: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from r1kernels import check
+from r1kernels.ops import head
 from r1kernels.ops.linear_logprob import head_logprob
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def linear_cross_entropy(
         target: [T], int64 or int32, values in [0, V) or ``ignore_index``: row t of hidden is the
             one that predicts target[t], as ``pack`` makes them of padded sequences.
         bias: [V], dtype of hidden.
-        ignore_index: target of the rows that do not count.
+        ignore_index: target of the rows that do not count; any int64.
         reduction: "mean" over the rows that count (NaN if there is none, with zero gradients, as
             in PyTorch), "sum", or "none": [T] with zeros at ignored rows.
         softcap: bound of the logits (Gemma); None for none.
@@ -56,7 +57,7 @@ def linear_cross_entropy(
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     check.choice("linear_cross_entropy", "reduction", reduction, REDUCTIONS)
-    check.whole("linear_cross_entropy", "ignore_index", ignore_index)
+    check.int64("linear_cross_entropy", "ignore_index", ignore_index)
     logprob, _, _ = head_logprob(
         "linear_cross_entropy", hidden, weight, target, bias, 1.0, logit_scale, softcap,
         entropy=False, ignore_index=ignore_index, tp_group=tp_group, vocab_start=vocab_start,
@@ -66,6 +67,6 @@ def linear_cross_entropy(
         return -logprob
     if reduction == "sum":
         return -logprob.sum()
-    counts = target != ignore_index
+    counts = head.counted(target, ignore_index)
     # Not a plain sum: when no row counts, its gradient 1/0 must not meet the ignored rows.
     return -logprob.where(counts, 0).sum() / counts.sum()

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from r1kernels import check
+from r1kernels.once import inputs_of, once
 from r1kernels.op import Case, Op
 from r1kernels.ops import head
 from r1kernels.ops.head import NO_IGNORE, LogProb
@@ -74,11 +74,12 @@ class _InPlace(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
         output = LOGPROB(*args)
+        ctx.inputs = inputs_of(args)
         _save(ctx, args, output)
         return output
 
     @staticmethod
-    @once_differentiable
+    @once("logprob")
     def backward(ctx: Any, dlogprob: Tensor, dentropy: Tensor, *_: Any) -> tuple[Any, ...]:
         logits, *saved = ctx.saved_tensors
         LOGPROB_BACKWARD_(dlogprob, dentropy, logits, *saved, *ctx.options)

@@ -99,7 +99,7 @@ def reference(*args: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     drift = zero
     rollout = torch.ones_like(m)
     if a.sampling_logprob is not None:
-        drift = known_difference(old_logprob, a.sampling_logprob, active)
+        drift = known(bounded_difference(old_logprob, a.sampling_logprob)[0], a, active)
     if a.rollout_correction != "none":
         rollout = rollout_weight(a, drift, sequences)
     if a.level == "sequence_sum":
@@ -115,7 +115,8 @@ def reference(*args: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dropped = torch.zeros_like(active)
     if a.off_policy_mask_threshold < math.inf:
         behaviour = old_logprob if a.sampling_logprob is None else a.sampling_logprob
-        away = sequences.sum(known_difference(behaviour, logprob, active)) / length
+        away = known(bounded_difference(behaviour, logprob)[0], a, active)
+        away = sequences.sum(away) / length
         dropped = active & (advantage < 0) & (away > a.off_policy_mask_threshold)
         policy_weight = policy_weight.where(~dropped, 0)
     selected = torch.zeros_like(m) if a.selected is None else a.selected.where(active, False).to(m)
@@ -123,7 +124,7 @@ def reference(*args: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     value, by_log_ratio, by_logprob, cut = function(
         logprob, old_logprob, x, advantage, selected, *options
     )
-    loss = policy = (policy_weight * value).sum()
+    loss = policy = weighted(policy_weight, value).sum()
     chain, grad = policy_weight * by_log_ratio, policy_weight * by_logprob
 
     kl = torch.zeros_like(m)
@@ -138,7 +139,7 @@ def reference(*args: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         grad = grad + a.beta * w * kl_slope
     if a.level == "sequence":
         chain = sequences.sum(chain) / length * m
-    grad = grad + chain * slope
+    grad = (grad + chain * slope).where(active, 0)  # of others a whole sequence may be NaN
 
     entropy, grad_entropy = zero, m.new_empty(0)
     if a.entropy is not None:
@@ -167,21 +168,29 @@ def rollout_weight(a: Arguments, drift: Tensor, sequences: Sequences) -> Tensor:
     if of == "sequence":
         drift = sequences.sum(drift).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     weight = drift.exp()
-    cut = weight.clamp(a.rollout_clip_min, a.rollout_clip_max)
-    return cut if how == "truncate" else weight.where(weight == cut, 0)
+    if how == "truncate":
+        return weight.clamp(a.rollout_clip_min, a.rollout_clip_max)
+    outside = (weight < a.rollout_clip_min) | (weight > a.rollout_clip_max)
+    return weight.where(~outside, 0)
 
 
 def bounded_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """a − b, bounded, and its derivative: 1, or 0 where it was bounded."""
-    difference = a - b
+    """a − b, bounded, and its derivative: 1, or 0 where it was bounded. −∞ − (−∞) is 0."""
+    difference = (a - b).where(a != b, 0)
     bounded = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return bounded, (bounded == difference).to(a.dtype)
 
 
-def known_difference(a: Tensor, b: Tensor, active: Tensor) -> Tensor:
-    """a − b, bounded; 0 at inactive rows and where it is NaN: the sampler did not say."""
-    difference = (a - b).where(active, 0)
-    return difference.where(~difference.isnan(), 0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+def known(difference: Tensor, a: Arguments, active: Tensor) -> Tensor:
+    """0 at inactive rows and where the sampler did not say; a NaN of anyone else stays."""
+    if a.sampling_logprob is not None:
+        active = active & ~a.sampling_logprob.isnan()
+    return difference.where(active, 0)
+
+
+def weighted(weight: Tensor, value: Tensor) -> Tensor:
+    """weight·value, where a row without weight counts for nothing, however infinite it is."""
+    return (weight * value).where((weight != 0) | ~value.isinf(), 0)
 
 
 class Sequences:

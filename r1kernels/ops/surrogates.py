@@ -21,6 +21,12 @@ from __future__ import annotations
 from torch import exp, log, maximum, minimum, sigmoid, where
 
 
+def times(slope, logprob):
+    """slope·ℓ, which is 0 where the slope is, of a token that has no probability too; NaN stays."""
+    product = slope * logprob
+    return where(slope == 0.0, where(logprob < -1e30, 0.0, product), product)
+
+
 def ppo(
     logprob, old_logprob, log_ratio, advantage, selected,
     epsilon, epsilon_high, delta, clip_ratio_c,
@@ -49,15 +55,16 @@ def cispo(logprob, old_logprob, log_ratio, advantage, selected, epsilon_high):
     ratio = exp(log_ratio)
     slope = -minimum(ratio, epsilon_high) * advantage
     clipped = where(advantage == 0.0, 0.0, where(ratio > epsilon_high, 1.0, 0.0))
-    return slope * logprob, 0.0, slope, clipped
+    return times(slope, logprob), 0.0, slope, clipped
 
 
 def cispo_clip(logprob, old_logprob, log_ratio, advantage, selected, epsilon, epsilon_high):
     """L = −sg(clip(r, 1 − ε, 1 + ε_high))·A·ℓ  (MiniMax-M1; verl's CISPO)."""
     ratio = exp(log_ratio)
     inside = minimum(maximum(ratio, 1.0 - epsilon), 1.0 + epsilon_high)
+    slope = -inside * advantage
     clipped = where(advantage == 0.0, 0.0, where(inside == ratio, 0.0, 1.0))
-    return -inside * advantage * logprob, 0.0, -inside * advantage, clipped
+    return times(slope, logprob), 0.0, slope, clipped
 
 
 def sapo(
@@ -80,7 +87,7 @@ def vespo(
     k = where(advantage >= 0.0, vespo_k_pos, vespo_k_neg)
     decay = where(advantage >= 0.0, vespo_lambda_pos, vespo_lambda_neg)
     slope = -exp(decay + k * log_ratio - decay * exp(log_ratio)) * advantage
-    return slope * logprob, 0.0, slope, 0.0
+    return times(slope, logprob), 0.0, slope, 0.0
 
 
 def gmpo(logprob, old_logprob, log_ratio, advantage, selected, epsilon, epsilon_high):
@@ -105,7 +112,7 @@ def dppo_tv(
     beyond = where(advantage > 0.0, moved - epsilon_high, -epsilon - moved)
     slope = where(beyond > 0.0, 0.0, -minimum(ratio, clip_ratio_c) * advantage)
     cut = where(beyond > 0.0, 1.0, where(ratio > clip_ratio_c, 1.0, 0.0))
-    return slope * logprob, 0.0, slope, where(advantage == 0.0, 0.0, cut)
+    return times(slope, logprob), 0.0, slope, where(advantage == 0.0, 0.0, cut)
 
 
 def dppo_kl(
@@ -124,12 +131,12 @@ def dppo_kl(
     beyond = where(outward > 0.0, divergence - bound, 0.0)
     slope = where(beyond > 0.0, 0.0, -minimum(ratio, clip_ratio_c) * advantage)
     cut = where(beyond > 0.0, 1.0, where(ratio > clip_ratio_c, 1.0, 0.0))
-    return slope * logprob, 0.0, slope, where(advantage == 0.0, 0.0, cut)
+    return times(slope, logprob), 0.0, slope, where(advantage == 0.0, 0.0, cut)
 
 
 def reinforce(logprob, old_logprob, log_ratio, advantage, selected):
     """L = −A·ℓ: the plain policy gradient, no ratio."""
-    return -advantage * logprob, 0.0, -advantage, 0.0
+    return times(-advantage, logprob), 0.0, -advantage, 0.0
 
 
 def kl_cov(logprob, old_logprob, log_ratio, advantage, selected, ppo_kl_coef):

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from r1kernels.once import inputs_of, once
 from r1kernels.ops import head
 from r1kernels.ops.linear_logprob_op import LINEAR_LOGPROB, LINEAR_LOGPROB_BACKWARD
 
@@ -41,7 +42,7 @@ def vocab_parallel_logprob(
         weight = weight[: max(columns, 1)]
         bias = None if bias is None else bias[: max(columns, 1)]
     column = target.long() - start
-    valid = target != ignore_index
+    valid = head.counted(target, ignore_index)
     here = valid & (column >= 0) & (column < columns)
     column = column.where(here, -1).where(valid, head.NO_IGNORE)
     value, entropy, owners = _VocabParallel.apply(
@@ -103,6 +104,7 @@ class _VocabParallel(torch.autograd.Function):
         kept_rows: int,
         frozen_head: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.inputs = inputs_of((hidden, weight, bias))
         logprob, entropy, lse, kept, dhidden = LINEAR_LOGPROB(
             hidden, weight, target, bias, keep, temperature, logit_scale, softcap,
             want_entropy, entropy_grad, kept_rows, frozen_head, head.NO_IGNORE, True,
@@ -143,6 +145,7 @@ class _VocabParallel(torch.autograd.Function):
         return value, entropy, owners
 
     @staticmethod
+    @once("linear_logprob")
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         dlogprob, dentropy, _ = grads
         gradients: list[Any] = [None] * 15

@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from r1kernels.ops import head
 from r1kernels.ops.linear_logprob_op import (
     KEPT_STATE,
     LINEAR_LOGPROB,
@@ -51,7 +52,7 @@ class Order(NamedTuple):
 
     @staticmethod
     def of(target: Tensor, keep: Tensor | None, ignore_index: int) -> Order:
-        valid = target != ignore_index
+        valid = head.counted(target, ignore_index)
         wanted = valid if keep is None else valid & keep
         rows = torch.argsort(2 - valid.byte() - wanted.byte(), stable=True)
         return Order(rows.int(), torch.stack((wanted.sum(), valid.sum())).int(), valid)

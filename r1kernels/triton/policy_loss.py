@@ -21,11 +21,13 @@ from torch import Tensor
 from r1kernels.ops.policy_loss import POLICY_LOSS
 from r1kernels.ops.policy_loss_reference import METRICS, Arguments
 from r1kernels.triton import plug_in
+from r1kernels.triton.elementary import maximum
 from r1kernels.triton.group_advantage import BLOCK as REWARDS
 from r1kernels.triton.group_advantage import Batch, advantages
 from r1kernels.triton.policy_loss_rows import (
     bounded,
-    known,
+    difference_of,
+    drift_of,
     read_row,
     read_sequence,
     rollout_weight,
@@ -113,9 +115,9 @@ def kernel(
         drift = 0.0 * m
         if a.sampling_logprob is not None:
             sampled = tl.load(a.sampling_logprob + i, row.active, 0.0)
-            drift = known(row.old_logprob - sampled, row.active)
+            drift = drift_of(row.old_logprob, sampled, sampled, row.active)
             drift_sum += tl.abs(drift)
-            drift_max = tl.maximum(drift_max, tl.abs(drift))
+            drift_max = maximum(drift_max, tl.abs(drift))
         rollout = s.rollout
         if a.rollout_correction == "token_truncate" or a.rollout_correction == "token_mask":
             rollout = rollout_weight(a, drift)
@@ -138,7 +140,8 @@ def kernel(
         gradient = policy_weight * by_logprob
 
         if a.ref_logprob is not None:
-            difference, inside = bounded(tl.load(a.ref_logprob + i, row.active, 0.0) - row.logprob)
+            reference = tl.load(a.ref_logprob + i, row.active, 0.0)
+            difference, inside = bounded(difference_of(reference, row.logprob))
             kl, slope = KL(difference)
             slope = slope * inside
             if a.use_bias_correction_kl:
@@ -151,17 +154,18 @@ def kernel(
             chain_sum += chain
         else:
             gradient += chain * row.slope
-        tl.store(grad + i, gradient, i < stop)
+        tl.store(grad + i, tl.where(row.active, gradient, 0.0), i < stop)
         if a.entropy is not None:
             entropy_sum += tl.load(a.entropy + i, row.active, 0.0)
             share = tl.where(row.active, 1.0 / entropy_total, 0.0)
             tl.store(grad_entropy + i, -a.entropy_coef * share, i < stop)
 
         active_sum += row.active.to(tl.int32)
-        policy_sum += policy_weight * value
+        nothing = (policy_weight == 0.0) & (tl.abs(value) == float("inf"))
+        policy_sum += tl.where(nothing, 0.0, policy_weight * value)
         clip_sum += m * (row.cut + cut)
         ratio_sum += m * ratio
-        ratio_max = tl.maximum(ratio_max, m * ratio)
+        ratio_max = maximum(ratio_max, m * ratio)
 
     if a.level == "sequence":
         shared = tl.sum(chain_sum).to(tl.float32) / s.length
@@ -177,9 +181,9 @@ def kernel(
     part = put(part, ENTROPY, tl.sum(entropy_sum))
     part = put(part, CLIPPED, tl.sum(clip_sum))
     part = put(part, RATIO, tl.sum(ratio_sum))
-    part = put(part, RATIO_MAX, tl.max(ratio_max))
+    part = put(part, RATIO_MAX, tl.reduce(ratio_max, 0, maximum))
     part = put(part, DRIFT, tl.sum(drift_sum))
-    part = put(part, DRIFT_MAX, tl.max(drift_max))
+    part = put(part, DRIFT_MAX, tl.reduce(drift_max, 0, maximum))
     part = put(part, ROLLOUT, tl.sum(rollout_sum))
     part = put(part, DROPPED, tl.sum(dropped_sum))
     part = put(part, TOKENS, tl.sum(active_sum))
@@ -214,8 +218,8 @@ def combine(a, loss, metrics, parts, sequences, entropy_total, SEQUENCES: tl.con
         # From the second cache: the first may still hold what stood there before.
         part = tl.load(at, b < sequences, 0.0, cache_modifier=".cg")
         total += part
-        top = tl.maximum(top, part)
-    value = tl.where((MAXIMA >> column) & 1 != 0, tl.max(top, 0), tl.sum(total, 0))
+        top = maximum(top, part)
+    value = tl.where((MAXIMA >> column) & 1 != 0, tl.reduce(top, 0, maximum), tl.sum(total, 0))
     sum_of_loss = take(value, POLICY)
     if a.ref_logprob is not None:
         sum_of_loss += a.beta * take(value, KL_TERM)

@@ -43,10 +43,16 @@ def bounded(x):
 
 
 @triton.jit
-def known(difference, active):
-    """A difference from the sampler, bounded; 0 where the sampler did not say."""
-    inside, _ = bounded(difference)
-    return tl.where(active & (difference == difference), inside, 0.0)
+def difference_of(a, b):
+    """a − b, which is 0 of two −inf."""
+    return tl.where(a == b, 0.0, a - b)
+
+
+@triton.jit
+def drift_of(a, b, sampled, active):
+    """a − b, bounded; 0 where the sampler did not say. A NaN of anyone else stays."""
+    inside, _ = bounded(difference_of(a, b))
+    return tl.where(active & (sampled == sampled), inside, 0.0)
 
 
 @triton.jit
@@ -68,7 +74,7 @@ def read_row(a, i, stop, advantage, LOG_RATIO: tl.constexpr):
         by_token = tl.load(a.advantages + i, active, 0.0)
     else:
         by_token = tl.where(active, advantage, 0.0)
-    log_ratio, slope = bounded(logprob - old_logprob)
+    log_ratio, slope = bounded(difference_of(logprob, old_logprob))
     cut = 0.0 * slope
     if LOG_RATIO is not None:
         log_ratio, inside = LOG_RATIO(log_ratio, by_token, *a.options)
@@ -80,10 +86,12 @@ def read_row(a, i, stop, advantage, LOG_RATIO: tl.constexpr):
 @triton.jit
 def rollout_weight(a, drift):
     weight = tl.exp(drift)
-    inside = minimum(maximum(weight, a.rollout_clip_min), a.rollout_clip_max)
     if a.rollout_correction == "token_mask" or a.rollout_correction == "sequence_mask":
-        inside = tl.where(weight == inside, inside, 0.0)
-    return inside
+        outside = (weight < a.rollout_clip_min) | (weight > a.rollout_clip_max)
+        kept = tl.where(outside, 0.0, weight)
+    else:
+        kept = minimum(maximum(weight, a.rollout_clip_min), a.rollout_clip_max)
+    return kept
 
 
 @triton.jit
@@ -107,14 +115,15 @@ def read_sequence(a, start, stop, advantage, LOG_RATIO: tl.constexpr, BLOCK: tl.
         for first in range(start, stop, BLOCK):
             i = first + tl.arange(0, BLOCK)
             row = read_row(a, i, stop, advantage, LOG_RATIO)
-            sampled = read(a.sampling_logprob, i, row.active, row.old_logprob)
+            behaviour = read(a.sampling_logprob, i, row.active, row.old_logprob)
+            sampled = read(a.sampling_logprob, i, row.active, 0.0)
             count += row.active.to(tl.int32)
             if a.level != "token":
                 log_ratio += row.log_ratio
             if a.off_policy_mask_threshold is not None:
-                away += known(sampled - row.logprob, row.active)
+                away += drift_of(behaviour, row.logprob, sampled, row.active)
             if of_sequence or corrected:
-                token = known(row.old_logprob - sampled, row.active)
+                token = drift_of(row.old_logprob, behaviour, sampled, row.active)
                 if corrected:
                     token = maximum(tl.log(rollout_weight(a, token)), LEAST)
                     token = tl.where(row.active, token, 0.0)

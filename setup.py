@@ -40,6 +40,11 @@ X86_ISAS = {
 }
 CPU_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-Wall", "-Wextra", "-Wno-unused-parameter",
              "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]  # fmt: skip
+# With R1KERNELS_SANITIZE in the environment: another library, for `make test-sanitize`.
+SANITIZE = "R1KERNELS_SANITIZE" in os.environ
+# An empty tensor has no address, and copying no bytes from there is what memcpy is asked to do.
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+              "-fno-sanitize=nonnull-attribute"]  # fmt: skip
 CUDA_ARCHS = {"_sm90": ["90a"], "": ["80", "89", "90a", "100"]}  # by the end of the file's name
 # Products and sums are fused where the source says fma: a number is then the same wherever it is
 # computed, and as the emulator of the tests computes it.
@@ -96,7 +101,7 @@ class BuildKernels(build_ext):
             self.build_library(ext)
 
     def get_ext_filename(self, fullname: str) -> str:
-        return fullname.replace(".", os.sep) + ".so"
+        return fullname.replace(".", os.sep) + (".sanitize.so" if SANITIZE else ".so")
 
     def build_library(self, ext: Extension) -> None:
         backend = ext.name.rpartition("._")[2]
@@ -107,7 +112,8 @@ class BuildKernels(build_ext):
         make = self.cpu_commands if backend == "cpp" else self.cuda_commands
         # pip's own folders for objects are gone after an editable install: with this one, only what
         # changed is compiled the next time.
-        folder = ROOT / "build/objects" / f"{backend}-torch-{version_of(torch)}"
+        name = "sanitize" if SANITIZE else backend
+        folder = ROOT / "build/objects" / f"{name}-torch-{version_of(torch)}"
         folder.mkdir(parents=True, exist_ok=True)
         if backend == "cpp":  # the algebra of the losses is written once, in Python
             algebra = ROOT / "r1kernels/ops/surrogates.py"
@@ -130,16 +136,19 @@ class BuildKernels(build_ext):
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)
         objects = [command[-1] for command in commands]
-        link = [f"-L{torch / 'lib'}", "-ltorch_cpu"]
+        link = [f"-L{torch / 'lib'}", "-ltorch_cpu", *(SANITIZERS if SANITIZE else [])]
         run([compiler, "-shared", *objects, *link, "-o", str(output)])
 
     def cpu_commands(self, source: str) -> list[tuple[str, list[str]]]:
         on_x86 = platform.machine() in ("x86_64", "AMD64")
         isas = X86_ISAS if on_x86 else {"scalar": []}
+        extra = []
+        if SANITIZE:
+            isas, extra = of_this_machine(isas), ["-O1", "-g1", *SANITIZERS]
         available = [f"-DR1_HAS_{isa.upper()}" for isa in isas]
         return [
-            (f"{Path(source).stem}.{isa}.o", [*CPU_FLAGS, *flags, *available, f"-DR1_ISA={isa}",
-                                             f"-DR1_ISA_IS_{isa.upper()}"])
+            (f"{Path(source).stem}.{isa}.o", [*CPU_FLAGS, *flags, *extra, *available,
+                                             f"-DR1_ISA={isa}", f"-DR1_ISA_IS_{isa.upper()}"])
             for isa, flags in isas.items()
         ]  # fmt: skip
 
@@ -157,6 +166,14 @@ class AnyPythonWheel(bdist_wheel):
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
+
+
+def of_this_machine(isas: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Plain code, AVX2, and the best set that runs here: the sanitizers make compiling slow."""
+    info = Path("/proc/cpuinfo")
+    words = {word.replace("_", "") for word in info.read_text().split()} if info.exists() else set()
+    able = [isa for isa, flags in isas.items() if {f[2:].replace("-", "") for f in flags} <= words]
+    return {isa: isas[isa] for isa in able if isa in ("scalar", "avx2", able[-1])}
 
 
 def is_stale(command: list[str], newest_header: float) -> bool:
@@ -182,6 +199,8 @@ def sources(folder: str, suffix: str) -> list[str]:
 
 
 LIBRARIES = {"cpp": sources("csrc/cpu", ".cpp"), "cuda": sources("csrc/cuda", ".cu")}
+if SANITIZE:
+    del LIBRARIES["cuda"]
 
 setup(
     ext_modules=[

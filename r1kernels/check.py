@@ -248,6 +248,27 @@ def may_look(tensor: Tensor) -> bool:
     return plain and here and not torch.compiler.is_compiling()
 
 
+def between(op: str, name: str, value: int, least: int, most: int) -> int:
+    """``value`` is a whole number from ``least`` to ``most``."""
+    if not least <= whole(op, name, value) <= most:
+        raise ValueError(f"{op}: {name}: expected {least} ≤ {name} ≤ {most}, got {value}")
+    return value
+
+
+def above_zero(op: str, name: str, values: Tensor) -> None:
+    """Every element of ``values`` is a number above 0, and finite."""
+    if values.numel() == 0:
+        return
+    least, most = values.aminmax()  # one pass: this runs at every call; NaN if any is
+    if not 0 < float(least) <= float(most) < torch.inf:
+        wrong = ~((values > 0) & (values < torch.inf))
+        where = ", ".join(map(str, wrong.nonzero()[0].tolist()))
+        raise ValueError(
+            f"{op}: {name}[{where}]: expected a finite number above 0, "
+            f"got {float(values[wrong][0])}"
+        )
+
+
 def int64(op: str, name: str, value: int) -> int:
     if not -(2**63) <= whole(op, name, value) < 2**63:
         raise ValueError(f"{op}: {name}: expected an integer of 64 bits, got {value}")
@@ -292,12 +313,22 @@ def numbers_if_checked(op: str, name: str, values: Tensor) -> None:
         raise ValueError(f"{op}: {name}[{where}]: expected a number, got nan")
 
 
+def offsets(op: str, name: str, ends: Tensor, rows: int) -> None:
+    """The CPU tensor ``ends`` starts at 0, never falls, and ends at ``rows`` at most."""
+    last = int(ends[-1]) if ends.numel() else 0
+    if last > rows:
+        raise ValueError(f"{op}: {name}: expected at most P = {rows}, got {last}")
+    cumulative(op, name, ends, last)
+
+
 def cumulative(op: str, name: str, cu_seqlens: Tensor, total: int, of: str = "") -> None:
     """The CPU tensor ``cu_seqlens`` starts at 0, never falls, and ends at T = ``total``.
 
     of: the argument that T was taken from.
     """
     ends = cu_seqlens.tolist()
+    if not ends:
+        raise ValueError(f"{op}: {name}: expected at least one offset, 0; got none")
     if ends[0] == 0 and ends[-1] == total and ends == sorted(ends):
         return
     hint = f" (T is that of {of})" if of and ends[-1] != total else ""

@@ -8,6 +8,7 @@ Python and PyTorch. A kernel has the name and the schema of the op that it imple
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 
 REINSTALL = "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps r1kernels"
+# What `make test-sanitize` builds stands beside the usual library.
+SUFFIX = ".sanitize.so" if "R1KERNELS_SANITIZE" in os.environ else ".so"
 DEVICE = {"cpp": "cpu", "cuda": "cuda"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float8_e4m3fn)
 
@@ -24,7 +27,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float8_e4m3fn)
 @cache
 def load(backend: str) -> str | None:
     """Load the library of ``backend`` once; the reason why it is absent, or None."""
-    path = Path(__file__).parent / f"_{backend}.so"
+    path = Path(__file__).parent / f"_{backend}{SUFFIX}"
     if not path.exists():
         return _why_missing(backend, path)
     try:

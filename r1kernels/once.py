@@ -1,4 +1,4 @@
-"""Gradients that have no gradient of their own say so, where autograd would take them for constants."""
+"""Gradients without a gradient of their own say so, where autograd would call them constants."""
 
 from __future__ import annotations
 

@@ -116,7 +116,9 @@ class Op:
             self._add_native(name)
         _LIB.define(schema, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
         _LIB.impl(self.name, self._run, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"r1kernels::{self.name}", fake, lib=_LIB)
+        torch.library.register_fake(
+            f"r1kernels::{self.name}", _on_one_device(self.name, fake), lib=_LIB
+        )
         if not self._mutable:  # PyTorch registers no gradient of what writes to its arguments
             torch.library.register_autograd(
                 f"r1kernels::{self.name}",
@@ -290,6 +292,21 @@ def find(caller: str, name: str) -> Op:
 def is_pinned(op: Op) -> bool:
     """Whether ``using`` says what ``op`` runs on."""
     return op.name in _PINNED
+
+
+def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """One tensor on the device "meta" brings all of them here: without it, results of nothing."""
+
+    def run(*args: Any) -> Any:
+        devices = {str(arg.device) for arg in args if isinstance(arg, torch.Tensor)}
+        if len(devices) > 1:
+            raise ValueError(
+                f"{name}: expected tensors on one device, got them on "
+                f"{' and '.join(sorted(devices))}"
+            )
+        return fake(*args)
+
+    return run
 
 
 def _keep_inputs(save: Callable[..., None] | None) -> Callable[..., None]:

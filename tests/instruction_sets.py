@@ -6,11 +6,13 @@ import torch
 
 from r1kernels import native
 
-BUILT = ("scalar", "avx2", "avx512", "avx512bf16", "amx")  # by setup.py, weakest first
+BUILT = ("scalar", "avx2", "avx512", "avx512bf16", "amx")  # by setup.py or some, weakest first
 
 
 def here() -> tuple[str, ...]:
     """Those that this machine has; the last one is what runs where nothing limits it."""
     if native.load("cpp") is not None:
         return ()
-    return BUILT[: BUILT.index(torch.ops.r1_cpp.isa()) + 1]
+    found = tuple(name for name in BUILT if torch.ops.r1_cpp.limit_isa(name) == name)
+    torch.ops.r1_cpp.limit_isa("")
+    return found

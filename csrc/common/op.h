@@ -31,6 +31,10 @@ template <class... Parts>
 
 inline bool is_bf16(const Tensor& t) { return t.scalar_type() == ScalarType::BFloat16; }
 
+inline void expect_numel(const char* op, const char* name, const Tensor& t, int64_t count) {
+  R1_CHECK(t.numel() == count, op, ": ", name, ": expected ", count, " elements, got ", t.numel());
+}
+
 inline Tensor dense(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }

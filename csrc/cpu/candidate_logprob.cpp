@@ -117,9 +117,20 @@ struct Candidates {
     R1_CHECK(h.dim() == 2 && w.dim() == 2 && w.size(1) == width && h.scalar_type() == w.scalar_type(),
              "candidate_logprob: weight: expected [V, H] with the H and dtype of hidden");
     R1_CHECK(y.dim() == 1 && y.size(0) == rows, "candidate_logprob: target: expected shape [T]");
-    R1_CHECK(offset_list.numel() == rows + 1,
-             "candidate_logprob: candidate_offsets: expected shape [T+1]");
-    if (row_temperature) temperature = to_dtype(*row_temperature, ScalarType::Float);
+    constexpr const char* op = "candidate_logprob";
+    expect_numel(op, "candidate_offsets", offset_list, rows + 1);
+    R1_CHECK(begin(0) == 0 && begin(rows) == pairs(), op, ": candidate_offsets: expected 0 to ",
+             pairs(), ", got ", begin(0), " to ", begin(rows));
+    for (int64_t t = 0; t < rows; ++t)
+      R1_CHECK(count(t) >= 0, op, ": candidate_offsets[", t + 1, "]: expected ", begin(t),
+               " or more, got ", begin(t + 1));
+    for (int64_t n = 0; n < pairs(); ++n)
+      R1_CHECK(ids()[n] >= 0 && ids()[n] < columns, op, ": candidate_ids[", n,
+               "]: expected 0 ≤ id < ", columns, ", got ", ids()[n]);
+    if (row_temperature) {
+      expect_numel(op, "temperature", *row_temperature, rows);
+      temperature = to_dtype(*row_temperature, ScalarType::Float);
+    }
   }
 
   static Table table(const Tensor& whole, const Tensor& given) {
@@ -149,7 +160,10 @@ ForwardResult candidate_logprob(Tensor hidden, Tensor weight, Tensor target, Ten
                                 int64_t ignore_index) {
   const Candidates in(hidden, weight, target, candidate_ids, candidate_offsets, temperature,
                       logit_scale, softcap, ignore_index);
-  if (bias) bias = to_dtype(*bias, ScalarType::Float);
+  if (bias) {
+    expect_numel("candidate_logprob", "bias", *bias, in.columns);
+    bias = to_dtype(*bias, ScalarType::Float);
+  }
   auto zeros = [&](int64_t n) { return torch::stable::new_zeros(hidden, {n}, ScalarType::Float); };
   Tensor logprob = zeros(in.rows), entropy = zeros(want_entropy ? in.rows : 0);
   Tensor lse = zeros(in.rows), logits = zeros(in.pairs());
@@ -204,6 +218,12 @@ std::tuple<Tensor, Tensor, Tensor> candidate_logprob_backward(
   const Tensor g = floats(dlogprob), e = floats(dentropy), l = floats(lse), h = floats(entropy);
   const Tensor z = floats(logits);
   const bool with_entropy = e.numel() > 0;
+  constexpr const char* op = "candidate_logprob_backward";
+  expect_numel(op, "dlogprob", g, in.rows);
+  expect_numel(op, "lse", l, in.rows);
+  expect_numel(op, "logits", z, in.pairs());
+  if (with_entropy) expect_numel(op, "dentropy", e, in.rows);
+  if (with_entropy) expect_numel(op, "entropy", h, in.rows);
   Tensor dhidden = torch::stable::new_zeros(hidden, {need_hidden ? in.rows : 0, in.width});
   Tensor dweight =
       new_empty(weight, {need_weight ? in.columns : 0, in.width}, weight.scalar_type());

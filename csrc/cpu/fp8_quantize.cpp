@@ -99,7 +99,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fp8_quantize(Tensor x, OptionalTensor
   R1_CHECK((rows == 1 || rows == kBlock) && (columns == 1 || columns == kBlock) && rows * columns > 1,
            "fp8_quantize: block: expected (1, 128), (128, 1) or (128, 128), got (", rows, ", ",
            columns, ")");
-  R1_CHECK(top_k > 0, "fp8_quantize: top_k: expected a number above 0, got ", top_k);
+  R1_CHECK(top_k > 0 && top_k <= INT32_MAX, "fp8_quantize: top_k: expected 1 to 2^31 − 1, got ", top_k);
+  R1_CHECK((!gather && !both) || (rows == 1 && !experts),
+           "fp8_quantize: gather, both: expected block (1, 128) and x [R, C]");
   const int64_t copies = experts ? x.size(0) : 1, width = x.size(x.dim() - 1);
   const int64_t from = x.size(x.dim() - 2);
   OptionalTensor order;

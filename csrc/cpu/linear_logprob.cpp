@@ -60,6 +60,8 @@ ForwardResult linear_logprob(Tensor hidden, Tensor weight, Tensor target, Option
                   ignore_index, sharded);
   const Head& h = in.head;
   const int64_t rows = hidden.size(0);
+  R1_CHECK(kept_rows >= 0 && kept_rows <= rows + kRows, "linear_logprob: kept_rows: expected at most ",
+           rows, " in whole blocks, got ", kept_rows);
   Tensor logprob = torch::stable::new_zeros(hidden, {rows}, ScalarType::Float);
   Tensor lse = torch::stable::new_zeros(hidden, {rows}, ScalarType::Float);
   Tensor entropy = torch::stable::new_zeros(hidden, {want_entropy ? rows : 0}, ScalarType::Float);

@@ -101,7 +101,8 @@ static void gradient_tile(const Backward& f, int64_t block, int64_t v0, int64_t 
     if (!plain) {
       const float logit = z[v * kRows + lane], logp = logit - f.lse[row0 + lane];
       const float t = f.head.softcap != 0 ? logit / f.rows.factor[row0 + lane] : 0.0f;
-      value -= f.dentropy[row0 + lane] * exp(splat(logp))[0] * (logp + f.entropies[row0 + lane]);
+      const float p = exp(splat(logp))[0];  // at −inf nothing is left of p·log p
+      value -= f.dentropy[row0 + lane] * p * ((p == 0 ? 0.0f : logp) + f.entropies[row0 + lane]);
       value *= 1.0f - t * t;
     }
     out.store_one(v, lane, value);
@@ -212,6 +213,14 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
   auto floats = [](const Tensor& t) { return to_dtype(t, ScalarType::Float); };
   const Tensor g = floats(dlogprob), e = floats(dentropy), lp = floats(logprob), l = floats(lse);
   const Tensor entropies = floats(entropy);
+  constexpr const char* op = "linear_logprob_backward";
+  expect_numel(op, "dlogprob", g, rows);
+  expect_numel(op, "logprob", lp, rows);
+  expect_numel(op, "lse", l, rows);
+  if (entropy_grad && e.numel() > 0) {
+    expect_numel(op, "dentropy", e, rows);
+    expect_numel(op, "entropy", entropies, rows);
+  }
   const Kept tiles = Kept::take(kept, h);
   entropy_grad = entropy_grad && e.numel() > 0;
 
@@ -232,11 +241,11 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
     bool any = false;
     for (int64_t i = b; i < end; ++i) any |= has_gradient(order.index[i]);
     if (!any) continue;
-    R1_CHECK(end - b == kRows || others.size() == 0,
-             "linear_logprob_backward: keep: a row outside it has a gradient");
     for (int64_t i = b; i < end; ++i)
       if (has_gradient(order.index[i])) taken.add(order.index[i]);
       else taken.add_blank();
+    // A row outside `keep` has a gradient after all, such as NaN: it follows in a block of its own.
+    for (int64_t i = end; others.size() > 0 && i < b + kRows; ++i) taken.add_blank();
     kept_of_block.push_back(tiles.tiles() + b / kRows * Kept::tile_bytes(h));
   }
   for (int64_t t : others.index) taken.add(t);

@@ -29,6 +29,9 @@ struct Kept {
     return kept;
   }
   static Kept take(const Tensor& tensor, const Head& h) {
+    R1_CHECK(tensor.scalar_type() == ScalarType::Byte && tensor.numel() >= kState,
+             "linear_logprob_backward: kept: expected what the forward pass gave");
+    if (!tensor.is_contiguous()) return {0, 0, tensor};  // a copy: nothing is there
     const int64_t column = ceil_div(h.columns, kCols) * tile_bytes(h);
     Kept kept{(tensor.numel() - kState) / column, 0, tensor};
     if (std::atomic_ref(*kept.state()).exchange(0) == 0) kept.blocks = 0;
@@ -54,9 +57,16 @@ struct Inputs {
     R1_CHECK(h.dim() == 2 && w.dim() == 2 && h.size(1) == w.size(1),
              "linear_logprob: weight: expected [V, H] with the H of hidden");
     R1_CHECK(h.scalar_type() == w.scalar_type(), "linear_logprob: weight: expected dtype of hidden");
+    R1_CHECK(w.size(0) > 0, "linear_logprob: weight: expected V ≥ 1, got 0");
     R1_CHECK(y.dim() == 1 && y.size(0) == rows, "linear_logprob: target: expected shape [T]");
-    if (b) bias = to_dtype(*b, ScalarType::Float);
-    if (can_have_gradient) keep = dense(*can_have_gradient);
+    if (b) {
+      expect_numel("linear_logprob", "bias", *b, w.size(0));
+      bias = to_dtype(*b, ScalarType::Float);
+    }
+    if (can_have_gradient) {
+      expect_numel("linear_logprob", "keep", *can_have_gradient, rows);
+      keep = to_dtype(*can_have_gradient, ScalarType::Bool);
+    }
     if (row_temperature) {
       R1_CHECK(row_temperature->dim() == 1 && row_temperature->size(0) == rows,
                "linear_logprob: temperature: expected shape [T]");

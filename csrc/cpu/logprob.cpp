@@ -88,15 +88,16 @@ void logprob_backward_row(const LogitFormat& f, const void* row, const RowOption
     for (int64_t i = 0; i < count; i += kWidth) {
       const F v = load(z + i), logp = v - lse, p = exp(logp);
       F d = -g * p;
-      if (r.dentropy != 0) d = p > splat(0.0f) ? d - e * p * (logp + h) : d;
+      if (r.dentropy != 0) d = d - e * p * ((p > splat(0.0f) ? logp : splat(0.0f)) + h);
       if (f.softcap != 0) d = d * (splat(1.0f) - v * v * splat(per_cap * per_cap));
       store(dz + i, d * splat(alpha));
     }
     if (target >= at && target < at + count) {  // 1 - p without cancellation
       const float v = z[target - at], logp = v - r.lse, p = ::expf(logp);
       float d = -r.dlogprob * ::expm1f(logp);
-      if (r.dentropy != 0 && p > 0) d -= r.dentropy * p * (logp + r.entropy);
-      dz[target - at] = d * alpha * (1 - v * v * per_cap * per_cap);
+      if (r.dentropy != 0) d -= r.dentropy * p * ((p > 0 ? logp : 0.0f) + r.entropy);
+      const float bent = f.softcap != 0 ? v * per_cap : 0.0f;  // the logit may be -inf
+      dz[target - at] = d * alpha * (1 - bent * bent);
     }
     if (!f.bf16) {
       memcpy(static_cast<float*>(gradient) + at, dz, count * sizeof(float));
@@ -128,6 +129,7 @@ struct Logits {
     R1_CHECK(z.dim() == 2 && y.dim() == 1 && y.size(0) == z.size(0),
              "logprob: target: expected one for each row of logits");
     rows = z.size(0);
+    R1_CHECK(z.size(1) > 0, "logprob: logits: expected V ≥ 1, got 0");
     if (row_temperature) {
       R1_CHECK(row_temperature->dim() == 1 && row_temperature->size(0) == rows,
                "logprob: temperature: expected one for each row of logits");
@@ -171,6 +173,11 @@ Tensor logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor logits, Tensor 
   auto floats = [](const Tensor& t) { return to_dtype(t, ScalarType::Float); };
   const Tensor g = floats(dlogprob), e = floats(dentropy), l = floats(lse), h = floats(entropy);
   const bool with_entropy = e.numel() > 0;
+  constexpr const char* op = "logprob_backward";
+  expect_numel(op, "dlogprob", g, in.rows);
+  expect_numel(op, "lse", l, in.rows);
+  if (with_entropy) expect_numel(op, "dentropy", e, in.rows);
+  if (with_entropy) expect_numel(op, "entropy", h, in.rows);
   Tensor dlogits = new_empty(logits, {in.rows, in.format.columns}, logits.scalar_type());
   const auto kernel = R1_DISPATCH(logprob_backward_row);
   parallel(in.rows, [&](int64_t t, int) {

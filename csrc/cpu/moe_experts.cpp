@@ -83,6 +83,7 @@ namespace r1 {
 namespace {
 std::tuple<Tensor, Tensor> moe_experts(Tensor x, Tensor gate_up, Tensor down, Tensor weights,
                                        Tensor offsets, Tensor gather, Tensor inverse, bool keep) {
+  check_experts("moe_experts", x, gate_up, down);
   const ExpertsLayer layer("moe_experts", x, whole_units(gate_up), whole_units(down), weights,
                            offsets, gather, inverse);
   const Experts& e = layer.kernel;

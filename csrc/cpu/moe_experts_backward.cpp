@@ -30,7 +30,7 @@ struct Pass {
     for (int64_t r = 0; r < part.rows; ++r) {
       const Element* grad = of_token(f.grad, part.first() + r);
       uint32_t* out = grads + r * units;
-      out[units - 1] = 0;
+      if (units > 0) out[units - 1] = 0;
       if (grad) memcpy(out, grad, e.width * sizeof(Element));
       else memset(out, 0, units * 4);
     }
@@ -161,6 +161,7 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor, Tensor> moe_experts_backward(
     Tensor grad, Tensor x, Tensor gate_up, Tensor down, Tensor weights, Tensor offsets,
     Tensor gather, Tensor inverse, Tensor h, bool frozen) {
+  check_experts("moe_experts_backward", x, gate_up, down);
   const ExpertsLayer layer("moe_experts_backward", x, dense(gate_up), dense(down), weights, offsets,
                            gather, inverse);
   const Experts& e = layer.kernel;
@@ -168,8 +169,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> moe_experts_backward(
   const int64_t size = x.element_size(), up = 2 * e.inner;
   R1_CHECK(grad.dim() == 2 && grad.size(0) == x.size(0) && grad.size(1) == e.width,
            "moe_experts_backward: grad: expected the shape of x");
-  R1_CHECK(h.dim() == 2 && h.size(0) == all.rows && h.size(1) == up,
-           "moe_experts_backward: h: expected shape [P, 2I]");
+  R1_CHECK(h.scalar_type() == x.scalar_type() && h.dim() == 2 && h.size(0) == all.rows && h.size(1) == up,
+           "moe_experts_backward: h: expected shape [P, 2I] and the dtype of x");
   const Tensor upstream = to_dtype(grad, x.scalar_type()), tokens = dense(x), kept = dense(h);
   Tensor dx = new_output(x, {x.size(0), e.width});
   Tensor dweights = new_empty(weights, {weights.size(0), weights.size(1)}, ScalarType::Float);

@@ -13,6 +13,16 @@ struct Scratch : Buffer<T> {
   explicit Scratch(int64_t count) : Buffer<T>(count) { large_pages(this->p, count * sizeof(T)); }
 };
 
+// Before rows are filled up to whole units.
+inline void check_experts(const char* op, const Tensor& x, const Tensor& gate_up,
+                          const Tensor& down) {
+  R1_CHECK(x.dim() == 2 && gate_up.dim() == 3 && down.dim() == 3 &&
+               gate_up.size(0) == down.size(0) && gate_up.size(1) == 2 * down.size(2) &&
+               gate_up.size(2) == x.size(1) && down.size(1) == x.size(1) &&
+               gate_up.scalar_type() == x.scalar_type() && down.scalar_type() == x.scalar_type(),
+           op, ": gate_up, down: expected [E, 2I, H] and [E, H, I] of the H and dtype of x");
+}
+
 struct ExpertsLayer {
   Tensor gate_up, down, weights;
   Slots slots;
@@ -27,10 +37,8 @@ struct ExpertsLayer {
         kernel{is_bf16(x), x.size(1), gate_up.size(1) / 2, slots.top_k, slots.gather,
                gate_up.data_ptr(), down.data_ptr()},
         groups(op, offsets, slots.rows, is_bf16(x), slots.gather) {
-    R1_CHECK(groups.experts == gate_up.size(0) && groups.experts == down.size(0) &&
-                 down.size(1) == kernel.width && gate_up.scalar_type() == x.scalar_type() &&
-                 down.scalar_type() == x.scalar_type(),
-             op, ": gate_up, down: expected [E, 2I, H] and [E, H, I] of the dtype of x");
+    R1_CHECK(groups.experts == gate_up.size(0), op, ": offsets: expected E + 1 = ",
+             gate_up.size(0) + 1, " of them, got ", groups.experts + 1);
     R1_CHECK(slots.tokens == x.size(0) && weights.numel() == inverse.numel(), op,
              ": weights, inverse: expected shapes [T, k] with the T of x");
   }

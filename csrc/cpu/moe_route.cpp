@@ -81,6 +81,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_route(
   }
   r.valid_rows = s.rows;
   if (num_valid) {
+    expect_numel("moe_route", "num_valid", *num_valid, 1);
     const Tensor count = to_dtype(*num_valid, ScalarType::Long);
     r.valid_rows = std::clamp<int64_t>(*data<int64_t>(count), 0, s.rows);
   }

@@ -12,16 +12,22 @@
 
 namespace r1 {
 namespace {
+// Those of r1kernels/ops/moe_sort.py: more would be memory for padding alone.
+constexpr int64_t kMostExperts = 1024, kMostAlign = 1 << 16;
 constexpr int64_t kStretchSlots = 8192;  // below it a second thread costs more than it gives
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> moe_sort(Tensor ids, int64_t num_experts,
                                                     int64_t align) {
   R1_CHECK(ids.dim() == 2, "moe_sort: ids: expected shape [T, k]");
-  R1_CHECK(num_experts > 0 && align > 0, "moe_sort: num_experts, align: expected numbers above 0");
+  R1_CHECK(num_experts > 0 && num_experts <= kMostExperts,
+           "moe_sort: num_experts: expected 1 to ", kMostExperts, ", got ", num_experts);
+  R1_CHECK(align > 0 && align <= kMostAlign, "moe_sort: align: expected 1 to ", kMostAlign, ", got ",
+           align);
   const Tensor slots = to_dtype(ids, ScalarType::Long);
   const int64_t* id = data<int64_t>(slots);
   const int64_t count = slots.numel(), experts = num_experts;
+  R1_CHECK(count <= INT32_MAX, "moe_sort: ids: expected at most 2^31 − 1 slots, got ", count);
   const int64_t rows =
       align == 1 ? count : (count + std::min(count, experts) * (align - 1)) / align * align;
   R1_CHECK(rows <= INT32_MAX, "moe_sort: ids: expected at most 2^31 − 1 rows, got ", rows);

@@ -105,6 +105,29 @@ def _fake(
     return one, two, three, four
 
 
+def _check_lists(op: str, weight: Tensor, ids: Tensor, offsets: Tensor) -> None:
+    ends = (int(offsets[0]), int(offsets[-1])) if offsets.numel() else (0, -1)
+    if ends != (0, ids.shape[0]) or (offsets[1:] < offsets[:-1]).any():
+        raise ValueError(
+            f"{op}: candidate_offsets: expected non-decreasing offsets from 0 to "
+            f"N = {ids.shape[0]}, got {ends[0]} … {ends[1]}"
+        )
+    check.in_range(op, "candidate_ids", ids, weight.shape[0])
+
+
+def _validate_backward(
+    dlogprob: Tensor,
+    dentropy: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    candidate_ids: Tensor,
+    candidate_offsets: Tensor,
+    *rest: Any,
+) -> None:
+    _check_lists("candidate_logprob_backward", weight, candidate_ids, candidate_offsets)
+
+
 def _validate(
     hidden: Tensor,
     weight: Tensor,
@@ -114,13 +137,8 @@ def _validate(
     *rest: Any,
 ) -> None:
     op = "linear_logprob"  # which is what its caller knows
-    ends = int(candidate_offsets[0]), int(candidate_offsets[-1])
-    if ends != (0, candidate_ids.shape[0]) or (candidate_offsets.diff() < 0).any():
-        raise ValueError(
-            f"{op}: candidate_offsets: expected non-decreasing offsets from 0 to "
-            f"N = {candidate_ids.shape[0]}, got {ends[0]} … {ends[1]}"
-        )
-    check.in_range(op, "candidate_ids", candidate_ids, weight.shape[0])
+    head.check_rows(op, weight.shape[0], rest[1])
+    _check_lists(op, weight, candidate_ids, candidate_offsets)
     rows = Segments(candidate_offsets)
     chosen = (candidate_ids == rows.spread(target)).cumsum(0)
     chosen = torch.cat([chosen.new_zeros(1), chosen])[rows.offsets].diff()
@@ -191,35 +209,30 @@ def _backward_reference(
     p = logp.exp()
     own = candidate_ids == rows.spread(target)
     dz = torch.where(own, -g * logp.expm1(), -g * p)
-    wanted = dlogprob != 0
     if dentropy.numel():
         dz = dz - rows.spread(dentropy) * p * (logp.where(p > 0, 0) + rows.spread(entropy))
-        wanted = wanted | (dentropy != 0)
     dz = head.scale_backward(dz[:, None], z[:, None], of_candidate, logit_scale, softcap)[:, 0]
-    dz = dz.where(rows.spread(wanted & head.counted(target, ignore_index)), 0)
+    wanted = head.with_gradient(dlogprob, dentropy, target, ignore_index)
+    dz = dz.where(rows.spread(wanted), 0)
 
     dhidden, dweight, dbias = head.empty_gradients(
         hidden, weight, need_hidden, need_weight, need_bias
     )
     if need_hidden:
         dhidden = rows.weighted_rows(weight, candidate_ids, dz).to(hidden.dtype)
+        dhidden = dhidden.where(wanted[:, None], 0)  # 0·NaN of a row that does not count is 0
     if need_weight or need_bias:
         # The candidates by id, those of one id in the order of the rows.
         ids, order = candidate_ids.long().sort(stable=True)
         every = torch.arange(weight.shape[0] + 1, device=ids.device)
         columns = Segments(torch.searchsorted(ids, every))
-        active = dz != 0  # 0·inf of a row that does not count
         if need_weight:
             row = rows.spread(torch.arange(hidden.shape[0], device=ids.device))
-            finite = hidden.where(_any(rows, active)[:, None], 0)
-            dweight = columns.weighted_rows(finite, row[order], dz[order]).to(weight.dtype)
+            counted = hidden.where(wanted[:, None], 0)
+            dweight = columns.weighted_rows(counted, row[order], dz[order]).to(weight.dtype)
         if need_bias:
             dbias = columns.reduce(dz[order], "sum").to(weight.dtype)
     return dhidden, dweight, dbias
-
-
-def _any(rows: Segments, active: Tensor) -> Tensor:
-    return rows.reduce(active.float(), "sum") > 0
 
 
 def _case(
@@ -323,5 +336,6 @@ CANDIDATE_LOGPROB_BACKWARD = Op(
     "-> (Tensor dhidden, Tensor dweight, Tensor dbias)",
     reference=_backward_reference,
     fake=head.backward_fake,
+    validate=_validate_backward,
     cases=tuple(_backward_case(case) for case in CASES),
 )

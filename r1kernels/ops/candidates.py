@@ -57,6 +57,8 @@ def candidates(
     shapes = check.Shapes(name, check.PACK)
     shapes("logits", logits, "T V", check.FLOATS)
     rows = head.row_temperature(shapes, temperature, logits)
+    if check.may_look(logits):
+        head.check_rows(name, logits.shape[1], rows)
     z = head.scale(logits.to(head.accumulate_dtype(logits.dtype)), rows, 1.0, None)
     if top_k is not None:
         if check.whole(name, "top_k", top_k) < 1:

@@ -73,7 +73,7 @@ def fp8_quantize(
         )
     if gather is not None:
         shapes("gather", gather, "P", (torch.int32,))
-    check.count("fp8_quantize", "top_k", top_k)
+    check.between("fp8_quantize", "top_k", top_k, 1, 2**31 - 1)
     found = FP8_QUANTIZE(x, gather, top_k, *block, scale_format == "ue8m0", both)
     return FP8Tensor(*found) if both else FP8Tensor(*found[:2])
 
@@ -131,6 +131,9 @@ def _validate(
     x: Tensor, gather: Tensor | None, top_k: int, rows: int, columns: int,
     power_of_two: bool, both: bool,
 ) -> None:  # fmt: skip
+    if (rows, columns) not in BLOCKS:
+        raise ValueError(f"fp8_quantize: block: expected one of {BLOCKS}, got {(rows, columns)}")
+    check.between("fp8_quantize", "top_k", top_k, 1, 2**31 - 1)
     if gather is not None:
         check.in_range("fp8_quantize", "gather", gather, x.shape[0] * top_k, ignore=-1)
 

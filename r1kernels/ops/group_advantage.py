@@ -38,8 +38,8 @@ def group_advantage(
         baseline: the group's "mean"; or the mean of its other members, "rloo" (RLOO), which is
             G/(G − 1) times as far away; or Σ length·R / Σ length, "opo" (OPO).
         eps: added to the standard deviation.
-        lengths: [B], of the completions in tokens, int64, int32 or float; for "opo", required
-            there. Unequal rewards of a group without any token give NaN: 0/0.
+        lengths: [B], of the completions in tokens, int64, int32 or float, finite; for "opo",
+            required there. Unequal rewards of a group without any token give NaN: 0/0.
 
     Returns:
         [B], dtype of rewards; a constant for autograd.
@@ -53,6 +53,7 @@ def group_advantage(
     check.number("group_advantage", "eps", eps)
     check.choice("group_advantage", "scale", scale, SCALES)
     check.choice("group_advantage", "baseline", baseline, BASELINES)
+    check.number("group_advantage", "eps", eps)
     if (lengths is not None) != (baseline == "opo"):
         expected = "a tensor of shape [B]" if lengths is None else "None"
         raise ValueError(
@@ -112,8 +113,10 @@ def _fake(rewards: Tensor, *_: Any) -> Tensor:
     return rewards.new_empty(rewards.shape)
 
 
-def _validate(rewards: Tensor, *_: Any) -> None:
+def _validate(rewards: Tensor, group_ids: Tensor, lengths: Tensor | None, *_: Any) -> None:
     check.finite("group_advantage", "rewards", rewards)
+    if lengths is not None:
+        check.finite("group_advantage", "lengths", lengths)
 
 
 def _case(

@@ -55,10 +55,7 @@ def _fake(x: Tensor, weight: Tensor, offsets: Tensor, transposed: bool) -> Tenso
 
 
 def _validate(x: Tensor, weight: Tensor, offsets: Tensor, transposed: bool) -> None:
-    last = int(offsets[-1])
-    if last > x.shape[0]:
-        raise ValueError(f"grouped_mm: offsets: expected at most P = {x.shape[0]} of x, got {last}")
-    check.cumulative("grouped_mm", "offsets", offsets, last)
+    check.offsets("grouped_mm", "offsets", offsets, x.shape[0])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -150,5 +147,8 @@ GROUPED_MM_BACKWARD = Op(
     "grouped_mm_backward(Tensor left, Tensor right, Tensor offsets) -> Tensor",
     reference=backward_reference,
     fake=_backward_fake,
+    validate=lambda left, right, offsets: check.offsets(
+        "grouped_mm_backward", "offsets", offsets, left.shape[0]
+    ),
     cases=tuple(_backward_case(case) for case in CASES if "transposed" not in case.name),
 )

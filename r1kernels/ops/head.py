@@ -30,24 +30,30 @@ def check_options(op: str, logit_scale: float, softcap: float | None) -> None:
     if check.number(op, "logit_scale", logit_scale) == 0:
         raise ValueError(f"{op}: logit_scale: expected a number other than 0, got 0")
     if softcap is not None:
-        check.positive(op, "softcap", softcap)
+        check.positive(op, "softcap", check.number(op, "softcap", softcap))
 
 
 def row_temperature(
     shapes: check.Shapes, temperature: float | Tensor, like: Tensor
 ) -> Tensor | None:
-    """One temperature a row, [T], as the ops take it; None for 1.
-
-    The values of a tensor are not looked at: on a GPU that would wait for the device.
-    """
+    """One temperature a row, [T], as the ops take it, which look at its values; None for 1."""
+    check_rows(shapes.op, shapes.sizes["V"], None)
     dtype = accumulate_dtype(like.dtype)
     if isinstance(temperature, Tensor):
         shapes("temperature", temperature, "T", (dtype,))
         return temperature.detach()
-    check.positive(shapes.op, "temperature", temperature)
+    check.number(shapes.op, "temperature", check.positive(shapes.op, "temperature", temperature))
     if temperature == 1:
         return None
     return like.new_full((like.shape[0],), temperature, dtype=dtype)
+
+
+def check_rows(op: str, columns: int, temperature: Tensor | None) -> None:
+    """What a distribution needs: something to choose from, and a temperature of its rows."""
+    if columns == 0:
+        raise ValueError(f"{op}: expected V ≥ 1 tokens to choose from, got 0")
+    if temperature is not None:
+        check.above_zero(op, "temperature", temperature)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -67,12 +73,13 @@ def scale(
 def scale_backward(
     dz: Tensor, z: Tensor, temperature: Tensor | None, logit_scale: float, softcap: float | None
 ) -> Tensor:
-    """Gradient of ``scale``, from its *result* z."""
+    """Gradient of ``scale``, from its *result* z; of nothing it is nothing, whatever z is."""
+    nothing = dz == 0
     if temperature is not None:
         dz, z = dz / temperature[:, None], z * temperature[:, None]
     if softcap is not None:
         dz = dz * (1 - quotient(z, softcap) ** 2)
-    return dz * logit_scale
+    return (dz * logit_scale).masked_fill(nothing, 0)
 
 
 def statistics(
@@ -80,12 +87,15 @@ def statistics(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scaled logits [T, V] → (logprob [T], entropy [T] or [0], log-sum-exp [T]).
 
+    A NaN or +∞ among the logits of a row makes all of its results NaN, and so does −∞ everywhere.
+
     ``sharded``: a target outside [0, V) is in another shard of the vocabulary; its logit counts
     as 0 here.
     """
     valid = counted(target, ignore_index)
     here = _in_shard(target, z.shape[-1]) if sharded else valid
     lse = z.logsumexp(-1)
+    lse = lse.masked_fill(lse == torch.inf, torch.nan)
     own = z.gather(-1, target.long().where(valid & here, 0)[:, None])[:, 0]
     logprob = own.where(here, 0) - lse
     entropy = z.new_empty(0)
@@ -112,7 +122,7 @@ def statistics_backward(
     """
     valid = counted(target, ignore_index)
     here = _in_shard(target, z.shape[-1]) if sharded else valid
-    wanted = dlogprob != 0
+    wanted = with_gradient(dlogprob, dentropy, target, ignore_index)
     logp = z - lse[:, None]
     p = logp.exp()
     dz = -dlogprob[:, None] * p
@@ -120,8 +130,15 @@ def statistics_backward(
     dz.scatter_add_(-1, target.long().where(valid & here, 0)[:, None], own[:, None])
     if dentropy.numel():
         dz -= dentropy[:, None] * p * (logp.where(p > 0, 0) + entropy[:, None])
+    return dz.where(wanted[:, None], 0)
+
+
+def with_gradient(dlogprob: Tensor, dentropy: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """[T] bool: rows that count and have an upstream gradient; all others contribute nothing."""
+    wanted = dlogprob != 0
+    if dentropy.numel():
         wanted = wanted | (dentropy != 0)
-    return dz.where((valid & wanted)[:, None], 0)
+    return wanted & counted(target, ignore_index)
 
 
 def counted(target: Tensor, ignore_index: int) -> Tensor:

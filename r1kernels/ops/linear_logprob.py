@@ -55,8 +55,8 @@ def linear_logprob(
         target: [T], int64 or int32, values in [0, V): row t of hidden is the one that predicts
             target[t], as ``pack`` makes them of padded sequences.
         bias: [V], dtype of hidden.
-        temperature: divides the logits last, positive: a number, or one a row, [T], float32
-            (float64 for float64).
+        temperature: divides the logits last, finite and above 0: a number, or one a row, [T],
+            float32 (float64 for float64), whose values are checked on a CPU and in ``checked()``.
         logit_scale: multiplies the logits after the bias (Cohere; Granite divides by its own).
         softcap: bound of the logits before the temperature (Gemma); None for none.
         entropy: return the entropy of each row's distribution too.

@@ -76,14 +76,17 @@ def _reference(
             sharded,
         )  # fmt: skip
         dz = head.scale_backward(dz, z, temperature, logit_scale, softcap)
+        counted = head.counted(target, ignore_index)
         if keep is not None:
-            dz = dz.where(keep[:, None], 0)
-        dhidden = (dz.to(weight.dtype) @ weight).to(dz.dtype)
+            counted = counted & keep
+        dz = dz.where(counted[:, None], 0)
+        dhidden = (dz.to(weight.dtype) @ weight).to(dz.dtype).where(counted[:, None], 0)
     return logprob, entropy, lse, kept, dhidden
 
 
 def _validate(hidden: Tensor, weight: Tensor, target: Tensor, *rest: Any) -> None:
-    *_, ignore_index, sharded = rest
+    _, _, temperature, *_, ignore_index, sharded = rest
+    head.check_rows("linear_logprob", weight.shape[0], temperature)
     if not sharded:
         check.in_range("linear_logprob", "target", target, weight.shape[0], ignore=ignore_index)
 
@@ -114,7 +117,8 @@ def _backward(
     if ctx.frozen_head:
         (dhidden,) = ctx.saved_tensors
         assert dlogprob is not None  # the only output with a gradient
-        return ((dlogprob[:, None] * dhidden).to(ctx.dtype), *[None] * 13)
+        product = (dlogprob[:, None] * dhidden).masked_fill_((dlogprob == 0)[:, None], 0)
+        return (product.to(ctx.dtype), *[None] * 13)
     lse = ctx.saved_tensors[6]
     if dlogprob is None:
         dlogprob = torch.zeros_like(lse)
@@ -163,10 +167,11 @@ def _backward_reference(
         hidden, weight, need_hidden, need_weight, need_bias
     )
     narrow = dz.to(weight.dtype)
+    skipped = ~head.with_gradient(dlogprob, dentropy, target, ignore_index)[:, None]
     if need_hidden:
-        dhidden = narrow @ weight
+        dhidden = (narrow @ weight).masked_fill(skipped, 0)
     if need_weight:
-        dweight = narrow.T @ hidden
+        dweight = narrow.T @ hidden.masked_fill(skipped, 0)
     if need_bias:
         dbias = dz.sum(0).to(weight.dtype)
     return dhidden, dweight, dbias

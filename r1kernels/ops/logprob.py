@@ -27,13 +27,14 @@ def logprob(
     """log softmax(z)[target] with z = softcap·tanh(logit_scale·logits/softcap)/temperature.
 
     One read of the logits, no copy of them in float32. A row whose upstream gradient is zero gets
-    a zero gradient, whatever its logits are.
+    a zero gradient, whatever its logits are; a NaN or +inf among them makes the results of the row
+    NaN.
 
     Args:
         logits: [T, V], float32, bfloat16, float16 or float64; −inf removes a token.
         target: [T], int64 or int32, values in [0, V).
-        temperature: divides the logits last, positive: a number, or one a row, [T], float32
-            (float64 for float64).
+        temperature: divides the logits last, finite and above 0: a number, or one a row, [T],
+            float32 (float64 for float64), whose values are checked on a CPU and in ``checked()``.
         logit_scale: multiplies the logits first (Cohere, Granite).
         softcap: bound of the logits before the temperature (Gemma); None for none.
         entropy: return the entropy of each row's distribution too.
@@ -113,7 +114,8 @@ def _fake(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, T
     )
 
 
-def _validate(logits: Tensor, target: Tensor, *_: Any) -> None:
+def _validate(logits: Tensor, target: Tensor, temperature: Tensor | None, *_: Any) -> None:
+    head.check_rows("logprob", logits.shape[1], temperature)
     check.in_range("logprob", "target", target, logits.shape[1])
 
 

@@ -113,7 +113,7 @@ def resolve(op: str, loss_type: str, given: Mapping[str, Any]) -> dict[str, Any]
                 "bound below 1, epsilon_high the one above)"
             )
         check.number(op, option, value, infinite=True)
-        if value < 0 or (value == 0 and option not in MAY_BE_ZERO):
+        if not value >= 0 or (value == 0 and option not in MAY_BE_ZERO):
             raise ValueError(f"{op}: {option}: expected a number above 0, got {value}")
         values[option] = value
     for option, default in options.items():

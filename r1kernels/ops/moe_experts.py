@@ -122,9 +122,10 @@ def reference(
     rows = moe_permute.reference(x, gather, inverse)
     h = rows.new_zeros(rows.shape[0], gate_up.shape[1])
     out = torch.zeros_like(rows)
+    padding = (gather < 0)[:, None]  # stays 0, whatever the weights are
     for e, part in segments(offsets):
-        h[part] = rows[part] @ gate_up[e].T
-        out[part] = swiglu(h[part]) @ down[e].T
+        h[part] = (rows[part] @ gate_up[e].T).masked_fill(padding[part], 0)
+        out[part] = (swiglu(h[part]) @ down[e].T).masked_fill(padding[part], 0)
     y = moe_combine.reference(out, weights, gather, inverse)
     return y, h if keep else h.new_empty(0, h.shape[1])
 
@@ -152,12 +153,7 @@ def _validate(
     inverse: Tensor,
     keep: bool,
 ) -> None:
-    last = int(offsets[-1])
-    if last > gather.shape[0]:
-        raise ValueError(
-            f"moe_experts: offsets: expected at most P = {gather.shape[0]}, got {last}"
-        )
-    check.cumulative("moe_experts", "offsets", offsets, last)
+    check.offsets("moe_experts", "offsets", offsets, gather.shape[0])
     check.in_range("moe_experts", "gather", gather, inverse.numel(), ignore=-1)
     check.in_range("moe_experts", "inverse", inverse.flatten(), gather.shape[0], ignore=-1)
 
@@ -195,6 +191,7 @@ def backward_reference(
     frozen: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, gate_up, down and weights; with ``frozen`` those of the two are [0]."""
+    h = h.masked_fill((gather < 0)[:, None], 0)
     rows = moe_permute.reference(x, gather, inverse)
     grads = moe_permute.reference(grad, gather, inverse)
     slot = gather.clamp(min=0)

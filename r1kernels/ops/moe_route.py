@@ -11,10 +11,10 @@ from r1kernels import check
 from r1kernels.op import Case, Op
 from r1kernels.ops import moe_route_reference as formulas
 from r1kernels.ops import moe_sort
+from r1kernels.ops.moe_sort import MAX_EXPERTS
 
 SCORES = ("sigmoid", "softmax", "sqrtsoftplus")
 ORDERS = ("score_first", "topk_first")
-MAX_EXPERTS = 1024
 
 
 class Routing(NamedTuple):
@@ -163,8 +163,9 @@ def moe_route(
         is_0d = isinstance(num_valid, Tensor) and num_valid.dim() == 0
         shapes("num_valid", num_valid, "" if is_0d else "1", check.INTS)
         num_valid = num_valid.reshape(1).long()
+    check.number("moe_route", "scale", scale)
     if align is not None:
-        check.count("moe_route", "align", align)
+        moe_sort.check_size("moe_route", experts, align)
     found = MOE_ROUTE(
         logits, top_k, score, order, bias, num_groups, top_k_groups, normalize, scale,
         replay_ids, num_valid, align or 0,
@@ -250,6 +251,8 @@ def _fake(logits: Tensor, top_k: int, *rest: Any) -> tuple[Tensor, ...]:
 
 
 def _validate(logits: Tensor, top_k: int, *rest: Any) -> None:
+    if (align := rest[-1]) != 0:
+        moe_sort.check_size("moe_route", logits.shape[1], align)
     replay_ids = rest[-3]
     if replay_ids is not None and (replay_ids < 0).any():
         t, j = (replay_ids < 0).nonzero()[0].tolist()

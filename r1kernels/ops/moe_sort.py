@@ -14,6 +14,9 @@ from torch import Tensor
 from r1kernels import check
 from r1kernels.op import Case, Op
 
+MAX_EXPERTS, MAX_ALIGN = 1024, 1 << 16
+MAX_ROWS = 2**31 - 1
+
 
 class Sorted(NamedTuple):
     """The rows of all E experts, one expert after the other, P of them in all.
@@ -41,7 +44,7 @@ def moe_sort(ids: Tensor, num_experts: int, *, align: int = 1) -> Sorted:
         ids: [T, k], int64 or int32, the experts of each token; num_experts and above stand for
             "no expert here" (skipped, as expert parallelism needs it).
         num_experts: E, up to 1024.
-        align: each expert's rows begin at a multiple of it (128 for the FP8 kernels).
+        align: each expert's rows begin at a multiple of it (128 for the FP8 kernels), up to 65536.
 
     Returns:
         ``Sorted(counts [E], offsets [E + 1], gather [P], inverse [T, k])``, int32.
@@ -50,9 +53,14 @@ def moe_sort(ids: Tensor, num_experts: int, *, align: int = 1) -> Sorted:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     check.Shapes("moe_sort")("ids", ids, "T k", check.INTS)
-    check.count("moe_sort", "num_experts", num_experts)
-    check.count("moe_sort", "align", align)
+    check_size("moe_sort", num_experts, align)
     return Sorted(*MOE_SORT(ids.long(), num_experts, align))
+
+
+def check_size(op: str, num_experts: int, align: int) -> None:
+    """Padding stays within num_experts·align rows: those bounds keep it in memory."""
+    check.between(op, "num_experts", num_experts, 1, MAX_EXPERTS)
+    check.between(op, "align", align, 1, MAX_ALIGN)
 
 
 def padded_rows(slots: int, num_experts: int, align: int) -> int:
@@ -63,7 +71,7 @@ def padded_rows(slots: int, num_experts: int, align: int) -> int:
 
 
 def reference(ids: Tensor, num_experts: int, align: int) -> tuple[Tensor, ...]:
-    slots = ids.flatten()
+    slots = ids.flatten().long()
     chosen = (slots >= 0) & (slots < num_experts)
     expert = slots.where(chosen, num_experts)
     counts = expert.new_zeros(num_experts + 1).scatter_add_(0, expert, torch.ones_like(expert))
@@ -88,6 +96,9 @@ def fake(ids: Tensor, num_experts: int, align: int) -> tuple[Tensor, ...]:
 
 
 def _validate(ids: Tensor, num_experts: int, align: int) -> None:
+    check_size("moe_sort", num_experts, align)
+    if ids.numel() > MAX_ROWS:
+        raise ValueError(f"moe_sort: ids: expected at most 2^31 − 1 slots, got {ids.numel()}")
     if (ids < 0).any():
         t, j = (ids < 0).nonzero()[0].tolist()
         raise ValueError(f"moe_sort: ids[{t}, {j}]: expected ids ≥ 0, got {int(ids[t, j])}")

@@ -115,8 +115,10 @@ def policy_loss(
     the call. ``policy_loss`` of the metrics adds up too; the others are means over the
     ``active_tokens`` of this call (``*_max``: maxima).
 
-    Differences of log-probabilities are bounded to ±20, with zero gradient outside. Masked rows may
-    hold anything, infinities and NaN too. Gradients flow to logprob, and to entropy.
+    Differences of log-probabilities are bounded to ±20, with zero gradient outside; that of two
+    −inf is 0. Masked rows may hold anything, infinities and NaN too; a NaN of an active one is in
+    the loss, in its gradient and in every metric that it enters. Gradients flow to logprob, and to
+    entropy.
 
     Args:
         logprob: [T] of the sampled tokens under the policy, float32 or float64, in nats.
@@ -151,7 +153,7 @@ def policy_loss(
         off_policy_mask_threshold: c_t = 0 where A < 0 and the mean of sampling (or else old) −
             logprob over the sequence is above it (DeepSeek-V3.2).
         num_active_tokens: of the whole optimizer step, a number or 0-d tensor (default: of this
-            call).
+            call). It and num_sequences may be 0 only where no token is active.
         num_sequences: of the whole optimizer step, a number or 0-d tensor (default: B). Sequences
             without an active token count too.
         max_completion_length: in tokens, required for "dr_grpo".
@@ -323,6 +325,17 @@ def _validate(*args: Any) -> None:
     check.cumulative(NAME, "cu_seqlens", a.cu_seqlens, a.logprob.shape[0])
     if a.group_ids is not None:
         check.finite(NAME, "rewards", a.advantages)
+    if a.logprob.shape[0] == 0 or (a.mask is not None and not a.mask.any()):
+        return  # nothing is divided
+    for name, total in (
+        ("num_active_tokens", a.num_active_tokens),
+        ("num_sequences, max_completion_length", a.denominator),
+    ):
+        if total is not None and not 0 < float(total) < math.inf:
+            raise ValueError(
+                f"{NAME}: {name}: expected a finite number above 0, since there are active tokens; "
+                f"got {float(total)}"
+            )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

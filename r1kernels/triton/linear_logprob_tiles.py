@@ -227,7 +227,9 @@ def gradient_part(
         share *= (g + of_entropy * mean)[:, None] + of_entropy[:, None] * logp
         if softcap is not None:
             share *= slope_of_softcap(z, temperature, rows, softcap)
-        at_goal = g * at_goal + of_entropy * tl.exp(row_logprob) * (row_logprob + mean)
+        p_goal = tl.exp(row_logprob)
+        goal_logp = tl.where(p_goal == 0, 0.0, row_logprob)  # nothing is left of p·log p at −inf
+        at_goal = g * at_goal + of_entropy * p_goal * (goal_logp + mean)
     if softcap is not None:
         at_goal *= slope_of_softcap(row_logprob + row_lse, temperature, rows, softcap)
     goal = place_of_target(target, rows, first, columns, acc.shape[1])

@@ -18,7 +18,7 @@ from r1train.expert_load import ExpertLoad
 from r1train.forward import completion_hidden
 from r1train.metrics import Metrics
 from r1train.optim import Optimizer
-from r1train.rollout import Rollout
+from r1train.rollout import NotANumber, Rollout
 from r1train.routing import Comparison, Replay
 from r1train.schema import RunError
 
@@ -191,6 +191,11 @@ class Learner:
     def _check_sampler(self, mean: float) -> None:
         """Before the weights change: the engine must have sampled from the trainer's model."""
         limit = MAX_SAMPLING_DELTA[self.model.dtype]
+        if mean != mean:
+            raise NotANumber(
+                "the trainer's log-probabilities of the sampled tokens are NaN: its weights have "
+                "diverged or overflow, and the update would make all of them NaN"
+            )
         if not mean <= limit:
             raise SamplingMismatch(
                 f"log-probabilities of the sampled tokens differ by {mean:.3g} on average between "

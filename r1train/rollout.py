@@ -14,6 +14,10 @@ from r1train.forward import extend, prefill
 from r1train.routing import Recording, recording
 
 
+class NotANumber(RuntimeError):
+    """The model gives no distribution to sample from: its logits hold NaN or infinity."""
+
+
 @dataclass(frozen=True)
 class Rollout:
     """Sampled completions, in the order of the prompts."""
@@ -56,6 +60,9 @@ class Engine:
         Completion i depends on `prompts[i]`, `seed` and i alone: every token has a uniform number
         of its own, drawn on the CPU before the first step, whoever else is in the batch. With
         temperature 0 the most likely token is taken, and log-probabilities are those at 1.
+
+        Raises:
+            NotANumber: a log-probability is NaN, so the next token would mean nothing.
         """
         generator = torch.Generator().manual_seed(seed)
         shape = (len(prompts), max_new_tokens)
@@ -95,9 +102,19 @@ class Engine:
             token, logprob = sample(logits, uniform[rows, step], temperature, top_p)
             tokens[rows, step], logprobs[rows, step] = token, logprob
             going = ~torch.isin(token, self.stop)
-            if not going.any() or step + 1 == uniform.shape[1]:
+            state = torch.stack([going.any(), going.all(), logprob.isnan().any()])
+            any_going, all_going, failed = state.tolist()  # one wait for the device
+            if failed:
+                row = int(rows[logprob.isnan()][0])
+                raise NotANumber(
+                    f"the log-probability of token {step} after prompt {row} of its batch is NaN: "
+                    "the model's logits hold NaN or infinity. Its weights may have diverged "
+                    "(learning_rate, max_grad_norm), be damaged, or overflow in "
+                    f"{str(self.model.dtype).removeprefix('torch.')}"
+                )
+            if not any_going or step + 1 == uniform.shape[1]:
                 break
-            if not going.all():
+            if not all_going:
                 keep = going.nonzero()[:, 0]
                 prefix.select(keep)
                 rows, token = rows[keep], token[keep]

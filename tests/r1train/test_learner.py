@@ -8,7 +8,7 @@ import torch
 from r1train.batch import Batch
 from r1train.config import GRPOConfig
 from r1train.learner import Learner, SamplingMismatch
-from r1train.rollout import Engine
+from r1train.rollout import Engine, NotANumber
 
 CONFIG = GRPOConfig(
     max_steps=4, prompts_per_step=4, num_generations=4, learning_rate=1e-3, beta=0.0
@@ -161,6 +161,16 @@ def test_a_sampler_with_other_weights_is_an_error(mini, rollout):
         model.lm_head.weight.copy_(before)
     with pytest.raises(SamplingMismatch, match="temperature"):
         learner(model, CONFIG, temperature=0.7).step(rollout, REWARDS)
+
+
+def test_weights_that_are_no_numbers_stop_before_the_update(mini, rollout):
+    model, _ = mini
+    with torch.no_grad():
+        model.lm_head.weight[3] = torch.nan
+    subject = learner(model, CONFIG)
+    subject.optimizer.step = lambda: pytest.fail("the weights were changed")
+    with pytest.raises(NotANumber, match="weights have diverged"):
+        subject.step(rollout, REWARDS)
 
 
 def _batch(rollout):

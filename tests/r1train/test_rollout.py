@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from r1train.rollout import Engine, sample
+from r1train.rollout import Engine, NotANumber, sample
 
 
 @pytest.fixture
@@ -111,3 +111,16 @@ def test_a_token_without_probability_is_never_drawn():
     for edge in (0.0, 1 - 2.0**-53):
         token, _ = sample(logits, torch.tensor([edge], dtype=torch.float64), 1.0, 1.0)
         assert token.item() == 1
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers_stop_the_rollout(engine, prompts, temperature, value):
+    head = engine.model.lm_head.weight
+    before = head.detach().clone()
+    with torch.no_grad():
+        head[7] = value
+    with pytest.raises(NotANumber, match=r"log-probability of token 0 after prompt 0 .* is NaN"):
+        engine.generate(prompts, max_new_tokens=4, temperature=temperature)
+    with torch.no_grad():
+        head.copy_(before)

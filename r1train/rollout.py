@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from r1kernels.hf import head_of
 from r1train.forward import extend, prefill
 from r1train.routing import Recording, recording
+from r1train.schema import RunError
 
 
-class NotANumber(RuntimeError):
+class NotANumber(RunError):
     """The model gives no distribution to sample from: its logits hold NaN or infinity."""
 
 

@@ -163,9 +163,9 @@ def test_padding_that_no_memory_holds_is_refused_before_it_is_made(
     experts: int, align: int
 ) -> None:
     ids = torch.zeros(3, 2, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"moe_sort: (num_experts|align): expected 1 ≤"):
+    with pytest.raises(ValueError, match=r"moe_sort: (num_experts|align): expected "):
         r1kernels.moe_sort(ids, experts, align=align)
-    with pytest.raises(ValueError, match=r"moe_sort: (num_experts|align): expected 1 ≤"):
+    with pytest.raises(ValueError, match=r"moe_sort: (num_experts|align): expected "):
         OPS["moe_sort"](ids, experts, align)
 
 

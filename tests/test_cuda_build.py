@@ -8,12 +8,15 @@ import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
 import torch
 
 from r1kernels import native
+from tests.build_cache import cached_build
+from tests.emulated_cuda import run
 
 ROOT = Path(__file__).parents[1]
 INCLUDE = Path(torch.__file__).parent / "include"
@@ -41,21 +44,28 @@ def archs(source: Path) -> tuple[str, ...]:
     return ("90a",) if source.stem.endswith("_sm90") else ("80", "89", "90a", "100")
 
 
-def build(source: Path, folder: Path) -> Built:
-    folder.mkdir()
+FLAGS = ["-O3", "-std=c++20", "-fmad=false", "-Xcompiler=-fPIC", "-Xptxas=-v", f"-I{ROOT / 'csrc'}",
+         f"-I{INCLUDE}", f"-I{INCLUDE / 'torch/csrc/api/include'}",
+         "-DTORCH_TARGET_VERSION=0x020b000000000000"]  # fmt: skip
+
+
+def build(source: Path) -> Built:
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs(source)]
-    result = subprocess.run(
-        ["nvcc", "-c", *targets, "-O3", "-std=c++20", "-fmad=false", "-Xcompiler=-fPIC",
-         "-Xptxas=-v", "--keep", "--keep-dir", str(folder), f"-I{ROOT / 'csrc'}", f"-I{INCLUDE}",
-         f"-I{INCLUDE / 'torch/csrc/api/include'}",
-         "-DTORCH_TARGET_VERSION=0x020b000000000000", str(source), "-o", str(folder / "kernels.o")],
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+
+    def make(folder: Path) -> None:
+        with TemporaryDirectory(dir=folder.parent) as scratch:
+            command = ["nvcc", "-c", *targets, *FLAGS, "--keep", "--keep-dir", scratch]
+            log = run(*command, source, "-o", folder / "kernels.o")
+            (folder / "log").write_text(log)
+            for path in Path(scratch).glob("*.ptx"):
+                shutil.copy(path, folder)
+
+    headers = sorted((ROOT / "csrc").rglob("*.h"))
+    made_from = [run("nvcc", "--version"), torch.__version__, *targets, *FLAGS, *headers, source]
+    folder = cached_build(f"nvcc-{source.stem}", made_from, make)
     texts = [path.read_text() for path in folder.glob("*.ptx")]
     return Built(
-        result.stderr,
+        (folder / "log").read_text(),
         {found(r"\.target sm_(\w+)", text): text for text in texts},
         folder / "kernels.o",
     )
@@ -68,11 +78,9 @@ def found(pattern: str, text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
-    folder = tmp_path_factory.mktemp("nvcc")
+def built() -> dict[str, Built]:
     with ThreadPoolExecutor(2) as pool:
-        results = pool.map(lambda source: build(source, folder / source.stem), SOURCES)
-        return dict(zip([source.name for source in SOURCES], results, strict=True))
+        return dict(zip([source.name for source in SOURCES], pool.map(build, SOURCES), strict=True))
 
 
 @needs_nvcc

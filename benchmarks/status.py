@@ -10,6 +10,7 @@ import ast
 import hashlib
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from benchmarks import record
@@ -83,7 +84,12 @@ def _problem(known: list[dict | None], source: str) -> str | None:
     return None
 
 
-def _needs(path: Path) -> Iterator[Path]:
+@cache  # a header is part of many kernels
+def _needs(path: Path) -> tuple[Path, ...]:
+    return tuple(_parts(path))
+
+
+def _parts(path: Path) -> Iterator[Path]:
     """Where that lies which a file includes, imports or has as data beside it; not all exists."""
     text = (ROOT / path).read_text()
     if path.suffix != ".py":

@@ -4,17 +4,17 @@ import os
 from collections.abc import Iterator
 
 # Before PyTorch is imported, and for the programs that tests start: every core has a worker of
-# pytest-xdist, and threads beside it would wait for each other.
-for name in (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "TORCHINDUCTOR_COMPILE_THREADS",
-):
-    os.environ[name] = "1"
+# pytest-xdist, so one thread each, and where a test asks for two they wait without spinning.
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+}
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 # Before any kernel is imported: without a GPU, Triton's run in its interpreter.
 if not torch.cuda.is_available():

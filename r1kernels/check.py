@@ -313,11 +313,11 @@ def numbers_if_checked(op: str, name: str, values: Tensor) -> None:
         raise ValueError(f"{op}: {name}[{where}]: expected a number, got nan")
 
 
-def offsets(op: str, name: str, ends: Tensor, rows: int) -> None:
-    """The CPU tensor ``ends`` starts at 0, never falls, and ends at ``rows`` at most."""
+def offsets(op: str, name: str, ends: Tensor, rows: int, of: str) -> None:
+    """The CPU tensor ``ends`` starts at 0, never falls, and ends at the ``rows`` of ``of``."""
     last = int(ends[-1]) if ends.numel() else 0
     if last > rows:
-        raise ValueError(f"{op}: {name}: expected at most P = {rows}, got {last}")
+        raise ValueError(f"{op}: {name}: expected at most P = {rows}, that of {of}, got {last}")
     cumulative(op, name, ends, last)
 
 

@@ -298,12 +298,15 @@ def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     """One tensor on the device "meta" brings all of them here: without it, results of nothing."""
 
     def run(*args: Any) -> Any:
-        devices = {str(arg.device) for arg in args if isinstance(arg, torch.Tensor)}
+        devices = {arg.device for arg in args if isinstance(arg, torch.Tensor)}
         if len(devices) > 1:
-            raise ValueError(
-                f"{name}: expected tensors on one device, got them on "
-                f"{' and '.join(sorted(devices))}"
+            declared = getattr(torch.ops.r1kernels, name).default._schema.arguments
+            places = ", ".join(
+                f"{argument.name} on {arg.device}"
+                for argument, arg in zip(declared, args, strict=True)
+                if isinstance(arg, torch.Tensor)
             )
+            raise ValueError(f"{name}: expected tensors on one device, got {places}")
         return fake(*args)
 
     return run

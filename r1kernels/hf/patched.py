@@ -231,16 +231,16 @@ class State:
         hidden = hidden[:, slice(-keep, None) if isinstance(keep, int) else keep]
         head = read_head(self.model, self.logits)
 
-        fields = {name: value for name, value in output.items() if name != "logits"}
-        output = type(output)(**fields | {"loss": None})
         with head.precision():
-            if labels["labels"] is not None:
-                output["loss"] = causal_loss(hidden, head, **labels)
-                if (aux_loss := output.get("aux_loss")) is not None:
-                    output["loss"] = output["loss"] + self.model.router_aux_loss_coef * aux_loss
-            if fn is not None:
-                output["through_head"] = fn(hidden, head)
-                return output
+            loss = None if labels["labels"] is None else causal_loss(hidden, head, **labels)
+            found = None if fn is None else fn(hidden, head)
+        if loss is not None and (aux_loss := output.get("aux_loss")) is not None:
+            loss = loss + self.model.router_aux_loss_coef * aux_loss
+        fields = {name: value for name, value in output.items() if name != "logits"}
+        output = type(output)(**fields | {"loss": loss})  # in the class's own order, loss first
+        if fn is not None:
+            output["through_head"] = found
+            return output
         return output.to_tuple() if as_tuple else output
 
 

@@ -55,7 +55,7 @@ def _fake(x: Tensor, weight: Tensor, offsets: Tensor, transposed: bool) -> Tenso
 
 
 def _validate(x: Tensor, weight: Tensor, offsets: Tensor, transposed: bool) -> None:
-    check.offsets("grouped_mm", "offsets", offsets, x.shape[0])
+    check.offsets("grouped_mm", "offsets", offsets, x.shape[0], "x")
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -148,7 +148,7 @@ GROUPED_MM_BACKWARD = Op(
     reference=backward_reference,
     fake=_backward_fake,
     validate=lambda left, right, offsets: check.offsets(
-        "grouped_mm_backward", "offsets", offsets, left.shape[0]
+        "grouped_mm_backward", "offsets", offsets, left.shape[0], "left"
     ),
     cases=tuple(_backward_case(case) for case in CASES if "transposed" not in case.name),
 )

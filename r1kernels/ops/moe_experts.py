@@ -153,7 +153,7 @@ def _validate(
     inverse: Tensor,
     keep: bool,
 ) -> None:
-    check.offsets("moe_experts", "offsets", offsets, gather.shape[0])
+    check.offsets("moe_experts", "offsets", offsets, gather.shape[0], "gather")
     check.in_range("moe_experts", "gather", gather, inverse.numel(), ignore=-1)
     check.in_range("moe_experts", "inverse", inverse.flatten(), gather.shape[0], ignore=-1)
 

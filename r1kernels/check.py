@@ -187,7 +187,7 @@ def known_options(op: str, given: Collection[str], known: Collection[str]) -> No
 
 def dense(op: str, name: str, tensor: Tensor) -> None:
     """Not sparse and not nested; nothing is asked where a graph is traced, which takes no such."""
-    if not torch.compiler.is_compiling() and tensor.layout != torch.strided:
+    if tensor.layout != torch.strided and not torch.compiler.is_compiling():
         hint = "(.values() has its rows)" if tensor.layout == torch.jagged else "(.to_dense())"
         raise TypeError(f"{op}: {name}: expected a dense tensor, got layout {tensor.layout} {hint}")
 

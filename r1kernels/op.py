@@ -131,7 +131,8 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         self._refuse_tangents(args)  # below this call torch.func.jvp has taken them away
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        tracked = torch.is_grad_enabled() and any(map(_requires_grad, args))
+        if not tracked and not torch.compiler.is_compiling():
             with torch._C._AutoDispatchBelowAutograd():  # saves a good part of a small call
                 return self.overload(*args)
         try:

@@ -170,13 +170,14 @@ def _backward(
     gradients: list[Tensor | None] = [None] * 11
     if dlogprob is None and dentropy is None:
         return tuple(gradients)
-    lse = ctx.saved_tensors[6]
+    saved = ctx.saved_tensors  # asked for once: under checkpointing each is handed out once
+    lse = saved[6]
     if dlogprob is None:
         dlogprob = torch.zeros_like(lse)
     if dentropy is None:
         dentropy = lse.new_empty(0)
     wanted = tuple(ctx.needs_input_grad[at] for at in (0, 1, 5))
-    made = CANDIDATE_LOGPROB_BACKWARD(dlogprob, dentropy, *ctx.saved_tensors, *ctx.options, *wanted)
+    made = CANDIDATE_LOGPROB_BACKWARD(dlogprob, dentropy, *saved, *ctx.options, *wanted)
     for at, gradient, needed in zip((0, 1, 5), made, wanted, strict=True):
         gradients[at] = gradient if needed else None
     return tuple(gradients)

@@ -119,13 +119,14 @@ def _backward(
         assert dlogprob is not None  # the only output with a gradient
         product = (dlogprob[:, None] * dhidden).masked_fill_((dlogprob == 0)[:, None], 0)
         return (product.to(ctx.dtype), *[None] * 13)
-    lse = ctx.saved_tensors[6]
+    saved = ctx.saved_tensors  # asked for once: under checkpointing each is handed out once
+    lse = saved[6]
     if dlogprob is None:
         dlogprob = torch.zeros_like(lse)
     if dentropy is None:
         dentropy = lse.new_empty(0)
     dhidden, dweight, dbias = LINEAR_LOGPROB_BACKWARD(
-        dlogprob, dentropy, *ctx.saved_tensors, *ctx.options, need_hidden, need_weight, need_bias
+        dlogprob, dentropy, *saved, *ctx.options, need_hidden, need_weight, need_bias
     )
     return (
         dhidden if need_hidden else None,

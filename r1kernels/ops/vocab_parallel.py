@@ -157,7 +157,8 @@ class _VocabParallel(torch.autograd.Function):
             partial = (dlogprob[:, None] * dhidden).to(ctx.dtype)
             gradients[3] = sum_over_ranks(partial, ctx.group)
             return tuple(gradients)
-        lse = ctx.saved_tensors[6]
+        saved = ctx.saved_tensors  # asked for once: under checkpointing each is handed out once
+        lse = saved[6]
         if dlogprob is None or ctx.empty:
             dlogprob = torch.zeros_like(lse)
         if dentropy is None or ctx.empty:
@@ -165,7 +166,7 @@ class _VocabParallel(torch.autograd.Function):
         logit_scale, softcap, entropy_grad = ctx.options
         needed = ctx.needs_input_grad[3:6]
         made = LINEAR_LOGPROB_BACKWARD(
-            dlogprob, dentropy, *ctx.saved_tensors, logit_scale, softcap, entropy_grad,
+            dlogprob, dentropy, *saved, logit_scale, softcap, entropy_grad,
             head.NO_IGNORE, True, *needed,
         )  # fmt: skip
         for position, (gradient, wanted) in enumerate(zip(made, needed, strict=True), start=3):

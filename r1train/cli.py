@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         return _failed(str(error), 1)
     except Stopped as signal:
-        return _failed(f"stopped by {signal.name}", 128 + signal.number)
-    except KeyboardInterrupt:
-        return _failed("interrupted", 130)
+        return _failed(f"stopped by {signal.name}{_after(signal)}", 128 + signal.number)
+    except KeyboardInterrupt as interrupt:
+        return _failed(f"interrupted{_after(interrupt)}", 130)
     return 0
 
 
@@ -157,6 +157,12 @@ def _checkpoint(folder: Path) -> Path:
     if not found:
         raise ConfigError(f"{folder}: neither a HuggingFace checkpoint nor a run that has one")
     return max(found, key=lambda path: (path / "config.json").stat().st_mtime)
+
+
+def _after(error: BaseException) -> str:
+    """The error that a signal came after, where there is one."""
+    cause = error.__cause__
+    return f", after {type(cause).__name__}: {cause}".rstrip(": ") if cause else ""
 
 
 def _failed(message: str, status: int) -> int:

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import math
 import textwrap
 import types
 from collections.abc import Iterable, Mapping
@@ -67,7 +68,8 @@ def nearest(key: str, known: Iterable[str]) -> str:
 def shown(value: Any) -> str:
     """`repr` of a value, no longer than a line: what a message shows of it."""
     if isinstance(value, int) and value.bit_length() > 400:
-        return f"an integer of about {value.bit_length() * 3 // 10} digits"
+        near = round(math.log10(abs(value)))  # of its digits: exact, or one too few
+        return f"an integer of {near + (abs(value) >= 10**near)} digits"
     try:
         text = repr(value)
     except ValueError:  # of a long integer somewhere inside

@@ -105,11 +105,13 @@ def _read(path: Path) -> dict[str, Any]:
         raw = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in raw[:4]:  # half of an ASCII letter
+        kind = "UTF-32" if b"\0\0" in raw[:4] else "UTF-16"
+        raise ConfigError(f"{path}: the file is {kind}: save it as UTF-8")
     try:
         return _parse(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        wide = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
-        kind = "UTF-16" if wide else f"neither UTF-8 nor ASCII at byte {error.start}"
+        kind = f"neither UTF-8 nor ASCII at byte {error.start}"
         raise ConfigError(f"{path}: the file is {kind}: save it as UTF-8") from None
     except ValueError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -30,7 +31,7 @@ from r1train.rewards import RewardBatch, RewardPool
 from r1train.rollout import Engine, Rollout
 from r1train.seeds import derive_seed, deterministic
 from r1train.sft import supervise
-from r1train.signals import stopping_signals
+from r1train.signals import Signals, stopping_signals
 from r1train.solutions import check_solutions
 from r1train.stall import Stall
 from r1train.tasks import Problem, ProblemSet, load_problems
@@ -43,13 +44,14 @@ def run(config: Config) -> dict[str, Any]:
 
     Held-out problems are evaluated before and after the last stage. After Ctrl-C, SIGTERM or an
     error the folder has a checkpoint, plots and a summary that says so all the same, and the
-    exception goes on to the caller.
+    exception goes on to the caller. While they are written, a signal waits.
     """
-    with stopping_signals(), deterministic():  # before CUDA starts: it is configured there
-        return _run(config)
+    # Deterministic before CUDA starts: it is configured there.
+    with stopping_signals() as signals, deterministic():
+        return _run(config, signals)
 
 
-def _run(config: Config) -> dict[str, Any]:
+def _run(config: Config, signals: Signals) -> dict[str, Any]:
     transformers_logging.disable_progress_bar()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -65,19 +67,15 @@ def _run(config: Config) -> dict[str, Any]:
     think_opened = opens_think(render_prompt(train[0].prompt, template, tokenizer))
     pool = RewardPool(config.rewards, train, think_opened=think_opened)
     with pool as rewards:
-        trainer = Trainer(config, model, tokenizer, rewards, train, heldout)
-        try:
-            for stage in config.stages:
-                settings, last = getattr(config, stage), stage == config.stages[-1]
-                if last:
-                    trainer.evaluate(stage, 0)
-                getattr(trainer, stage)()
-                if last:
-                    trainer.evaluate(stage, settings.max_steps)
-        except BaseException as error:
-            trainer.salvage(error)
-            raise
-        return trainer.finish()
+        trainer = Trainer(config, model, tokenizer, rewards, train, heldout, signals)
+        with signals.held():
+            try:
+                with signals.released():  # in here alone: so no signal comes between the two
+                    trainer.train_stages()
+            except BaseException as error:
+                trainer.finish(stopped_by=error)
+                raise
+            return trainer.finish()
 
 
 class Trainer:
@@ -91,9 +89,11 @@ class Trainer:
         rewards: RewardPool,
         train: ProblemSet,
         heldout: ProblemSet,
+        signals: Signals,
     ) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.rewards, self.train, self.heldout = rewards, train, heldout
+        self.signals = signals
         self.engine = Engine(model, tokenizer, config.rollout.batch_size)
         self.folder = RunFolder.create(config)
         self.evaluations: list[EvalResult] = []
@@ -105,6 +105,16 @@ class Trainer:
             f"in {self.folder.path}",
             soft_wrap=True,
         )
+
+    def train_stages(self) -> None:
+        """The stages of the configuration, the last one between two evaluations."""
+        for stage in self.config.stages:
+            settings, last = getattr(self.config, stage), stage == self.config.stages[-1]
+            if last:
+                self.evaluate(stage, 0)
+            getattr(self, stage)()
+            if last:
+                self.evaluate(stage, settings.max_steps)
 
     def sft(self) -> None:
         """The supervised stage."""
@@ -188,41 +198,73 @@ class Trainer:
         show_completions(step, questions, [texts[row] for row in rows], scores)
 
     def save(self, name: str) -> Path:
-        return save_checkpoint(self.model, self.tokenizer, self.folder.path / name)
-
-    def salvage(self, error: BaseException) -> None:
-        """What `finish` leaves, of a run that `error` ends. Should that fail too, it is said."""
-        try:
-            self.finish(stopped_by=error)
-        except Exception as second:
-            logging.getLogger("r1train").error(
-                "%s is not complete: %s: %s", self.folder.path, type(second).__name__, second
-            )
+        with self.signals.held():
+            return save_checkpoint(self.model, self.tokenizer, self.folder.path / name)
 
     def finish(self, *, stopped_by: BaseException | None = None) -> dict[str, Any]:
-        """Checkpoint, plots, summary and the table of before and after."""
-        checkpoint, plots = self.save("checkpoint"), self.folder.plot()
+        """Checkpoint, plots, summary and the table of before and after.
+
+        What fails of them keeps none of the others from being written, and the summary says so.
+        Then the first failure is raised, or logged where the run ends by `stopped_by` anyway.
+        """
+        failures: list[BaseException] = []
+        checkpoint: Path | None = None
+        plots: list[Path] = []
+        with collected(failures):
+            checkpoint = self.save("checkpoint")
+        with collected(failures):
+            plots = self.folder.plot()
         summary: dict[str, Any] = {
             "name": self.config.name,
             "seed": self.config.seed,
             "folder": str(self.folder.path),
-            "checkpoint": str(checkpoint),
+            "checkpoint": str(checkpoint) if checkpoint else None,
             "parameters": self.model.num_parameters(),
             "seconds": time.perf_counter() - self.started,
-            "interrupted": stopped_by is not None,
+            "interrupted": False,
         }
-        if stopped_by is not None:
-            summary["stopped_by"] = f"{type(stopped_by).__name__}: {stopped_by}".rstrip(": ")
-        if self.stall.said:
-            summary["warnings"] = [*self.stall.said.values()]
+        if warnings := [*self.stall.said.values(), *map(named, failures)]:
+            summary["warnings"] = warnings
         if self.evaluations:
             ends = {"before": self.evaluations[0], "after": self.evaluations[-1]}
             summary["pass@1"] = {when: result.pass_at_1 for when, result in ends.items()}
             summary["evaluation"] = {when: result.as_dict() for when, result in ends.items()}
-            show_before_after(ends["before"], ends["after"], plots)
-        path = self.folder.write_summary(summary)
-        CONSOLE.print(f"{'interrupted; ' if stopped_by else ''}{path}", soft_wrap=True)
+        with collected(failures):
+            self._summarize(summary, [stopped_by, self.signals.waiting, *failures])
+            if self.signals.waiting:  # it may have come while the summary was written
+                self._summarize(summary, [stopped_by, self.signals.waiting, *failures])
+        with collected(failures):  # last: a terminal that has gone, or a closed pipe, costs nothing
+            if self.evaluations:
+                show_before_after(self.evaluations[0], self.evaluations[-1], plots)
+            path = self.folder.path / "summary.json"
+            CONSOLE.print(f"{'interrupted; ' * summary['interrupted']}{path}", soft_wrap=True)
+        for failure in failures if stopped_by else failures[1:]:
+            message = "%s is not complete: %s"
+            logging.getLogger("r1train").error(message, self.folder.path, named(failure))
+        if failures and stopped_by is None:
+            raise failures[0]
         return summary
+
+    def _summarize(self, summary: dict[str, Any], reasons: list[BaseException | None]) -> None:
+        """Writes `summary`, with the first of the `reasons` for which the run ended, if any."""
+        reason = next((reason for reason in reasons if reason is not None), None)
+        if reason is not None:
+            summary |= {"interrupted": True, "stopped_by": named(reason)}
+        self.folder.write_summary(summary)
+
+
+@contextmanager
+def collected(failures: list[BaseException]) -> Iterator[None]:
+    """Within it an exception is appended to `failures` and goes no further."""
+    try:
+        yield
+    except BaseException as error:
+        failures.append(error)
+
+
+def named(error: BaseException) -> str:
+    """Type and message of an exception."""
+    return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
 def draw(problems: Sequence[Problem], count: int, step: int, seed: int) -> list[Problem]:

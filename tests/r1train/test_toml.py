@@ -55,8 +55,12 @@ def test_a_byte_order_mark_is_read_past(write):
     ("content", "reason"),
     [
         ("seed = 1".encode("utf-16"), "the file is UTF-16: save it as UTF-8"),
+        ("seed = 1".encode("utf-16-le"), "the file is UTF-16: save it as UTF-8"),
+        ('"é" = 1'.encode("utf-16-be"), "the file is UTF-16: save it as UTF-8"),
+        ("seed = 1".encode("utf-32"), "the file is UTF-32: save it as UTF-8"),
+        ("seed = 1".encode("utf-32-be"), "the file is UTF-32: save it as UTF-8"),
         ('name = "\xe9"'.encode("latin1"), "the file is neither UTF-8 nor ASCII at byte 8"),
-        ("seed = " + "1" * 400, "seed = an integer of about 397 digits: expected a value >= 0"),
+        ("seed = " + "1" * 400, "seed = an integer of 400 digits: expected a value >= 0"),
         ("seed = " + "1" * 5000, "not valid TOML"),
         ("a = " + "[" * 5000, "not valid TOML: it is nested too deeply"),
         ("seed = 1\nseed = 2", "not valid TOML"),
@@ -74,10 +78,10 @@ def test_a_file_that_is_no_configuration_is_named(write, content, reason):
 @pytest.mark.parametrize(
     ("override", "reason"),
     [
-        ("seed=" + "1" * 400, "^seed = an integer of about 397 digits"),
+        ("seed=" + "1" * 400, "^seed = an integer of 400 digits"),
         ("seed=" + "1" * 5000, r"^override 'seed=1+… \(5007 characters\): Exceeds the limit"),
         ("seed=-1", "^seed = -1: expected a value >= 0 and <= 9223372036854775807"),
-        ("grpo.learning_rate=" + "1" * 400, "^grpo.learning_rate = an integer of about 397 digits"),
+        ("grpo.learning_rate=" + "1" * 400, "^grpo.learning_rate = an integer of 400 digits"),
         ("grpo.max_steps=1" + "0" * 20, "^grpo.max_steps = 1"),
         ("grpo.max_steps=3\nfoo=1", "^grpo.max_steps = '3.nfoo=1': expected an integer"),
         ("grpo.adam_beta1=1", "^grpo.adam_beta1 = 1: expected a value >= 0 and <= 0.999999"),

@@ -4,7 +4,9 @@ import pytest
 
 from r1train.config import Config, ModelConfig
 from r1train.model import load_model
+from r1train.pool import VerifierPool
 from r1train.toml import load_config
+from tests.r1train.misbehaving import Misbehaving
 
 TEXTS = [f"User: What is {a} + {b}?\nAssistant:" for a in range(10) for b in range(10)]
 
@@ -62,3 +64,15 @@ def config(tmp_path):
         return load_config(path, [f"output_dir={tmp_path}/runs", *overrides])
 
     return load
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    """One for many attempts, in an empty folder, with a secret in the trainer's environment."""
+    folder = tmp_path_factory.mktemp("verifier")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("HF_TOKEN_SECRET", "hf_abc")
+        with VerifierPool(Misbehaving("sympy"), workers=1, timeout=20.0) as pool:
+            yield pool
+    assert list(folder.iterdir()) == []

@@ -23,9 +23,11 @@ from r1train.rewards import RewardPool, extract_answer
 from r1train.rollout import Engine
 from r1train.seeds import derive_seed, deterministic
 from r1train.tasks import ProblemSet, load_problems
-from r1train.verify import equivalent
+from r1train.verify import LONGEST_COMPARED, equivalent
 
 Interval = tuple[float, float]
+_MOST_COMPARED = 6_000
+"""Characters of a problem's answers that its vote compares: it runs between training steps."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,10 @@ def majority(
     """Accuracy of the most frequent extracted answer; 0 where no completion has one.
 
     Right answers are one candidate: as far as the problem can tell they are the same. Of the wrong
-    ones those are that `verify` finds equal to the first of them.
+    ones those are that `verify` finds equal to the first of them, and once `_MOST_COMPARED`
+    characters were compared, those of the same text.
     """
+    left = _MOST_COMPARED
     candidates: list[tuple[str, float]] = []
     votes: list[int] = []
     seen: dict[tuple[str, float], int] = {}
@@ -166,15 +170,20 @@ def majority(
             continue
         key = answer, float(right)
         if key not in seen:
-            seen[key] = next(
-                (
-                    place
-                    for place, (other, other_right) in enumerate(candidates)
-                    if other_right == right
-                    and (right >= 1.0 or equivalent(answer, other, answer_type))
-                ),
-                len(candidates),
-            )
+            seen[key] = len(candidates)
+            for place, (other, other_right) in enumerate(candidates):
+                if other_right != right:
+                    continue
+                if right < 1.0:
+                    lengths = len(answer), len(other)
+                    cost = sum(lengths) if max(lengths) <= LONGEST_COMPARED else 0
+                    if cost > left:
+                        continue
+                    left -= cost
+                    if not equivalent(answer, other, answer_type):
+                        continue
+                seen[key] = place
+                break
             if seen[key] == len(candidates):
                 candidates.append(key)
                 votes.append(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from r1train.answers.clean import closing_brace, split, unpaired
 from r1train.prompts import TAGS
 from r1train.verify import check_reference
 
@@ -17,10 +18,6 @@ MAX_LENGTH = 1000  # characters of an answer that is not text: longer ones are s
 _BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _BOX = re.compile(r"\\f?boxed\s*\{")
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
-_WRAPPINGS = (
-    *(("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")),
-    *(("**", "**"), ("__", "__"), ("*", "*"), ("`", "`")),
-)
 
 
 def final_answer(text: str, answer_type: str = "auto") -> str:
@@ -61,7 +58,7 @@ def listed_answer(values: list[Any], answer_type: str) -> str:
             item = str(value).lower()
         else:
             raise ValueError(f"the answer's list holds {value!r}: expected text or numbers")
-        if _has_comma(item):
+        if len(split(item, ",")) > 1:
             raise ValueError(f"{item!r} in the answer's list has a comma: make it two of the list")
         items.append(item)
     opening, closing = "{}" if answer_type == "set" else "()"
@@ -88,13 +85,10 @@ def _unmarked(text: str) -> str:
 def _boxes(text: str) -> list[str]:
     found, start = [], 0
     while match := _BOX.search(text, start):
-        depth, end = 1, match.end()
-        while depth and end < len(text):
-            depth += (text[end] == "{") - (text[end] == "}")
-            end += 1
-        if depth:
+        end = closing_brace(text, match.end() - 1)
+        if end < 0:
             raise ValueError("the answer has a \\boxed{ that is not closed")
-        found.append(text[match.end() : end - 1])
+        found.append(text[match.end() : end])
         start = end
     return found
 
@@ -106,20 +100,5 @@ def _undecorated(text: str) -> str:
         before = text = text.strip()
         if text.endswith(".") and not text.endswith(".."):
             text = text[:-1].rstrip()
-        for opening, closing in _WRAPPINGS:
-            inner = text[len(opening) : -len(closing)]
-            wrapped = text.startswith(opening) and text.endswith(closing)
-            if wrapped and inner.strip() and opening not in inner and closing not in inner:
-                text = inner
-                break
+        text = unpaired(text)
     return text
-
-
-def _has_comma(text: str) -> bool:
-    """Whether there is a comma outside all brackets, where a list would be split."""
-    depth = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0:
-            return True
-    return False

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from r1train.config import DatasetConfig
 from r1train.gym import score, scorer
+from r1train.gym_checks import CHECKS
 from r1train.verify import is_hedge, verify
 
 if TYPE_CHECKING:
@@ -29,14 +30,15 @@ class Verifier:
         """Score in [0, 1] of an extracted answer; None and empty answers get 0.
 
         Answers of a JSONL file go to `verify`; those of a reasoning-gym dataset to its own verifier
-        unless they offer alternatives, which the datasets do not expect.
+        unless they offer alternatives, which those verifiers do not expect; our own checks do.
         """
         if answer is None or not answer.strip():
             return 0.0
         dataset = self.datasets[problem.source]
         if dataset.name is None:
             return verify(answer, problem.answer, answer_type=problem.answer_type)
-        if is_hedge(answer, problem.answer):
+        name = problem.metadata.get("source_dataset", dataset.name)  # a composite's part
+        if name not in CHECKS and is_hedge(answer, problem.answer):
             return 0.0
         entry = {
             "question": problem.question,

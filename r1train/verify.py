@@ -10,14 +10,17 @@ import re
 from functools import lru_cache
 from typing import Literal, get_args
 
-from r1train.answers.clean import clean
+from r1train.answers.clean import clean, depths, split
 from r1train.answers.compare import equal, has_letters, is_arithmetic, matched
-from r1train.answers.nodes import Form
-from r1train.answers.syntax import LONGEST, parse
+from r1train.answers.nodes import Form, Infinity, Quantity
+from r1train.answers.syntax import parse
 from r1train.answers.tokens import Unreadable
+from r1train.answers.values import variables
 
 AnswerType = Literal["auto", "math", "set", "ordered", "choice", "text", "exact"]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
+LONGEST_COMPARED = 256
+"""Characters of an answer that `equivalent` reads; longer ones are the same text or differ."""
 
 
 def verify(answer: str, reference: str, *, answer_type: str = "auto") -> float:
@@ -27,7 +30,7 @@ def verify(answer: str, reference: str, *, answer_type: str = "auto") -> float:
         answer: What stands for the answer in a completion, such as the text of its <answer> block.
         reference: The right answer.
         answer_type: "math" (one value: exact, or to the digits of a decimal reference), "set" and
-            "ordered" (lists), "choice" (a letter), "text" (Unicode-normalised; case and outer
+            "ordered" (lists), "choice" (a letter), "text" (Unicode-normalised; case and final
             punctuation ignored), "exact" (the same characters), or "auto": "choice" for a single
             capital letter, "math" for what parses as mathematics without letters read as products,
             else "text".
@@ -58,6 +61,8 @@ def verify(answer: str, reference: str, *, answer_type: str = "auto") -> float:
 
 def check_reference(reference: str, answer_type: str = "auto") -> None:
     """Raise ValueError, which says why, where no answer but the same text could be right."""
+    if answer_type == "exact" and reference.strip():
+        return
     wanted = clean(reference)
     if not wanted:
         raise ValueError("the answer is empty, or has characters that cannot be printed")
@@ -72,7 +77,7 @@ def equivalent(left: str, right: str, answer_type: str = "auto") -> bool:
 
     Long texts are compared as they stand: many are compared with each other.
     """
-    if max(len(left), len(right)) > LONGEST:
+    if max(len(left), len(right)) > LONGEST_COMPARED:
         return left.split() == right.split()
     pairs = ((left, right), (right, left))
     return any(verify(*pair, answer_type=answer_type) == 1.0 for pair in pairs)
@@ -108,7 +113,7 @@ def _agree_auto(answer: str, reference: str) -> bool:
     wanted = _reference(reference)
     if wanted is None:
         return text(answer) == text(reference)
-    found = _math(_SPACED_GROUPS.sub(_joined, answer))
+    found = _auto_math(_SPACED_GROUPS.sub(_joined, answer))
     return found is not None and equal(found, wanted)
 
 
@@ -134,7 +139,7 @@ def _reference(text: str) -> Form | None:
         return None
     if _SPACED_GROUPS.fullmatch(text) and " 0" in text:  # 1 000, but 100 200 may be two numbers
         text = _joined(text)
-    form = _math(text)
+    form = _auto_math(text)
     if form is None or is_arithmetic(form):
         return None
     if has_letters(form) and not _ALGEBRA.search(text):
@@ -142,11 +147,16 @@ def _reference(text: str) -> Form | None:
     return form
 
 
-def _math(text: str, *, commas: bool = True) -> Form | None:
+def _math(text: str, *, applied: bool = False) -> Form | None:
     try:
-        return parse(text, commas=commas)
+        return parse(text, applied=applied)
     except Unreadable:
         return None
+
+
+@lru_cache(maxsize=1024)
+def _auto_math(text: str) -> Form | None:
+    return _math(text, applied=True)
 
 
 # Lists.
@@ -156,12 +166,31 @@ _LIST_WORDS = re.compile(r"\s+(?:and|or|&)\s+", re.IGNORECASE)
 
 
 def _agree_lists(answer: str, reference: str, answer_type: str) -> bool:
+    if _offers(answer, answer_type) and not _OR.search(reference):
+        return False
     found, wanted = items(answer), items(reference)
     if len(found) != len(wanted) or not wanted:
         return False
     if answer_type == "set":
         return matched(found, wanted, _agree_items)
     return all(map(_agree_items, found, wanted))
+
+
+def _offers(answer: str, answer_type: str) -> bool:
+    """Whether the items are alternatives, of which a list is none: "a or b".
+
+    The solutions of an equation are joined by "or", too: x = 2 or x = 3 is a set of both.
+    """
+    if _OR.search(answer) is None:
+        return False
+    return answer_type == "ordered" or not all(map(_is_solution, items(answer)))
+
+
+def _is_solution(item: str) -> bool:
+    form = _auto_math(item)
+    if not isinstance(form, Quantity) or isinstance(form.value, Infinity):
+        return False
+    return form.name is not None or not variables(form.value)
 
 
 def _agree_items(answer: str, reference: str) -> bool:
@@ -180,7 +209,7 @@ def items(text: str) -> list[str]:
     """The items of a list: in brackets or none, parted by commas, semicolons, lines or spaces."""
     text = _inside(text.replace(r"\{", "{").replace(r"\}", "}"))
     for separators in (",;\n", None):
-        parts = _split(text, separators) if separators else text.split()
+        parts = split(text, separators) if separators else text.split()
         if separators and len(parts) == 1 and _LIST_WORDS.search(text):
             parts = _LIST_WORDS.split(text)
         if len(parts) > 1:
@@ -194,23 +223,9 @@ def _inside(text: str) -> str:
     closing = _LIST_BRACKETS.get(text[:1])
     if closing is None or not text.endswith(closing):
         return text
-    depth = 0
-    for i, character in enumerate(text):
-        depth += (character in _LIST_BRACKETS) - (character in _LIST_BRACKETS.values())
-        if depth == 0:
-            return text[1:-1].strip() if i == len(text) - 1 else text
-    return text
-
-
-def _split(text: str, separators: str) -> list[str]:
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if depth == 0 and character in separators:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
+    brackets = "".join(_LIST_BRACKETS), "".join(_LIST_BRACKETS.values())
+    closed = next((i for i, (_, open_) in enumerate(depths(text, brackets)) if open_ == 0), -1)
+    return text[1:-1].strip() if closed == len(text) - 1 else text
 
 
 # Words.
@@ -221,8 +236,15 @@ _CHOICE = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _OTHER_CHOICE = re.compile(
-    r"(?<![\w'])[B-HJ-Z](?![\w'])|[\(\[][A-Za-z][\)\]]|(?<!\w)[A-Za-z][\)\]:]"
-    r"|^\s*(?:and|or|not|is|isn't|are|but|nor|no|wrong|incorrect|false|either|neither|both)\b",
+    # A letter that is no word, nor a variable (n, t, x, y, z); those where it stands for a choice.
+    r"(?<![\w'])[B-HJ-Zb-hj-mo-su-w](?![\w'])|(?<![\w'])[aAI](?!\w|'|\s+\w)"
+    r"|(?<![\w'])[aA]\s+(?:is|was|and|or|not|seems|looks)\b|^\s*\w\s*$"
+    r"|(?i:\b(?:option|choice|answer|letter)\s+[a-z]\b)"
+    r"|[\(\[][A-Za-z][\)\]]|(?<!\w)[A-Za-z][\)\]:]"
+    r"|(?i:^\s*(?:and|is|are|but|no|false)\b)"
+    r"|(?i:\b(?:or|nor|not|\w+n't|either|neither|both|wrong|incorrect|untrue|wait|hmm+|actually"
+    r"|alternative(?:ly)?|maybe|perhaps|possibly|probably|likely|unlikely|instead|rather|otherwise"
+    r"|unless|mean|meant|guess|unsure|uncertain|oops|sorry|nope|mistake|correction)\b)",
 )
 _SPACED = re.compile(r"\s*([:;,/\-])\s*")
 
@@ -240,4 +262,4 @@ def text(written: str) -> str:
     if "\\" in written:
         return "".join(written.split())  # LaTeX that is not read: spaces mean nothing, case does
     written = _SPACED.sub(r"\1", " ".join(written.split()))
-    return written.strip("\"'“”").rstrip("?").casefold()
+    return written.rstrip("?").casefold()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 
 _INVISIBLE = dict.fromkeys([0x00AD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFE0E, 0xFE0F, 0xFEFF])
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn"}
@@ -87,7 +88,8 @@ def _strip(text: str) -> str:
     return text.removesuffix("\\\\").rstrip() if text.endswith("\\\\") else text
 
 
-def _unwrap(text: str) -> str:
+def unpaired(text: str) -> str:
+    """`text` without one pair of marks around all of it: $…$, **…**, quotes."""
     for opening, closing in _PAIRS:
         if not text.startswith(opening) or not text.endswith(closing):
             continue
@@ -95,6 +97,13 @@ def _unwrap(text: str) -> str:
         once = opening not in inner and closing not in inner and not inner.endswith("\\")
         if once and inner.strip():
             return inner.strip()
+    return text
+
+
+def _unwrap(text: str) -> str:
+    inner = unpaired(text)
+    if inner != text:
+        return inner
     box = _BOX.match(text)
     if box and closing_brace(text, box.end() - 1) == len(text) - 1:
         return text[box.end() : -1].strip()
@@ -110,3 +119,22 @@ def closing_brace(text: str, start: int) -> int:
             if depth == 0:
                 return i
     return -1
+
+
+def depths(text: str, brackets: tuple[str, str] = ("([{", ")]}")) -> Iterator[tuple[str, int]]:
+    """Each character, and how many brackets are open behind it."""
+    depth = 0
+    for character in text:
+        depth += (character in brackets[0]) - (character in brackets[1])
+        yield character, depth
+
+
+def split(text: str, separators: str) -> list[str]:
+    """The parts between those of the separators that are outside all brackets."""
+    parts = [""]
+    for character, depth in depths(text):
+        if depth == 0 and character in separators:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Items
 from fractions import Fraction
 from typing import TypeVar
@@ -20,6 +20,7 @@ from r1train.answers.nodes import (
     Sequence,
     Symbol,
 )
+from r1train.answers.units import Unit, agree
 from r1train.answers.values import (
     Exact,
     NoValueError,
@@ -33,8 +34,11 @@ from r1train.answers.values import (
 
 _WIDEST = Fraction(1, 100)
 """The largest relative tolerance, however few digits a reference has."""
-T = TypeVar("T")
-R = TypeVar("R")
+_MOST_ITEMS = 64
+"""Of a set whose items are not all written alike."""
+_MOST_COMPARISONS = 2080
+"""Between the items of two sets."""
+T = TypeVar("T", bound=Hashable)
 
 
 def equal(answer: Form, reference: Form) -> bool:
@@ -55,22 +59,44 @@ def equal(answer: Form, reference: Form) -> bool:
     return isinstance(answer, Quantity) and _same_quantity(answer, reference)
 
 
-def matched(answers: Items[T], references: Items[R], agree: Callable[[T, R], bool]) -> bool:
-    """Whether they can be paired off, each answer with a reference that it agrees with."""
+def matched(answers: Items[T], references: Items[T], agrees: Callable[[T, T], bool]) -> bool:
+    """Whether they can be paired off, each answer with a reference that it agrees with.
+
+    Of many items, all but a few must be the same as they are read.
+    """
     if len(answers) != len(references):
         return False
+    places: dict[T, list[int]] = {}
+    for place, reference in enumerate(references):
+        places.setdefault(reference, []).append(place)
     partner: dict[int, int] = {}
+    left = []
+    for place, answer in enumerate(answers):
+        if same_places := places.get(answer):
+            partner[same_places.pop()] = place
+        else:
+            left.append(place)
+    if len(references) > _MOST_ITEMS and left:
+        return False
+    known: dict[tuple[int, int], bool] = {}
+
+    def pair(answer: int, reference: int) -> bool:
+        if (answer, reference) not in known:
+            if len(known) == _MOST_COMPARISONS:
+                return False
+            known[answer, reference] = agrees(answers[answer], references[reference])
+        return known[answer, reference]
 
     def find(answer: int, tried: set[int]) -> bool:
-        for reference in range(len(references)):
-            if reference not in tried and agree(answers[answer], references[reference]):
+        for reference in sorted(range(len(references)), key=lambda place: place in partner):
+            if reference not in tried and pair(answer, reference):
                 tried.add(reference)
                 if reference not in partner or find(partner[reference], tried):
                     partner[reference] = answer
                     return True
         return False
 
-    return all(find(answer, set()) for answer in range(len(answers)))
+    return all(find(answer, set()) for answer in left)
 
 
 def is_arithmetic(form: Form) -> bool:
@@ -206,7 +232,9 @@ def _as_relation(form: Form) -> Relation | None:
 
 def _same_quantity(answer: Quantity, reference: Quantity) -> bool:
     units = answer.unit or answer.percent, reference.unit or reference.percent
-    if all(units) and answer.unit != reference.unit:
+    if all(units) and not _same_unit(answer.unit, reference.unit):
+        return False
+    if answer.unit and not reference.unit and not answer.unit.ignorable:
         return False
     if isinstance(reference.value, Infinity) or isinstance(answer.value, Infinity):
         return answer.value == reference.value
@@ -225,6 +253,12 @@ def _same_quantity(answer: Quantity, reference: Quantity) -> bool:
     return _same_value(Operation("*", (found, hundred)), wanted) or (
         _is_at_least_one(found) and _same_value(found, wanted)
     )
+
+
+def _same_unit(answer: Unit | None, reference: Unit | None) -> bool:
+    if answer is None or reference is None:
+        return answer is reference
+    return agree(answer, reference)
 
 
 def _is_at_least_one(expression: Expression) -> bool:

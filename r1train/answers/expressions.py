@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from r1train.answers.nodes import Expression, Number, Operation, Symbol
 from r1train.answers.tokens import FUNCTIONS, Token, Unreadable
-from r1train.answers.units import Unit, is_known, read_unit
+from r1train.answers.units import Unit, is_common, is_known, read_unit
 from r1train.answers.values import symbols
 
 _DEEPEST = 40
@@ -17,14 +17,18 @@ _RENAMED = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "lg": "log"}
 
 
 class ExpressionParser:
-    """Reads expressions, and the units behind them, from tokens."""
+    """Reads expressions, and the units behind them, from tokens.
 
-    def __init__(self, tokens: list[Token]) -> None:
+    `applied` says that f(…), g(…), h(…) and capitals before brackets are functions, no products.
+    """
+
+    def __init__(self, tokens: list[Token], *, applied: bool) -> None:
         self.tokens, self.position, self.depth = tokens, 0, 0
         self.sign = 1  # of ±, which is read twice
         self.signs = 0  # how many were read
         self.bars = 0  # |…| that are open
         self.functions = 0  # whose argument is being read
+        self.applied = applied
 
     def deeper(self) -> None:
         self.depth += 1
@@ -115,7 +119,7 @@ class ExpressionParser:
             joining = token.text in ("and", "or")
             return not joining and not (token.spaced and self.names_a_unit(before))
         if token.kind == "word":
-            return not token.spaced and _is_product(token.text) and not is_known(token.text)
+            return not token.spaced and _is_product(token.text) and not is_common(token.text)
         return token.kind in ("(", "{")
 
     def is_per_unit(self, before: Expression) -> bool:
@@ -144,8 +148,23 @@ class ExpressionParser:
         if self.accept("!"):
             base = Operation("!", (base,))
         if self.accept("^"):
+            if isinstance(base, Symbol) and self.is_function(base.name, self.after_exponent()):
+                self.fail()  # f^{-1}(x)
             base = _power(base, self.exponent())
         return Operation("-", (base,)) if sign < 0 else base
+
+    def is_function(self, name: str, following: Token) -> bool:
+        """Whether the letter before a bracket is a function's name: O(n^2) and f(x)."""
+        letter = name.partition("_")[0]
+        named = len(letter) == 1 and (letter.isupper() or letter in "fgh")
+        return self.applied and named and following.kind == "(" and not following.spaced
+
+    def after_exponent(self) -> Token:
+        start = self.position
+        self.exponent()
+        following = self.peek()
+        self.position = start
+        return following
 
     def exponent(self) -> Expression:
         if self.accept("{"):
@@ -228,6 +247,8 @@ class ExpressionParser:
             name += "_" + self.subscript()
         if self.peek().kind == "number" and not self.peek().spaced:
             self.fail()  # x2 and B12 are no products
+        if self.is_function(name, self.peek()):
+            return Operation("apply", (Symbol(name), self.atom()))
         return Symbol(name)
 
     def function(self, name: str) -> Expression:
@@ -291,6 +312,8 @@ class ExpressionParser:
             power = token.kind == "number" and token.text in ("1", "2", "3")
             if token.kind not in _OF_UNITS and not power:
                 self.fail()
+            if power and not token.spaced and text[-1:].isalpha():
+                text += "^"  # cm2
             depth += (token.kind in "({") - (token.kind in ")}")
             text += (" " if token.kind in ("word", "name", "unit") else "") + token.text
         if not text.strip() and not currency:

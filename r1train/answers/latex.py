@@ -32,7 +32,7 @@ _REPLACED = [
     (re.compile(r"\\%|\b(?:percent|per\s+cent|pct)\b"), "%"),
     (re.compile(r"\\(?:lbrace(?![a-zA-Z])|\{)"), "⟦"),
     (re.compile(r"\\(?:rbrace(?![a-zA-Z])|\})"), "⟧"),
-    (re.compile(r"\\\$"), "$"),
+    (re.compile(r"(?:\bUS)?\\?\$"), "$"),
     # One digit is a whole argument of LaTeX's: \\frac12 and \\sqrt2 and \\log_28.
     (re.compile(r"\\(frac|binom)\s*(\d)\s*(\d)"), r"\\\1{\2}{\3}"),
     (re.compile(r"\\(frac|binom)\s*(\d)\s*\{"), r"\\\1{\2}{"),

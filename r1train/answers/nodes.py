@@ -24,7 +24,8 @@ class Symbol:
 @dataclass(frozen=True)
 class Operation:
     name: str
-    """"+", "*", "/", "^", "-" (of one argument), "root" (degree, radicand) or a function's name."""
+    """"+", "*", "/", "^", "-" (of one argument), "root" (degree, radicand),
+    "letters" (a product of them), "apply" (a symbol, its argument) or a function's name."""
     arguments: tuple[Expression, ...]
 
 

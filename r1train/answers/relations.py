@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 from r1train.answers.nodes import (
     Expression,
@@ -14,7 +15,7 @@ from r1train.answers.nodes import (
     Symbol,
 )
 from r1train.answers.tokens import Unreadable
-from r1train.answers.values import same, symbols
+from r1train.answers.values import NoValueError, exact, same, symbols
 
 
 def chain(sides: list[Form], kinds: list[str], name: str | None) -> Form:
@@ -65,3 +66,39 @@ def _interval(values: list[Expression], kinds: list[str]) -> Sequence | None:
     opening = "(" if not middle or kinds[middle - 1] == "<" else "["
     closing = ")" if middle == len(kinds) or kinds[middle] == "<" else "]"
     return Sequence((low, high), opening + closing, variable.name)
+
+
+def is_inequality(form: Form) -> bool:
+    """Whether it is one, or the interval of one."""
+    if isinstance(form, Sequence):
+        return form.name is not None and len(form.items) == 2 and len(form.brackets) == 2
+    return isinstance(form, Relation) and form.kind != "="
+
+
+def intersection(forms: list[Form]) -> Sequence:
+    """The interval that `x > 1 and x < 2` is; raises Unreadable for all but such a pair."""
+    if len(forms) != 2 or not all(isinstance(f, Sequence) and is_inequality(f) for f in forms):
+        raise Unreadable("inequalities that hold at once")
+    pair = [form for form in forms if isinstance(form, Sequence)]
+    above = next((f for f in pair if _value(f.items[1]) == Infinity(1)), None)
+    below = next((f for f in pair if _value(f.items[0]) == Infinity(-1)), None)
+    if above is None or below is None or pair[0].name != pair[1].name:
+        raise Unreadable("inequalities that hold at once")
+    low, high = _real(above.items[0]), _real(below.items[1])
+    if low is None or high is None or low >= high:
+        raise Unreadable("inequalities that never hold at once")
+    brackets = above.brackets[0] + below.brackets[1]
+    return Sequence((above.items[0], below.items[1]), brackets, above.name)
+
+
+def _real(form: Form) -> Fraction | None:
+    value = _value(form)
+    try:
+        known = None if value is None or isinstance(value, Infinity) else exact(value)
+    except NoValueError:
+        return None
+    return None if known is None or known[1] else known[0]
+
+
+def _value(form: Form) -> Expression | Infinity | None:
+    return form.value if isinstance(form, Quantity) else None

@@ -22,9 +22,9 @@ from r1train.answers.nodes import (
     Quantity,
     Sequence,
 )
-from r1train.answers.relations import chain
+from r1train.answers.relations import chain, intersection, is_inequality
 from r1train.answers.tokens import Token, Unreadable, tokens
-from r1train.answers.units import SCALES
+from r1train.answers.units import CURRENCIES, SCALES
 
 LONGEST = 2000
 """Characters of the longest text that is read as mathematics."""
@@ -35,19 +35,20 @@ _NEVER_NAMES = re.compile(
 )
 
 
-def parse(text: str, *, commas: bool = True) -> Form:
+def parse(text: str, *, commas: bool = True, applied: bool = False) -> Form:
     """The form of a cleaned text; raises Unreadable.
 
     `commas` says that 1,000 is a thousand, outside brackets; else a comma always separates.
+    `applied` says that letters before brackets are functions: O(n^2) is no product.
     """
     if not text or len(text) > LONGEST:
         raise Unreadable("empty or too long")
-    return _Parser(tokens(plain(text), commas)).answer()
+    return _Parser(tokens(plain(text), commas), applied=applied).answer()
 
 
 class _Parser(ExpressionParser):
-    def __init__(self, tokens: list[Token]) -> None:
-        super().__init__(tokens)
+    def __init__(self, tokens: list[Token], *, applied: bool) -> None:
+        super().__init__(tokens, applied=applied)
         self.items = 0  # that are open
 
     def answer(self) -> Form:
@@ -57,20 +58,26 @@ class _Parser(ExpressionParser):
 
     def listed(self, end: str) -> Form:
         """Items up to `end`: separated by commas a sequence, by "or" alternatives."""
-        items, either = [self.item()], False
+        items, either, both = [self.item()], False, False
         while self.peek().kind != end:
             if self.accept_name("or") or self.accept("∪"):
                 either = True
             elif self.accept(",", ";"):
                 either = self.accept_name("or") or either
-                self.accept_name("and")
+                both = self.accept_name("and") or both
                 if self.peek().kind == end:
                     break
-            elif not self.accept_name("and"):
+            elif self.accept_name("and"):
+                both = True
+            else:
                 self.fail()
             items.append(self.item())
         if len(items) == 1:
             return items[0]
+        if both and any(is_inequality(item) for item in items):
+            if either:
+                self.fail()
+            return intersection(items)
         return Alternatives(_flat(items)) if either else Sequence(_flat(items))
 
     def item(self) -> Form:
@@ -208,7 +215,8 @@ class _Parser(ExpressionParser):
 
     def quantity(self) -> Quantity:
         negative = self.peek().kind == "-" and self.peek(1).kind == "unit" and self.accept("-")
-        currency = self.take().text if self.peek().kind == "unit" else None
+        coded = self.peek().text in CURRENCIES and self.peek(1).kind == "number"
+        currency = self.take().text if self.peek().kind == "unit" or coded else None
         value = self.signed_infinity() or self.expression()
         if isinstance(value, Infinity):
             return Quantity(value)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from r1train.answers.clean import closing_brace
 from r1train.answers.nodes import Number
+from r1train.answers.units import is_known
 
 _MOST_DIGITS = 1000
 _LARGEST_EXPONENT = 1000
@@ -78,6 +79,8 @@ def tokens(text: str, commas: bool) -> list[Token]:
             token, position = Token("unit", character, spaced), position + 1
         elif character == "\n":
             token, position = Token(";", "\n", spaced), position + 1
+        elif micro := _micro_unit(text, position, found):
+            token, position = Token("word", micro, spaced), position + len(micro)
         elif character in _GREEK_LETTERS:
             token, position = Token("name", _GREEK_LETTERS[character], spaced), position + 1
         elif letters := _LETTERS.match(text, position):
@@ -91,6 +94,15 @@ def tokens(text: str, commas: bool) -> list[Token]:
             raise Unreadable(f"unexpected {character!r}")
         found.append(token)
     return found
+
+
+def _micro_unit(text: str, position: int, before: list[Token]) -> str:
+    """um for the μm behind a number, "" for any other μ."""
+    letters = _LETTERS.match(text, position + 1)
+    if text[position] != "μ" or letters is None or not before or before[-1].kind != "number":
+        return ""
+    unit = "u" + letters.group()
+    return unit if is_known(unit) else ""
 
 
 def _number(text: str, position: int, commas: bool, spaced: bool) -> tuple[Token, int]:

@@ -1,122 +1,147 @@
 """Units: one spelling each, so that those of a reference and an answer can agree or not.
 
-Agreement is of the unit, without conversion: 5 km is not 5000 m.
+Agreement is of the unit, without conversion: 5 km is not 5000 m. Case counts in symbols: mg is not
+Mg.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import dataclass, field
 
-Unit = tuple[tuple[str, int], ...]
-"""Names and their exponents, sorted: (("m", 1), ("s", -2))."""
+from r1train.answers.words import counts_things, denies
 
+
+@dataclass(frozen=True)
+class Unit:
+    powers: tuple[tuple[str, int], ...]
+    """Names and their exponents, sorted: (("m", 1), ("s", -2))."""
+    ignorable: bool = field(default=True, compare=False)
+    """Whether an answer may have it where its reference has none: every word is a known unit, or
+    they count things, as red apples do."""
+
+
+# A name, its symbols as they are written, and after the bar its words, in any case.
 _SPELLINGS = """
-m: meter metre
-km: kilometer kilometre
-cm: centimeter centimetre
-mm: millimeter millimetre
-um: μm µm micrometer micrometre micron
-nm: nanometer nanometre
-in: inch
-ft: foot feet
-yd: yard
-mi: mile
-g: gram gramme gm
-kg: kilogram kilogramme kilo
-mg: milligram
-oz: ounce
-t: ton tonne
-s: second sec
-ms: millisecond
-us: μs µs microsecond
-ns: nanosecond
-min: minute
-h: hour hr
-d: day
-week: wk
-month: mo
-year: yr
-l: L liter litre
-ml: mL milliliter millilitre
-cl: cL centiliter centilitre
-gal: gallon
-A: amp ampere
-V: volt
-W: watt
-kW: kilowatt
-MW: megawatt
-mW: milliwatt
-kWh: kilowatthour
-J: joule
-kJ: kilojoule
-cal: calorie
-kcal: kilocalorie
-eV: electronvolt
-N: newton
-kN: kilonewton
-Pa: pascal
-kPa: kilopascal
-atm: atmosphere
-bar: bars
-Hz: hertz
-kHz: kilohertz
-MHz: megahertz
-GHz: gigahertz
-C: coulomb
-F: farad
-T: tesla
-ohm: Ω Ω
-K: kelvin
-mol: mole
-M: molar
-rad: radian
-°: degree deg
-°C: celsius
-°F: fahrenheit
-bit: bits
-byte: bytes
-kB: kilobyte KB
-MB: megabyte
-GB: gigabyte
-mph: mph
-kph: kmh
-rpm: rpm
-dollar: $ USD usd US$ buck
-cent: ¢
-euro: € EUR eur
-pound: £ GBP gbp lb lbs
-yen: ¥ JPY
-rupee: ₹ INR
-unit: units
+in: | in inch
+ft: | ft foot feet
+yd: | yd yard
+mi: | mi mile
+um: μm | micron
+m: | metre
+g: gm | gramme
+kg: Kg KG | kgs kilogramme
+km: Km KM | kms
+cm: | cms
+oz: | oz ounce
+lb: | lb lbs
+t: | ton tonne
+s: | sec secs
+min: | min mins minute
+h: | hr hrs hour
+d: | day
+week: | wk wks week
+month: | mo month
+year: | yr yrs year
+L: l | litre
+gal: | gal gallon
+A: | amp
+C: | coulomb
+kcal: Cal Kcal
+kHz: KHz khz
+MHz: Mhz
+GHz: Ghz ghz
+Hz: | hz
+kB: KB
+Å: | angstrom
+G: | gauss
+atm: | atm atmosphere
+bar: | bar bars
+mmHg: | mmhg
+M: | molar
+rad: | rad radian
+°: | deg degree
+°C: | celsius
+°F: | fahrenheit
+B: | byte
+bit: b
+ohm: Ω Ω | ohm
+mph: | mph
+kph: | kph kmh
+rpm: | rpm
+dollar: $ US$ | usd dollar buck
+cent: ¢ | cent
+euro: € | eur euro
+gbp: £ | gbp
+pound: | pound
+yen: ¥ | jpy yen
+rupee: ₹ | inr rupee
+unit: | unit
+am: AM
+pm: PM
 """
-# Words after a number that change it, deny it or offer another: with one of these it is no unit.
-_NOT_UNIT_WORDS = """
-or and not no nor never neither either both is isnt are was be if unless else except
-without wrong incorrect false true right correct invalid maybe perhaps possibly probably
-almost about approximately around roughly nearly more less greater fewer than most least
-over under above below plus minus times divided multiplied by squared cubed
-factorial power root half halves third thirds quarter quarters fourth fourths fifth fifths
-sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths hundredth
-hundredths thousandth thousandths hundred thousand million billion trillion mil mio mn bn
-dozen dozens score grand lakh crore couple double triple mod modulo remainder negative
-positive to from through until into with vs versus instead rather but then only zero one
-two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety
-ish equals equal off
-"""
-_NOT_UNITS = frozenset(_NOT_UNIT_WORDS.split())
-_IRREGULAR = {"feet": "foot", "people": "person", "children": "child", "men": "man"}
-_KNOWN: dict[str, str] = {}
-for _line in _SPELLINGS.split("\n"):
-    if _line:
-        _name, _, _others = _line.partition(": ")
-        for _spelling in (_name, *_others.split()):
-            _KNOWN[_spelling] = _name
+_PREFIXES = {
+    "p": "pico", "n": "nano", "u": "micro", "μ": "micro", "m": "milli", "c": "centi",
+    "d": "deci", "h": "hecto", "k": "kilo", "M": "mega", "G": "giga", "T": "tera", "P": "peta",
+}  # fmt: skip
+_PREFIXED = {
+    "m": "meter", "g": "gram", "s": "second", "A": "ampere", "K": "kelvin", "mol": "mole",
+    "cd": "candela", "Hz": "hertz", "N": "newton", "Pa": "pascal", "J": "joule", "W": "watt",
+    "C": "coulomb", "V": "volt", "F": "farad", "ohm": "ohm", "Ω": "ohm", "S": "siemens",
+    "Wb": "weber", "T": "tesla", "H": "henry", "lm": "lumen", "lx": "lux", "Bq": "becquerel",
+    "Gy": "gray", "Sv": "sievert", "L": "liter", "eV": "electronvolt", "Wh": "watthour",
+    "cal": "calorie", "bit": "bit", "b": "bit", "B": "byte", "M": "molar", "t": "tonne",
+    "dB": "decibel", "l": "liter",
+}  # fmt: skip
+_ALIKE = {"b": "bit", "Ω": "ohm", "l": "L"}
+_TAKEN_BY = {
+    "m": "pnuμmcdhkMGTP", "g": "pnuμmkMGTP", "L": "pnuμmcdhkM", "l": "pnuμmcdhk", "Pa": "mhkMGT",
+    "b": "kMGTP", "bit": "kMGTP", "B": "kMGTP", "t": "kMGT", "dB": "", "mol": "pnuμmkM",
+    "cd": "mkM", "lm": "mkM", "lx": "mkM",
+}  # fmt: skip
+_SELDOM = {"cd", "lm", "lx", "hm", "dm", "pm", "am", "ps", "ks", "pg", "kt", "mt"}  # 2cd is c·d
+_COMPOUND = {
+    "mph": {"mi": 1, "h": -1},
+    "kph": {"km": 1, "h": -1},
+    **{f"{k}bps": {f"{k}bit": 1, "s": -1} for k in "kMGT"},
+    **{f"{k}Bps": {f"{k}B": 1, "s": -1} for k in "kMGT"},
+}
+_NUMERALS = {"M", "G", "B"}  # which stand for a million, giga and a billion, too
+CURRENCIES = frozenset(["USD", "EUR", "GBP", "JPY", "INR"])
+
+
+def _tables() -> tuple[dict[str, str], dict[str, str]]:
+    symbols: dict[str, str] = {name: name for name in _COMPOUND if name[1:] in ("bps", "Bps")}
+    words: dict[str, str] = {}
+    for line in _SPELLINGS.strip().split("\n"):
+        name, _, spellings = line.partition(": ")
+        written, _, spoken = spellings.partition("|")
+        if len(name) < 3 or not name.islower():
+            symbols[name] = name
+        symbols.update(dict.fromkeys(written.split(), name))
+        words.update(dict.fromkeys(spoken.split(), name))
+    for symbol, word in _PREFIXED.items():
+        name = _ALIKE.get(symbol, symbol)
+        symbols.setdefault(symbol, name)
+        words.setdefault(word, name)
+        for prefix, prefix_word in _PREFIXES.items():
+            if prefix not in _TAKEN_BY.get(symbol, "pnuμmkMGTP"):
+                continue
+            prefixed = ("u" if prefix == "μ" else prefix) + name
+            known = symbols.setdefault(prefix + symbol, prefixed)
+            for spelling in (word, {"meter": "metre", "liter": "litre"}.get(word, word)):
+                words.setdefault(prefix_word + spelling, known)
+    return symbols, words
+
+
+_SYMBOLS, _WORDS = _tables()
 _PIECE = re.compile(
-    r"\s*(/|per\b|\*|·|\(|\)|\^\s*\{?\s*(-?\d)\s*\}?|°\s*[CF](?![A-Za-z])|[^\W\d_]+|[°$€£¥₹¢])\s*"
+    r"\s*(/|per\b|\*|·|\(|\)|\^\s*\{?\s*(-?\d)\s*\}?|°\s*[CF](?![A-Za-z])|US\$"
+    r"|degrees?\s+(?:[CF]\b|[Cc]elsius\b|[Ff]ahrenheit\b)|[^\W\d_]+|[°$€£¥₹¢])\s*"
 )
 _MOST_WORDS = 3
+_AFTER_UNITS = {"each", "apiece", "long", "wide", "tall", "high", "deep", "old"}
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 """Words that multiply the number before them, as powers of ten."""
 
@@ -124,6 +149,16 @@ SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 1
 def is_known(word: str) -> bool:
     """Whether the word is a unit or its symbol, so that it may follow a number at once: 5km."""
     return _lookup(word) is not None
+
+
+def is_common(word: str) -> bool:
+    """Whether letters that stand right behind a number are a unit and no product."""
+    return is_known(word) and word not in _SELDOM
+
+
+def agree(left: Unit, right: Unit) -> bool:
+    """Whether they are the same unit. "pound" is of money or of mass, but £ is not lb."""
+    return any(_pounds(left, name) == _pounds(right, name) for name in ("lb", "gbp"))
 
 
 def read_unit(text: str) -> Unit | None:
@@ -134,17 +169,20 @@ def read_unit(text: str) -> Unit | None:
     """
     exponents: Counter[str] = Counter()
     words: list[str] = []
-    position, sign, power, last = 0, 1, 1, ""
+    part: list[str] = []  # the words since the last stroke or "per"
+    position, sign, power, last, ignorable = 0, 1, 1, "", True
     while position < len(text):
         piece = _PIECE.match(text, position)
         if piece is None:
             return None
         position = piece.end()
         token = piece.group(1).strip()
+        lower = token.lower()
         if token in ("/", "per"):
             if not last and sign == 1 and not exponents and token == "per":
                 return None
-            sign, last = -1, ""
+            ignorable = ignorable and (not part or sign < 0 or _counts(part))
+            sign, last, part = -1, "", []
         elif token in ("*", "·", "(", ")"):
             last = ""
         elif token.startswith("^"):
@@ -152,37 +190,67 @@ def read_unit(text: str) -> Unit | None:
                 return None
             exponents[last] += sign * (int(piece.group(2)) - 1)
             last = ""
-        elif token.lower() in ("square", "sq", "cubic", "cu"):
-            power = 2 if token.lower() in ("square", "sq") else 3
-        elif token.lower() == "each" and words:
+        elif lower in ("square", "sq", "cubic", "cu"):
+            power = 2 if lower in ("square", "sq") else 3
+        elif lower in _AFTER_UNITS and words:
             pass
-        elif token.lower() in ("squared", "cubed") and last in _KNOWN.values():
-            exponents[last] += sign * (1 if token.lower() == "squared" else 2)
-        elif token.lower() in _NOT_UNITS and token not in ("in", "min"):
-            return None
+        elif lower in ("squared", "cubed") and last in _SYMBOLS.values():
+            exponents[last] += sign * (1 if lower == "squared" else 2)
         else:
             known = _lookup(token)
-            if known is None and len(token) < 3:
+            if known is None and (power != 1 or denies(token)):
                 return None
-            last = known or _singular(token.lower())
+            last = known or _name(token)
             words.append(token)
-            exponents[last] += sign * power
+            part.append(token)
+            for name, count in _COMPOUND.get(last, {last: 1}).items():
+                exponents[name] += sign * power * count
             power = 1
     if not words or len(words) > _MOST_WORDS or power != 1:
         return None
-    return tuple(sorted((name, count) for name, count in exponents.items() if count))
+    ignorable = ignorable and (not part or sign < 0 or _counts(part))
+    powers = tuple(sorted((name, count) for name, count in exponents.items() if count))
+    alone = len(powers) == 1 and powers[0][0] in _NUMERALS and len(words[0]) == 1
+    return Unit(powers, ignorable and not alone)
+
+
+def _counts(words: list[str]) -> bool:
+    """Whether these are units, or a noun in the plural with what is said of it."""
+    if all(map(is_known, words)):
+        return True
+    return counts_things(words)
+
+
+def _pounds(unit: Unit, name: str) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted((name if n == "pound" else n, count) for n, count in unit.powers))
 
 
 def _lookup(word: str) -> str | None:
     word = "".join(word.split())
-    lower = word.lower()
-    for spelling in (word, lower, _singular(lower)):
-        if spelling in _KNOWN:
-            return _KNOWN[spelling]
+    if word in _SYMBOLS:
+        return _SYMBOLS[word]
+    if degrees := re.fullmatch(r"(?:°|degrees?)([CFcf]).*", word):
+        return f"°{degrees[1].upper()}"
+    if word.islower() or word.istitle() or word.isupper():
+        lower = word.lower()
+        for spelling in (lower, singular(lower) if len(lower) > 3 else lower):
+            if spelling in _WORDS:
+                return _WORDS[spelling]
     return None
 
 
-def _singular(word: str) -> str:
+def _name(word: str) -> str:
+    """An unknown unit's: in lower case where its case says nothing."""
+    plain = len(word) >= 4 and (word.islower() or word.istitle() or word.isupper())
+    name = singular(word.lower())
+    return name if word.islower() or (plain and name not in _SYMBOLS) else word  # no MMOL is mmol
+
+
+_IRREGULAR = {"feet": "foot", "people": "person", "children": "child", "men": "man"}
+_IRREGULAR |= {"women": "woman", "mice": "mouse", "geese": "goose", "teeth": "tooth"}
+
+
+def singular(word: str) -> str:
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     if len(word) > 3 and word.endswith("ies"):

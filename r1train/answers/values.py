@@ -205,7 +205,7 @@ def _exact_operation(name: str, values: list[Exact]) -> Exact | None:
         return real / size, imaginary / size
     if name == "^":
         return _exact_power(*values)
-    if any(value[1] for value in values):
+    if name == "apply" or any(value[1] for value in values):
         return None
     real_values = [value[0] for value in values]
     if name == "root":
@@ -342,10 +342,18 @@ def _operation(name: str, values: list[Any], mp: Any) -> Any:
         and abs(first) > 1000
     ):
         raise NoValueError("too large an argument")
+    if name == "apply":  # of which nothing is known: drawn from its name's and argument's values
+        drawn = _draw(random.Random("".join(_rounded(value, mp) for value in values)), 0)
+        return mp.mpf(drawn.numerator) / drawn.denominator
     function = _FUNCTIONS.get(name)
     if function is None:
         raise NoValueError(f"{name} of what is not rational")
     return getattr(mp, function)(first)
+
+
+def _rounded(value: Any, mp: Any) -> str:
+    parts = (mp.re(value), mp.im(value))
+    return ",".join("0" if abs(part) < 1e-30 else mp.nstr(part, 30) for part in parts)
 
 
 _FUNCTIONS = {

@@ -3,6 +3,7 @@
 import pytest
 
 from r1train.golds import final_answer, listed_answer
+from r1train.verify import verify
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,7 @@ from r1train.golds import final_answer, listed_answer
         ("**72**", "72"),
         ("**72.**", "72"),
         ("`72`", "72"),
+        ('"Paris"', "Paris"),
         ("She sold 48/2 = 24.\n#### 72", "72"),
         ("#### 1,234", "1234"),
         ("#### -1,234.50", "-1234.50"),
@@ -43,6 +45,12 @@ def test_a_final_answer(written, compared):
 
 def test_an_exact_answer_is_only_stripped():
     assert final_answer(" **72**. ", "exact") == "**72**."
+
+
+@pytest.mark.parametrize("written", [".", "...", "\x07", "$$", "**"])
+def test_an_exact_answer_may_be_any_characters(written):
+    assert final_answer(written, "exact") == written
+    assert verify(written, written, answer_type="exact") == 1
 
 
 @pytest.mark.parametrize(

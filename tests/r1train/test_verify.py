@@ -1,6 +1,7 @@
 import json
 import random
 import re
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,16 @@ from hypothesis import strategies as st
 
 import r1train
 from r1train.answers.clean import clean
-from r1train.verify import ANSWER_TYPES, check_reference, choice, equivalent, is_hedge, verify
+from r1train.answers.units import _SYMBOLS, SCALES
+from r1train.verify import (
+    ANSWER_TYPES,
+    LONGEST_COMPARED,
+    check_reference,
+    choice,
+    equivalent,
+    is_hedge,
+    verify,
+)
 
 ROOT = Path(__file__).parents[2]
 PAIRS = [
@@ -166,6 +176,61 @@ def test_references_that_nothing_could_meet():
         check_reference(r"\boxed{}")
     for answer_type in ANSWER_TYPES:
         check_reference("A", answer_type)
+
+
+CHANGING_WORDS = """
+quadrillion quintillion googol myriad gross pair kilo mega milli nano ten hundred thousand million
+billion twice thrice double triple halve fold ppm permille percentage twelfth millionth twentieth
+octal hex binary inverse reciprocal exponent square root add subtract impossible nope untrue
+incorrect incorrectly unknown guess likely otherwise alternatively wait tenfold sextuple XVI
+"""
+CHANGING = CHANGING_WORDS.split()
+
+
+@pytest.mark.parametrize("word", CHANGING)
+@pytest.mark.parametrize("form", ["{}", "{}s", "{}es", "{}ed", "{}d", "{} apples", "dollars {}"])
+def test_a_word_that_changes_or_denies_the_number_is_no_unit(word, form):
+    for written in (word, word.title(), word.upper()):
+        answer = "5 " + form.format(written)
+        if written.lower() not in SCALES:
+            assert verify(answer, "5") == 0
+        if form in ("{}", "{}s") and form.format(written).lower() not in SCALES:
+            assert verify("5", answer) == 0
+
+
+@pytest.mark.parametrize(
+    "words", ["basis points", "percentage points", "hmm wait", "pairs of shoes"]
+)
+def test_words_that_change_or_deny_the_number_are_no_unit(words):
+    assert verify(f"5 {words}", "5") == 0
+
+
+def test_symbols_of_units_that_differ_in_case_differ():
+    spelled = {}
+    for symbol, name in _SYMBOLS.items():
+        spelled.setdefault(symbol.casefold(), {})[symbol] = name
+    pairs = [
+        pair
+        for names in spelled.values()
+        for pair in permutations(names, 2)
+        if names[pair[0]] != names[pair[1]]
+    ]
+    assert len(pairs) > 50
+    assert [pair for pair in pairs if verify(f"5 {pair[0]}", f"5 {pair[1]}")] == []
+
+
+def test_large_sets_are_the_same_where_their_items_are_written_alike():
+    powers = [f"x^{{{i}}}" for i in range(250)]
+    assert verify("{" + ",".join(powers[::-1]) + "}", "{" + ",".join(powers) + "}") == 1
+    other = [*powers[:-1], "y"]
+    assert verify("{" + ",".join(other) + "}", "{" + ",".join(powers) + "}") == 0
+
+
+def test_equivalence_of_long_answers_is_that_of_their_texts():
+    long = "+".join(f"x^{{{i}}}" for i in range(60))
+    assert len(long) > LONGEST_COMPARED
+    assert equivalent(long, f" {long} ")
+    assert not equivalent(long, long + "+0")
 
 
 def test_equivalence_goes_either_way():

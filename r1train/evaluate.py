@@ -26,7 +26,7 @@ from r1train.tasks import ProblemSet, load_problems
 from r1train.verify import LONGEST_COMPARED, equivalent
 
 Interval = tuple[float, float]
-_MOST_COMPARED = 6_000
+_MOST_COMPARED = 4_000
 """Characters of a problem's answers that its vote compares: it runs between training steps."""
 
 

@@ -157,7 +157,7 @@ class ExpressionParser:
         """Whether the letter before a bracket is a function's name: O(n^2) and f(x)."""
         letter = name.partition("_")[0]
         named = len(letter) == 1 and (letter.isupper() or letter in "fgh")
-        return self.applied and named and following.kind == "(" and not following.spaced
+        return self.applied and named and following.kind == "("  # also of \left(
 
     def after_exponent(self) -> Token:
         start = self.position

@@ -33,6 +33,7 @@ _REPLACED = [
     (re.compile(r"\\(?:lbrace(?![a-zA-Z])|\{)"), "⟦"),
     (re.compile(r"\\(?:rbrace(?![a-zA-Z])|\})"), "⟧"),
     (re.compile(r"(?:\bUS)?\\?\$"), "$"),
+    (re.compile(r"\bUS\s+(?=dollars?\b)"), ""),
     # One digit is a whole argument of LaTeX's: \\frac12 and \\sqrt2 and \\log_28.
     (re.compile(r"\\(frac|binom)\s*(\d)\s*(\d)"), r"\\\1{\2}{\3}"),
     (re.compile(r"\\(frac|binom)\s*(\d)\s*\{"), r"\\\1{\2}{"),

@@ -108,6 +108,7 @@ _COMPOUND = {
     **{f"{k}Bps": {f"{k}B": 1, "s": -1} for k in "kMGT"},
 }
 _NUMERALS = {"M", "G", "B"}  # which stand for a million, giga and a billion, too
+_MONEY = {"dollar", "cent", "euro", "gbp", "pound", "yen", "rupee"}
 CURRENCIES = frozenset(["USD", "EUR", "GBP", "JPY", "INR"])
 
 
@@ -216,8 +217,9 @@ def read_unit(text: str) -> Unit | None:
 
 def _counts(words: list[str]) -> bool:
     """Whether these are units, or a noun in the plural with what is said of it."""
-    if all(map(is_known, words)):
-        return True
+    names = [_lookup(word) for word in words]
+    if all(names):
+        return len(words) == 1 or not _MONEY.intersection(names) or min(map(len, words)) > 1  # $5 M
     return counts_things(words)
 
 

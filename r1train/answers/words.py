@@ -36,11 +36,13 @@ other another approximation contradiction falsehood denial opposite complement e
 _DENYING = frozenset(_DENYING_WORDS.split())
 _DENYING_FORMS = re.compile(
     r".*illi(?:on|ard)|.*tuple|.*plicate|googol.*|.*(?:[^aeo]|ie)th|.*fold|.*teen"
+    r"|(?:kilo|mega|giga|tera|peta|milli|micro|nano|pico|centi|hecto).+"
     r"|.*(?:ly|less|wise|ible|able|ish|n't)|[ivxlcdm]+|.*[^e]ed|.*(.)\1\1.*"
 )
 _PLAIN_WORDS = """
 red bed shed sled mix vegetable table cable fish dish family lily jelly baby belly ring king wing
 string spring swing evening morning wedding cloth tooth month moth path bath bees toes
+microphone microscope microwave megaphone centipede millipede petal
 """
 _PLAIN = frozenset(_PLAIN_WORDS.split())
 _PLURALS = frozenset(

@@ -99,6 +99,20 @@ def test_votes_are_for_what_an_answer_says():
     assert majority([answer("c"), *lists], [1, 0, 0, 1, 0], "ordered") == 1
 
 
+def test_a_vote_compares_a_bounded_number_of_characters(monkeypatch):
+    compared = []
+    monkeypatch.setattr("r1train.evaluate.equivalent", lambda *texts: compared.append(texts))
+    majority([answer("x" * 200 + str(i)) for i in range(64)], [0] * 64)
+    assert 0 < sum(len(a) + len(b) for a, b, _ in compared) <= 4000
+    texts = [
+        answer("y"),
+        *(answer("x" * 200 + str(i)) for i in range(64)),
+        answer("z"),
+        answer("z"),
+    ]
+    assert majority(texts, [0] * 65 + [0.5, 0.5]) == 0.5  # the same text is still one candidate
+
+
 def test_right_answers_that_differ_are_one_candidate():
     texts = [answer("3 - 1"), answer("4 - 2"), answer("5"), answer("5"), answer("6 - 4")]
     assert majority(texts, [1, 1, 0, 0, 1]) == 1

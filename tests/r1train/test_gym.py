@@ -133,6 +133,13 @@ def test_or_of_logic_is_no_hedge():
     assert verifier("(P ∧ Q)", problem) < 1
 
 
+def test_roots_may_be_joined_by_or():
+    verifier = Verifier((DatasetConfig(name="polynomial_equations"),))
+    problem = Problem("polynomial_equations", 0, "?", "2, 3", {})
+    assert [verifier(answer, problem) for answer in ("2 or 3", "x = 3 or x = 2")] == [1, 1]
+    assert [verifier(answer, problem) for answer in ("2 or 4", "2, 3 or 4")] == [0, 0]
+
+
 class Credulous(Verifier):
     """Credits one answer, or all."""
 

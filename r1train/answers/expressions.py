@@ -148,9 +148,10 @@ class ExpressionParser:
         if self.accept("!"):
             base = Operation("!", (base,))
         if self.accept("^"):
-            if isinstance(base, Symbol) and self.is_function(base.name, self.after_exponent()):
+            exponent = self.exponent()
+            if isinstance(base, Symbol) and self.is_function(base.name, self.peek()):
                 self.fail()  # f^{-1}(x)
-            base = _power(base, self.exponent())
+            base = _power(base, exponent)
         return Operation("-", (base,)) if sign < 0 else base
 
     def is_function(self, name: str, following: Token) -> bool:
@@ -158,13 +159,6 @@ class ExpressionParser:
         letter = name.partition("_")[0]
         named = len(letter) == 1 and (letter.isupper() or letter in "fgh")
         return self.applied and named and following.kind == "("  # also of \left(
-
-    def after_exponent(self) -> Token:
-        start = self.position
-        self.exponent()
-        following = self.peek()
-        self.position = start
-        return following
 
     def exponent(self) -> Expression:
         if self.accept("{"):

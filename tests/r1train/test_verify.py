@@ -127,6 +127,8 @@ HOSTILE = {
     "signs": "((((±x)±x)±x)±x)±x",
     "sets of signs": "{" * 4 + "±1," * 50 + "1" + "}" * 4,
     "tower": "9" + "^9" * 300,
+    "powers of functions": "f^{" * 20 + "2" + "}" * 20 + "+1",
+    "functions of functions": "f(" * 38 + "x" + ")" * 38 + "+1",
     "tower of braces": "9^{" * 30 + "9" + "}" * 30,
     "quotients": "1" + "/3.7" * 400,
     "powers": "*".join(["(x+y)^999"] * 40),

@@ -186,8 +186,8 @@ def known_options(op: str, given: Collection[str], known: Collection[str]) -> No
 
 
 def dense(op: str, name: str, tensor: Tensor) -> None:
-    """Not sparse and not nested; nothing is asked where a graph is traced, which takes no such."""
-    if tensor.layout != torch.strided and not torch.compiler.is_compiling():
+    """Not sparse and not nested. A graph's backward pass must not even ask for the layout."""
+    if not torch.compiler.is_compiling() and tensor.layout != torch.strided:
         hint = "(.values() has its rows)" if tensor.layout == torch.jagged else "(.to_dense())"
         raise TypeError(f"{op}: {name}: expected a dense tensor, got layout {tensor.layout} {hint}")
 

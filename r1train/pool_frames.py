@@ -86,7 +86,10 @@ class FrameReader:
 
     def frames(self) -> Iterator[Frame]:
         """Read once (call it when there is something to read). EOFError at the end."""
-        data = os.read(self.descriptor, 64 * FRAME_BYTES)
+        try:
+            data = os.read(self.descriptor, 64 * FRAME_BYTES)
+        except ConnectionResetError:  # its process ended before it had read all that it was sent
+            data = b""
         if not data:
             raise EOFError
         self.rest += data

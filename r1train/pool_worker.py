@@ -327,9 +327,12 @@ def _judge_all(verifier: Judge, jobs: Jobs, start: int, line: int) -> None:
         if os.read(line, 1) != _GO:
             break  # the keeper is gone
         verdict = _judge(verifier, *jobs[index], index)
+        if _thread._count() and not audit.watched:  # a thread would outlast its answer
+            audit.watched = True
+            say(Frame(Kind.WATCHED, index))
         say(verdict)
-        if audit.watched or verdict.kind is Kind.ERROR or _thread._count():
-            break  # a thread would outlast its answer
+        if audit.watched or verdict.kind is Kind.ERROR:
+            break
     end()
 
 

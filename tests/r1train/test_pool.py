@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import time
@@ -352,3 +353,12 @@ def test_what_is_killed_leaves_no_process(tmp_path, victim):
     finally:
         trainer.kill()
         trainer.communicate()
+
+
+def test_a_process_that_ends_with_something_unread_has_ended():
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.send(b"unread")
+        theirs.close()
+        with pytest.raises(EOFError):
+            list(FrameReader(ours.fileno()).frames())

@@ -137,12 +137,13 @@ def _validate(
     *rest: Any,
 ) -> None:
     op = "linear_logprob"  # which is what its caller knows
-    head.check_rows(op, weight.shape[0], rest[1])
+    _, temperature, *_, ignore_index = rest
+    head.check_rows(op, weight.shape[0], temperature)
     _check_lists(op, weight, candidate_ids, candidate_offsets)
     rows = Segments(candidate_offsets)
     chosen = (candidate_ids == rows.spread(target)).cumsum(0)
     chosen = torch.cat([chosen.new_zeros(1), chosen])[rows.offsets].diff()
-    missing = (chosen == 0) & head.counted(target, rest[-1])
+    missing = (chosen == 0) & head.counted(target, ignore_index)
     if missing.any():
         at = int(missing.nonzero()[0])
         count = int(rows.counts[at])

@@ -28,6 +28,7 @@ from r1kernels.ops.gdpo_advantage import gdpo_advantage
 from r1kernels.ops.group_advantage import group_advantage
 from r1kernels.ops.grouped_mm import grouped_mm
 from r1kernels.ops.head import LogProb
+from r1kernels.ops.kept_memory import kept_memory
 from r1kernels.ops.linear_cross_entropy import linear_cross_entropy
 from r1kernels.ops.linear_logprob import linear_logprob
 from r1kernels.ops.logprob import logprob
@@ -73,6 +74,7 @@ __all__ = [
     "gdpo_advantage",
     "group_advantage",
     "grouped_mm",
+    "kept_memory",
     "linear_cross_entropy",
     "linear_logprob",
     "logprob",

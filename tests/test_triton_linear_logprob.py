@@ -13,7 +13,9 @@ pytest.importorskip("triton")
 
 import r1kernels
 from r1kernels import triton
+from r1kernels.ops import kept_memory
 from r1kernels.ops import linear_logprob as module
+from r1kernels.ops.linear_logprob_op import tile_row_bytes
 from r1kernels.testing.poison import poisoned
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,8 +72,7 @@ def gradients(
 
 
 def keep_at_most(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(module, "KEPT_BYTES", size)
-    monkeypatch.setattr(module, "CUDA_KEPT_BYTES", size)
+    monkeypatch.setattr(kept_memory, "_LIMIT", [size])
 
 
 with_heads = pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_neither_what_is_kept_nor_the_scratch_changes_a_bit(
 ) -> None:
     inputs = problem(70, dtype)
     everything = gradients(*inputs, options)
-    keep_at_most(monkeypatch, module.tile_row_bytes(*inputs[:2]))
+    keep_at_most(monkeypatch, tile_row_bytes(*inputs[:2]))
     monkeypatch.setattr(kernels, "SCRATCH_BYTES", 1)  # one tile of columns at a time
     some = gradients(*inputs, options)
     assert all(map(torch.equal, everything, some))
@@ -125,7 +126,7 @@ def test_rows_that_are_not_to_be_kept_leave_room_for_the_others(
     """Rows that want no gradient come last in the kept memory, wherever they are in the batch."""
     hidden, weight, target = problem(96)
     keep = torch.arange(96, device=DEVICE) % 2 == 1
-    keep_at_most(monkeypatch, module.tile_row_bytes(hidden, weight))  # 48 rows: the odd ones
+    keep_at_most(monkeypatch, tile_row_bytes(hidden, weight))  # 48 rows: the odd ones
 
     def run(keep: Tensor | None) -> tuple[Tensor, ...]:
         logprob, _, regime = module.head_logprob(

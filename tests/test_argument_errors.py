@@ -164,7 +164,7 @@ def calls() -> dict[str, dict[str, Any]]:
 
 
 # Functions that take no tensors, or a process group, which other tests bring.
-ELSEWHERE = {"checked", "explain", "using", "moe_experts_parallel"}
+ELSEWHERE = {"checked", "explain", "kept_memory", "using", "moe_experts_parallel"}
 
 
 # Where a change of size makes another argument wrong, and nobody knows which of the two is.

@@ -69,7 +69,6 @@ struct FP8Operands {
   template <class Shape, class Make>
   void launch(const OnDevice& device, const char* name, const Tensor& out, const FP8Output& to,
               Pairs pairs, int64_t steps, const Make& walk_of) const {
-    using Shared = FP8Shared<Shape>;
     ScalesOfRows of_b{};
     FP8Scales squares{};
     int64_t expert_step = b_scale.dim() == 3 ? b_scale.stride(0) : 0;
@@ -92,7 +91,7 @@ struct FP8Operands {
     const auto walk = walk_of(expert_step);
     device.launch_early(name, fp8_product<Shape, std::remove_const_t<decltype(walk)>>,
                         dim3(blocks * pairs.blocks()), kFP8Threads, pairs.blocks(),
-                        static_cast<int>(sizeof(Shared) + Shared::kRoom), of_codes,
+                        static_cast<int>(sizeof(FP8Shared<Shape>)), of_codes,
                         map_of(b, Shape::kColumns / pairs.rows), of_out, in, walk);
   }
 

@@ -90,11 +90,7 @@ struct FP8Shared {
   Tile tiles[kTiles];  // after the last one, one with -1 blocks
   Barrier tile_full[kTiles], tile_empty[kTiles];
 
-  static constexpr int kRoom = 1024;  // to reach such a multiple
-  __device__ static FP8Shared& here() {
-    unsigned char* from = dynamic_shared();
-    return *reinterpret_cast<FP8Shared*>(from + -reinterpret_cast<uintptr_t>(from) % kRoom);
-  }
+  __device__ static FP8Shared& here() { return *reinterpret_cast<FP8Shared*>(dynamic_shared()); }
 };
 
 // A place in the ring, and the parity of the turn it is in.
@@ -307,6 +303,7 @@ __global__ void __launch_bounds__(kFP8Threads, 1)
   using Shared = FP8Shared<Shape>;
   Shared& shared = Shared::here();
   if (threadIdx.x == 0) {
+    trap_unless(reinterpret_cast<uintptr_t>(&shared) % 1024 == 0);
     prefetch(a), prefetch(b), prefetch(to);
     for (int s = 0; s < Shared::kStages; ++s) {
       shared.full[s].start(1);                                         // and bytes

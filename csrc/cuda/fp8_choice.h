@@ -28,7 +28,7 @@ inline TileChoice choose_tile(const ProductSize& size, int multiprocessors) {
   const TileCost* best = nullptr;
   for (const TileCost& tile : kTileCosts) {
     if (tile.by_column != size.by_column || tile.pairs.blocks() > multiprocessors) continue;
-    if (size.wide && tile.columns == 192) continue;  // not enough shared memory to store it from
+    if (!size.wide && tile.columns == 160) continue;  // its rows end within 128 bytes
     if (best == nullptr || time_of(size, tile, multiprocessors) < time_of(size, *best, multiprocessors))
       best = &tile;
   }

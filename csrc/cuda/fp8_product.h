@@ -30,7 +30,7 @@ struct FP8Shape {
   static constexpr bool kByColumn = kByColumn_;
   static constexpr int kSums = kColumns / 2;
   static constexpr int kStages = kRows == 256 ? 3 : 4;
-  static constexpr int kPanels = kColumns == 192 ? 3 : 4;  // of a warp group's output
+  static constexpr int kPanels = kColumns > 128 ? 3 : 4;  // of a warp group's output, at a time
   // Of a thread that copies, and of one that multiplies: 504 in all.
   static constexpr int kFewRegisters = kByColumn ? 72 : 56;
   static constexpr int kManyRegisters = (504 - kFewRegisters) / 2;

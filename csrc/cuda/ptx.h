@@ -20,6 +20,13 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
   return word;
 }
 
+// Two float16, likewise.
+__device__ inline uint32_t pack_half(float low, float high) {
+  uint32_t word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+
 // float16, rounded to nearest even, by its bits.
 __device__ inline uint16_t half_bits(float x) {
   uint16_t bits;
@@ -112,7 +119,8 @@ struct alignas(8) Arrival {
         : "memory");
   }
 };
-// Between the start of barriers and the first copy that counts on them.
+// Between the start of barriers and the first copy that counts on them, and between what threads
+// wrote to shared memory and a copy that reads it.
 __device__ inline void publish_arrivals() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

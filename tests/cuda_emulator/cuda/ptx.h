@@ -17,6 +17,10 @@ inline uint32_t pack_bf16(float low, float high) { return bf16_bits(low) | bf16_
 
 inline uint16_t half_bits(float x) { return std::bit_cast<uint16_t>(static_cast<_Float16>(x)); }
 
+inline uint32_t pack_half(float low, float high) {
+  return half_bits(low) | uint32_t{half_bits(high)} << 16;
+}
+
 inline double upper_half(double x) {
   return std::bit_cast<double>(std::bit_cast<uint64_t>(x) >> 32 << 32);
 }

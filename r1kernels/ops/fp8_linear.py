@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from r1kernels import autocast, check
 from r1kernels.once import inputs_of, once
@@ -25,6 +26,9 @@ from r1kernels.ops.fp8_format import (
 from r1kernels.ops.fp8_gemm import FP8_GEMM
 from r1kernels.ops.fp8_linear_forward import FP8_LINEAR_FORWARD
 from r1kernels.ops.fp8_quantize import FP8_QUANTIZE, SOURCES
+
+# Of arguments that passed all checks: in generation these would take longer than the product.
+_RIGHT: set[tuple[Any, ...]] = set()
 
 
 def fp8_linear(
@@ -59,19 +63,13 @@ def fp8_linear(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
-    op = "fp8_linear"
     (x,) = autocast.cast(x)
-    shapes = check.Shapes(op)
-    if not isinstance(x, Tensor) or not x.dim():
-        raise (ValueError if isinstance(x, Tensor) else TypeError)(
-            f"{op}: x: expected shape [..., K], got {check.described(x)}"
-        )
-    rows = x if x.dim() == 2 else x.flatten(0, -2) if x.dim() > 2 else x[None]
-    shapes("x", rows, "M K", SOURCES)
-    check_weight(shapes, "weight", weight, quantized, "N K")
-    if bias is not None:
-        shapes("bias", bias, "N", SOURCES)
-    check.choice(op, "scale_format", scale_format, SCALE_FORMATS)
+    kinds = _kinds(x, weight, quantized, bias, scale_format)
+    if kinds is None or kinds not in _RIGHT:
+        _check(x, weight, quantized, bias, scale_format)
+        if kinds is not None:
+            _RIGHT.add(kinds)
+    rows = _rows(x)
     trained = weight.requires_grad and torch.is_grad_enabled()
     codes, options = quantized.constants, (bias, scale_format, trained)
     if trained or (torch.is_grad_enabled() and (rows.requires_grad or _trained(bias))):
@@ -79,6 +77,42 @@ def fp8_linear(
     else:
         y = _forward(rows, *codes, *options)[0]
     return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x.flatten(0, -2) if x.dim() > 2 else x[None]
+
+
+def _kinds(
+    x: Any, weight: Any, quantized: Any, bias: Any, scale_format: Any
+) -> tuple[Any, ...] | None:
+    """All that the checks look at, or None where that is more than is worth to remember."""
+    if torch.compiler.is_compiling() or type(quantized) is not FP8Tensor:
+        return None
+    kinds: list[Any] = [scale_format]
+    for tensor in (x, weight, quantized.data, quantized.scale, bias):
+        if tensor is None:
+            kinds.append(None)
+        elif type(tensor) is Tensor or type(tensor) is Parameter:
+            shape = tensor.shape if tensor is not x else (tensor.shape[-1:], tensor.dim() > 0)
+            kinds += (shape, tensor.dtype, tensor.device, tensor.layout)
+        else:
+            return None
+    return None if weight is None or weight.dtype == E4M3 else tuple(kinds)
+
+
+def _check(x: Any, weight: Any, quantized: Any, bias: Any, scale_format: Any) -> None:
+    op = "fp8_linear"
+    if not isinstance(x, Tensor) or not x.dim():
+        raise (ValueError if isinstance(x, Tensor) else TypeError)(
+            f"{op}: x: expected shape [..., K], got {check.described(x)}"
+        )
+    shapes = check.Shapes(op)
+    shapes("x", _rows(x), "M K", SOURCES)
+    check_weight(shapes, "weight", weight, quantized, "N K")
+    if bias is not None:
+        shapes("bias", bias, "N", SOURCES)
+    check.choice(op, "scale_format", scale_format, SCALE_FORMATS)
 
 
 def check_weight(

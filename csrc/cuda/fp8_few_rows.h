@@ -1,16 +1,17 @@
-// x·wᵀ of at most 64 rows of x: what takes the time is to read the weight once. Tiles are of 64 rows of
+// x·wᵀ of at most 128 rows of x: what takes the time is to read the weight once. Tiles are of 64 rows of
 // the weight, which the tensor cores take as rows, and the rows of x as columns; one thread keeps a
 // deep ring of copies full. Blocks of the reduction are promoted one after the other as in
 // fp8_product.h, so a row has the same bits whichever of the two kernels makes it.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/elements.h"
 #include "cuda/fp8_product.h"
 
 namespace r1 {
-constexpr int kFewRows = 64, kFewThreads = kWarpGroup + 32;
+constexpr int kFewRows = 128, kFewThreads = kWarpGroup + 32;
 constexpr int kWeightRows = 64;  // of a tile
 
 // Of x, kRows at most: codes [rows, K], scales [⌈K/128⌉, kRows].
@@ -20,13 +21,14 @@ struct FewRows {
   void* out;         // [rows, columns]
   const void* bias;  // [columns], or null, of the output's type
   bool bf16;         // that type, else float32
-  int rows, columns, blocks;
+  int rows, columns;
+  int blocks;  // of the reduction, one at least
   bool in_pairs;  // two bf16 neighbours of `out` lie in one aligned unit
 };
 
 template <int kRows>
 struct FewRowsShared {
-  static constexpr int kStages = kRows == 16 ? 20 : 12;
+  static constexpr int kStages = kRows == 16 ? 20 : kRows == 64 ? 12 : 7;  // as many as there is room
   static constexpr int kWeightBytes = kWeightRows * kTileBlock, kXBytes = kRows * kTileBlock;
   static constexpr int kBytes = kWeightBytes + kXBytes + kRows * sizeof(float);
 
@@ -43,8 +45,8 @@ struct FewRowsShared {
   }
 };
 
-// By one thread. The weight is no work of the kernel before this one, which quantizes x: the first of
-// its blocks are asked for before that is done.
+// By one thread. The kernel before this one, which quantizes x, started when all earlier ones were done,
+// and does not make the weight: the first blocks of that are asked for at once.
 template <int kRows>
 __device__ inline void bring_few(FewRowsShared<kRows>& shared, const TensorMap& weight,
                                  const TensorMap& x, const FewRows& in) {
@@ -131,29 +133,50 @@ __device__ inline void store_few(const FewRowsShared<kRows>& shared, const FewRo
 template <int kRows>
 __device__ inline void multiply_few(FewRowsShared<kRows>& shared, const FewRows& in) {
   const int t = threadIdx.x, own_row = t / 32 * 16 + t % 32 / 4, own_column = 2 * (t % 4);
-  RingPlace<FewRowsShared<kRows>::kStages> at;
+  RingPlace<FewRowsShared<kRows>::kStages> at, coming;
   WeightScales weight_scales;
   for (int column = blockIdx.x * kWeightRows; column < in.columns; column += gridDim.x * kWeightRows) {
     float sums[kRows / 2] = {};
     weight_scales.start(in, column);
-    for (int block = 0; block < in.blocks; ++block, at.advance()) {
+    Product<kRows> products[2];  // of blocks in turn: while one is promoted, the next is made
+    const auto start = [&](Product<kRows>& product) {
+      shared.full[coming.stage].wait(coming.parity);
+      product.start(shared.weight[coming.stage], shared.x[coming.stage]);
+      coming.advance();
+    };
+    const auto promote = [&](Product<kRows>& product, int block, auto later) {
       const float of_weight = weight_scales.of(in, block);
-      shared.full[at.stage].wait(at.parity);
-      Product<kRows> product;
-      product.start(shared.weight[at.stage], shared.x[at.stage]);
       float of_x[kRows / 4];
 #pragma unroll
       for (int j = 0; j < kRows / 8; ++j) {
         const float* scale = &shared.x_scale[at.stage][8 * j + own_column];
         const auto two = *reinterpret_cast<const Pair<float>*>(scale);
-        of_x[2 * j] = two.of[0], of_x[2 * j + 1] = two.of[1];
+        of_x[2 * j] = two.of[0] * of_weight, of_x[2 * j + 1] = two.of[1] * of_weight;
       }
-      product.finish();
+      product.template finish<decltype(later)::value>();
       __syncwarp();
       if (t % 32 == 0) shared.empty[at.stage].arrive();
+      at.advance();
 #pragma unroll
       for (int i = 0; i < kRows / 2; ++i)
-        sums[i] = fmaf(product.of[i], of_x[i / 4 * 2 + i % 2] * of_weight, sums[i]);
+        sums[i] = fmaf(product.of[i], of_x[i / 4 * 2 + i % 2], sums[i]);
+    };
+    constexpr std::integral_constant<int, 0> none;
+    constexpr std::integral_constant<int, 1> one;
+    int block = 0;
+    start(products[0]);
+    for (; block + 2 < in.blocks; block += 2) {
+      start(products[1]);
+      promote(products[0], block, one);
+      start(products[0]);
+      promote(products[1], block + 1, one);
+    }
+    if (block + 1 < in.blocks) {
+      start(products[1]);
+      promote(products[0], block, one);
+      promote(products[1], block + 1, none);
+    } else {
+      promote(products[0], block, none);
     }
     sync_group(0);  // the last tile is stored
 #pragma unroll
@@ -179,7 +202,9 @@ __global__ void __launch_bounds__(kFewThreads, 1)
     publish_barriers();
   }
   __syncthreads();
-  if (threadIdx.x / 32 == kWarpGroup / 32) {
+  let_later_kernels_start();
+  // Of one lane, which tells the compiler that a warp agrees on it.
+  if (__shfl_sync(0xffffffff, threadIdx.x / 32, 0) == kWarpGroup / 32) {
     if (threadIdx.x == kWarpGroup) bring_few(shared, weight, x, in);
   } else {
     multiply_few(shared, in);

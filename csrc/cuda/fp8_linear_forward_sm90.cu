@@ -82,6 +82,7 @@ std::tuple<Tensor, Tensor, Tensor> fp8_linear_forward(Tensor x, Tensor weight, T
   if (rows > 0 && columns > 0) {
     if (!fits_few_rows(layer)) many_rows(layer);
     else if (rows <= 16) few_rows<16>(layer);
+    else if (rows <= 64) few_rows<64>(layer);
     else few_rows<kFewRows>(layer);
   }
   return {y, data_t, scale_t};

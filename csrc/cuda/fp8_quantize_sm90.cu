@@ -1,5 +1,5 @@
-// fp8_quantize in blocks of (1, 128): sixteen threads have 128 columns of eight rows, so that each
-// keeps eight loads of 16 bytes on their way, and the eight scales are one sector.
+// fp8_quantize in blocks of (1, 128): sixteen threads have 128 columns of four rows, so that each keeps
+// four loads of 16 bytes on their way; a warp has eight rows, whose scales are one sector.
 #include "cuda/fp8_quantize.h"
 
 #include "cuda/elements.h"
@@ -8,9 +8,11 @@
 namespace r1 {
 namespace {
 constexpr int kBlock = 128, kThreads = 256;
-constexpr int kLanes = 16, kRows = 8;  // that have a block of columns; of how many rows
+constexpr int kThreadsOfRows = 128;    // where nothing is transposed
+constexpr int kLanes = 16, kRows = 4;  // that have a block of columns; of how many rows
 constexpr int kEach = kBlock / kLanes;
 constexpr int kTeams = kThreads / kLanes;
+constexpr int kWarpRows = 2 * kRows;
 constexpr uint32_t kInfinity = 0x7f800000;
 
 // Eight neighbours of a row, as they lie.
@@ -105,7 +107,7 @@ __device__ inline uint32_t largest_of(uint32_t (&m)[kCount], int high, int low) 
   return m[0];
 }
 
-// By sixteen threads: eight rows from `row` on in a block of columns. Calls each(row, raw).
+// By sixteen threads: four rows from `row` on in a block of columns. Calls each(row, raw).
 template <class T, class Each>
 __device__ inline void quantize_team(const Source& from, const QuantizedRows& out, int row,
                                      int block, const Each& each) {
@@ -121,12 +123,12 @@ __device__ inline void quantize_team(const Source& from, const QuantizedRows& ou
 #pragma unroll
     for (int i = 0; i < kEach; ++i) most[r] = max(most[r], magnitude(raw[r].at(i)));
   }
-  const Scale mine(largest_of(most, 8, 1), from.in.power_of_two);  // of row lane/2
-  if (lane % 2 == 0 && row + lane / 2 < from.in.rows)
-    out.scale[block * out.scale_step + row + lane / 2] = mine.value;
+  const Scale mine(largest_of(most, 8, 1), from.in.power_of_two);  // of row lane/4
+  if (lane % 4 == 0 && row + lane / 4 < from.in.rows)
+    out.scale[block * out.scale_step + row + lane / 4] = mine.value;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    const int owner = threadIdx.x % 32 / kLanes * kLanes + 2 * r;
+    const int owner = threadIdx.x % 32 / kLanes * kLanes + 4 * r;
     const float inverse = __shfl_sync(0xffffffff, mine.inverse, owner);
     if (row + r >= from.in.rows || column >= from.in.columns) continue;
     const Raw<T>& x = raw[r];
@@ -144,11 +146,13 @@ __device__ inline void quantize_team(const Source& from, const QuantizedRows& ou
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) rows_alone(Source from, QuantizedRows out, int blocks) {
+__global__ void __launch_bounds__(kThreadsOfRows)
+    rows_alone(Source from, QuantizedRows out, int blocks) {
+  wait_for_earlier_kernels();
   let_later_kernels_start();
-  const int team = blockIdx.x * kTeams + threadIdx.x / kLanes;
-  // A team without rows stays: the threads of a warp shuffle together.
-  quantize_team<T>(from, out, team / blocks * kRows, team % blocks, [](int, const Raw<T>&) {});
+  const int warp = blockIdx.x * (kThreadsOfRows / 32) + threadIdx.x / 32;
+  const int row = warp / blocks * kWarpRows + threadIdx.x % 32 / kLanes * kRows;
+  quantize_team<T>(from, out, row, warp % blocks, [](int, const Raw<T>&) {});
 }
 
 // A tile of 128 × 128 in shared memory, in units of four columns, of which each sixteen rows have
@@ -223,11 +227,16 @@ __device__ inline void quantize_columns(TileOfBoth<T>& tile, const QuantizedRows
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     rows_and_columns(Source from, QuantizedRows out, QuantizedRows transposed, int blocks) {
+  wait_for_earlier_kernels();
+  let_later_kernels_start();
   auto& tile = *reinterpret_cast<TileOfBoth<T>*>(dynamic_shared());
   const int block = blockIdx.x % blocks, first_row = blockIdx.x / blocks * kBlock;
-  const int row = threadIdx.x / kLanes * kRows;
-  quantize_team<T>(from, out, first_row + row, block,
-                   [&](int r, const Raw<T>& raw) { tile.put(row + r, raw); });
+#pragma unroll
+  for (int first = 0; first < kBlock; first += kTeams * kRows) {
+    const int row = first + threadIdx.x / kLanes * kRows;
+    quantize_team<T>(from, out, first_row + row, block,
+                     [&](int r, const Raw<T>& raw) { tile.put(row + r, raw); });
+  }
   __syncthreads();
   const int64_t rows = (from.in.rows + kBlock - 1) / kBlock * kBlock;
   quantize_columns(tile, transposed, rows, from.in.columns, first_row, block * kBlock,
@@ -240,13 +249,13 @@ void launch(const OnDevice& device, const Source& from, const QuantizedRows& out
   const auto count = [](int64_t size, int of) { return (size + of - 1) / of; };
   const int blocks = count(from.in.columns, kBlock);
   if (transposed.data == nullptr) {
-    const int64_t teams = count(from.in.rows, kRows) * blocks;
-    device.launch("fp8_quantize", rows_alone<T>, dim3(count(teams, kTeams)), kThreads, from, out,
-                  blocks);
+    const int64_t warps = count(from.in.rows, kWarpRows) * blocks;
+    device.launch_early("fp8_quantize", rows_alone<T>, dim3(count(warps, kThreadsOfRows / 32)),
+                        kThreadsOfRows, 1, 0, from, out, blocks);
   } else {
-    device.launch_clusters("fp8_quantize", rows_and_columns<T>,
-                           dim3(count(from.in.rows, kBlock) * blocks), kThreads, 1,
-                           sizeof(TileOfBoth<T>), from, out, transposed, blocks);
+    device.launch_early("fp8_quantize", rows_and_columns<T>,
+                        dim3(count(from.in.rows, kBlock) * blocks), kThreads, 1,
+                        static_cast<int>(sizeof(TileOfBoth<T>)), from, out, transposed, blocks);
   }
 }
 }  // namespace

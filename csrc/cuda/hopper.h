@@ -190,9 +190,11 @@ struct Product {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
     in_registers();
   }
+  // All but the last kLater products that the group started are done, this one among them.
+  template <int kLater = 0>
   __device__ void finish() {
     in_registers();
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLater) : "memory");
     in_registers();
   }
 

@@ -62,13 +62,17 @@ CASES = (
     _case("one row", 1, 320, 512),
     _case("sixteen rows, an odd width", 16, 141, 1024, bias=True),
     _case("sixty-four rows, fp32", 64, 130, 400, FP32, bias=True),
+    _case("a hundred rows", 100, 130, 272, bias=True),
     _case("sixty-four rows, fp16, ue8m0", 64, 192, 128, torch.float16, ue8m0=True),
     _case("no rows", 0, 40, 128),
     _case("no reduction", 20, 40, 0),
     _case("M 1, 2048 × 2048", 1, 2048, 2048, bench="cpu"),
     _case("M 8, 2048 × 2048", 8, 2048, 2048, bench="cpu"),
     _case("M 512, 2048 × 2048", 512, 2048, 2048, bench="cpu"),
-    *(_case(f"M {m}, 7168 × 7168", m, 7168, 7168, bench="cuda") for m in (1, 8, 64, 512, 4096)),
+    *(
+        _case(f"M {m}, 7168 × 7168", m, 7168, 7168, bench="cuda")
+        for m in (1, 8, 64, 128, 512, 4096)
+    ),
     _case("M 1, 2112 × 7168", 1, 2112, 7168, bench="cuda"),
     _case("M 64, 4096 × 7168", 64, 4096, 7168, bench="cuda"),
     _case("M 4096, 7168 × 7168, both", 4096, 7168, 7168, both=True, bench="cuda"),

@@ -1,4 +1,6 @@
 // fp8_gemm on sm_90: one matrix, all of the reduction a tile.
+#include "cuda/fp8_gemm.h"
+
 #include "cuda/fp8_operands.h"
 
 namespace r1 {
@@ -61,6 +63,11 @@ void fp8_force_tile(int64_t rows, int64_t columns, int64_t pair_rows, int64_t pa
                    static_cast<int>(left_out), direct};
 }
 }  // namespace
+
+void fp8_multiply(const Tensor& a, const Tensor& a_scale, const Tensor& b, const Tensor& b_scale,
+                  const std::optional<Tensor>& bias, bool transposed, const Tensor& out) {
+  multiply(a, a_scale, b, b_scale, bias, transposed, out, false);
+}
 
 STABLE_TORCH_LIBRARY_FRAGMENT(r1_cuda, m) {
   m.def(

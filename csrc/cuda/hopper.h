@@ -190,9 +190,11 @@ struct Product {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
     in_registers();
   }
+  // All but the last kLater products that the group started are done, this one among them.
+  template <int kLater = 0>
   __device__ void finish() {
     in_registers();
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLater) : "memory");
     in_registers();
   }
 
@@ -211,8 +213,40 @@ struct Product {
 
   // d = a·bᵀ over 32 columns, or d += that.
   __device__ static void multiply(float (&d)[kSums], uint64_t a, uint64_t b, int adds) {
-    static_assert(kColumns == 128 || kColumns == 160 || kColumns == 192);
-    if constexpr (kColumns == 128) {
+    static_assert(kColumns == 16 || kColumns == 64 || kColumns == 128 || kColumns == 160 ||
+                  kColumns == 192);
+    if constexpr (kColumns == 16) {
+      asm volatile(
+          "{\n"
+          ".reg .pred adds;\n"
+          "setp.ne.b32 adds, %10, 0;\n"
+          "wgmma.mma_async.sync.aligned.m64n16k32.f32.e4m3.e4m3 {"
+          "%0, %1, %2, %3, %4, %5, %6, %7"
+          "}, %8, %9, adds, 1, 1;\n"
+          "}"
+          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]),
+            "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+          : "l"(a), "l"(b), "r"(adds));
+    } else if constexpr (kColumns == 64) {
+      asm volatile(
+          "{\n"
+          ".reg .pred adds;\n"
+          "setp.ne.b32 adds, %34, 0;\n"
+          "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 {"
+          "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+          "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+          "}, %32, %33, adds, 1, 1;\n"
+          "}"
+          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]),
+            "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+            "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]),
+            "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+            "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),
+            "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+            "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+            "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+          : "l"(a), "l"(b), "r"(adds));
+    } else if constexpr (kColumns == 128) {
       asm volatile(
           "{\n"
           ".reg .pred adds;\n"

@@ -34,6 +34,15 @@ __device__ inline uint16_t half_bits(float x) {
   return bits;
 }
 
+// The 16 bytes at p, which are read once: they need no place in the first cache.
+__device__ inline uint4 load_once(const uint4* p) {
+  uint4 x;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(p));
+  return x;
+}
+
 // 1/x and 1/√x to 20 bits.
 __device__ inline double approximate_reciprocal(double x) {
   double y;
@@ -59,6 +68,15 @@ __device__ inline unsigned char* dynamic_shared() { return dynamic_shared_memory
 // Waits for all blocks of a launch that OnDevice::launch_together made. What a thread wrote before,
 // all see after it.
 __device__ inline void sync_grid() { cooperative_groups::this_grid().sync(); }
+
+// Two e4m3 codes, rounded to nearest even and saturated, the first one in the low byte.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
+__device__ inline uint32_t pack_e4m3(float low, float high) {
+  uint16_t codes;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
+  return codes;
+}
+#endif
 
 // Clusters, barriers in shared memory and bulk copies came with sm_90.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

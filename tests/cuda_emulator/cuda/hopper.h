@@ -223,6 +223,7 @@ struct Product {
     a = left, b = right;
     std::fill(of, of + kSums, NAN);
   }
+  template <int kLater = 0>
   void finish() {
     static const auto values = [] {
       std::array<float, 256> table;

@@ -21,7 +21,14 @@ from r1kernels.op import OPS, Case, Op
 from r1kernels.testing.compare import as_tuple
 
 CASES = 2  # of an op
-UPSTREAM = ("grad", "dlogprob", "dentropy", "da")  # the rest of a gradient's inputs fit together
+UPSTREAM = (
+    "grad",
+    "dlogprob",
+    "dentropy",
+    "da",
+    "dy",
+    "dh",
+)  # the rest of a gradient's inputs fit together
 # In the interpreter, and only these: a case of the others takes seconds.
 IN_TRITON = ("logprob", "policy_loss", "moe_combine", "moe_permute", "group_advantage")
 

@@ -1,0 +1,44 @@
+"""act(gate)·up through ``swiglu`` and ``geglu``: which activation a module is, found by asking."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from r1kernels.hf.probing import agrees, normal
+from r1kernels.ops.gated_activation import activated, geglu, swiglu
+
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
+
+
+def activation_of(module: Any) -> str | None:
+    """The name of the activation that a module or function is, if it is one that the ops know."""
+    if not callable(module):
+        return None
+    if isinstance(module, nn.Module) and [
+        *module.parameters(),
+        *module.buffers(),
+        *module.children(),
+    ]:
+        return None
+    x = normal((4096,), torch.Generator("cpu").manual_seed(0)) * 3
+    with torch.no_grad():
+        try:
+            seen = [(x.to(dtype), module(x.to(dtype))) for dtype in (torch.float32, torch.bfloat16)]
+        except Exception:  # of whatever kind: it is no activation
+            return None
+    for name in ACTIVATIONS:
+        if all(agrees(activated(given, name), y) for given, y in seen):
+            return name
+    return None
+
+
+def gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:
+    """act(gate)·up, also where one of them has another dtype."""
+    if gate.dtype != up.dtype or gate.shape != up.shape:
+        return activated(gate, activation) * up
+    if activation == "silu":
+        return swiglu(gate, up)
+    return geglu(gate, up, approximate="tanh" if activation == "gelu_tanh" else "none")

@@ -98,7 +98,7 @@ def choose(model: nn.Module) -> Iterator[Choice]:
             continue  # its forward is ``patch``'s
         if may_normalise(module):
             rule = norm_rule(module)
-            taken = f"rms_norm{tuple(rule)}" if isinstance(rule, NormRule) else f"left, {rule}"
+            taken = str(rule) if isinstance(rule, NormRule) else f"left, {rule}"
             yield Choice(name, module, rule if isinstance(rule, NormRule) else None, taken)
             continue
         if hasattr(module, "_is_expert_parallel"):

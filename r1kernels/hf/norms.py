@@ -28,6 +28,10 @@ class NormRule(NamedTuple):
     offset: float
     round_before_weight: bool
 
+    def __str__(self) -> str:
+        rounded = ", rounded before the weight" if self.round_before_weight else ""
+        return f"rms_norm: eps {self.eps}, offset {self.offset}{rounded}"
+
 
 def may_normalise(module: nn.Module) -> bool:
     return "RMSNorm" in type(module).__name__

@@ -14,7 +14,8 @@ from r1kernels.triton.build import AMD, NVIDIA, Build
 from r1kernels.triton.e4m3 import UNFUSED
 from r1kernels.triton.rows import sized
 
-WIDE = dict.fromkeys(NVIDIA, r"ld\.global[\w:.]*\.v4[\s\S]*st\.global[\w:.]*\.v4")
+READ = r"(ld\.global[\w:.]*\.v4|cp\.async\.c[ag]\.shared\.global[^;]*, 0x10)"
+WIDE = dict.fromkeys(NVIDIA, rf"{READ}[\s\S]*st\.global[\w:.]*\.v4")
 NUMBERS = {"eps": "fp32", "offset": "fp32"}
 SUMS = ("rstd", "parts")
 COUNTS = ("rows", "count", "tokens", "length")
@@ -45,15 +46,18 @@ def of_norms(target: Target, dtype: str, table: dict[str, dict[str, int]]) -> It
         (576, True, ()), (4096, False, plain), (8192, True, ()), (16384, True, frozen)
     ):  # fmt: skip
         for kernel in (rms_norm.forward, rms_norm.gradient):
-            given = table[f"rms_norm.{kernel.__name__}"]
+            backward = kernel is rms_norm.gradient
+            given = table[rms_norm.gradient_of(width) if backward else "rms_norm.forward"]
             tile = sized(width, given["ELEMENTS"], given["DEPTH"])
             sizes = {"WIDTH": width, "ROUND": rounded, "ROWS": tile.rows, "COLUMNS": tile.columns}
-            if kernel is rms_norm.gradient:
+            if backward:
                 sizes["STAGES"] = given["STAGES"]
             sizes["num_warps"] = tile.num_warps
             without = dict.fromkeys(name for name in absent if name in kernel.arg_names)
             yield build(kernel, target, dtype, sizes, **without)
-    sums = build(rms_norm.add_parts, target, dtype, {"WIDTH": 4096, **rms_norm.SUMMED})
+    sums = build(
+        rms_norm.add_parts, target, dtype, {"WIDTH": 4096, "num_warps": 8, **rms_norm.SUMMED}
+    )
     yield replace(sums, expects={})
 
 

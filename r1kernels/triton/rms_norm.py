@@ -19,7 +19,7 @@ from r1kernels.triton.rows import rows_of, tile_of
 
 WIDEST = 16384  # columns that fit in the registers of a program
 WIDEST_SUMMED = 8192  # the same, beside sums for the gradient of the weight
-SUMMED = {"PARTS": 32, "COLUMNS": 32}  # that a program adds up at once
+SUMMED = {"PARTS": 256, "COLUMNS": 16}  # that a program adds up at once
 
 
 @triton.jit
@@ -101,6 +101,11 @@ def add_parts(
     tl.store(dweight + column, tl.sum(total, 0, keep_dims=True), column < WIDTH)
 
 
+def gradient_of(width: int) -> str:
+    """Wide rows leave no room for a second one under way."""
+    return "rms_norm.gradient" if width <= 4096 else "rms_norm.wide_gradient"
+
+
 def able(x: Tensor, widest: int = WIDEST) -> bool | str:
     if x.shape[-1] > widest:
         return f"takes rows of at most {widest} columns, got {x.shape[-1]}"
@@ -137,8 +142,9 @@ def rms_norm_backward(
     if dx.numel() == 0:
         return dx, dweight.zero_()
     width = h.shape[-1]
-    tile = tile_of("rms_norm.gradient", h.device, h.dtype, width)
-    given = launch.parameters("rms_norm.gradient", h.device, h.dtype)
+    kernel = gradient_of(width)
+    tile = tile_of(kernel, h.device, h.dtype, width)
+    given = launch.parameters(kernel, h.device, h.dtype)
     dy, h = rows_of(dy), rows_of(h)
     through = None if dh is None else rows_of(dh)
     programs = triton.cdiv(len(h), tile.rows)
@@ -153,6 +159,6 @@ def rms_norm_backward(
     )  # fmt: skip
     if parts is not None:
         add_parts[(triton.cdiv(width, SUMMED["COLUMNS"]),)](
-            dweight, parts, programs, width, **SUMMED, num_warps=4
+            dweight, parts, programs, width, **SUMMED, num_warps=8
         )
     return dx, dweight

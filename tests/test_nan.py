@@ -79,7 +79,8 @@ def poisoned(op: Op, count: int) -> Iterator[tuple[str, list[Any], float]]:
                 continue
             for value in (torch.nan, torch.inf)[: 1 if arg.itemsize == 1 else 2]:
                 spoilt = arg.clone()
-                spoilt.view(-1)[arg.numel() // 2] = value
+                middle = torch.tensor(arg.numel() // 2)
+                spoilt[torch.unravel_index(middle, arg.shape)] = value
                 given = [*args[:at], spoilt, *args[at + 1 :]]
                 yield f"{case.name}, {value} in {names[at]}", given, value
 

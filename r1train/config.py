@@ -312,6 +312,11 @@ class Config(Section):
     A `model.path` whose weights are FP8, as DeepSeek-V3's own, needs "fp8"; they stay FP8, in the
     rollout and in the checkpoint, and the optimizer keeps a float32 copy.
     """
+    elementwise: bool = False
+    """Whether norms, rotary positions, gates and residual adds run as fused ops.
+
+    Results are the same, but where a row's sum of squares is added up in another order.
+    """
     threads: Workers | None = None
     """PyTorch's CPU threads (unset: its default)."""
     stages: tuple[Stage, ...] = ("sft", "grpo")

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from r1kernels.hf import patch_fp8, patch_moe, register_fp8
+from r1kernels.hf import patch_elementwise, patch_fp8, patch_moe, register_fp8
 from r1train.config import Config
 from r1train.folder import from_folder, stored_in_fp8
 from r1train.limits import check_tokenizer
@@ -76,6 +76,8 @@ def load_model(
     if config.precision == "fp8":
         patch_fp8(model)
     patch_moe(model)  # before the cast, so that its routers' biases stay float32
+    if config.elementwise:
+        patch_elementwise(model)
     # Codes and their scales are no numbers to cast.
     _cast(model, device_of(config), None if stored else dtype)
     return model.eval(), tokenizer

@@ -238,6 +238,20 @@ def test_what_computes_something_else_has_no_rule() -> None:
     assert rotation_of(lambda q, k, cos, sin: (q, k)) is None
 
 
+def test_a_rotation_that_was_replaced_meanwhile_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    patched(model_of("Llama"))  # what was found is kept
+    module = transformers.models.llama.modeling_llama
+    monkeypatch.setattr(module, "apply_rotary_pos_emb", lambda q, k, cos, sin: (q, k))
+    said = reasons(patched(model_of("Llama")))
+    assert "left apply_rotary_pos_emb: it rotates in a way that rope does not" in said
+
+
+def test_patching_draws_no_random_numbers() -> None:
+    model, state = model_of("Phi3", resid_pdrop=0.5).train(), torch.get_rng_state()
+    hf.patch_elementwise(model)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_model_that_is_not_patched_has_no_explanation() -> None:
     with pytest.raises(ValueError, match="expected a patched model"):
         hf.explain_elementwise(model_of("Llama"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -13,24 +11,21 @@ from r1kernels.ops.gated_activation import activated, geglu, swiglu
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
 
 
-def activation_of(module: Any) -> str | None:
-    """The name of the activation that a module or function is, if it is one that the ops know."""
-    if not callable(module):
+def activation_of(module: nn.Module) -> str | None:
+    """The name of the activation that a module is, if it is one that the ops know."""
+    if module._parameters or module._buffers or module._modules:
         return None
-    if isinstance(module, nn.Module) and [
-        *module.parameters(),
-        *module.buffers(),
-        *module.children(),
-    ]:
-        return None
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        return None  # which would not run
     x = normal((4096,), torch.Generator("cpu").manual_seed(0)) * 3
-    with torch.no_grad():
+    given = [x.to(dtype) for dtype in (torch.float32, torch.bfloat16)]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            seen = [(x.to(dtype), module(x.to(dtype))) for dtype in (torch.float32, torch.bfloat16)]
+            seen = [(each, module(each)) for each in given]
         except Exception:  # of whatever kind: it is no activation
             return None
     for name in ACTIVATIONS:
-        if all(agrees(activated(given, name), y) for given, y in seen):
+        if all(agrees(activated(each, name), y) for each, y in seen):
             return name
     return None
 

@@ -33,7 +33,9 @@ class Rewritten:
 
     def __init__(self, kind: type[nn.Module], activations: Mapping[str, str | None]) -> None:
         self.kind, self.activations = kind, dict(activations)
-        self.function, self.changes, self.left = _rewritten(kind, tuple(self.activations.items()))
+        self.function, self.changes, self.left = _rewritten(
+            kind.forward, tuple(self.activations.items()), _rotary_functions(kind.forward)
+        )
 
     def __call__(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         return self.function(module, *args, **kwargs)
@@ -52,21 +54,27 @@ class Rewritten:
 def rewritten(module: nn.Module) -> Rewritten:
     """The rewritten forward of a module's class; ``changes`` says whether there is any need."""
     children = ((name, child) for name, child in module._modules.items() if child is not None)
-    # What has children or weights is no activation, and is not asked.
-    found = {name: activation_of(child) for name, child in children if _is_bare(child)}
-    return Rewritten(type(module), found)
+    bare = ((n, c) for n, c in children if not (c._modules or c._parameters or c._buffers))
+    return Rewritten(type(module), {name: activation_of(child) for name, child in bare})
 
 
-def _is_bare(module: nn.Module) -> bool:
-    return not (module._modules or module._parameters or module._buffers)
+def _rotary_functions(forward: Any) -> tuple[tuple[str, Any], ...]:
+    """Those that a forward calls by a name of its module, as they are now."""
+    inner = inspect.unwrap(forward)
+    if not inspect.isfunction(inner):
+        return ()
+    names = [name for name in inner.__code__.co_names if "rotary" in name]
+    known = inner.__globals__
+    return tuple((name, known[name]) for name in names if callable(known.get(name)))
 
 
 @cache
 def _rewritten(
-    kind: type[nn.Module], activations: tuple[tuple[str, str | None], ...]
+    forward: Any,
+    activations: tuple[tuple[str, str | None], ...],
+    rotary: tuple[tuple[str, Any], ...],
 ) -> tuple[Callable[..., Any], tuple[str, ...], tuple[str, ...]]:
-    """(the new forward, what was changed, what was left); the class's own where nothing was."""
-    forward: Any = kind.forward
+    """(the new forward, what was changed, what was left); ``forward`` where nothing was."""
     inner, wrappers = forward, 0
     while hasattr(inner, "__wrapped__"):
         inner, wrappers = inner.__wrapped__, wrappers + 1
@@ -75,7 +83,7 @@ def _rewritten(
         tree = ast.parse(textwrap.dedent("".join(lines)))
     except (OSError, TypeError, SyntaxError):  # there is no source
         return forward, (), ()
-    changer = _Changer(inner.__globals__, dict(activations))
+    changer = _Changer(dict(activations), dict(rotary))
     changer.visit(tree)
     reason = ""
     if inner.__closure__:
@@ -112,8 +120,8 @@ def _compiled(tree: ast.Module, inner: Any, first: int, changer: _Changer) -> Ca
 class _Changer(ast.NodeTransformer):
     """Replaces what it knows, and keeps account of it."""
 
-    def __init__(self, names: Mapping[str, Any], activations: Mapping[str, str | None]) -> None:
-        self.names, self.activations = names, activations
+    def __init__(self, activations: Mapping[str, str | None], rotary: Mapping[str, Any]) -> None:
+        self.activations, self.rotary = activations, rotary
         self.rotations: dict[str, Any] = {}
         self.changes: list[str] = []
         self.left: list[str] = []
@@ -162,11 +170,11 @@ class _Changer(ast.NodeTransformer):
         """apply_rotary_pos_emb(q, k, cos, sin), by whatever name that is."""
         self.generic_visit(node)
         name = node.func.id if isinstance(node.func, ast.Name) else ""
-        if "rotary" not in name or name not in self.names:
+        if name not in self.rotary:
             return node
         if len(node.args) != 4 or node.keywords:
             self.left.append(f"{name}: called with other arguments than q, k, cos, sin")
-        elif (rotation := rotation_of(self.names[name])) is None:
+        elif (rotation := rotation_of(self.rotary[name])) is None:
             self.left.append(f"{name}: it rotates in a way that rope does not")
         else:
             self.rotations[f"_r1_{name}"] = rotation

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from r1kernels.hf.probing import agrees, normal
-from r1kernels.ops.gated_activation import activated, geglu, swiglu
+from r1kernels.ops.gated_activation import GATED_ACTIVATION, activated
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
 
@@ -34,6 +34,5 @@ def gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:
     """act(gate)·up, also where one of them has another dtype."""
     if gate.dtype != up.dtype or gate.shape != up.shape:
         return activated(gate, activation) * up
-    if activation == "silu":
-        return swiglu(gate, up)
-    return geglu(gate, up, approximate="tanh" if activation == "gelu_tanh" else "none")
+    y: Tensor = GATED_ACTIVATION(gate, up, activation)
+    return y

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from r1kernels.hf.probing import agrees, normal
-from r1kernels.ops.rope import rope
+from r1kernels.ops.rope import ROPE
 
 B, S, D = 2, 5, 16
 # How the elements of a pair stand: half a head apart (Llama), side by side (GLM), or side by side
@@ -31,8 +31,10 @@ class Rotation(NamedTuple):
     def __call__(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Any:
         """What ``function`` gives; where the op takes no such tensors, by the function itself."""
         same = q.dtype == k.dtype and cos.dtype == sin.dtype
-        usual = q.dim() == k.dim() == 4 and cos.dim() == 3 and cos.shape[1] == q.shape[2]
-        return self.rotated(q, k, cos, sin) if same and usual else self.function(q, k, cos, sin)
+        usual = same and q.dim() == k.dim() == 4 and cos.dim() == 3 and cos.shape == sin.shape
+        if usual and cos.shape[1] == q.shape[2] == k.shape[2] and cos.shape[0] in (1, q.shape[0]):
+            return self.rotated(q, k, cos, sin)
+        return self.function(q, k, cos, sin)
 
     def rotated(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         dtype, wide = q.dtype, torch.promote_types(q.dtype, cos.dtype)
@@ -40,7 +42,7 @@ class Rotation(NamedTuple):
         if self.form == "pairs to halves":
             q, k = (x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) for x in (q, k))
             cos, sin = (table[..., : table.shape[-1] // 2].repeat(1, 1, 2) for table in (cos, sin))
-        q, k = rope(q, k, cos, sin, interleaved=self.form == "pairs")
+        q, k = ROPE(q, k, cos, sin, self.form == "pairs", False)
         return (q.to(dtype), k.to(dtype)) if self.back else (q, k)
 
 

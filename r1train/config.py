@@ -317,6 +317,11 @@ class Config(Section):
     says that they train faster than in `dtype`; "all"; or patterns of names, by commas, such as
     "model.layers.*.mlp.*".
     """
+    elementwise: bool = False
+    """Whether norms, rotary positions, gates and residual adds run as fused ops.
+
+    Results are the same, but where a row's sum of squares is added up in another order.
+    """
     threads: Workers | None = None
     """PyTorch's CPU threads (unset: its default)."""
     stages: tuple[Stage, ...] = ("sft", "grpo")

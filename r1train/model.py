@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from r1kernels.hf import explain_fp8, patch_fp8, patch_moe, register_fp8
+from r1kernels.hf import explain_fp8, patch_elementwise, patch_fp8, patch_moe, register_fp8
 from r1train.config import Config
 from r1train.folder import from_folder, stored_in_fp8
 from r1train.limits import check_tokenizer
@@ -83,6 +83,8 @@ def load_model(
         _cast(model, device_of(config), dtype)
         if config.precision == "fp8":  # after it: what is faster depends on device and dtype
             _into_fp8(model, config)
+    if config.elementwise:
+        patch_elementwise(model)
     return model.eval(), tokenizer
 
 

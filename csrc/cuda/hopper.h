@@ -61,6 +61,14 @@ __device__ inline void copy_tile(void* to, const TensorMap& from, int row, int c
       "l"(reinterpret_cast<uint64_t>(&from)), "r"(column), "r"(row), "r"(shared_address(&barrier))
       : "memory");
 }
+// Global → shared memory: addresses and size are multiples of 16 bytes.
+__device__ inline void copy_bytes(void* to, const void* from, uint32_t bytes, Barrier& barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(&barrier))
+      : "memory");
+}
 
 // Registers of each thread of this warp group, from those that all were launched with. One branch of
 // the kernel for each warp group's role, or the compiler ignores it.

@@ -41,6 +41,7 @@ struct Phases {
   uint32_t members = 0, arrived = 0, parity = 0;
   int64_t bytes = 0;
   std::vector<TileCopy> copies;
+  std::vector<emulator::Copy> plain_copies;
 
   void end_if_complete() {
     if (arrived == members && bytes == 0) arrived = 0, parity ^= 1;
@@ -70,6 +71,10 @@ struct alignas(8) Barrier {
         copy.make();
         now.bytes -= copy.bytes();
       }
+      for (const emulator::Copy& copy : std::exchange(now.plain_copies, {})) {
+        std::memcpy(copy.to, copy.from, copy.bytes);
+        now.bytes -= copy.bytes;
+      }
       now.end_if_complete();
       if (now.parity != parity) break;
       if (turns > 100000) emulator::stop("a barrier's phase never ends");
@@ -82,6 +87,13 @@ inline void copy_tile(void* to, const TensorMap& from, int row, int column, Barr
   if (reinterpret_cast<uintptr_t>(to) % 1024 != 0)
     emulator::stop("tile: its place is not a multiple of 1024");
   barrier.phases().copies.push_back({static_cast<unsigned char*>(to), from, row, column});
+}
+
+inline void copy_bytes(void* to, const void* from, uint32_t bytes, Barrier& barrier) {
+  for (const auto p : {reinterpret_cast<uintptr_t>(to), reinterpret_cast<uintptr_t>(from)})
+    if (p % 16 != 0) emulator::stop("copy of bytes: an address is not a multiple of 16");
+  if (bytes % 16 != 0) emulator::stop("copy of bytes: the size is not a multiple of 16");
+  barrier.phases().plain_copies.push_back({to, from, bytes});
 }
 
 template <int kRegisters>

@@ -127,6 +127,19 @@ def test_a_row_on_sm90_is_a_cluster(instruction: str, built: dict[str, Built]) -
     assert instruction in built["logprob_sm90.cu"].ptx["90a"]
 
 
+@needs_nvcc
+def test_many_rows_on_sm90_come_through_a_ring(built: dict[str, Built]) -> None:
+    ptx = built["logprob_ring_sm90.cu"].ptx["90a"]
+    for instruction in (
+        "cp.async.bulk.shared::cluster.global.mbarrier",
+        "mbarrier.try_wait.parity",
+        "ld.shared.v4",
+        "max.bf16x2",
+    ):
+        assert instruction in ptx, instruction
+    assert "ld.global.v4" not in ptx  # all of a row comes by copies
+
+
 FP8_PRODUCTS = ("fp8_gemm_sm90.cu", "fp8_grouped_gemm_sm90.cu", "fp8_grouped_wgrad_sm90.cu")
 
 

@@ -27,6 +27,13 @@ __device__ inline uint32_t pack_half(float low, float high) {
   return word;
 }
 
+// The larger one of each two; the other one where one is NaN.
+__device__ inline uint32_t max_bf16(uint32_t a, uint32_t b) {
+  uint32_t larger;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+  return larger;
+}
+
 // float16, rounded to nearest even, by its bits.
 __device__ inline uint16_t half_bits(float x) {
   uint16_t bits;

@@ -15,6 +15,13 @@ inline uint32_t bf16_bits(float x) {
 }
 inline uint32_t pack_bf16(float low, float high) { return bf16_bits(low) | bf16_bits(high) << 16; }
 
+inline uint32_t max_bf16(uint32_t a, uint32_t b) {
+  auto larger = [&](int shift) {
+    const float x = __uint_as_float(a >> shift << 16), y = __uint_as_float(b >> shift << 16);
+    return __float_as_uint(fmaxf(x, y)) >> 16 << shift;
+  };
+  return larger(0) | larger(16);
+}
 inline uint16_t half_bits(float x) { return std::bit_cast<uint16_t>(static_cast<_Float16>(x)); }
 
 inline uint32_t pack_half(float low, float high) {

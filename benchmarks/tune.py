@@ -43,7 +43,8 @@ def tune(device: str, only: str | None = None) -> None:
         if only is not None and not only.startswith(module):
             continue
         if target not in targets:
-            raise SystemExit(f"{kernel}: {launch.TABLE.name} has no {target}: copy a similar one")
+            print(f"{kernel}: {launch.TABLE.name} has no {target}: to tune it, copy a similar one")
+            continue
         print(f"{kernel}, {target}", flush=True)
         cost = partial(seconds_of, list(cases(module, device)), device)
         before, after = descend(targets[target], cost, lambda: write(table))

@@ -18,14 +18,19 @@ IN_FLOAT64 = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def tile_of_program(rows, columns, GROUP: tl.constexpr):
-    """This program's (tile row, tile column) among rows × columns tiles.
+    """This program's (tile row, tile column) among rows × columns tiles; see tile_of."""
+    return tile_of(tl.program_id(0), rows, columns, GROUP)
+
+
+@triton.jit
+def tile_of(number, rows, columns, GROUP: tl.constexpr):
+    """(tile row, tile column) of tile ``number`` among rows × columns tiles.
 
     GROUP tile rows go through the columns together, so that what they share stays in the L2 cache.
     """
-    program = tl.program_id(0)
-    first = program // (GROUP * columns) * GROUP
+    first = number // (GROUP * columns) * GROUP
     height = tl.minimum(rows - first, GROUP)
-    inside = program % (GROUP * columns)
+    inside = number % (GROUP * columns)
     return first + inside % height, inside // height
 
 

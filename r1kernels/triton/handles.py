@@ -14,6 +14,7 @@ from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import triton
+import triton.language as tl
 from torch import Tensor
 from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -82,40 +83,30 @@ def _annotation(parameter: Parameter) -> str:
 
 
 class Layout(NamedTuple):
-    """Where arguments of some types have what specialises; each picks some of the arguments."""
+    """Where arguments of some types have what specialises."""
 
-    tensors: Callable[[Sequence[Any]], tuple[Any, ...]]
+    tensors: Callable[[Sequence[Any]], tuple[Any, ...]]  # picks them
     integers: Callable[[Sequence[Any]], tuple[Any, ...]]
-    nested: Callable[[Sequence[Any]], tuple[Any, ...]]
-    descriptors: Callable[[Sequence[Any]], tuple[Any, ...]]
-    values: Callable[[Sequence[Any]], tuple[Any, ...]]
-
-
-# What an argument of one of these types is makes no difference, or is in its type.
-ALIKE = (float, bool, type(None))
+    others: tuple[tuple[int, Callable[[Any], Any]], ...]  # place, and what of it
 
 
 @cache
 def layout(types: tuple[type, ...]) -> Layout:
-    def places(*wanted: type) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-        found = [place for place, kind in enumerate(types) if issubclass(kind, wanted)]
-        if not found:
-            return _nothing
-        return itemgetter(*found) if len(found) > 1 else itemgetter(slice(found[0], found[0] + 1))
-
-    known = (Tensor, int, tuple, TensorDescriptor, *ALIKE)
-    others = {kind for kind in types if not issubclass(kind, known)}
-    integers = {kind for kind in types if issubclass(kind, int) and kind is not bool}
-    return Layout(
-        places(Tensor), places(*integers), places(tuple), places(TensorDescriptor), places(*others)
-    )
+    tensors = [place for place, kind in enumerate(types) if issubclass(kind, Tensor)]
+    integers = [place for place, kind in enumerate(types) if kind is int]
+    others = {
+        place: next((how for known, how in OTHERS.items() if issubclass(kind, known)), _itself)
+        for place, kind in enumerate(types)
+        # Of these the type says all.
+        if kind not in (int, float, bool, type(None)) and place not in tensors
+    }
+    return Layout(_picker(tensors), _picker(integers), tuple(others.items()))
 
 
-def _nothing(args: Sequence[Any]) -> tuple[Any, ...]:
-    return ()
-
-
-_dtype = attrgetter("dtype")
+def _picker(places: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    if len(places) > 1:
+        return itemgetter(*places)
+    return itemgetter(slice(places[0], places[0] + 1) if places else slice(0))
 
 
 def specialisation(args: Sequence[Any]) -> tuple[Any, ...]:
@@ -126,7 +117,7 @@ def specialisation(args: Sequence[Any]) -> tuple[Any, ...]:
     value.
     """
     types = tuple(map(type, args))
-    tensors, integers, nested, descriptors, values = layout(types)
+    tensors, integers, others = layout(types)
     given = tensors(args)
     return (
         types,
@@ -136,7 +127,21 @@ def specialisation(args: Sequence[Any]) -> tuple[Any, ...]:
             4 if number == 1 else (number % 16 == 0) + 2 * (number.bit_length() > 31)
             for number in integers(args)
         ],
-        *map(specialisation, nested(args)),
-        *[(each.base.dtype, *each.block_shape) for each in descriptors(args)],
-        *values(args),
+        *[how(args[place]) for place, how in others],
     )
+
+
+def _blocks(descriptor: TensorDescriptor) -> tuple[Any, ...]:
+    return (descriptor.base.dtype, *descriptor.block_shape)
+
+
+def _itself(constant: Any) -> Any:
+    return constant
+
+
+_dtype = attrgetter("dtype")
+OTHERS: dict[type, Callable[[Any], Any]] = {
+    tuple: specialisation,
+    TensorDescriptor: _blocks,
+    tl.constexpr: attrgetter("value"),
+}

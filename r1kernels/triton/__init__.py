@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -45,17 +44,15 @@ def plug_in(op: Op, when: Predicate = lambda *args: True) -> Callable[..., Any]:
     ``when`` is asked after device and dtype are known to be right.
     """
 
-    def both(*args: Any) -> bool | str:
-        usable = able(args)
-        return when(*args) if usable is True else usable
-
     def add(run: Callable[..., Any]) -> Callable[..., Any]:
         def on_device(*args: Any) -> Any:  # Triton launches on the current device
             where = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
-            with torch.cuda.device(where) if where.type == "cuda" else nullcontext():
+            if where.type != "cuda" or where.index == torch.cuda.current_device():
+                return run(*args)
+            with torch.cuda.device(where):
                 return run(*args)
 
-        op.backend("triton", when=both)(on_device)
+        op.backend("triton", takes=lambda *args: able(args), when=when)(on_device)
         return run
 
     return add

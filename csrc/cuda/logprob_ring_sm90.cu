@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward(LogprobForward in, Slices
   if (threadIdx.x == 0) {
     for (Handover& chunk : shared.chunks) chunk.start(1, kSliceWarps);
     for (Handover& row : shared.rows) row.start(kSliceWarps, 1);
-    publish_arrivals();
+    publish_barriers();
   }
   __syncthreads();
   const int role = threadIdx.x / kWarp;

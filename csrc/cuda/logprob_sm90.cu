@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kSliceThreads, 2) forward(LogprobForward in, S
   if (threadIdx.x == 0) {
     const int chunks = (count * 16 + kChunk - 1) / kChunk, pad = all.bytes - count * 16;
     for (int c = 0; c < chunks; ++c) shared.arrived[c].start(1);
-    publish_arrivals();
+    publish_barriers();
     for (int c = 0; c < chunks; ++c) {
       const int from = c == 0 ? 0 : c * kChunk + pad;
       const int to = min((c + 1) * kChunk + pad, all.bytes);

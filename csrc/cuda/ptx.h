@@ -120,43 +120,10 @@ __device__ inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// A barrier that waits for bytes: one thread says how many come, bulk copies count them off. Good
-// for one use.
-struct alignas(8) Arrival {
-  uint64_t state;
-
-  __device__ void start() {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(this)) : "memory");
-  }
-  __device__ void expect(uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                     shared_address(this)),
-                 "r"(bytes)
-                 : "memory");
-  }
-  __device__ void wait() {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], 0;\n"
-        "@!done bra again;\n"
-        "}" ::"r"(shared_address(this))
-        : "memory");
-  }
-};
 // Between the start of barriers and the first copy that counts on them, and between what threads
 // wrote to shared memory and a copy that reads it.
 __device__ inline void publish_arrivals() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// Global → this block's shared memory: addresses and size are multiples of 16 bytes.
-__device__ inline void bulk_copy(void* to, const void* from, uint32_t bytes, Arrival& arrival) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(&arrival))
-      : "memory");
 }
 #endif
 }  // namespace r1

@@ -87,16 +87,6 @@ struct Cluster {
   std::vector<std::unique_ptr<unsigned char[]>> shared;  // of each block
 };
 
-struct Copy {
-  void* to;
-  const void* from;
-  uint32_t bytes;
-};
-struct Expected {
-  uint32_t bytes = 0;
-  std::vector<Copy> copies;  // made when somebody waits for them, so that no one sees them before
-};
-
 struct Thread {
   dim3 index;
   ucontext_t context;
@@ -121,7 +111,6 @@ struct Block {
   std::vector<std::unique_ptr<Meeting>> warps, groups;  // of 32 and 128 threads
   std::vector<uint64_t> lanes;
   Meeting all;
-  std::map<void*, Expected> arrivals;
   ucontext_t scheduler;
   const std::function<void()>& kernel;
 

@@ -78,27 +78,5 @@ T* in_block(T* here, int rank) {
   return reinterpret_cast<T*>(emulator::Block::mine->cluster.shared[rank].get() + offset);
 }
 
-struct alignas(8) Arrival {
-  uint64_t state;
-
-  emulator::Expected& expected() { return emulator::Block::mine->arrivals.at(this); }
-  void start() { emulator::Block::mine->arrivals[this] = {}; }
-  void expect(uint32_t bytes) { expected().bytes += bytes; }
-  void wait() {
-    for (const emulator::Copy& copy : expected().copies) {
-      std::memcpy(copy.to, copy.from, copy.bytes);
-      expected().bytes -= copy.bytes;
-    }
-    expected().copies.clear();
-    if (expected().bytes != 0) emulator::stop("a barrier waits for bytes that nobody copies");
-  }
-};
 inline void publish_arrivals() {}
-
-inline void bulk_copy(void* to, const void* from, uint32_t bytes, Arrival& arrival) {
-  for (const auto p : {reinterpret_cast<uintptr_t>(to), reinterpret_cast<uintptr_t>(from)})
-    if (p % 16 != 0) emulator::stop("bulk copy: an address is not a multiple of 16");
-  if (bytes % 16 != 0) emulator::stop("bulk copy: the size is not a multiple of 16");
-  arrival.expected().copies.push_back({to, from, bytes});
-}
 }  // namespace r1

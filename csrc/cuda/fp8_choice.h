@@ -1,11 +1,9 @@
 // Which tiles a product of FP8 tensors takes: those whose estimated time is least.
 #pragma once
 
-#include <algorithm>
-#include <array>
 #include <cstdint>
 
-#include "cuda/fp8_walk.h"
+#include "cuda/fp8_costs.h"
 
 namespace r1 {
 struct TileChoice {
@@ -18,38 +16,23 @@ struct ProductSize {
   bool by_column, wide;                    // scales of each column; an output of 4 bytes
 };
 
-// Cycles of a multiprocessor until the last tile is done, all of them having as many as the busiest.
-// A block of the reduction takes as long as the slowest of tensor cores, shared memory (128 bytes a
-// cycle, written once, read by each 64 rows) and L2 (what of 5.5 TB/s a multiprocessor gets, as
-// DeepGEMM's chooser has it); the rest of a tile is its epilogue.
-inline double cycles(const ProductSize& size, const TileChoice& tile, int multiprocessors) {
+// Microseconds until the last tile is done, when all multiprocessors have as many as the busiest.
+inline double time_of(const ProductSize& size, const TileCost& tile, int multiprocessors) {
   const auto count = [](int64_t size, int64_t each) { return (size + each - 1) / each; };
   const int64_t steps = size.experts * count(size.rows, tile.rows * tile.pairs.rows) *
                         count(size.columns, tile.columns * tile.pairs.columns);
-  const int64_t turns = count(steps, multiprocessors / tile.pairs.blocks());
-  const double tensor = tile.rows / 64 * tile.columns * 2;
-  const double shared = tile.rows + tile.columns + tile.rows / 64 * (64 + tile.columns);
-  const double l2 = 128 / 46.6 * (tile.rows / tile.pairs.columns + tile.columns / tile.pairs.rows);
-  const double rest = 0.08 * tile.rows * tile.columns;
-  return turns * (size.blocks * std::max({tensor, shared, l2}) + rest);
+  return count(steps, multiprocessors / tile.pairs.blocks()) * (size.blocks * tile.block + tile.rest);
 }
 
 inline TileChoice choose_tile(const ProductSize& size, int multiprocessors) {
-  constexpr std::array<std::array<int, 2>, 3> kTiles{{{256, 128}, {128, 192}, {128, 128}}};
-  constexpr std::array<Pairs, 3> kPairs{{{1, 1}, {1, 2}, {2, 1}}};
-  TileChoice best{128, 128, {}};
-  double least = cycles(size, best, multiprocessors);
-  for (const auto& [rows, columns] : kTiles) {
-    if (size.by_column && rows * columns > 128 * 128) continue;
-    if (size.wide && columns == 192) continue;  // not enough shared memory to store it from
-    for (const Pairs& pairs : kPairs) {
-      if (pairs.blocks() > multiprocessors) continue;
-      const TileChoice tile{rows, columns, pairs};
-      const double now = cycles(size, tile, multiprocessors);
-      if (now < least) least = now, best = tile;
-    }
+  const TileCost* best = nullptr;
+  for (const TileCost& tile : kTileCosts) {
+    if (tile.by_column != size.by_column || tile.pairs.blocks() > multiprocessors) continue;
+    if (!size.wide && tile.columns == 160) continue;  // its rows end within 128 bytes
+    if (best == nullptr || time_of(size, tile, multiprocessors) < time_of(size, *best, multiprocessors))
+      best = &tile;
   }
-  return best;
+  return {best->rows, best->columns, best->pairs};
 }
 
 // Taken instead of what would be chosen, to measure it; and what is left out then, see LeftOut.

@@ -28,7 +28,6 @@ struct WgradWalk {
 
 void multiply(const Tensor& left, const Tensor& left_scale, const Tensor& right,
               const Tensor& right_scale, const Tensor& offsets, const Tensor& out, bool adds) {
-  using Shape = FP8Shape<128, 128, true>;
   const OnDevice device(left);
   R1_CHECK(device.is_sm90(), "fp8_grouped_wgrad: device: expected compute capability 9.0");
   if (out.numel() == 0) return;
@@ -36,15 +35,19 @@ void multiply(const Tensor& left, const Tensor& left_scale, const Tensor& right,
   const FP8Operands given(device, left, left_scale, right, right_scale, false);
   const int experts = static_cast<int>(out.size(0)), rows = static_cast<int>(out.size(1));
   const int blocks = count_of(left.size(1), kTileBlock);
-  const ProductSize size{experts, rows, out.size(2), blocks / experts, true, true};
-  const Pairs pairs = given.tile_of(size, device).pairs;
-  const Order<Shape> order(pairs, out.size(2));
-  const int steps = order.row_steps(rows) * order.column_steps;
-  given.launch<Shape>(device, "fp8_grouped_wgrad", out, output_of(out, std::nullopt, adds), pairs,
-                      int64_t{experts} * steps, [&](int64_t) {
-                        return WgradWalk<Shape>{order,   Divisor(steps), data<const int>(ends),
-                                                experts, rows,           blocks};
-                      });
+  given.with_tiles(device, {experts, rows, out.size(2), blocks / experts, true, true}, [&](
+                       auto shape, Pairs pairs) {
+    using Shape = decltype(shape);
+    if constexpr (Shape::kByColumn) {
+      const Order<Shape> order(pairs, out.size(2));
+      const int steps = order.row_steps(rows) * order.column_steps;
+      given.launch<Shape>(device, "fp8_grouped_wgrad", out, output_of(out, std::nullopt, adds), pairs,
+                          int64_t{experts} * steps, [&](int64_t) {
+                            return WgradWalk<Shape>{order,   Divisor(steps), data<const int>(ends),
+                                                    experts, rows,           blocks};
+                          });
+    }
+  });
 }
 
 Tensor fp8_grouped_wgrad(Tensor left, Tensor left_scale, Tensor right, Tensor right_scale,

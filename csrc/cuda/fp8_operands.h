@@ -51,14 +51,18 @@ struct FP8Operands {
     return forced.rows > 0 ? forced : choose_tile(size, device.multiprocessors());
   }
 
-  // Calls body(shape, pairs) with the tiles to take, all experts having as many rows.
+  // Of a · bᵀ, all experts having as many rows.
+  ProductSize size_of(const Tensor& out) const {
+    return {b.experts, (a.rows + b.experts - 1) / b.experts, b.rows,
+            count_of(a.columns, kTileBlock), by_column(), out.scalar_type() == ScalarType::Float};
+  }
+
+  // Calls body(shape, pairs) with the tiles to take.
   template <class Body>
-  void with_tiles(const OnDevice& device, const Tensor& out, const Body& body) const {
-    const bool wide = out.scalar_type() == ScalarType::Float;
-    const ProductSize size{b.experts, (a.rows + b.experts - 1) / b.experts, b.rows,
-                           count_of(a.columns, kTileBlock), by_column(), wide};
+  void with_tiles(const OnDevice& device, const ProductSize& size, const Body& body) const {
     const TileChoice tile = tile_of(size, device);
-    if (size.by_column) body(FP8Shape<128, 128, true>{}, tile.pairs);
+    if (size.by_column && tile.columns == 160) body(FP8Shape<128, 160, true>{}, tile.pairs);
+    else if (size.by_column) body(FP8Shape<128, 128, true>{}, tile.pairs);
     else if (tile.rows == 256) body(FP8Shape<256, 128, false>{}, tile.pairs);
     else if (tile.columns == 192) body(FP8Shape<128, 192, false>{}, tile.pairs);
     else body(FP8Shape<128, 128, false>{}, tile.pairs);
@@ -69,7 +73,6 @@ struct FP8Operands {
   template <class Shape, class Make>
   void launch(const OnDevice& device, const char* name, const Tensor& out, const FP8Output& to,
               Pairs pairs, int64_t steps, const Make& walk_of) const {
-    using Shared = FP8Shared<Shape>;
     ScalesOfRows of_b{};
     FP8Scales squares{};
     int64_t expert_step = b_scale.dim() == 3 ? b_scale.stride(0) : 0;
@@ -79,20 +82,20 @@ struct FP8Operands {
     } else {
       squares = scales_of(b_scale, b.rows, b_rows, b_blocks);
     }
-    const bool fits = (to.type == FP8Output::kFloat32 ? 2 : 1) * Shape::kColumns / 64 <= Shape::kPanels;
     FP8Problem in{of_a.scales, of_b.scales, squares, static_cast<int>(b.rows), pairs, to,
                   forced_tile().left_out};
-    in.out.in_tiles = to.in_tiles && fits;
+    const int element = to.type == FP8Output::kFloat32 ? 4 : 2;
+    in.out.in_tiles = to.in_tiles && Shape::kColumns * element % 128 == 0;
     const TensorMap of_codes = map_of(a, Shape::kRows / pairs.columns);
     const TensorMap of_out =
         in.out.in_tiles ? tensor_map(to.data, out.scalar_type(), to.rows, to.columns,
-                                     to.row_step * (to.type == FP8Output::kFloat32 ? 4 : 2), kPanelRows)
+                                     to.row_step * element, kPanelRows)
                         : of_codes;
     const int blocks = std::min<int64_t>(steps, device.multiprocessors() / pairs.blocks());
     const auto walk = walk_of(expert_step);
     device.launch_early(name, fp8_product<Shape, std::remove_const_t<decltype(walk)>>,
                         dim3(blocks * pairs.blocks()), kFP8Threads, pairs.blocks(),
-                        static_cast<int>(sizeof(Shared) + Shared::kRoom), of_codes,
+                        static_cast<int>(sizeof(FP8Shared<Shape>)), of_codes,
                         map_of(b, Shape::kColumns / pairs.rows), of_out, in, walk);
   }
 

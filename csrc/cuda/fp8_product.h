@@ -1,7 +1,7 @@
 // The main loop of all products of FP8 tensors on sm_90a. Blocks stay and walk over tiles of the
 // output: one thread brings blocks of 128 columns of a and b, and the scales of their rows, into a
 // ring in shared memory; two warp groups multiply. What differs between the products is the walk
-// alone: a struct whose next(tile) gives a block's tiles, the same ones to each of its threads.
+// alone: a struct whose next(tile) gives a block's tiles, to the thread that copies; it hands them on.
 //
 // The tensor cores add up one block of 128 of the reduction, from zero; its scales promote it into
 // sums of float32 beside. Each warp group has one such block of 64 rows in registers, and the sums of
@@ -20,6 +20,7 @@
 namespace r1 {
 constexpr int kFP8Threads = 3 * kWarpGroup;
 constexpr int kTileBlock = 128;
+constexpr int kTiles = 4;  // that the copies may be ahead
 
 // Tiles of 128 or 256 rows, so that each of two warp groups has one or two times 64.
 // kByColumn: the scales of b change within the columns of a tile, not at multiples of 128 alone.
@@ -29,7 +30,10 @@ struct FP8Shape {
   static constexpr bool kByColumn = kByColumn_;
   static constexpr int kSums = kColumns / 2;
   static constexpr int kStages = kRows == 256 ? 3 : 4;
-  static constexpr int kPanels = kColumns == 192 ? 3 : 4;  // of a warp group's output
+  static constexpr int kPanels = kColumns > 128 ? 3 : 4;  // of a warp group's output, at a time
+  // Of a thread that copies, and of one that multiplies: 504 in all.
+  static constexpr int kFewRegisters = kByColumn ? 72 : 56;
+  static constexpr int kManyRegisters = (504 - kFewRegisters) / 2;
 };
 
 // The scales of rows that have one each: of row r and block k that at k·block_step + r. There is
@@ -83,12 +87,10 @@ struct FP8Shared {
   alignas(16) float a_scale[kStages][kScaleRows];
   alignas(16) float b_scale[kStages][kScaleColumns];
   Barrier full[kStages], empty[kStages];
+  Tile tiles[kTiles];  // after the last one, one with -1 blocks
+  Barrier tile_full[kTiles], tile_empty[kTiles];
 
-  static constexpr int kRoom = 1024;  // to reach such a multiple
-  __device__ static FP8Shared& here() {
-    unsigned char* from = dynamic_shared();
-    return *reinterpret_cast<FP8Shared*>(from + -reinterpret_cast<uintptr_t>(from) % kRoom);
-  }
+  __device__ static FP8Shared& here() { return *reinterpret_cast<FP8Shared*>(dynamic_shared()); }
 };
 
 // A place in the ring, and the parity of the turn it is in.
@@ -128,8 +130,15 @@ __device__ inline void bring(FP8Shared<Shape>& shared, const TensorMap& a, const
                              const FP8Problem& in, Walk walk) {
   using Shared = FP8Shared<Shape>;
   RingPlace<Shared::kStages> at;
+  RingPlace<kTiles> place;
   bool later = false;
-  for (Tile tile; walk.next(tile);) {
+  for (bool more = true; more; place.advance()) {
+    Tile tile;
+    more = walk.next(tile);
+    if (!more) tile.blocks = -1;
+    shared.tile_empty[place.stage].wait(place.parity ^ 1);
+    shared.tiles[place.stage] = tile;
+    shared.tile_full[place.stage].arrive();
     ScaleCopy a_scale(in.a, 0, tile.row, Shared::kScaleRows, tile.first_block), b_scale = a_scale;
     if constexpr (Shape::kByColumn)
       b_scale = ScaleCopy(in.b, tile.b_scale, tile.column, Shape::kColumns, tile.first_block);
@@ -158,6 +167,9 @@ __device__ inline void bring(FP8Shared<Shape>& shared, const TensorMap& a, const
     }
   }
 }
+
+// Tells the compiler that a warp agrees on it.
+__device__ inline int of_first_lane(int x) { return __shfl_sync(0xffffffff, x, 0); }
 
 // The scales of a tile's columns, where they change at multiples of 128 columns alone: a tile lies in
 // one or two such squares. Each is read a block before it is needed.
@@ -215,24 +227,30 @@ __device__ inline void promote(float (&sums)[kSums], const float (&product)[kSum
 }
 
 // By a warp group, `group` being 0 or 1: it has every other 64 rows of a tile.
-template <class Shape, class Walk>
+template <class Shape>
 __device__ inline void multiply_tiles(FP8Shared<Shape>& shared, const TensorMap& to,
-                                      const FP8Problem& in, Walk walk, int group) {
+                                      const FP8Problem& in, int group) {
   constexpr int kHeights = Shape::kHeights, kSums = Shape::kSums;
   const int t = threadIdx.x % kWarpGroup, own_row = t / 32 * 16 + t % 32 / 4;
   RingPlace<Shape::kStages> at;
   Staging<Shape::kPanels> staging{shared.staged[group][0], group};
   SquareScales<Shape> squares;
-  Tile tile;
-  bool more = walk.next(tile);
-  if (!Shape::kByColumn && more) squares.start(in, tile);
-  while (more) {
+  RingPlace<kTiles> place;
+  const auto here = [&]() -> const Tile& {
+    shared.tile_full[place.stage].wait(place.parity);
+    return shared.tiles[place.stage];
+  };
+  const Tile* tile = &here();
+  if constexpr (!Shape::kByColumn) squares.start(in, *tile);
+  for (int blocks; (blocks = of_first_lane(tile->blocks)) >= 0;) {
     float sums[kHeights][kSums] = {};
-    for (int block = 0; block < tile.blocks; ++block, at.advance()) {
+    const int first_row = tile->row % 4 + group * 64 + own_row;
+    const bool in_middle = tile->column % 128 != 0;
+    for (int block = 0; block < blocks; ++block, at.advance()) {
       const auto& codes = shared.codes[at.stage];
-      if constexpr (!Shape::kByColumn) squares.advance(in, block + 1 < tile.blocks);
+      if constexpr (!Shape::kByColumn) squares.advance(in, block + 1 < blocks);
       shared.full[at.stage].wait(at.parity);
-      const float* a_scale = &shared.a_scale[at.stage][tile.row % 4 + group * 64 + own_row];
+      const float* a_scale = &shared.a_scale[at.stage][first_row];
 #pragma unroll
       for (int p = 0; p < kHeights; ++p) {
         Product<Shape::kColumns> product;
@@ -254,12 +272,14 @@ __device__ inline void multiply_tiles(FP8Shared<Shape>& shared, const TensorMap&
         }
         if (leaves_out(in, kPromotion)) continue;
         if constexpr (Shape::kByColumn) promote(sums[p], product.of, of_row, of_column);
-        else promote(sums[p], product.of, of_row, squares.now, tile.column % 128 != 0);
+        else promote(sums[p], product.of, of_row, squares.now, in_middle);
       }
     }
-    const Tile done = tile;
-    more = walk.next(tile);
-    if (!Shape::kByColumn && more) squares.start(in, tile);
+    const Tile& done = *tile;
+    Barrier& given_back = shared.tile_empty[place.stage];
+    place.advance();
+    tile = &here();
+    if constexpr (!Shape::kByColumn) squares.start(in, *tile);
 #pragma unroll
     for (int p = 0; p < kHeights; ++p) {
       const int row = done.row + (2 * p + group) * 64;
@@ -270,6 +290,8 @@ __device__ inline void multiply_tiles(FP8Shared<Shape>& shared, const TensorMap&
         staging.store(in.out, to, done.out_row + row, done.column, sums[p]);
       else store_rows(in.out, done, row + own_row, sums[p]);
     }
+    __syncwarp();
+    if (t % 32 == 0) given_back.arrive();
   }
   if (t == 0) wait_for_stores();
 }
@@ -281,24 +303,28 @@ __global__ void __launch_bounds__(kFP8Threads, 1)
   using Shared = FP8Shared<Shape>;
   Shared& shared = Shared::here();
   if (threadIdx.x == 0) {
+    trap_unless(reinterpret_cast<uintptr_t>(&shared) % 1024 == 0);
     prefetch(a), prefetch(b), prefetch(to);
     for (int s = 0; s < Shared::kStages; ++s) {
       shared.full[s].start(1);                                         // and bytes
       shared.empty[s].start(in.pairs.blocks() * 2 * kWarpGroup / 32);  // each warp that multiplies
+    }
+    for (int s = 0; s < kTiles; ++s) {
+      shared.tile_full[s].start(1);
+      shared.tile_empty[s].start(2 * kWarpGroup / 32);
     }
     publish_barriers();
   }
   sync_cluster(in.pairs.blocks());
   wait_for_earlier_kernels();
   let_later_kernels_start();
-  // Of one lane, which tells the compiler that a warp group agrees on it.
-  const int group = __shfl_sync(0xffffffff, threadIdx.x / kWarpGroup, 0);
+  const int group = of_first_lane(threadIdx.x / kWarpGroup);
   if (group == 0) {
-    give_up_registers<56>();
+    give_up_registers<Shape::kFewRegisters>();
     if (threadIdx.x == 0) bring(shared, a, b, in, walk);
   } else {
-    take_registers<224>();
-    multiply_tiles(shared, to, in, walk, group - 1);
+    take_registers<Shape::kManyRegisters>();
+    multiply_tiles(shared, to, in, group - 1);
   }
   // A block that is gone takes no arrivals.
   if (in.pairs.blocks() > 1) {

@@ -19,56 +19,73 @@ struct Staging {
   template <int kSums>
   __device__ void store(const FP8Output& out, const TensorMap& to, int row, int column,
                         const float (&sums)[kSums]) {
-    const bool wide = out.type == FP8Output::kFloat32;
-    const int of_panel = wide ? 32 : 64, needed = 2 * kSums / of_panel;
-    const bool leads = threadIdx.x % kWarpGroup == 0;
-    if (used + needed > kPanels) {
-      if (leads) wait_for_reads_of_stores();
-      sync_group(group);
-      used = 0;
-    }
-    unsigned char* here = panels + used * kPanelBytes;
-    if (wide) put_wide(here, sums);
-    else put_rounded(here, sums, out.type == FP8Output::kBFloat16);
-    publish_arrivals();
-    sync_group(group);
-    if (leads) {
-      for (int panel = 0; panel < needed && column < out.columns; ++panel, column += of_panel)
-        store_tile(to, here + panel * kPanelBytes, row, column, out.adds);
-      commit_stores();
-    }
-    used += needed;
+    if (out.type == FP8Output::kFloat32) store_as<true>(out, to, row, column, sums);
+    else store_as<false>(out, to, row, column, sums);
   }
 
  private:
+  // As many panels at a time as there may be.
+  template <bool kWide, int kSums>
+  __device__ void store_as(const FP8Output& out, const TensorMap& to, int row, int column,
+                           const float (&sums)[kSums]) {
+    constexpr int kOfPanel = kWide ? 32 : 64, kNeeded = 2 * kSums / kOfPanel;
+    constexpr int kEach = kNeeded < kPanels ? kNeeded : kPanels;
+    const bool leads = threadIdx.x % kWarpGroup == 0;
+#pragma unroll
+    for (int first = 0; first < kNeeded; first += kEach) {
+      if (used + kEach > kPanels) {
+        if (leads) wait_for_reads_of_stores();
+        sync_group(group);
+        used = 0;
+      }
+      unsigned char* here = panels + used * kPanelBytes;
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        if (first + i == kNeeded) break;
+        if constexpr (kWide) put_wide(here + i * kPanelBytes, &sums[(first + i) * kOfPanel / 2]);
+        else
+          put_rounded(here + i * kPanelBytes, &sums[(first + i) * kOfPanel / 2],
+                      out.type == FP8Output::kBFloat16);
+      }
+      publish_arrivals();
+      sync_group(group);
+      if (leads) {
+        for (int i = 0; i < kEach && first + i < kNeeded; ++i) {
+          const int from = column + (first + i) * kOfPanel;
+          if (from < out.columns) store_tile(to, here + i * kPanelBytes, row, from, out.adds);
+        }
+        commit_stores();
+      }
+      used += kEach;
+    }
+  }
+
   // Of a row of a panel, the group of 16 bytes that was to be at `group`.
   __device__ static unsigned char* at(unsigned char* panel, int row, int group) {
     return panel + row * 128 + (group ^ row % 8) * 16;
   }
 
-  template <int kSums>
-  __device__ static void put_rounded(unsigned char* here, const float (&sums)[kSums], bool bf16) {
+  // The 64 or 32 columns of `sums` that a panel has.
+  __device__ static void put_rounded(unsigned char* panel, const float* sums, bool bf16) {
     const int lane = threadIdx.x % 32, row = threadIdx.x % kWarpGroup / 32 * 16 + lane % 16;
 #pragma unroll
-    for (int j = 0; j < kSums / 4; j += 2) {  // 16 rows and 16 columns
+    for (int j = 0; j < 8; j += 2) {  // 16 rows and 16 columns
       uint32_t words[4];
 #pragma unroll
       for (int m = 0; m < 4; ++m) {
-        const float *two = &sums[4 * j + 2 * m];
+        const float* two = &sums[4 * j + 2 * m];
         words[m] = bf16 ? pack_bf16(two[0], two[1]) : pack_half(two[0], two[1]);
       }
-      store_matrices(at(here + j / 8 * kPanelBytes, row, j % 8 + lane / 16), words);
+      store_matrices(at(panel, row, j + lane / 16), words);
     }
   }
-  template <int kSums>
-  __device__ static void put_wide(unsigned char* here, const float (&sums)[kSums]) {
+  __device__ static void put_wide(unsigned char* panel, const float* sums) {
     const int lane = threadIdx.x % 32, row = threadIdx.x % kWarpGroup / 32 * 16 + lane / 4;
 #pragma unroll
-    for (int j = 0; j < kSums / 4; ++j) {
+    for (int j = 0; j < 4; ++j) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        unsigned char* there =
-            at(here + j / 4 * kPanelBytes, row + 8 * h, j % 4 * 2 + lane % 4 / 2) + lane % 2 * 8;
+        unsigned char* there = at(panel, row + 8 * h, j * 2 + lane % 4 / 2) + lane % 2 * 8;
         const float* two = &sums[4 * j + 2 * h];
         *reinterpret_cast<Pair<float>*>(there) = {two[0], two[1]};
       }

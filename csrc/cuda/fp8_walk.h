@@ -27,7 +27,7 @@ class Divisor {
 struct Pairs {
   int rows = 1, columns = 1;
 
-  __host__ __device__ int blocks() const { return rows * columns; }
+  __host__ __device__ constexpr int blocks() const { return rows * columns; }
 };
 
 // A step is a tile or a pair of them. Some may be outside the matrix.

@@ -62,7 +62,7 @@ __device__ inline float at_least(float x, float bound) {
   return y;
 }
 
-extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];
+extern __shared__ __align__(1024) unsigned char dynamic_shared_memory[];
 __device__ inline unsigned char* dynamic_shared() { return dynamic_shared_memory; }
 
 // Waits for all blocks of a launch that OnDevice::launch_together made. What a thread wrote before,

@@ -215,7 +215,7 @@ def test_targets_far_below_the_top(
     for got, truth in zip(everything, expected, strict=True):
         limit = tolerance * float(truth.abs().max())
         torch.testing.assert_close(got.double(), truth, rtol=tolerance, atol=limit)
-    keep_at_most(monkeypatch, module.tile_row_bytes(hidden, weight))
+    keep_at_most(monkeypatch, tile_row_bytes(hidden, weight))
     some = gradients(hidden, weight, target, {})
     assert all(map(torch.equal, everything, some))
 

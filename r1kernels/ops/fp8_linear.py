@@ -87,7 +87,8 @@ def _kinds(
     x: Any, weight: Any, quantized: Any, bias: Any, scale_format: Any
 ) -> tuple[Any, ...] | None:
     """All that the checks look at, or None where that is more than is worth to remember."""
-    if torch.compiler.is_compiling() or type(quantized) is not FP8Tensor:
+    hashable = type(quantized) is FP8Tensor and type(scale_format) is str
+    if torch.compiler.is_compiling() or not hashable:
         return None
     kinds: list[Any] = [scale_format]
     for tensor in (x, weight, quantized.data, quantized.scale, bias):

@@ -45,8 +45,8 @@ void few_rows(const Layer& layer) {
   const bool in_pairs =
       columns % 2 == 0 && reinterpret_cast<uintptr_t>(layer.y.data_ptr()) % 4 == 0;
   const FewRows in{x_scale, scales_of(layer.scale, columns, 0, 1), layer.y.data_ptr(),
-                   layer.bias ? layer.bias->data_ptr() : nullptr,
-                   is_bf16(layer.y), layer.x.rows, static_cast<int>(columns), static_cast<int>(blocks), in_pairs};
+                   layer.bias ? layer.bias->data_ptr() : nullptr, is_bf16(layer.y), layer.x.rows,
+                   static_cast<int>(columns), static_cast<int>(blocks), in_pairs};
   using Shared = FewRowsShared<kRows>;
   const int64_t tiles = (columns + kWeightRows - 1) / kWeightRows;
   layer.device.launch_early(

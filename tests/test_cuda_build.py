@@ -158,6 +158,19 @@ def test_fp8_products_keep_the_tensor_cores_busy(name: str, built: dict[str, Bui
 
 
 @needs_nvcc
+def test_few_rows_in_fp8_do_not_wait_for_the_product_before(built: dict[str, Built]) -> None:
+    found = built["fp8_linear_forward_sm90.cu"]
+    assert not re.findall(r"C75\d\d", found.log), found.log
+    for instruction in (
+        "m64n16k32",
+        "m64n64k32",
+        "wait_group.sync.aligned 1",
+        "griddepcontrol.wait",
+    ):
+        assert instruction in found.ptx["90a"], instruction
+
+
+@needs_nvcc
 @pytest.mark.skipif(find_cuobjdump() is None, reason="cuobjdump is not installed")
 @pytest.mark.parametrize("name", FP8_PRODUCTS)
 def test_fp8_products_are_wgmma_of_fp8(name: str, built: dict[str, Built]) -> None:

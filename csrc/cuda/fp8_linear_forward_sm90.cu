@@ -4,6 +4,7 @@
 #include "cuda/fp8_gemm.h"
 #include "cuda/fp8_quantize.h"
 #include "cuda/fp8_scales.h"
+#include "cuda/fresh.h"
 #include "cuda/tensor_map.h"
 
 namespace r1 {
@@ -36,7 +37,7 @@ template <int kRows>
 void few_rows(const Layer& layer) {
   const int64_t depth = layer.x.columns, columns = layer.weight.size(0), blocks = blocks_of(depth);
   const int64_t of_codes = (layer.x.rows * depth + 127) / 128 * 128;
-  const Tensor memory = new_empty(
+  const Tensor memory = fresh(
       layer.y, {of_codes + blocks * kRows * int64_t{sizeof(float)}}, ScalarType::Byte);
   unsigned char* codes = data<unsigned char>(memory);
   float* x_scale = reinterpret_cast<float*>(codes + of_codes);
@@ -44,8 +45,8 @@ void few_rows(const Layer& layer) {
   const bool in_pairs =
       columns % 2 == 0 && reinterpret_cast<uintptr_t>(layer.y.data_ptr()) % 4 == 0;
   const FewRows in{x_scale, scales_of(layer.scale, columns, 0, 1), layer.y.data_ptr(),
-                   layer.bias ? layer.bias->data_ptr() : nullptr,
-                   is_bf16(layer.y), layer.x.rows, static_cast<int>(columns), static_cast<int>(blocks), in_pairs};
+                   layer.bias ? layer.bias->data_ptr() : nullptr, is_bf16(layer.y), layer.x.rows,
+                   static_cast<int>(columns), static_cast<int>(blocks), in_pairs};
   using Shared = FewRowsShared<kRows>;
   const int64_t tiles = (columns + kWeightRows - 1) / kWeightRows;
   layer.device.launch_early(
@@ -56,7 +57,7 @@ void few_rows(const Layer& layer) {
 }
 
 void many_rows(const Layer& layer) {
-  const Tensor codes = new_empty(layer.y, {layer.x.rows, layer.x.columns}, kCodes);
+  const Tensor codes = fresh(layer.y, {layer.x.rows, layer.x.columns}, kCodes);
   const Tensor x_scale = new_scales(layer.y, layer.x.rows, blocks_of(layer.x.columns));
   quantize_rows(layer.device, layer.x, quantized(codes, x_scale), layer.transposed);
   const auto bias =
@@ -72,11 +73,11 @@ std::tuple<Tensor, Tensor, Tensor> fp8_linear_forward(Tensor x, Tensor weight, T
   const int64_t rows = x.size(0), depth = x.size(1), columns = weight.size(0);
   const Tensor source = x.stride(1) == 1 || depth == 1 ? x : dense(x);
   const auto addend = bias ? std::optional(dense(*bias)) : std::nullopt;
-  const Tensor y = new_empty(x, {rows, columns}, x.scalar_type());
+  const Tensor y = fresh(x, {rows, columns}, x.scalar_type());
   const int64_t tall = both ? blocks_of(rows) : 0, wide = both ? depth : 0;
-  const Tensor data_t = new_empty(x, {wide, tall * kTileBlock}, kCodes);
+  const Tensor data_t = fresh(x, {wide, tall * kTileBlock}, kCodes);
   const Tensor scale_t =
-      both ? new_scales(x, wide, tall) : new_empty(x, {0, 0}, ScalarType::Float);
+      both ? new_scales(x, wide, tall) : fresh(x, {0, 0}, ScalarType::Float);
   const Layer layer{device, rows_of(source, power_of_two), dense(weight), scale, addend, y,
                     both ? quantized(data_t, scale_t) : QuantizedRows{}};
   if (rows > 0 && columns > 0) {

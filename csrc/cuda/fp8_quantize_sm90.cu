@@ -3,6 +3,7 @@
 #include "cuda/fp8_quantize.h"
 
 #include "cuda/elements.h"
+#include "cuda/fresh.h"
 #include "cuda/hopper.h"
 
 namespace r1 {
@@ -268,7 +269,7 @@ RowsToQuantize rows_of(const Tensor& x, bool power_of_two) {
 
 Tensor new_scales(const Tensor& like, int64_t rows, int64_t blocks) {
   const int64_t padded = (rows + 3) / 4 * 4;
-  Tensor memory = new_empty(like, {blocks, padded}, ScalarType::Float);
+  Tensor memory = fresh(like, {blocks, padded}, ScalarType::Float);
   if (padded != rows) memory = torch::stable::narrow(memory, 1, 0, rows);
   return torch::stable::transpose(memory, 0, 1);
 }
@@ -303,10 +304,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fp8_quantize(Tensor x, std::optional<
   const ScalarType codes = ScalarType::Float8_e4m3fn;
   const int64_t height = in.rows, blocks = (x.size(1) + kBlock - 1) / kBlock;
   const int64_t tall = both ? (height + kBlock - 1) / kBlock : 0, wide = both ? x.size(1) : 0;
-  const Tensor data = new_empty(x, {height, x.size(1)}, codes);
+  const Tensor data = fresh(x, {height, x.size(1)}, codes);
   const Tensor scale = new_scales(x, height, blocks);
-  const Tensor data_t = new_empty(x, {wide, tall * kBlock}, codes);
-  const Tensor scale_t = both ? new_scales(x, wide, tall) : new_empty(x, {0, 0}, ScalarType::Float);
+  const Tensor data_t = fresh(x, {wide, tall * kBlock}, codes);
+  const Tensor scale_t = both ? new_scales(x, wide, tall) : fresh(x, {0, 0}, ScalarType::Float);
   quantize_rows(device, in, quantized(data, scale),
                 both ? quantized(data_t, scale_t) : QuantizedRows{});
   return {data, scale, data_t, scale_t};

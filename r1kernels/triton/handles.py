@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from inspect import Parameter
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
@@ -38,7 +37,7 @@ class Launched:
     def __init__(self, jit: triton.JITFunction[Any]) -> None:
         self.jit, self.__name__ = jit, jit.__name__
         parameters = list(jit.signature.parameters.values())
-        constexprs = [name.startswith("tl.constexpr") for name in map(_annotation, parameters)]
+        constexprs = ["constexpr" in str(each.annotation) for each in parameters]
         self.run_time = constexprs.index(True) if True in constexprs else len(constexprs)
         if not all(constexprs[self.run_time :]):
             raise TypeError(
@@ -60,7 +59,7 @@ class Launched:
         if handle is None:
             handle = self.handles[key] = self._build(grid, args, options)
         build, rest = handle
-        build[(*grid, 1, 1)](*args, *rest, stream=active.get_current_stream(device))
+        build[(*grid, 1, 1)[:3]](*args, *rest, stream=active.get_current_stream(device))
 
     def _build(self, grid: tuple[int, ...], args: Sequence[Any], options: dict[str, Any]) -> Handle:
         missing = list(self.jit.signature.parameters.values())[len(args) :]
@@ -76,10 +75,6 @@ class Launched:
 def launched(jit: Any) -> Any:
     """Decorator of what ``triton.jit`` gives, above it; in the interpreter it changes nothing."""
     return jit if INTERPRETED else Launched(jit)
-
-
-def _annotation(parameter: Parameter) -> str:
-    return str(parameter.annotation)
 
 
 class Layout(NamedTuple):

@@ -247,18 +247,23 @@ def _kept_arrivals(device: torch.device, stream: int) -> Tensor:
     return torch.zeros(1, dtype=torch.int32, device=device)
 
 
+@cache
+def word(value: str | bool) -> tl.constexpr:
+    return tl.constexpr(value)
+
+
 def given(arguments: Arguments) -> Arguments:
     """As the kernel takes them: contiguous, bytes for booleans, and compile-time words and None."""
 
     def convert(value: Any) -> Any:
+        if value is None or type(value) is float:  # mostly
+            return value
         if isinstance(value, Tensor):
             value = value.contiguous()
             return value.view(torch.uint8) if value.dtype == torch.bool else value
         if isinstance(value, list):
             return tuple(value)
-        if isinstance(value, (str, bool)):
-            return tl.constexpr(value)
-        return value
+        return word(value) if isinstance(value, (str, bool)) else value
 
     a = Arguments(*map(convert, arguments))
     correction = arguments.rollout_correction
@@ -266,7 +271,7 @@ def given(arguments: Arguments) -> Arguments:
     return a._replace(
         surrogate=None,
         kl_estimator=None,
-        rollout_correction=None if correction == "none" else tl.constexpr(correction),
+        rollout_correction=None if correction == "none" else word(correction),
         off_policy_mask_threshold=None if threshold == math.inf else threshold,
     )
 

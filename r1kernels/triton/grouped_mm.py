@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import triton
 from torch import Tensor
 
 from r1kernels.ops.grouped_mm import GROUPED_MM, GROUPED_MM_BACKWARD
-from r1kernels.triton import launch, plug_in
+from r1kernels.triton import cdiv, launch, next_power_of_2, plug_in
 from r1kernels.triton.grouped_mm_tiles import most_tiles, product_tile, weight_tile
 
 
@@ -24,9 +23,9 @@ def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor, transposed: bool) -> 
     out = x.new_empty(rows, width)
     tile = launch.parameters("grouped_mm.product", x.device, x.dtype)
     tiles = most_tiles(rows, experts, tile["ROWS"])
-    product_tile[(tiles * triton.cdiv(width, tile["COLUMNS"]),)](
+    product_tile[(tiles * cdiv(width, tile["COLUMNS"]),)](
         x, weight, offsets, out, tiles, rows, experts, depth, width, TRANSPOSED=transposed,
-        EVEN=depth % tile["STEP"] == 0, EXPERTS=triton.next_power_of_2(experts), **tile,
+        EVEN=depth % tile["STEP"] == 0, EXPERTS=next_power_of_2(experts), **tile,
     )  # fmt: skip
     return out
 
@@ -52,7 +51,7 @@ def weight_gradient(
     experts, height, width = offsets.shape[0] - 1, left.shape[1], right.shape[1]
     rows = (left if left_lines is None else left_lines).shape[0]
     out = left.new_empty(experts, height, width)
-    grid = triton.cdiv(height, tile["ROWS"]) * triton.cdiv(width, tile["COLUMNS"])
+    grid = cdiv(height, tile["ROWS"]) * cdiv(width, tile["COLUMNS"])
     weight_tile[(grid, experts)](
         left, left_lines, right, right_lines, offsets, out, rows, height, width, **tile
     )

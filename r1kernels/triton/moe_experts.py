@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import triton
 from torch import Tensor
 
 from r1kernels.ops.moe_combine import MOE_COMBINE
 from r1kernels.ops.moe_experts import MOE_EXPERTS, MOE_EXPERTS_BACKWARD
-from r1kernels.triton import launch, plug_in
+from r1kernels.triton import cdiv, launch, next_power_of_2, plug_in
 from r1kernels.triton.grouped_mm import grouped_mm, weight_gradient
 from r1kernels.triton.grouped_mm_tiles import most_tiles
 from r1kernels.triton.moe_experts_tiles import gate_up_tile, inner_gradient_tile, weights_gradient
@@ -44,10 +43,10 @@ def moe_experts(
     activation = x.new_empty(rows, inner)
     tile = launch.parameters("moe_experts.gate_up", x.device, x.dtype)
     tiles = most_tiles(rows, experts, tile["ROWS"])
-    gate_up_tile[(tiles * triton.cdiv(inner, tile["COLUMNS"] // 2),)](
+    gate_up_tile[(tiles * cdiv(inner, tile["COLUMNS"] // 2),)](
         x, gate_up, offsets, gather, h if keep else None, activation, tiles, rows, experts, depth,
         inner, TOP_K=inverse.shape[1], EVEN=depth % tile["STEP"] == 0,
-        EXPERTS=triton.next_power_of_2(experts), **tile,
+        EXPERTS=next_power_of_2(experts), **tile,
     )  # fmt: skip
     out = grouped_mm(activation, down, offsets, False)
     return MOE_COMBINE(out, weights, gather, inverse), h
@@ -71,17 +70,17 @@ def moe_experts_backward(
     )
     (experts, depth, inner), rows, top_k = down.shape, gather.shape[0], inverse.shape[1]
     tile = launch.parameters("moe_experts.inner_gradient", x.device, x.dtype)
-    tiles, parts = most_tiles(rows, experts, tile["ROWS"]), triton.cdiv(inner, tile["COLUMNS"])
+    tiles, parts = most_tiles(rows, experts, tile["ROWS"]), cdiv(inner, tile["COLUMNS"])
     dh, dots = h.new_empty(rows, 2 * inner), weights.new_empty(parts, rows)
     weighted = None if frozen else h.new_empty(rows, inner)
     inner_gradient_tile[(tiles * parts,)](
         grad, down, weights, offsets, gather, h, dh, weighted, dots, tiles, rows, experts, depth,
         inner, TOP_K=top_k, EVEN=depth % tile["STEP"] == 0,
-        EXPERTS=triton.next_power_of_2(experts), **tile,
+        EXPERTS=next_power_of_2(experts), **tile,
     )  # fmt: skip
     dweights = weights.new_empty(weights.shape)
     slots = weights.numel()
-    weights_gradient[(triton.cdiv(slots, SLOT_BLOCK["BLOCK"]),)](
+    weights_gradient[(cdiv(slots, SLOT_BLOCK["BLOCK"]),)](
         dots, inverse, dweights, slots, rows, parts, **SLOT_BLOCK
     )
     dx = MOE_COMBINE(grouped_mm(dh, gate_up, offsets, True), None, gather, inverse)

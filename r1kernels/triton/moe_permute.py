@@ -10,8 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from r1kernels.ops.moe_permute import MOE_PERMUTE
-from r1kernels.triton import plug_in
+from r1kernels.triton import cdiv, next_power_of_2, plug_in
 from r1kernels.triton.build import NVIDIA, Build
+from r1kernels.triton.handles import launched
 
 BLOCK = 1024  # columns that a program handles together
 ROWS = 8  # of experts, that it handles together: choices of a token, or neighbours
@@ -37,6 +38,7 @@ def clear_padding(out, gather, first, rows, width, ROWS: tl.constexpr, BLOCK: tl
             tl.store(to + column, nothing, padding[:, None] & (column < width))
 
 
+@launched
 @triton.jit(do_not_specialize=["tokens", "rows"])
 def kernel(
     out, x, gather, inverse, tokens, rows, width, x_stride, top_k,
@@ -65,7 +67,7 @@ def moe_permute(x: Tensor, gather: Tensor, inverse: Tensor) -> Tensor:
     if out.numel() > 0:
         x = x if x.stride(1) == 1 else x.contiguous()
         block = block_of(width)
-        programs = tokens * triton.cdiv(width, block) + triton.cdiv(rows, ROWS)
+        programs = tokens * cdiv(width, block) + cdiv(rows, ROWS)
         kernel[(programs,)](
             out, x, gather.contiguous(), inverse.contiguous(), tokens, rows, width, x.stride(0),
             inverse.shape[1], ROWS, block,
@@ -74,7 +76,7 @@ def moe_permute(x: Tensor, gather: Tensor, inverse: Tensor) -> Tensor:
 
 
 def block_of(width: int) -> int:
-    return min(triton.next_power_of_2(width), BLOCK)
+    return min(next_power_of_2(width), BLOCK)
 
 
 def _build(dtype: str) -> Build:

@@ -22,7 +22,7 @@ from r1kernels.ops.grouped_mm import GROUPED_MM, GROUPED_MM_BACKWARD
 from r1kernels.ops.moe_experts import MOE_EXPERTS, MOE_EXPERTS_BACKWARD
 from r1kernels.testing.compare import Truth
 from r1kernels.testing.poison import poisoned
-from r1kernels.triton import INTERPRETED, grouped_mm, moe_experts
+from r1kernels.triton import INTERPRETED, descriptors, grouped_mm, moe_experts
 from r1kernels.triton.grouped_mm_tiles import most_tiles, rows_of_tile
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -200,7 +200,50 @@ def test_rows_past_two_to_the_31st_element(monkeypatch: pytest.MonkeyPatch) -> N
         y, h = moe_experts.moe_experts(*inputs, True)
         return y, h[row], *moe_experts.moe_experts_backward(grad, *inputs, h, False)
 
+    monkeypatch.setattr(descriptors, "parameters", lambda *_: None)  # they would move all rows
     expected = run(0)
     for module in (grouped_mm, moe_experts):
         monkeypatch.setattr(module, "most_tiles", lambda *_: 1)
     assert all(map(torch.equal, run(rows - 1), expected))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("beyond", [0, 70])
+def test_descriptors_give_the_bits_of_rows(
+    monkeypatch: pytest.MonkeyPatch, transposed: bool, beyond: int
+) -> None:
+    """Of groups that end within a tile, before NaN of the next one, and where nobody has rows."""
+    rng = torch.Generator().manual_seed(0)
+    counts = (13, 0, 70, 1, 48)
+    rows, depth, width = sum(counts) + beyond, 72, 136
+    x, grad = (torch.randn(rows, size, generator=rng) for size in (depth, width))
+    x[83] = grad[83] = torch.nan  # the only row of its expert
+    shape = (depth, width) if transposed else (width, depth)
+    weight = torch.randn(len(counts), *shape, generator=rng)
+    x, grad, weight = (tensor.to(DEVICE, torch.bfloat16) for tensor in (x, grad, weight))
+    offsets = offsets_of(*counts)
+
+    def results() -> tuple[Tensor, ...]:
+        with poisoned():
+            out = GROUPED_MM(x, weight, offsets, transposed)
+            dx = GROUPED_MM(grad, weight, offsets, not transposed)
+            return out, dx, GROUPED_MM_BACKWARD(grad, x, offsets)
+
+    by_blocks = results()
+    assert not by_blocks[0][83].isfinite().any()
+    assert by_blocks[0][82].isfinite().all()
+    assert by_blocks[0][84:].isfinite().all()
+    assert not by_blocks[0][sum(counts) :].any()
+    monkeypatch.setattr(descriptors, "parameters", lambda *_: None)
+    for found, expected in zip(by_blocks, results(), strict=True):
+        assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+def test_experts_by_descriptors_give_the_bits_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, inputs = problem(40, torch.bfloat16, align=16, skip_first=True)
+    both = []
+    for _ in range(2):
+        with poisoned():
+            both.append(MOE_EXPERTS(*inputs, True))
+        monkeypatch.setattr(descriptors, "parameters", lambda *_: None)
+    assert all(map(torch.equal, *both))

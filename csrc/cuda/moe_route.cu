@@ -252,11 +252,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_route(
            valid->numel());
   const bool sorted = align != 0;
   if (sorted) check_sort("moe_route", in.experts, align);
-  Tensor weights = new_empty(z, {in.tokens, top_k}, ScalarType::Float);
-  Tensor ids = new_empty(z, {in.tokens, top_k}, ScalarType::Long);
+  Tensor weights = fresh(z, {in.tokens, top_k}, ScalarType::Float);
+  Tensor ids = fresh(z, {in.tokens, top_k}, ScalarType::Long);
   // A score that only rises with the logit need not be computed to choose by it.
   const bool by_logit = !bias && (num_groups == 1 || softmax || in.topk_first);
-  SortTensors out = SortTensors::none(ids);
+  std::optional<SortTensors> out;
   with_kernel(by_logit, layout.share, [&](auto key, auto n) {
     constexpr int kBlock = kThreads<n>, kWarps = kBlock / 32;
     const Route call{in, layout, data_or_null<const float>(added),
@@ -268,13 +268,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_route(
       const int blocks = blocks_for(device, in.tokens, kWarps);
       out = SortTensors::of("moe_route", ids, in.experts, align, blocks);
       device.launch_together("moe_route", route<decltype(key), n>, blocks, kBlock, shared, call,
-                             out.of(ids, align), Shares(in.tokens, blocks * kWarps));
-    } else if (wanted > 0) {
+                             out->of(ids, align), Shares(in.tokens, blocks * kWarps));
+      return;
+    }
+    out = SortTensors::none(ids);
+    if (wanted > 0) {
       device.launch_clusters("moe_route", route<decltype(key), n>, dim3(wanted), kBlock, 1, shared,
-                             call, out.of(ids, align), Shares(in.tokens, wanted * kWarps));
+                             call, out->of(ids, align), Shares(in.tokens, wanted * kWarps));
     }
   });
-  return {weights, ids, out.counts, out.offsets, out.gather, out.inverse};
+  return {weights, ids, out->counts, out->offsets, out->gather, out->inverse};
 }
 }  // namespace
 

@@ -88,7 +88,7 @@ Tensor moe_route_backward(Tensor grad, Tensor logits, Tensor ids, std::string sc
       scoring_of("moe_route_backward", z, ids.size(1), score, order, normalize, scale);
   R1_CHECK(g.numel() == chosen.numel(), "moe_route_backward: grad: expected ", chosen.numel(),
            " elements, got ", g.numel());
-  Tensor dlogits = new_empty(z, {z.size(0), z.size(1)}, z.scalar_type());
+  Tensor dlogits = fresh(z, {z.size(0), z.size(1)}, z.scalar_type());
   if (in.tokens > 0)
     device.launch("moe_route_backward", backward, dim3((in.tokens + kWarps - 1) / kWarps), kThreads,
                   Backward{in, data<float>(g), data<int64_t>(chosen), dlogits.data_ptr()});

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "cuda/fresh.h"
 #include "cuda/ptx.h"
 #include "cuda/stream.h"
 
@@ -190,14 +191,14 @@ struct SortTensors {
                                     : (slots + std::min(slots, experts) * (align - 1)) / align * align;
     R1_CHECK(rows <= INT32_MAX, op, ": ids: expected rows for at most 2^31 - 1 slots, got ", rows);
     auto make = [&](std::initializer_list<int64_t> sizes) {
-      return new_empty(ids, sizes, ScalarType::Int);
+      return fresh(ids, sizes, ScalarType::Int);
     };
     return {make({experts}), make({experts + 1}), make({rows}), make({ids.size(0), ids.size(1)}),
             make({blocks, experts})};
   }
 
   static SortTensors none(const Tensor& ids) {
-    auto empty = [&] { return new_empty(ids, {0}, ScalarType::Int); };
+    auto empty = [&] { return fresh(ids, {0}, ScalarType::Int); };
     return {empty(), empty(), empty(), empty(), empty()};
   }
 

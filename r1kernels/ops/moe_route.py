@@ -163,7 +163,6 @@ def moe_route(
         is_0d = isinstance(num_valid, Tensor) and num_valid.dim() == 0
         shapes("num_valid", num_valid, "" if is_0d else "1", check.INTS)
         num_valid = num_valid.reshape(1).long()
-    check.number("moe_route", "scale", scale)
     if align is not None:
         moe_sort.check_size("moe_route", experts, align)
     found = MOE_ROUTE(

@@ -61,9 +61,7 @@ def gradient(
                 dot += g * tl.load(x + row * x_stride + column, here, 0.0).to(tl.float32)
                 tl.store(dx + row * width + column, weight * g, here)
             tl.store(dweights + token * top_k + slot, tl.sum(dot, 1), slot < top_k)
-    else:
-        first = (tl.program_id(0) - tokens) * ROWS
-        clear_padding(dx, gather, first, rows, width, ROWS, BLOCK)
+    clear_padding(dx, gather, rows, width, ROWS, BLOCK)
 
 
 @plug_in(MOE_COMBINE)
@@ -89,10 +87,9 @@ def moe_combine_backward(
     count, width = rows.shape
     drows = rows.new_empty(rows.shape)
     dweights = weights.new_empty(weights.shape)
-    programs = tokens + cdiv(count, ROWS)
-    if programs > 0:
+    if max(tokens, count) > 0:
         grad, rows = (x if x.stride(1) == 1 else x.contiguous() for x in (grad, rows))
-        gradient[(programs,)](
+        gradient[(max(tokens, 1),)](
             drows, dweights, grad, rows, weights.contiguous(), gather.contiguous(),
             inverse.contiguous(), tokens, count, width, grad.stride(0), rows.stride(0), top_k,
             ROWS, block_of(width),

@@ -6,17 +6,27 @@ Multiples of 16 are those of Qwen3-30B-A3B's experts, 128 × (2 · 768 × 2048),
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 from r1kernels.triton import launch
 from r1kernels.triton.build import AMD, MATRIX_UNIT, NVIDIA, Build
+from r1kernels.triton.grouped_mm_descriptors import product_tiles, weight_tiles
+from r1kernels.triton.grouped_mm_few import gate_up_few, product_few
 from r1kernels.triton.grouped_mm_tiles import product_tile, weight_tile
 from r1kernels.triton.moe_experts import SLOT_BLOCK
+from r1kernels.triton.moe_experts_descriptors import gate_up_tiles
+from r1kernels.triton.moe_experts_rows import BLOCK, inner_gradient
 from r1kernels.triton.moe_experts_tiles import gate_up_tile, inner_gradient_tile, weights_gradient
 
 BITS = {"bf16": "16", "fp32": "32"}
 EXPERTS, TOP_K = 128, 8
+ELEMENTWISE = (weights_gradient, inner_gradient)
+BY_BLOCKS = {
+    90: r"wgmma\.mma_async[\s\S]*cp\.async\.bulk\.tensor",
+    100: r"tcgen05\.mma[\s\S]*cp\.async\.bulk\.tensor",
+}
 
 INDICES = ("offsets", "gather", "inverse", "left_lines", "right_lines")
 SUMS = ("weights", "dots", "dweights")
@@ -42,7 +52,7 @@ def build(
         signature,
         {name: value for name, value in given.items() if name in names},
         {name: value for name, value in given.items() if name not in names},
-        expects=MATRIX_UNIT if dtype != "fp32" and kernel is not weights_gradient else {},
+        expects=MATRIX_UNIT if dtype != "fp32" and kernel not in ELEMENTWISE else {},
         targets=(target,),
         aligned=tuple(name for name in signature if name not in UNALIGNED),
     )
@@ -60,10 +70,59 @@ def builds(target: int | str, dtype: str) -> Iterator[Build]:
     yield tile(weight_tile, "moe_experts.weight", right_lines=None)
     yield tile(gate_up_tile, "moe_experts.gate_up")
     yield tile(inner_gradient_tile, "moe_experts.inner_gradient")
+    for weighted in (False, True):
+        yield build(inner_gradient, target, dtype, {}, WEIGHTED=weighted, BLOCK=BLOCK)
     if dtype == "fp32":
         yield build(weights_gradient, target, dtype, SLOT_BLOCK)
 
 
-BUILDS = tuple(
-    each for target, dtype in product((*NVIDIA, AMD), BITS) for each in builds(target, dtype)
+def described(
+    kernel: Any, target: int, parameters: dict[str, int], boxes: dict[str, Any], **constexprs: Any
+) -> Build:
+    """A build of a kernel that takes descriptors of these boxes; None is an argument left out."""
+    made = build(kernel, target, "bf16", parameters, **constexprs)
+    types = {
+        name: None if box is None else f"tensordesc<bf16{list(box)}>" for name, box in boxes.items()
+    }
+    return replace(made, signature={**made.signature, **types}, expects=BY_BLOCKS)
+
+
+def by_blocks(target: int) -> Iterator[Build]:
+    """The same products where descriptors load and store: boxes of matrices, or of some rows."""
+
+    def sizes(name: str) -> tuple[dict[str, int], int, int, int]:
+        tile = launch.table()[name][str(target)]["16"]
+        return tile, tile["ROWS"], tile["COLUMNS"], tile["STEP"]
+
+    tile, rows, columns, step = sizes("grouped_mm.product_blocks")
+    boxes: dict[str, Any] = {"x_blocks": (rows, step), "out_blocks": (1, 1, rows, columns)}
+    for transposed, box in ((False, (1, columns, step)), (True, (1, step, columns))):
+        given = {**boxes, "weight_blocks": box}
+        yield described(product_tiles, target, tile, given, TRANSPOSED=transposed)
+
+    tile, rows, columns, step = sizes("grouped_mm.product_few")
+    for transposed, box in ((False, (1, columns, step)), (True, (1, step, columns))):
+        boxes = {"weight_blocks": box}
+        yield described(product_few, target, tile, boxes, TRANSPOSED=transposed)
+
+    tile, rows, columns, step = sizes("moe_experts.gate_up_few")
+    boxes = {"gate_up_blocks": (2, columns // 2, step)}
+    yield described(gate_up_few, target, tile, boxes, h=None)
+
+    tile, rows, columns, step = sizes("grouped_mm.weight_blocks")
+    boxes = {"left_blocks": (1, 1, step, rows), "right_blocks": (1, 1, step, columns)}
+    yield described(weight_tiles, target, tile, {**boxes, "out_blocks": (1, rows, columns)})
+
+    tile, rows, columns, step = sizes("moe_experts.gate_up_blocks")
+    half = (1, 1, rows, columns // 2)
+    boxes = {"x_blocks": (rows, step), "gate_up_blocks": (2, columns // 2, step)}
+    boxes["activation_blocks"] = half
+    for kept in (half, None):
+        given = {**boxes, "gate_blocks": kept, "up_blocks": kept}
+        yield described(gate_up_tiles, target, tile, given, **({} if kept else {"h": None}))
+
+
+BUILDS = (
+    *(each for target, dtype in product((*NVIDIA, AMD), BITS) for each in builds(target, dtype)),
+    *(each for target in (90, 100) for each in by_blocks(target)),
 )

@@ -1,6 +1,6 @@
 """Rows of tokens to their experts' rows: each is read once and written k times.
 
-Padding belongs to no token: further programs of the same launch look for it, and clear it.
+Padding belongs to no token: every program looks for it among some rows too, and clears it.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ def rows_of_choices(inverse, token, slot, top_k, rows):
 
 
 @triton.jit
-def clear_padding(out, gather, first, rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Zeros in those of the rows from ``first`` on that have no slot."""
-    row = first + tl.arange(0, ROWS)
-    padding = tl.load(gather + row, row < rows, 0) < 0
-    if tl.max(padding.to(tl.int32), 0) > 0:
-        nothing = tl.zeros([ROWS, BLOCK], out.dtype.element_ty)
-        to = out + row.to(tl.int64)[:, None] * width
-        for start in range(0, width, BLOCK):
-            column = start + tl.arange(0, BLOCK)[None, :]
-            tl.store(to + column, nothing, padding[:, None] & (column < width))
+def clear_padding(out, gather, rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Zeros in this program's share of those rows that have no slot."""
+    for first in range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
+        row = first + tl.arange(0, ROWS)
+        padding = tl.load(gather + row, row < rows, 0) < 0
+        if tl.max(padding.to(tl.int32), 0) > 0:
+            nothing = tl.zeros([ROWS, BLOCK], out.dtype.element_ty)
+            to = out + row.to(tl.int64)[:, None] * width
+            for start in range(0, width, BLOCK):
+                column = start + tl.arange(0, BLOCK)[None, :]
+                tl.store(to + column, nothing, padding[:, None] & (column < width))
 
 
 @launched
 @triton.jit(do_not_specialize=["tokens", "rows"])
-def kernel(
+def permute(
     out, x, gather, inverse, tokens, rows, width, x_stride, top_k,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -55,9 +56,7 @@ def kernel(
             row, there = rows_of_choices(inverse, token, slot, top_k, rows)
             value_of_each = tl.broadcast_to(value, [ROWS, BLOCK])
             tl.store(out + row * width + column, value_of_each, there & here)
-    else:
-        first = (tl.program_id(0) - tokens * splits) * ROWS
-        clear_padding(out, gather, first, rows, width, ROWS, BLOCK)
+    clear_padding(out, gather, rows, width, ROWS, BLOCK)
 
 
 @plug_in(MOE_PERMUTE)
@@ -67,8 +66,8 @@ def moe_permute(x: Tensor, gather: Tensor, inverse: Tensor) -> Tensor:
     if out.numel() > 0:
         x = x if x.stride(1) == 1 else x.contiguous()
         block = block_of(width)
-        programs = tokens * cdiv(width, block) + cdiv(rows, ROWS)
-        kernel[(programs,)](
+        programs = max(tokens * cdiv(width, block), 1)
+        permute[(programs,)](
             out, x, gather.contiguous(), inverse.contiguous(), tokens, rows, width, x.stride(0),
             inverse.shape[1], ROWS, block,
         )  # fmt: skip
@@ -86,7 +85,7 @@ def _build(dtype: str) -> Build:
     }  # fmt: skip
     sizes = {"ROWS": ROWS, "BLOCK": BLOCK}
     wide = dict.fromkeys(NVIDIA, r"ld\.global\.v4[\s\S]*st\.global\.v4")
-    return Build(kernel, signature, sizes, {}, wide, aligned=("out", "x", "width", "x_stride"))
+    return Build(permute, signature, sizes, {}, wide, aligned=("out", "x", "width", "x_stride"))
 
 
 BUILDS = (_build("bf16"), _build("fp32"))

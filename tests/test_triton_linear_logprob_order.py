@@ -1,4 +1,4 @@
-"""The order of linear_logprob's rows in Triton: a stable partition, and what has a gradient in it."""
+"""The order of linear_logprob's rows in Triton: a stable partition, and what has a gradient."""
 
 from __future__ import annotations
 

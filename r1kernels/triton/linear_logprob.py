@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -26,7 +25,7 @@ from r1kernels.ops.linear_logprob_op import (
     TILE_ROWS,
     tile_row_bytes,
 )
-from r1kernels.triton import INTERPRETED, launch, plug_in
+from r1kernels.triton import INTERPRETED, cdiv, launch, plug_in
 from r1kernels.triton.linear_logprob_gradients import bias_block, hidden_tile, weight_tile
 from r1kernels.triton.linear_logprob_order import order_rows, ordered_row, scaled_row
 from r1kernels.triton.linear_logprob_tiles import forward_row, forward_tile, gradient_tile
@@ -63,8 +62,7 @@ class Order(NamedTuple):
     ) -> Order:
         rows = target.shape[0]
         order, counts, blocks = (
-            target.new_empty(size, dtype=torch.int32)
-            for size in (rows, 4, triton.cdiv(rows, step) + 1)
+            target.new_empty(size, dtype=torch.int32) for size in (rows, 4, cdiv(rows, step) + 1)
         )
         order_rows[(1,)](
             target, keep, *upstream, order, counts, blocks, state, rows, kept_rows, ignore_index,
@@ -83,9 +81,9 @@ class Kept(NamedTuple):
     @staticmethod
     def of(buffer: Tensor, hidden: Tensor, weight: Tensor, used: bool) -> Kept:
         rows, size = hidden.shape[0], hidden.element_size()
-        stride = triton.cdiv(weight.shape[0], TILE_COLS) * TILE_COLS
+        stride = cdiv(weight.shape[0], TILE_COLS) * TILE_COLS
         end = buffer.numel() - KEPT_STATE
-        begin = end - 16 * triton.cdiv(rows, 4)
+        begin = end - 16 * cdiv(rows, 4)
         places = min(begin // (stride * size), rows) if used and begin > 0 else 0
         shares = buffer[: places * stride * size].view(hidden.dtype).view(places, stride)
         anchors = buffer[begin : begin + 4 * rows].view(torch.float32) if places else None
@@ -144,7 +142,7 @@ def linear_logprob(
         logit_scale, softcap, 0.0 if sharded else float("nan"), **ROW_BLOCK, **EXACT,
     )  # fmt: skip
     tile = logits_tile(softcap, ordered, weight)
-    parts = triton.cdiv(columns, tile["PART"])
+    parts = cdiv(columns, tile["PART"])
     block, shares = rows, kept.shares
     if frozen_head:
         block, shares = frozen_block(hidden, columns)
@@ -179,7 +177,7 @@ def linear_logprob(
 
 def frozen_block(hidden: Tensor, columns: int) -> tuple[int, Tensor]:
     """Rows at a time, a power of two so that they fill the device evenly, and their shares."""
-    stride = triton.cdiv(columns, TILE_COLS) * TILE_COLS
+    stride = cdiv(columns, TILE_COLS) * TILE_COLS
     most = max(SCRATCH_BYTES // (stride * hidden.element_size()), 128)
     block = min(1 << most.bit_length() - 1, hidden.shape[0])
     return block, hidden.new_empty(block, stride)
@@ -247,7 +245,7 @@ def linear_logprob_backward(
         )  # fmt: skip
         tile = logits_tile(softcap, ordered, weight)
         most = SCRATCH_BYTES // (rows * hidden.element_size()) // tile["COLUMNS"]
-        chunk = min(max(most, 1), triton.cdiv(columns, tile["COLUMNS"])) * tile["COLUMNS"]
+        chunk = min(max(most, 1), cdiv(columns, tile["COLUMNS"])) * tile["COLUMNS"]
         shares = hidden.new_empty(rows, chunk)
         operands = rows_times_rows(tile, ordered, weight)
     partial = lse.new_empty(rows, width) if need_hidden and chunk < columns else None
@@ -274,7 +272,7 @@ def linear_logprob_backward(
                 last - first, width, **of_weight,
             )  # fmt: skip
         if need_bias:
-            bias_block[(triton.cdiv(last - first, BIAS_BLOCK["COLUMNS"]),)](
+            bias_block[(cdiv(last - first, BIAS_BLOCK["COLUMNS"]),)](
                 shares, order.counts, coefficients, dbias[first:last], shares.stride(0),
                 last - first, **BIAS_BLOCK, **EXACT,
             )  # fmt: skip
@@ -332,7 +330,7 @@ def parameters_in(target: str, bits: str, kernel: str, aligned: bool) -> dict[st
 
 
 def programs(tile: dict[str, int], rows: int, columns: int) -> tuple[int]:
-    return (triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(columns, tile["COLUMNS"]),)
+    return (cdiv(rows, tile["ROWS"]) * cdiv(columns, tile["COLUMNS"]),)
 
 
 @cache

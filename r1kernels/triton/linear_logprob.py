@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -42,19 +41,25 @@ ROW_BLOCK = {"BLOCK": 1024, "num_warps": 4}
 BIAS_BLOCK = {"ROWS": 64, "COLUMNS": 128, "num_warps": 4}
 
 
+def whole(size: int, step: int) -> int:
+    """How many steps hold ``size``; triton.cdiv takes three microseconds of the host."""
+    return -(-size // step)
+
+
 class Order(NamedTuple):
     """Which row is at each place, and how many; see linear_logprob_order.py. All on the device."""
 
     rows: Tensor  # [T] int32
     counts: Tensor  # [4] int32: wanted rows, valid rows, live blocks, kept rows
-    blocks: Tensor  # [⌈T / STEP⌉ + 1] int32: first places of the live blocks, then anything
+    # [⌈T / step⌉ + 1] int32: first places of the live blocks, then anything; of a backward pass
+    blocks: Tensor | None
 
     @staticmethod
     def of(
         target: Tensor,
         keep: Tensor | None,
         ignore_index: int,
-        state: Tensor,
+        buffer: Tensor,
         here: int,
         upstream: tuple[Tensor | None, Tensor | None] = (None, None),
         kept_rows: int = 0,
@@ -62,34 +67,31 @@ class Order(NamedTuple):
         compact: bool = False,
     ) -> Order:
         rows = target.shape[0]
-        order, counts, blocks = (
-            target.new_empty(size, dtype=torch.int32)
-            for size in (rows, 4, triton.cdiv(rows, step) + 1)
-        )
+        order, counts = (target.new_empty(size, dtype=torch.int32) for size in (rows, 4))
+        blocks = None if upstream[0] is None else order.new_empty(whole(rows, step) + 1)
         order_rows[(1,)](
-            target, keep, *upstream, order, counts, blocks, state, rows, kept_rows, ignore_index,
-            here, COMPACT=compact, STEP=step, **ORDER_BLOCK,
+            target, keep, *upstream, order, counts, blocks, buffer, buffer.numel() - KEPT_STATE,
+            rows, kept_rows, ignore_index, here, COMPACT=compact, STEP=step, **ORDER_BLOCK,
         )  # fmt: skip
         return Order(order, counts, blocks)
 
 
 class Kept(NamedTuple):
-    """The private buffer: shares of the first places, anchors of all, whether they are there."""
+    """What the private buffer begins with; it ends with KEPT_STATE bytes, of which 8 are a mark."""
 
-    shares: Tensor  # [places, columns in rows that begin at whole TILE_COLS]
-    anchors: Tensor | None  # [T] float32; None where there is no place for a row
-    state: Tensor  # [KEPT_STATE / 8] int64, the last of which is the mark
+    shares: Tensor  # of the first places: [places, columns in rows that begin at whole TILE_COLS]
+    anchors: Tensor | None  # of all, [T] float32; None where there is no place for a row
 
     @staticmethod
     def of(buffer: Tensor, hidden: Tensor, weight: Tensor, used: bool) -> Kept:
         rows, size = hidden.shape[0], hidden.element_size()
-        stride = triton.cdiv(weight.shape[0], TILE_COLS) * TILE_COLS
-        end = buffer.numel() - KEPT_STATE
-        begin = end - 16 * triton.cdiv(rows, 4)
+        stride = whole(weight.shape[0], TILE_COLS) * TILE_COLS
+        begin = buffer.numel() - KEPT_STATE - 16 * whole(rows, 4)
         places = min(begin // (stride * size), rows) if used and begin > 0 else 0
-        shares = buffer[: places * stride * size].view(hidden.dtype).view(places, stride)
-        anchors = buffer[begin : begin + 4 * rows].view(torch.float32) if places else None
-        return Kept(shares, anchors, buffer[end:].view(torch.int64))
+        shares = buffer.view(hidden.dtype).as_strided((places, stride), (stride, 1), 0)
+        if not places:
+            return Kept(shares, None)
+        return Kept(shares, buffer.view(torch.float32)[begin // 4 : begin // 4 + rows])
 
 
 def may_be_kept(entropy_grad: bool, sharded: bool) -> bool:
@@ -124,7 +126,7 @@ def linear_logprob(
     (rows, width), columns = hidden.shape, weight.shape[0]
     logprob, lse = (hidden.new_empty(rows, dtype=torch.float32) for _ in range(2))
     entropy = lse.new_empty(rows if want_entropy else 0)
-    dhidden = lse.new_zeros((rows if frozen_head else 0, width))
+    dhidden = lse.new_zeros(rows, width) if frozen_head else lse.new_empty(0, width)
     kept_bytes = kept_rows // TILE_ROWS * tile_row_bytes(hidden, weight) + KEPT_STATE
     buffer = hidden.new_empty(kept_bytes, dtype=torch.uint8)
     if not rows:
@@ -132,7 +134,7 @@ def linear_logprob(
 
     kept = Kept.of(buffer, hidden, weight, may_be_kept(entropy_grad, sharded))
     keeps = kept.anchors is not None
-    order = Order.of(target, keep, ignore_index, kept.state, KEPT_HERE if keeps else 0)
+    order = Order.of(target, keep, ignore_index, buffer, KEPT_HERE if keeps else 0)
     factors, own, anchors, coefficients = lse.new_empty(4, rows)
     if kept.anchors is not None:
         anchors = kept.anchors
@@ -144,7 +146,7 @@ def linear_logprob(
         logit_scale, softcap, 0.0 if sharded else float("nan"), **ROW_BLOCK, **EXACT,
     )  # fmt: skip
     tile = logits_tile(softcap, ordered, weight)
-    parts = triton.cdiv(columns, tile["PART"])
+    parts = whole(columns, tile["PART"])
     block, shares = rows, kept.shares
     if frozen_head:
         block, shares = frozen_block(hidden, columns)
@@ -179,7 +181,7 @@ def linear_logprob(
 
 def frozen_block(hidden: Tensor, columns: int) -> tuple[int, Tensor]:
     """Rows at a time, a power of two so that they fill the device evenly, and their shares."""
-    stride = triton.cdiv(columns, TILE_COLS) * TILE_COLS
+    stride = whole(columns, TILE_COLS) * TILE_COLS
     most = max(SCRATCH_BYTES // (stride * hidden.element_size()), 128)
     block = min(1 << most.bit_length() - 1, hidden.shape[0])
     return block, hidden.new_empty(block, stride)
@@ -222,11 +224,11 @@ def linear_logprob_backward(
         return dhidden, dweight.zero_(), dbias.zero_()
 
     keeping = may_be_kept(entropy_grad, sharded)
-    stored, anchors, state = Kept.of(kept, hidden, weight, keeping)
+    stored, anchors = Kept.of(kept, hidden, weight, keeping)
     of_entropy = dentropy if dentropy.numel() else None
     of_weight = parameters("weight", hidden, dweight)
     order = Order.of(
-        target, keep, ignore_index, state, KEPT_HERE, (dlogprob, of_entropy), stored.shape[0],
+        target, keep, ignore_index, kept, KEPT_HERE, (dlogprob, of_entropy), stored.shape[0],
         of_weight["STEP"], compact=not keeping,
     )  # fmt: skip
     complete = stored.shape[0] == rows  # then nothing is launched to make shares anew
@@ -247,7 +249,7 @@ def linear_logprob_backward(
         )  # fmt: skip
         tile = logits_tile(softcap, ordered, weight)
         most = SCRATCH_BYTES // (rows * hidden.element_size()) // tile["COLUMNS"]
-        chunk = min(max(most, 1), triton.cdiv(columns, tile["COLUMNS"])) * tile["COLUMNS"]
+        chunk = min(max(most, 1), whole(columns, tile["COLUMNS"])) * tile["COLUMNS"]
         shares = hidden.new_empty(rows, chunk)
         operands = rows_times_rows(tile, ordered, weight)
     partial = lse.new_empty(rows, width) if need_hidden and chunk < columns else None
@@ -274,7 +276,7 @@ def linear_logprob_backward(
                 last - first, width, **of_weight,
             )  # fmt: skip
         if need_bias:
-            bias_block[(triton.cdiv(last - first, BIAS_BLOCK["COLUMNS"]),)](
+            bias_block[(whole(last - first, BIAS_BLOCK["COLUMNS"]),)](
                 shares, order.counts, coefficients, dbias[first:last], shares.stride(0),
                 last - first, **BIAS_BLOCK, **EXACT,
             )  # fmt: skip
@@ -332,7 +334,7 @@ def parameters_in(target: str, bits: str, kernel: str, aligned: bool) -> dict[st
 
 
 def programs(tile: dict[str, int], rows: int, columns: int) -> tuple[int]:
-    return (triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(columns, tile["COLUMNS"]),)
+    return (whole(rows, tile["ROWS"]) * whole(columns, tile["COLUMNS"]),)
 
 
 @cache

@@ -30,9 +30,9 @@ FLOATS += ("dhidden", "dweight", "dbias")
 INDICES = ("order", "counts", "blocks", "goals")
 SCALARS = ("start", "size", "columns", "width", "depth", "first_column", "last_column", "kept_rows")
 SCALARS += ("shares_stride", "shares_lines", "kept_stride")
-WIDE = ("ignore_index", "here")
+WIDE = ("ignore_index", "here", "end")
 
-UNALIGNED = ("logit_scale", "softcap", "absent_logit", *WIDE)
+UNALIGNED = ("logit_scale", "softcap", "absent_logit", "ignore_index", "here")
 UNALIGNED += ("start", "size", "shares_lines", "kept_rows", "last_column")
 
 EVERYTHING: frozenset[str] = frozenset()
@@ -59,7 +59,7 @@ def type_of(argument: str, dtype: str) -> str:
         return "i32"
     if argument in WIDE:
         return "i64"
-    kinds = {FLOATS: dtype, INDICES: "i32", ("target", "state"): "i64", ("keep",): "u1"}
+    kinds = {FLOATS: dtype, INDICES: "i32", ("target",): "i64", ("keep",): "u1", ("buffer",): "u8"}
     return "*" + next((kind for names, kind in kinds.items() if argument in names), "fp32")
 
 

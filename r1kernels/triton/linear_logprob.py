@@ -10,12 +10,10 @@ vocabulary at a time.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from r1kernels.ops.linear_logprob_op import (
     KEPT_STATE,
@@ -25,7 +23,7 @@ from r1kernels.ops.linear_logprob_op import (
     TILE_ROWS,
     tile_row_bytes,
 )
-from r1kernels.triton import INTERPRETED, launch, plug_in
+from r1kernels.triton import descriptors, launch, plug_in
 from r1kernels.triton.linear_logprob_gradients import bias_block, hidden_tile, weight_tile
 from r1kernels.triton.linear_logprob_order import order_rows, ordered_row, scaled_row
 from r1kernels.triton.linear_logprob_tiles import forward_row, forward_tile, gradient_tile
@@ -156,7 +154,7 @@ def linear_logprob(
     operands = rows_times_rows(tile, ordered, weight)
     grid = programs(tile, block, columns)
     if tile["TMA"]:
-        grid = (min(*grid, processors()),)
+        grid = (descriptors.programs(hidden.device, *grid),)
     for start in range(0, rows, block):
         size = min(block, rows - start)
         here = shares if frozen_head else shares[start:]
@@ -311,45 +309,20 @@ def logits_tile(softcap: float | None, *matrices: Tensor) -> dict[str, int]:
 
 def parameters(kernel: str, *matrices: Tensor) -> dict[str, int]:
     """Of a kernel that multiplies these: by TMA where there are parameters and rows for it."""
+    by_blocks = descriptors.parameters(f"linear_logprob.{kernel}_blocks", *matrices)
+    if by_blocks is not None:
+        return {"TMA": 1, **by_blocks}
     first = matrices[0]
-    aligned = all(
-        each.data_ptr() % 16 == 0 and each.stride(0) * each.element_size() % 16 == 0
-        for each in matrices
-    )
-    return parameters_of(kernel, first.device, first.dtype, aligned)
-
-
-@cache
-def parameters_of(
-    kernel: str, device: torch.device, dtype: torch.dtype, aligned: bool
-) -> dict[str, int]:
-    return parameters_in(launch.target(device), str(8 * dtype.itemsize), kernel, aligned)
-
-
-def parameters_in(target: str, bits: str, kernel: str, aligned: bool) -> dict[str, int]:
-    by_tma = launch.table()[f"linear_logprob.tma_{kernel}"].get(target, {})
-    if aligned and bits in by_tma:
-        return by_tma[bits] | {"TMA": 1}
-    return launch.table()[f"linear_logprob.{kernel}"][target][bits] | {"TMA": 0}
+    return {"TMA": 0, **launch.parameters(f"linear_logprob.{kernel}", first.device, first.dtype)}
 
 
 def programs(tile: dict[str, int], rows: int, columns: int) -> tuple[int]:
     return (whole(rows, tile["ROWS"]) * whole(columns, tile["COLUMNS"]),)
 
 
-@cache
-def processors() -> int:
-    if INTERPRETED:
-        return 3
-    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
-
-
 def matrix(tile: dict[str, int], tensor: Tensor, rows: str, columns: str) -> Any:
     """The matrix as the kernel of ``tile`` takes it; its blocks are of these of its parameters."""
-    if not tile["TMA"]:
-        return tensor
-    block = [tile[rows], tile[columns]]
-    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), block)
+    return descriptors.blocks(tensor, tile[rows], tile[columns]) if tile["TMA"] else tensor
 
 
 def rows_times_rows(tile: dict[str, int], hidden: Tensor, weight: Tensor) -> tuple[Any, Any]:

@@ -11,8 +11,10 @@ import triton
 import triton.language as tl
 
 from r1kernels.triton import gemm
+from r1kernels.triton.handles import launched
 
 
+@launched
 @triton.jit(do_not_specialize=["start", "size", "depth"])
 def hidden_tile(
     shares, weight, order, counts, coefficients, partial, dhidden,
@@ -62,6 +64,7 @@ def hidden_tile(
         tl.store(partial + within, acc, mask=inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["columns"])
 def weight_tile(
     shares, scaled, counts, blocks, dweight, shares_stride, columns, width,
@@ -108,6 +111,7 @@ def weight_tile(
         tl.store(at, acc.to(dweight.dtype.element_ty), mask=inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["columns"])
 def bias_block(
     shares, counts, coefficients, dbias, shares_stride, columns,

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from r1kernels.triton.elementary import LOG2E, tanh
+from r1kernels.triton.handles import launched
 
 # Above it an anchor is no whole number with room for the mark of a normalised row.
 LARGEST_ANCHOR = tl.constexpr(2.0**20)
@@ -40,6 +41,7 @@ def classes(target, keep, dlogprob, dentropy, row, size, ignore_index, COMPACT: 
     return wanted.to(tl.int32), valid.to(tl.int32)
 
 
+@launched
 @triton.jit(do_not_specialize=["size", "kept_rows"])
 def order_rows(
     target, keep, dlogprob, dentropy, order, counts, blocks, buffer, end, size, kept_rows,
@@ -112,6 +114,7 @@ def factor_of(temperature, row, logit_scale, softcap):
     return factor
 
 
+@launched
 @triton.jit(do_not_specialize=["columns"])
 def ordered_row(
     hidden, weight, bias, temperature, target, order, counts, ordered, goals, factors, anchors, own,
@@ -181,6 +184,7 @@ def anchor_of(anchors, counts, place, exists, row_lse):
         return anchor, usable | ~is_here, is_here & (kept != whole)
 
 
+@launched
 @triton.jit
 def scaled_row(
     hidden, temperature, order, counts, anchors, lse, dlogprob, dentropy, coefficients, scaled,

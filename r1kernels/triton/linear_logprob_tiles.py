@@ -22,6 +22,7 @@ import triton.language as tl
 
 from r1kernels.triton import gemm
 from r1kernels.triton.elementary import LN2, LOG2E, expm1, minimum
+from r1kernels.triton.handles import launched
 from r1kernels.triton.linear_logprob_order import NORMALISED, anchor_of, capped
 
 # Exponentials up to 2 to this power are summed, stored and multiplied as they are.
@@ -133,6 +134,7 @@ def forward_part(
                 tl.store(at, e.to(shares.dtype.element_ty), mask=inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["start", "size", "shares_lines"])
 def forward_tile(
     hidden, weight, bias, counts, goals, factors, anchors, shifts, sums, dots, own, shares,
@@ -204,6 +206,7 @@ def forward_parts(
         )  # fmt: skip
 
 
+@launched
 @triton.jit(do_not_specialize=["start", "shares_lines"])
 def forward_row(
     temperature, order, counts, goals, anchors, shifts, sums, dots, own, logprob, entropy, lse,
@@ -348,6 +351,7 @@ def gradient_part(
     tl.store(at, share, mask=inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["size", "last_column"])
 def gradient_tile(
     hidden, weight, bias, temperature, order, counts, goals, factors, anchors, coefficients,

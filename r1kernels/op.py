@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 
 from r1kernels import autocast, check, gradient, native, once, proven
 from r1kernels.names import nearest
+from r1kernels.plan import Plan, as_declared, kinds_of, watched
 
 OPS: dict[str, Op] = {}
 
@@ -34,15 +35,6 @@ Predicate = Callable[..., "bool | str"]
 
 def _always(*args: Any) -> bool:
     return True
-
-
-# What PyTorch's dispatcher hands on as it is, by declared type; of an int it would make a float.
-_TENSORS = (torch.Tensor, torch.nn.Parameter)
-_PLAIN: dict[str, tuple[type, ...]] = {
-    "Tensor": _TENSORS, "float": (float,), "int": (int,), "bool": (bool,), "str": (str,),
-    "ScalarType": (torch.dtype,),
-}  # fmt: skip
-_PLAIN |= {f"Optional[{kind}]": (*types, type(None)) for kind, types in _PLAIN.items()}
 
 
 @dataclass(frozen=True)
@@ -88,16 +80,6 @@ class Choice(NamedTuple):
 
     backend: str
     reasons: dict[str, str]
-
-
-class Plan(NamedTuple):
-    """All that follows from the types, dtypes and devices of a call's arguments."""
-
-    device: str  # its type
-    direct: bool  # PyTorch's dispatcher would bring these arguments here unchanged
-    taken: dict[str, bool | str]  # by backend, as far as anyone has asked: True or why not
-    preferred: tuple[str, ...]
-    backends: dict[str, Backend]
 
 
 class Op:
@@ -161,11 +143,12 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         self._refuse_tangents(args)  # below this call torch.func.jvp has taken them away
-        tracked = torch.is_grad_enabled() and any(map(_requires_grad, args))
-        if not _watched() and (plan := self._plan(args)).direct:
+        if not watched() and (plan := self._plan(args)).direct:
+            tracked = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
             if not tracked or self._mutable:
                 return self._compute(plan, args)
             return self._function.apply(*args, lambda *inputs: self._compute(plan, inputs))
+        tracked = torch.is_grad_enabled() and any(map(_requires_grad, args))
         if not tracked and not torch.compiler.is_compiling():
             with torch._C._AutoDispatchBelowAutograd():
                 return self.overload(*args)
@@ -222,12 +205,7 @@ class Op:
         )
 
     def _plan(self, args: Sequence[Any]) -> Plan:
-        kinds = tuple(
-            [
-                (type(arg), arg.dtype, arg.device) if isinstance(arg, torch.Tensor) else type(arg)
-                for arg in args
-            ]
-        )
+        kinds = kinds_of(args)
         plan = self._plans.get(kinds)
         if (
             plan is None
@@ -235,20 +213,10 @@ class Op:
             or plan.preferred is not PREFERENCE.get(plan.device, ())
         ):
             device = _device_type(args)
-            plan = Plan(
-                device, self._as_declared(args), {}, PREFERENCE.get(device, ()), self.backends
-            )
+            direct = device in PREFERENCE and as_declared(self.overload, args)
+            plan = Plan(device, direct, {}, PREFERENCE.get(device, ()), self.backends)
             self._plans[kinds] = plan
         return plan
-
-    def _as_declared(self, args: Sequence[Any]) -> bool:
-        """Whether PyTorch's dispatcher would bring these arguments to ``_run`` as they are."""
-        declared = self.overload._schema.arguments
-        return len(declared) == len(args) and all(
-            type(arg) in _PLAIN.get(str(argument.real_type), ())
-            and (not isinstance(arg, torch.Tensor) or arg.device.type in PREFERENCE)
-            for argument, arg in zip(declared, args, strict=True)
-        )
 
     def absent(self, backend: str) -> str | None:
         """Why this op has no such backend, or None; Triton's is imported by asking for it."""
@@ -391,18 +359,6 @@ def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
         return fake(*args)
 
     return run
-
-
-def _watched() -> bool:
-    """Whether anybody must see calls pass PyTorch's dispatcher: a tracer, a mode, a profiler."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
-        or torch._C._autograd._profiler_enabled()
-    )
 
 
 def _has_tangent(arg: Any) -> bool:

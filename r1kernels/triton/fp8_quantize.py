@@ -15,6 +15,7 @@ from r1kernels.ops.fp8_quantize import FP8_QUANTIZE, transposed_shapes
 from r1kernels.triton import e4m3_tiles, plug_in
 from r1kernels.triton.build import Build
 from r1kernels.triton.e4m3 import UNFUSED
+from r1kernels.triton.handles import launched
 
 LOW = 32  # rows of a tile where no block goes over rows
 WARPS = {LOW: 4, BLOCK: 8}  # by rows of a tile
@@ -35,6 +36,7 @@ def read(
     return tl.load(at, in_row[:, None] & in_column[None, :], 0.0).to(tl.float32)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows", "x_rows"])
 def kernel(
     x, gather, data, scale, data_t, scale_t, scale_strides, scale_t_strides, rows, columns, x_rows,

@@ -58,8 +58,8 @@ def columns_first(data: Tensor, scale: Tensor) -> Tensor:
 def in_rows(data: Tensor) -> Tensor:
     """The codes [..., R, C] with unit stride along C, copied where they lie otherwise.
 
-    How codes lie decides which unit multiplies them (see ``as_bytes``), and units differ in the bits
-    that they keep of a sum.
+    How codes lie decides which unit multiplies them (see ``as_bytes``), and units differ in the
+    bits that they keep of a sum.
     """
     return data if data.stride(-1) == 1 else data.contiguous()
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from r1kernels.ops.gated_activation import GATED_ACTIVATION, GATED_ACTIVATION_BACKWARD
-from r1kernels.triton import launch, plug_in
+from r1kernels.triton import cdiv, handles, launch, plug_in
 from r1kernels.triton.elementary import sigmoid, tanh
 from r1kernels.triton.rows import rows_of
 
@@ -67,6 +67,7 @@ def places(x, stride, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     return x
 
 
+@handles.launched
 @triton.jit
 def forward(
     y, gate, up, size, gate_stride, up_stride,
@@ -81,6 +82,7 @@ def forward(
     tl.store(y + first + index, a * u, inside)
 
 
+@handles.launched
 @triton.jit
 def gradient(
     dgate, dup, dy, gate, up, size, dy_stride, gate_stride, up_stride,
@@ -106,7 +108,7 @@ def launched(kernel: Any, name: str, outputs: list[Tensor], inputs: list[Tensor]
     given = launch.parameters(name, inputs[0].device, inputs[0].dtype)
     rows = [rows_of(x) for x in inputs]
     together = all(x.stride(0) == width or len(x) == 1 for x in rows)
-    kernel[(triton.cdiv(size, given["BLOCK"]),)](
+    kernel[(cdiv(size, given["BLOCK"]),)](
         *outputs, *rows, size, *(None if together else x.stride(0) for x in rows),
         act, None if together else width, **given,
     )  # fmt: skip

@@ -23,7 +23,7 @@ from r1kernels.ops.linear_logprob_op import (
     TILE_ROWS,
     tile_row_bytes,
 )
-from r1kernels.triton import descriptors, launch, plug_in
+from r1kernels.triton import cdiv, descriptors, launch, plug_in
 from r1kernels.triton.linear_logprob_gradients import bias_block, hidden_tile, weight_tile
 from r1kernels.triton.linear_logprob_order import order_rows, ordered_row, scaled_row
 from r1kernels.triton.linear_logprob_tiles import forward_row, forward_tile, gradient_tile
@@ -37,11 +37,6 @@ EXACT = {"enable_fp_fusion": False}
 ORDER_BLOCK = {"BLOCK": 4096, "num_warps": 16}
 ROW_BLOCK = {"BLOCK": 1024, "num_warps": 4}
 BIAS_BLOCK = {"ROWS": 64, "COLUMNS": 128, "num_warps": 4}
-
-
-def whole(size: int, step: int) -> int:
-    """How many steps hold ``size``; triton.cdiv takes three microseconds of the host."""
-    return -(-size // step)
 
 
 class Order(NamedTuple):
@@ -66,7 +61,7 @@ class Order(NamedTuple):
     ) -> Order:
         rows = target.shape[0]
         order, counts = (target.new_empty(size, dtype=torch.int32) for size in (rows, 4))
-        blocks = None if upstream[0] is None else order.new_empty(whole(rows, step) + 1)
+        blocks = None if upstream[0] is None else order.new_empty(cdiv(rows, step) + 1)
         order_rows[(1,)](
             target, keep, *upstream, order, counts, blocks, buffer, buffer.numel() - KEPT_STATE,
             rows, kept_rows, ignore_index, here, COMPACT=compact, STEP=step, **ORDER_BLOCK,
@@ -83,8 +78,8 @@ class Kept(NamedTuple):
     @staticmethod
     def of(buffer: Tensor, hidden: Tensor, weight: Tensor, used: bool) -> Kept:
         rows, size = hidden.shape[0], hidden.element_size()
-        stride = whole(weight.shape[0], TILE_COLS) * TILE_COLS
-        begin = buffer.numel() - KEPT_STATE - 16 * whole(rows, 4)
+        stride = cdiv(weight.shape[0], TILE_COLS) * TILE_COLS
+        begin = buffer.numel() - KEPT_STATE - 16 * cdiv(rows, 4)
         places = min(begin // (stride * size), rows) if used and begin > 0 else 0
         shares = buffer.view(hidden.dtype).as_strided((places, stride), (stride, 1), 0)
         if not places:
@@ -144,7 +139,7 @@ def linear_logprob(
         logit_scale, softcap, 0.0 if sharded else float("nan"), **ROW_BLOCK, **EXACT,
     )  # fmt: skip
     tile = logits_tile(softcap, ordered, weight)
-    parts = whole(columns, tile["PART"])
+    parts = cdiv(columns, tile["PART"])
     block, shares = rows, kept.shares
     if frozen_head:
         block, shares = frozen_block(hidden, columns)
@@ -179,7 +174,7 @@ def linear_logprob(
 
 def frozen_block(hidden: Tensor, columns: int) -> tuple[int, Tensor]:
     """Rows at a time, a power of two so that they fill the device evenly, and their shares."""
-    stride = whole(columns, TILE_COLS) * TILE_COLS
+    stride = cdiv(columns, TILE_COLS) * TILE_COLS
     most = max(SCRATCH_BYTES // (stride * hidden.element_size()), 128)
     block = min(1 << most.bit_length() - 1, hidden.shape[0])
     return block, hidden.new_empty(block, stride)
@@ -247,7 +242,7 @@ def linear_logprob_backward(
         )  # fmt: skip
         tile = logits_tile(softcap, ordered, weight)
         most = SCRATCH_BYTES // (rows * hidden.element_size()) // tile["COLUMNS"]
-        chunk = min(max(most, 1), whole(columns, tile["COLUMNS"])) * tile["COLUMNS"]
+        chunk = min(max(most, 1), cdiv(columns, tile["COLUMNS"])) * tile["COLUMNS"]
         shares = hidden.new_empty(rows, chunk)
         operands = rows_times_rows(tile, ordered, weight)
     partial = lse.new_empty(rows, width) if need_hidden and chunk < columns else None
@@ -274,7 +269,7 @@ def linear_logprob_backward(
                 last - first, width, **of_weight,
             )  # fmt: skip
         if need_bias:
-            bias_block[(whole(last - first, BIAS_BLOCK["COLUMNS"]),)](
+            bias_block[(cdiv(last - first, BIAS_BLOCK["COLUMNS"]),)](
                 shares, order.counts, coefficients, dbias[first:last], shares.stride(0),
                 last - first, **BIAS_BLOCK, **EXACT,
             )  # fmt: skip
@@ -317,7 +312,7 @@ def parameters(kernel: str, *matrices: Tensor) -> dict[str, int]:
 
 
 def programs(tile: dict[str, int], rows: int, columns: int) -> tuple[int]:
-    return (whole(rows, tile["ROWS"]) * whole(columns, tile["COLUMNS"]),)
+    return (cdiv(rows, tile["ROWS"]) * cdiv(columns, tile["COLUMNS"]),)
 
 
 def matrix(tile: dict[str, int], tensor: Tensor, rows: str, columns: str) -> Any:

@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from r1kernels.ops.rms_norm import RMS_NORM, RMS_NORM_BACKWARD
-from r1kernels.triton import launch, plug_in
+from r1kernels.triton import cdiv, launch, plug_in
+from r1kernels.triton.handles import launched
 from r1kernels.triton.rows import rows_of, tile_of
 
 WIDEST = 16384  # columns that fit in the registers of a program
@@ -30,6 +31,7 @@ def place(first, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.cons
     return row.to(tl.int64), column, (row < rows) & (column < WIDTH)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def forward(
     y, h, rstd, x, residual, weight, rows, x_stride, residual_stride, eps, offset,
@@ -52,6 +54,7 @@ def forward(
     tl.store(rstd + row, scale, row < rows)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def gradient(
     dx, parts, dy, dh, h, weight, rstd, rows, dy_stride, dh_stride, h_stride, offset,
@@ -88,6 +91,7 @@ def gradient(
         tl.store(parts + tl.program_id(0) * WIDTH + at, tl.sum(total, 0), at < WIDTH)
 
 
+@launched
 @triton.jit
 def add_parts(
     dweight, parts, count, WIDTH: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr
@@ -124,7 +128,7 @@ def rms_norm(
         width = x.shape[-1]
         tile = tile_of("rms_norm.forward", x.device, x.dtype, width)
         x, added = rows_of(x), None if residual is None else rows_of(residual)
-        forward[(triton.cdiv(len(x), tile.rows),)](
+        forward[(cdiv(len(x), tile.rows),)](
             y, h, rstd, x, added, weight.contiguous(), len(x), x.stride(0),
             None if added is None else added.stride(0), eps, offset,
             width, round_before_weight, tile.rows, tile.columns, num_warps=tile.num_warps,
@@ -147,7 +151,7 @@ def rms_norm_backward(
     given = launch.parameters(kernel, h.device, h.dtype)
     dy, h = rows_of(dy), rows_of(h)
     through = None if dh is None else rows_of(dh)
-    programs = triton.cdiv(len(h), tile.rows)
+    programs = cdiv(len(h), tile.rows)
     if need_weight:
         programs = min(programs, given["PROGRAMS"])
     parts = rstd.new_empty(programs, width) if need_weight else None
@@ -158,7 +162,7 @@ def rms_norm_backward(
         num_warps=tile.num_warps,
     )  # fmt: skip
     if parts is not None:
-        add_parts[(triton.cdiv(width, SUMMED["COLUMNS"]),)](
+        add_parts[(cdiv(width, SUMMED["COLUMNS"]),)](
             dweight, parts, programs, width, **SUMMED, num_warps=8
         )
     return dx, dweight

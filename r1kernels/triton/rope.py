@@ -15,8 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from r1kernels.ops.rope import ROPE
-from r1kernels.triton import launch, plug_in
+from r1kernels.triton import cdiv, launch, next_power_of_2, plug_in
 from r1kernels.triton.e4m3 import UNFUSED
+from r1kernels.triton.handles import launched
 
 
 class Heads(NamedTuple):
@@ -99,6 +100,7 @@ def turn(
         tl.store(y + column, tl.load(x + column, inside, 0.0), inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["tokens", "length"])
 def kernel(
     q, k, angles, tokens, length, INTERLEAVED: tl.constexpr, INVERSE: tl.constexpr,
@@ -142,7 +144,7 @@ def rope(
     tokens, half = batch * length, cos.shape[-1] // 2
     if tokens * width > 0:
         tile = sizes(half, width, **launch.parameters("rope", q.device, q.dtype))
-        programs = sum(triton.cdiv(tokens * x.shape[1], tile["ROWS"]) for x in given)
+        programs = sum(cdiv(tokens * x.shape[1], tile["ROWS"]) for x in given)
         kernel[(programs,)](
             *map(heads_of, given, made), angles_of(cos, sin), tokens, length, interleaved, inverse,
             half, width, **tile, **UNFUSED,
@@ -155,8 +157,8 @@ def rope(
 
 def sizes(half: int, width: int, ELEMENTS: int, DEPTH: int) -> dict[str, int]:
     """ELEMENTS of pairs a program, but at least one row, DEPTH of them a thread."""
-    pairs = max(triton.next_power_of_2(half), 8)
-    rest = triton.next_power_of_2(width - 2 * half) if width > 2 * half else 0
+    pairs = max(next_power_of_2(half), 8)
+    rest = next_power_of_2(width - 2 * half) if width > 2 * half else 0
     rows = max(ELEMENTS // (2 * pairs), 1)
     warps = min(max(2 * rows * pairs // (32 * DEPTH), 1), 32)
     return {"ROWS": rows, "PAIRS": pairs, "REST": rest, "num_warps": warps}

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from r1kernels.triton import launch
+from r1kernels.triton import launch, next_power_of_2
 
 
 class Tile(NamedTuple):
@@ -32,6 +31,6 @@ def tile_of(kernel: str, device: torch.device, dtype: torch.dtype, width: int) -
 
 
 def sized(width: int, elements: int, depth: int) -> Tile:
-    columns = max(triton.next_power_of_2(width), 16)
+    columns = max(next_power_of_2(width), 16)
     rows = max(elements // columns, 1)
     return Tile(rows, columns, min(max(rows * columns // (32 * depth), 1), 32))

@@ -19,7 +19,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from r1kernels.op import OPS
-from r1kernels.triton import launch
+from r1kernels.triton import handles, launch
 
 
 class Driver:
@@ -38,6 +38,9 @@ launch.target = lambda device: "90"
 run = JITFunction.run
 JITFunction.run = lambda self, *args, grid, warmup, **kwargs: run(
     self, *args, grid=grid, warmup=True, **kwargs
+)
+handles.Launched._launch = lambda self, grid, *args, **options: self.jit.warmup(
+    *args, grid=grid, **options
 )
 for op in OPS.values():
     if op.absent("triton") is None:

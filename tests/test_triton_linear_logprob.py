@@ -224,17 +224,16 @@ def test_rows_by_descriptors_or_by_pointers_give_the_same(
     monkeypatch: pytest.MonkeyPatch, kernels: Any
 ) -> None:
     inputs = problem(70, torch.bfloat16)
-    assert kernels.parameters("logits", *inputs[:2])["TMA"] == (DEVICE == "cpu" or on_hopper())
+    assert kernels.parameters("logits", *inputs[:2])["TMA"] == has_descriptors()
     by_descriptors = gradients(*inputs, {})
-    parameters = kernels.parameters_of
-    monkeypatch.setattr(kernels, "parameters_of", lambda *args: parameters(*args[:3], False))
+    monkeypatch.setattr(kernels.descriptors, "able", lambda tensor: False)
     by_pointers = gradients(*inputs, {})
     for a, b in zip(by_descriptors, by_pointers, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
 
 
-def on_hopper() -> bool:
-    return torch.cuda.get_device_capability()[0] in (9, 10)
+def has_descriptors() -> bool:
+    return DEVICE == "cpu" or torch.cuda.get_device_capability()[0] in (9, 10)
 
 
 def test_rows_that_do_not_begin_at_whole_16_bytes(kernels: Any) -> None:

@@ -1,4 +1,4 @@
-"""The order of linear_logprob's rows in Triton: a stable partition, and what has a gradient."""
+"""The order of linear_logprob's rows in Triton: a stable partition, and where gradients are."""
 
 from __future__ import annotations
 
@@ -30,12 +30,21 @@ def ordered(
 ) -> tuple[list[int], list[int], list[int]]:
     from r1kernels.triton.linear_logprob import KEPT_HERE, Order
 
-    state = torch.zeros(8, dtype=torch.int64, device=DEVICE)
-    state[7] = KEPT_HERE
+    buffer = torch.zeros(8, dtype=torch.int64, device=DEVICE)
+    buffer[7] = KEPT_HERE
     order = Order.of(
-        target, keep, IGNORED, state, KEPT_HERE, (dlogprob, None), 40, step, compact=compact
+        target,
+        keep,
+        IGNORED,
+        buffer.view(torch.uint8),
+        KEPT_HERE,
+        (dlogprob, None),
+        40,
+        step,
+        compact=compact,
     )
     live = int(order.counts[2])
+    assert order.blocks is not None
     return order.rows.tolist(), order.counts.tolist(), order.blocks[:live].tolist()
 
 
@@ -71,6 +80,6 @@ def test_another_backends_buffer_holds_nothing() -> None:
     from r1kernels.triton.linear_logprob import KEPT_HERE, Order
 
     target, _, dlogprob = rows_of(70)
-    state = torch.zeros(8, dtype=torch.int64, device=DEVICE)
-    order = Order.of(target, None, IGNORED, state, KEPT_HERE, (dlogprob, None), 70)
+    buffer = torch.zeros(64, dtype=torch.uint8, device=DEVICE)
+    order = Order.of(target, None, IGNORED, buffer, KEPT_HERE, (dlogprob, None), 70)
     assert int(order.counts[3]) == 0

@@ -10,12 +10,10 @@ vocabulary at a time.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from r1kernels.ops.linear_logprob_op import (
     KEPT_STATE,
@@ -25,7 +23,7 @@ from r1kernels.ops.linear_logprob_op import (
     TILE_ROWS,
     tile_row_bytes,
 )
-from r1kernels.triton import INTERPRETED, cdiv, launch, plug_in
+from r1kernels.triton import cdiv, descriptors, launch, plug_in
 from r1kernels.triton.linear_logprob_gradients import bias_block, hidden_tile, weight_tile
 from r1kernels.triton.linear_logprob_order import order_rows, ordered_row, scaled_row
 from r1kernels.triton.linear_logprob_tiles import forward_row, forward_tile, gradient_tile
@@ -46,14 +44,15 @@ class Order(NamedTuple):
 
     rows: Tensor  # [T] int32
     counts: Tensor  # [4] int32: wanted rows, valid rows, live blocks, kept rows
-    blocks: Tensor  # [⌈T / STEP⌉ + 1] int32: first places of the live blocks, then anything
+    # [⌈T / step⌉ + 1] int32: first places of the live blocks, then anything; of a backward pass
+    blocks: Tensor | None
 
     @staticmethod
     def of(
         target: Tensor,
         keep: Tensor | None,
         ignore_index: int,
-        state: Tensor,
+        buffer: Tensor,
         here: int,
         upstream: tuple[Tensor | None, Tensor | None] = (None, None),
         kept_rows: int = 0,
@@ -61,33 +60,31 @@ class Order(NamedTuple):
         compact: bool = False,
     ) -> Order:
         rows = target.shape[0]
-        order, counts, blocks = (
-            target.new_empty(size, dtype=torch.int32) for size in (rows, 4, cdiv(rows, step) + 1)
-        )
+        order, counts = (target.new_empty(size, dtype=torch.int32) for size in (rows, 4))
+        blocks = None if upstream[0] is None else order.new_empty(cdiv(rows, step) + 1)
         order_rows[(1,)](
-            target, keep, *upstream, order, counts, blocks, state, rows, kept_rows, ignore_index,
-            here, COMPACT=compact, STEP=step, **ORDER_BLOCK,
+            target, keep, *upstream, order, counts, blocks, buffer, buffer.numel() - KEPT_STATE,
+            rows, kept_rows, ignore_index, here, COMPACT=compact, STEP=step, **ORDER_BLOCK,
         )  # fmt: skip
         return Order(order, counts, blocks)
 
 
 class Kept(NamedTuple):
-    """The private buffer: shares of the first places, anchors of all, whether they are there."""
+    """What the private buffer begins with; it ends with KEPT_STATE bytes, of which 8 are a mark."""
 
-    shares: Tensor  # [places, columns in rows that begin at whole TILE_COLS]
-    anchors: Tensor | None  # [T] float32; None where there is no place for a row
-    state: Tensor  # [KEPT_STATE / 8] int64, the last of which is the mark
+    shares: Tensor  # of the first places: [places, columns in rows that begin at whole TILE_COLS]
+    anchors: Tensor | None  # of all, [T] float32; None where there is no place for a row
 
     @staticmethod
     def of(buffer: Tensor, hidden: Tensor, weight: Tensor, used: bool) -> Kept:
         rows, size = hidden.shape[0], hidden.element_size()
         stride = cdiv(weight.shape[0], TILE_COLS) * TILE_COLS
-        end = buffer.numel() - KEPT_STATE
-        begin = end - 16 * cdiv(rows, 4)
+        begin = buffer.numel() - KEPT_STATE - 16 * cdiv(rows, 4)
         places = min(begin // (stride * size), rows) if used and begin > 0 else 0
-        shares = buffer[: places * stride * size].view(hidden.dtype).view(places, stride)
-        anchors = buffer[begin : begin + 4 * rows].view(torch.float32) if places else None
-        return Kept(shares, anchors, buffer[end:].view(torch.int64))
+        shares = buffer.view(hidden.dtype).as_strided((places, stride), (stride, 1), 0)
+        if not places:
+            return Kept(shares, None)
+        return Kept(shares, buffer.view(torch.float32)[begin // 4 : begin // 4 + rows])
 
 
 def may_be_kept(entropy_grad: bool, sharded: bool) -> bool:
@@ -122,7 +119,7 @@ def linear_logprob(
     (rows, width), columns = hidden.shape, weight.shape[0]
     logprob, lse = (hidden.new_empty(rows, dtype=torch.float32) for _ in range(2))
     entropy = lse.new_empty(rows if want_entropy else 0)
-    dhidden = lse.new_zeros((rows if frozen_head else 0, width))
+    dhidden = lse.new_zeros(rows, width) if frozen_head else lse.new_empty(0, width)
     kept_bytes = kept_rows // TILE_ROWS * tile_row_bytes(hidden, weight) + KEPT_STATE
     buffer = hidden.new_empty(kept_bytes, dtype=torch.uint8)
     if not rows:
@@ -130,7 +127,7 @@ def linear_logprob(
 
     kept = Kept.of(buffer, hidden, weight, may_be_kept(entropy_grad, sharded))
     keeps = kept.anchors is not None
-    order = Order.of(target, keep, ignore_index, kept.state, KEPT_HERE if keeps else 0)
+    order = Order.of(target, keep, ignore_index, buffer, KEPT_HERE if keeps else 0)
     factors, own, anchors, coefficients = lse.new_empty(4, rows)
     if kept.anchors is not None:
         anchors = kept.anchors
@@ -152,7 +149,7 @@ def linear_logprob(
     operands = rows_times_rows(tile, ordered, weight)
     grid = programs(tile, block, columns)
     if tile["TMA"]:
-        grid = (min(*grid, processors()),)
+        grid = (descriptors.programs(hidden.device, *grid),)
     for start in range(0, rows, block):
         size = min(block, rows - start)
         here = shares if frozen_head else shares[start:]
@@ -220,11 +217,11 @@ def linear_logprob_backward(
         return dhidden, dweight.zero_(), dbias.zero_()
 
     keeping = may_be_kept(entropy_grad, sharded)
-    stored, anchors, state = Kept.of(kept, hidden, weight, keeping)
+    stored, anchors = Kept.of(kept, hidden, weight, keeping)
     of_entropy = dentropy if dentropy.numel() else None
     of_weight = parameters("weight", hidden, dweight)
     order = Order.of(
-        target, keep, ignore_index, state, KEPT_HERE, (dlogprob, of_entropy), stored.shape[0],
+        target, keep, ignore_index, kept, KEPT_HERE, (dlogprob, of_entropy), stored.shape[0],
         of_weight["STEP"], compact=not keeping,
     )  # fmt: skip
     complete = stored.shape[0] == rows  # then nothing is launched to make shares anew
@@ -307,45 +304,20 @@ def logits_tile(softcap: float | None, *matrices: Tensor) -> dict[str, int]:
 
 def parameters(kernel: str, *matrices: Tensor) -> dict[str, int]:
     """Of a kernel that multiplies these: by TMA where there are parameters and rows for it."""
+    by_blocks = descriptors.parameters(f"linear_logprob.{kernel}_blocks", *matrices)
+    if by_blocks is not None:
+        return {"TMA": 1, **by_blocks}
     first = matrices[0]
-    aligned = all(
-        each.data_ptr() % 16 == 0 and each.stride(0) * each.element_size() % 16 == 0
-        for each in matrices
-    )
-    return parameters_of(kernel, first.device, first.dtype, aligned)
-
-
-@cache
-def parameters_of(
-    kernel: str, device: torch.device, dtype: torch.dtype, aligned: bool
-) -> dict[str, int]:
-    return parameters_in(launch.target(device), str(8 * dtype.itemsize), kernel, aligned)
-
-
-def parameters_in(target: str, bits: str, kernel: str, aligned: bool) -> dict[str, int]:
-    by_tma = launch.table()[f"linear_logprob.tma_{kernel}"].get(target, {})
-    if aligned and bits in by_tma:
-        return by_tma[bits] | {"TMA": 1}
-    return launch.table()[f"linear_logprob.{kernel}"][target][bits] | {"TMA": 0}
+    return {"TMA": 0, **launch.parameters(f"linear_logprob.{kernel}", first.device, first.dtype)}
 
 
 def programs(tile: dict[str, int], rows: int, columns: int) -> tuple[int]:
     return (cdiv(rows, tile["ROWS"]) * cdiv(columns, tile["COLUMNS"]),)
 
 
-@cache
-def processors() -> int:
-    if INTERPRETED:
-        return 3
-    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
-
-
 def matrix(tile: dict[str, int], tensor: Tensor, rows: str, columns: str) -> Any:
     """The matrix as the kernel of ``tile`` takes it; its blocks are of these of its parameters."""
-    if not tile["TMA"]:
-        return tensor
-    block = [tile[rows], tile[columns]]
-    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), block)
+    return descriptors.blocks(tensor, tile[rows], tile[columns]) if tile["TMA"] else tensor
 
 
 def rows_times_rows(tile: dict[str, int], hidden: Tensor, weight: Tensor) -> tuple[Any, Any]:

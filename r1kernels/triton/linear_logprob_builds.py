@@ -9,14 +9,9 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
+from r1kernels.triton import launch
 from r1kernels.triton.build import AMD, MATRIX_UNIT, NVIDIA, Build
-from r1kernels.triton.linear_logprob import (
-    BIAS_BLOCK,
-    EXACT,
-    ORDER_BLOCK,
-    ROW_BLOCK,
-    parameters_in,
-)
+from r1kernels.triton.linear_logprob import BIAS_BLOCK, EXACT, ORDER_BLOCK, ROW_BLOCK
 from r1kernels.triton.linear_logprob_gradients import bias_block, hidden_tile, weight_tile
 from r1kernels.triton.linear_logprob_order import order_rows, ordered_row, scaled_row
 from r1kernels.triton.linear_logprob_tiles import forward_row, forward_tile, gradient_tile
@@ -30,9 +25,9 @@ FLOATS += ("dhidden", "dweight", "dbias")
 INDICES = ("order", "counts", "blocks", "goals")
 SCALARS = ("start", "size", "columns", "width", "depth", "first_column", "last_column", "kept_rows")
 SCALARS += ("shares_stride", "shares_lines", "kept_stride")
-WIDE = ("ignore_index", "here")
+WIDE = ("ignore_index", "here", "end")
 
-UNALIGNED = ("logit_scale", "softcap", "absent_logit", *WIDE)
+UNALIGNED = ("logit_scale", "softcap", "absent_logit", "ignore_index", "here")
 UNALIGNED += ("start", "size", "shares_lines", "kept_rows", "last_column")
 
 EVERYTHING: frozenset[str] = frozenset()
@@ -59,8 +54,12 @@ def type_of(argument: str, dtype: str) -> str:
         return "i32"
     if argument in WIDE:
         return "i64"
-    kinds = {FLOATS: dtype, INDICES: "i32", ("target", "state"): "i64", ("keep",): "u1"}
+    kinds = {FLOATS: dtype, INDICES: "i32", ("target",): "i64", ("keep",): "u1", ("buffer",): "u8"}
     return "*" + next((kind for names, kind in kinds.items() if argument in names), "fp32")
+
+
+def parameters_of(target: int | str, dtype: str, kernel: str) -> dict[str, int]:
+    return launch.table()[f"linear_logprob.{kernel}"][str(target)][BITS[dtype]]
 
 
 def build(
@@ -72,7 +71,7 @@ def build(
     **constexprs: Any,
 ) -> Build:
     """One build; arguments named in ``absent`` are None."""
-    names = kernel.arg_names
+    names = getattr(kernel, "jit", kernel).arg_names
     given = {**parameters, **constexprs, **{name: None for name in absent if name in names}}
     signature = {name: type_of(name, dtype) for name in names if name not in given}
     tma = parameters.get("TMA")
@@ -96,10 +95,11 @@ def build(
 
 def builds(target: int | str, dtype: str, aligned: bool) -> Iterator[Build]:
     def tile(kernel: Any, name: str, *absent: Any, **constexprs: Any) -> Build:
-        parameters = parameters_in(str(target), BITS[dtype], name, aligned)
+        parameters = parameters_of(target, dtype, name + "_blocks" * aligned)
+        parameters = {"TMA": int(aligned), **parameters}
         return build(kernel, target, dtype, parameters, *absent, **constexprs)
 
-    if aligned and not parameters_in(str(target), BITS[dtype], "weight", True)["TMA"]:
+    if aligned and (dtype != "bf16" or target not in TMA):
         return
     # Shares that were kept and an upstream gradient of the entropy never meet.
     yield tile(forward_tile, "capped_logits", EVEN=True)
@@ -114,9 +114,9 @@ def builds(target: int | str, dtype: str, aligned: bool) -> Iterator[Build]:
     yield tile(hidden_tile, "hidden", FIRST=False, LAST=False, EVEN=True)
     if aligned:
         return
-    tile_of = parameters_in(str(target), "16", "logits", False)
+    tile_of = parameters_of(target, "bf16", "logits")
     upstream = frozenset({"dlogprob", "dentropy"})
-    step = parameters_in(str(target), "16", "weight", False)["STEP"]
+    step = parameters_of(target, "bf16", "weight")["STEP"]
     yield build(order_rows, target, dtype, ORDER_BLOCK, upstream, COMPACT=False, STEP=step)
     yield build(order_rows, target, dtype, ORDER_BLOCK, COMPACT=True, STEP=step)
     yield build(ordered_row, target, dtype, ROW_BLOCK)

@@ -44,16 +44,17 @@ def classes(target, keep, dlogprob, dentropy, row, size, ignore_index, COMPACT: 
 @launched
 @triton.jit(do_not_specialize=["size", "kept_rows"])
 def order_rows(
-    target, keep, dlogprob, dentropy, order, counts, blocks, state, size, kept_rows, ignore_index,
-    here, COMPACT: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr,
+    target, keep, dlogprob, dentropy, order, counts, blocks, buffer, end, size, kept_rows,
+    ignore_index, here, COMPACT: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """order [size]; counts: wanted rows, valid rows and, with dlogprob, live blocks and kept rows.
 
     COMPACT: rows without an upstream gradient are not wanted. blocks: the live ones' first places;
-    STEP wanted places are a block, and live if a row has an upstream gradient. state: eight words,
-    of which the last is ``here`` where rows are kept: written in the forward pass, read in the
-    backward pass. One program: a few microseconds for each BLOCK rows.
+    STEP wanted places are a block, and live if a row has an upstream gradient. The last of eight
+    words from ``end`` of the buffer on is ``here`` where rows are kept: written in the forward
+    pass, read in the backward pass. One program: a few microseconds for each BLOCK rows.
     """
+    state = tl.cast(buffer + end, tl.pointer_type(tl.int64))
     wanted, valid = 0, 0
     for start in range(0, size, BLOCK):
         row = start + tl.arange(0, BLOCK)

@@ -3,8 +3,9 @@
 ``launch.json`` has, by kernel, then by target ("80", "89", "90", "100", "gfx942", "interpret"),
 then by the operands' width in bits ("16", "32"), the constexprs that shape the kernel's tiles, and
 ``num_warps`` and ``num_stages``. They are the same for every number of rows, so a row's result does
-not depend on its batch; few rows of experts have narrower tiles, summed in the same steps. ``python -m benchmarks tune`` measures the candidates on a GPU and writes
-the lines of that GPU's target anew.
+not depend on its batch; few rows of experts have narrower tiles, summed in the same steps.
+``python -m benchmarks tune`` measures the candidates on a GPU and writes the lines of that GPU's
+target anew.
 """
 
 from __future__ import annotations

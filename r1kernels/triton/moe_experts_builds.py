@@ -17,7 +17,7 @@ from r1kernels.triton.grouped_mm_few import gate_up_few, product_few
 from r1kernels.triton.grouped_mm_tiles import product_tile, weight_tile
 from r1kernels.triton.moe_experts import SLOT_BLOCK
 from r1kernels.triton.moe_experts_descriptors import gate_up_tiles
-from r1kernels.triton.moe_experts_rows import BLOCK, inner_gradient
+from r1kernels.triton.moe_experts_rows import COLUMNS, inner_gradient
 from r1kernels.triton.moe_experts_tiles import gate_up_tile, inner_gradient_tile, weights_gradient
 
 BITS = {"bf16": "16", "fp32": "32"}
@@ -71,7 +71,7 @@ def builds(target: int | str, dtype: str) -> Iterator[Build]:
     yield tile(gate_up_tile, "moe_experts.gate_up")
     yield tile(inner_gradient_tile, "moe_experts.inner_gradient")
     for weighted in (False, True):
-        yield build(inner_gradient, target, dtype, {}, WEIGHTED=weighted, BLOCK=BLOCK)
+        yield build(inner_gradient, target, dtype, COLUMNS, WEIGHTED=weighted)
     if dtype == "fp32":
         yield build(weights_gradient, target, dtype, SLOT_BLOCK)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-BLOCK = 1024  # columns that a program handles together
+COLUMNS = {"BLOCK": 256, "num_warps": 1}  # that a program handles together
 
 
 @triton.jit

@@ -22,6 +22,8 @@ def cast(*tensors: Any) -> tuple[Any, ...]:
 
     As in PyTorch, float64 stays what it is. What is no tensor is left for others to complain about.
     """
+    if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
+        return tensors
     return tuple(_cast(tensor) for tensor in tensors)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from numbers import Real
 from typing import Any
 
@@ -62,6 +63,7 @@ class Shapes:
 
     def __init__(self, op: str, padded: str = FLATTEN) -> None:
         self.op, self.padded = op, padded
+        self.eager = not torch.compiler.is_compiling()
         self.sizes: dict[str, int] = {}
         self.bound_by: dict[str, str] = {}
         self.device: torch.device | None = None
@@ -70,19 +72,20 @@ class Shapes:
     def __call__(
         self, name: str, tensor: Tensor, dims: str, dtypes: Sequence[torch.dtype]
     ) -> Tensor:
-        names = dims.split()
+        names, shape = _names(dims), getattr(tensor, "shape", ())
         if not isinstance(tensor, Tensor):
             raise TypeError(
                 f"{self.op}: {name}: expected a tensor of shape [{', '.join(names)}], "
                 f"got {described(tensor)}{_to_a_tensor(tensor)}"
             )
-        dense(self.op, name, tensor)
-        if tensor.dim() != len(names):
+        if self.eager and tensor.layout != torch.strided:
+            dense(self.op, name, tensor)
+        if len(shape) != len(names):
             raise ValueError(
                 f"{self.op}: {name}: expected shape [{', '.join(names)}], got "
-                f"{list(tensor.shape)}{self._reshaped(names, tensor)}"
+                f"{list(shape)}{self._reshaped(names, tensor)}"
             )
-        for dim, size in zip(names, tensor.shape, strict=True):
+        for dim, size in zip(names, shape, strict=True):
             expected = self.sizes.get(dim)
             if expected is None:
                 expected = self.sizes[dim] = int(dim) if dim.isdigit() else size
@@ -90,31 +93,31 @@ class Shapes:
             if size != expected:
                 raise ValueError(
                     f"{self.op}: {name}: expected {dim} = {expected} in shape "
-                    f"[{', '.join(names)}], got {list(tensor.shape)}"
-                    f"{self._resized(dim, names, tensor)}"
+                    f"[{', '.join(names)}], got {list(shape)}{self._resized(dim, names, tensor)}"
                 )
-        if tensor.dtype not in dtypes:
+        dtype, device = tensor.dtype, tensor.device
+        if dtype not in dtypes:
             known = " or ".join(map(dtype_name, dtypes))
-            notes = [_converted(tensor.dtype, dtypes)]
+            notes = [_converted(dtype, dtypes)]
             if len(dtypes) == 1:
-                same = [seen for seen, dtype in self.dtypes.items() if dtype == dtypes[0]]
+                same = [seen for seen, kind in self.dtypes.items() if kind == dtypes[0]]
                 notes += [f"{seen} has that dtype" for seen in same[-1:]]
             raise TypeError(
-                f"{self.op}: {name}: expected dtype {known}, got {dtype_name(tensor.dtype)}"
+                f"{self.op}: {name}: expected dtype {known}, got {dtype_name(dtype)}"
                 f"{_in_brackets(notes)}"
             )
         if self.device is None:
-            self.device = tensor.device
-        elif tensor.device != self.device:
+            self.device = device
+        elif device != self.device:
             first = next(iter(self.dtypes))
             raise ValueError(
                 f"{self.op}: {name}: expected a tensor on {self.device}, got one on "
-                f"{tensor.device} ({first} is on {self.device})"
+                f"{device} ({first} is on {self.device})"
             )
-        self.dtypes[name] = tensor.dtype
+        self.dtypes[name] = dtype
         return tensor
 
-    def _reshaped(self, names: list[str], tensor: Tensor) -> str:
+    def _reshaped(self, names: Sequence[str], tensor: Tensor) -> str:
         """What makes the number of dimensions right."""
         if tensor.dim() == 0 and len(names) == 1:
             return f" (.expand({self.sizes.get(names[0], 'n')}) makes one for each of it)"
@@ -124,7 +127,7 @@ class Shapes:
             return " (.squeeze(-1) drops the last dimension)"
         return f" ({self.padded})" if names[0] == "T" else ""
 
-    def _resized(self, dim: str, names: list[str], tensor: Tensor) -> str:
+    def _resized(self, dim: str, names: Sequence[str], tensor: Tensor) -> str:
         """Where the expected size comes from, and whether it is there in another place."""
         source = self.bound_by.get(dim)
         notes = [f"{dim} is that of {source}"] if source else []
@@ -139,6 +142,11 @@ class Shapes:
         if dim.endswith("+1") and [size + 1 for size in shape] == [expected]:
             notes.append(f"of lengths, {dim} offsets are [0, *lengths.cumsum(0)]")
         return _in_brackets(notes)
+
+
+@cache
+def _names(dims: str) -> tuple[str, ...]:
+    return tuple(dims.split())
 
 
 @contextmanager
@@ -203,6 +211,8 @@ def choice(op: str, name: str, value: str, known: Sequence[str]) -> str:
 
 def number(op: str, name: str, value: float, *, infinite: bool = False) -> float:
     """``value`` is a Python number (NumPy's count too), finite unless it may be ``infinite``."""
+    if type(value) is int or (type(value) is float and value - value == 0):  # mostly
+        return value
     if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat, Real)) or isinstance(
         value, bool
     ):

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd import forward_ad
 
-from r1kernels import autocast, check, native, once, proven
+from r1kernels import autocast, check, gradient, native, once, proven
 from r1kernels.names import nearest
+from r1kernels.plan import Plan, as_declared, kinds_of, watched
 
 OPS: dict[str, Op] = {}
 
@@ -30,6 +31,10 @@ _LIB = torch.library.Library("r1kernels", "DEF")
 _PINNED: dict[str, str] = {}
 
 Predicate = Callable[..., "bool | str"]
+
+
+def _always(*args: Any) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,15 @@ class Case:
 
 
 class Backend(NamedTuple):
+    """An implementation, and what it can take: each predicate says True or why not."""
+
     run: Callable[..., Any]
-    when: Predicate  # True, or the reason why this backend cannot take these arguments
+    takes: Predicate  # of the types, dtypes and devices of arguments alone: asked once for each
+    further: Predicate  # whatever else it asks, once it takes them
+
+    def when(self, *args: Any) -> bool | str:
+        taken = self.takes(*args)
+        return self.further(*args) if taken is True else taken
 
 
 class Choice(NamedTuple):
@@ -111,7 +123,8 @@ class Op:
         self.differentiable = backward is not None
         self._mutable = "!" in schema
         self._validate = validate
-        self.backends: dict[str, Backend] = {"torch": Backend(reference, lambda *args: True)}
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self.backends: dict[str, Backend] = {"torch": Backend(reference, _always, _always)}
         for name in native.DEVICE:
             self._add_native(name)
         _LIB.define(schema, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
@@ -119,21 +132,25 @@ class Op:
         torch.library.register_fake(
             f"r1kernels::{self.name}", _on_one_device(self.name, fake), lib=_LIB
         )
-        if not self._mutable:  # PyTorch registers no gradient of what writes to its arguments
-            torch.library.register_autograd(
-                f"r1kernels::{self.name}",
-                self._refuse_backward if backward is None else once.once(self.name)(backward),
-                setup_context=_keep_inputs(save),
-                lib=_LIB,
-            )
         self.overload = getattr(torch.ops.r1kernels, self.name).default
+        differentiate = (
+            self._refuse_backward if backward is None else once.once(self.name)(backward)
+        )
+        self._function = gradient.function_of(self.name, save, differentiate)
+        if not self._mutable:  # what writes to its arguments has no gradient
+            gradient.register(_LIB, self.overload, self._function)
         OPS[self.name] = self
 
     def __call__(self, *args: Any) -> Any:
         self._refuse_tangents(args)  # below this call torch.func.jvp has taken them away
+        if not watched() and (plan := self._plan(args)).direct:
+            tracked = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+            if not tracked or self._mutable:
+                return self._compute(plan, args)
+            return self._function.apply(*args, lambda *inputs: self._compute(plan, inputs))
         tracked = torch.is_grad_enabled() and any(map(_requires_grad, args))
         if not tracked and not torch.compiler.is_compiling():
-            with torch._C._AutoDispatchBelowAutograd():  # saves a good part of a small call
+            with torch._C._AutoDispatchBelowAutograd():
                 return self.overload(*args)
         try:
             return self.overload(*args)
@@ -149,34 +166,57 @@ class Op:
         return f"Op({self.overload._schema})"
 
     def backend(
-        self, name: str, *, when: Predicate = lambda *args: True
+        self, name: str, *, takes: Predicate = _always, when: Predicate = _always
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Decorator that plugs in an implementation with the reference's signature."""
+        """Decorator that plugs in an implementation with the reference's signature.
+
+        Args:
+            takes: True, or why not, by the types, dtypes and devices of the arguments alone.
+            when: the same by anything else, asked at every call that it takes.
+        """
 
         def add(run: Callable[..., Any]) -> Callable[..., Any]:
-            self.backends[name] = Backend(run, when)
+            self.backends[name] = Backend(run, takes, when)
+            self._plans.clear()
             return run
 
         return add
 
     def select(self, *args: Any) -> Choice:
         """The backend that these arguments get, with the reason against each better one."""
+        return self._select(self._plan(args), args)
+
+    def _select(self, plan: Plan, args: Sequence[Any]) -> Choice:
         reasons: dict[str, str] = {}
         pinned = _PINNED.get(self.name)
-        preferred = (*PREFERENCE.get(_device_type(args), ()), "torch")
-        for name in (pinned,) if pinned else preferred:
-            if (absent := self.absent(name)) is not None:
-                reasons[name] = absent
-                continue
-            able = self.backends[name].when(*args)
-            if able is True and name in self.guarded and not pinned:
-                able = proven.lacking(self.name.removesuffix("_"), name, _device_type(args)) or True
-            if able is True:
+        for name in (pinned,) if pinned else (*plan.preferred, "torch"):
+            if (taken := plan.taken.get(name)) is None:
+                taken = self.absent(name) or self.backends[name].takes(*args)
+                plan.taken[name] = taken
+            if taken is True:
+                taken = self.backends[name].further(*args)
+            if taken is True and name in self.guarded and not pinned:
+                taken = proven.lacking(self.name.removesuffix("_"), name, plan.device) or True
+            if taken is True:
                 return Choice(name, reasons)
-            reasons[name] = able or "cannot take these arguments"
+            reasons[name] = taken or "cannot take these arguments"
         raise RuntimeError(
             f"{self.name}: pinned to backend {pinned!r}, which cannot run: {reasons[str(pinned)]}"
         )
+
+    def _plan(self, args: Sequence[Any]) -> Plan:
+        kinds = kinds_of(args)
+        plan = self._plans.get(kinds)
+        if (
+            plan is None
+            or plan.backends is not self.backends
+            or plan.preferred is not PREFERENCE.get(plan.device, ())
+        ):
+            device = _device_type(args)
+            direct = device in PREFERENCE and as_declared(self.overload, args)
+            plan = Plan(device, direct, {}, PREFERENCE.get(device, ()), self.backends)
+            self._plans[kinds] = plan
+        return plan
 
     def absent(self, backend: str) -> str | None:
         """Why this op has no such backend, or None; Triton's is imported by asking for it."""
@@ -194,17 +234,25 @@ class Op:
 
     def _run(self, *args: Any) -> Any:
         self._refuse_tangents(args)
-        if self._validate is not None and (check.checking() or _device_type(args) == "cpu"):
+        return self._compute(self._plan(args), args)
+
+    def _compute(self, plan: Plan, args: Sequence[Any]) -> Any:
+        if self._validate is not None and (check.checking() or plan.device == "cpu"):
             self._validate(*args)
-        run = self.backends[self.select(*args).backend].run
-        if autocast.enabled(device := _device_type(args)):
-            run = autocast.without(run, device)
+        run = self.backends[self._select(plan, args).backend].run
+        if autocast.enabled(plan.device):
+            run = autocast.without(run, plan.device)
         if not torch.is_grad_enabled():
             return run(*args)
         if self._mutable and any(map(_requires_grad, args)):
             self._refuse_backward()
-        with torch.no_grad():  # gradients are the registered backward's, never a reference's own
+        # Gradients are the registered backward's, never a reference's own. As torch.no_grad() does
+        # it, which takes ten times as long.
+        torch._C._set_grad_enabled(False)
+        try:
             return run(*args)
+        finally:
+            torch._C._set_grad_enabled(True)
 
     def _refuse_tangents(self, args: Sequence[Any]) -> None:
         if forward_ad._current_level >= 0 and any(map(_has_tangent, args)):
@@ -219,7 +267,7 @@ class Op:
         raise NotImplementedError(f"{self.name}: it has no gradient: detach its arguments")
 
     def _add_native(self, name: str) -> None:
-        def when(*args: Any) -> bool | str:
+        def takes(*args: Any) -> bool | str:
             return native.able(name, self.name, args)
 
         def run(*args: Any) -> Any:
@@ -231,7 +279,7 @@ class Op:
                     raise ValueError(told) from None
                 raise
 
-        self.backends[name] = Backend(run, when)
+        self.backends[name] = Backend(run, takes, _always)
 
 
 @contextmanager
@@ -309,15 +357,6 @@ def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
             )
             raise ValueError(f"{name}: expected tensors on one device, got {places}")
         return fake(*args)
-
-    return run
-
-
-def _keep_inputs(save: Callable[..., None] | None) -> Callable[..., None]:
-    def run(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.inputs = once.inputs_of(inputs)
-        if save is not None:
-            save(ctx, inputs, output)
 
     return run
 

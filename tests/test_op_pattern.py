@@ -245,3 +245,28 @@ def test_using_takes_names_of_ops(toy: Op) -> None:
         r1kernels.using("torch", "moe_srt"),
     ):
         pass
+
+
+def test_what_pytorchs_dispatcher_makes_of_arguments_is_made_of_them(toy: Op) -> None:
+    calls = add_fast(toy)
+    toy(torch.ones(2), 3)  # an int where a float is declared
+    assert type(calls[-1][1]) is float
+    negated = torch.view_as_complex(torch.ones(2, 2)).conj().imag  # in memory it is 1
+    assert negated.is_neg()
+    assert toy(negated, 3.0).tolist() == [-3.0, -3.0]
+    toy(torch.nn.Parameter(torch.ones(2)).detach(), 3.0)
+    assert len(calls) == 3
+
+
+def test_modes_and_profilers_see_a_call(toy: Op) -> None:
+    with torch.profiler.profile() as seen:
+        toy(torch.ones(2), 3.0)
+    assert f"r1kernels::{NAME}" in {event.key for event in seen.key_averages()}
+
+
+def test_gradients_without_the_dispatcher_are_those_with_it(toy: Op) -> None:
+    x = torch.ones(3, requires_grad=True)
+    for call in (toy, toy.overload):
+        y = call(x, 3.0)
+        assert NAME in y.grad_fn.name()
+        assert torch.autograd.grad(y.sum(), x)[0].tolist() == [3.0] * 3

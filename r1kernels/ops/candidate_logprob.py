@@ -20,13 +20,13 @@ PAIRS_AT_ONCE = 1 << 24  # elements of gathered rows that the reference holds
 class Segments:
     """Reductions over each row's stretch of [N] values, deterministic on every device."""
 
-    def __init__(self, offsets: Tensor) -> None:
-        self.offsets = offsets.long()
+    def __init__(self, offsets: Tensor, count: int) -> None:
+        self.offsets, self.count = offsets.long(), count  # N: without it a GPU would be waited for
         self.counts = self.offsets.diff()
 
     def spread(self, values: Tensor) -> Tensor:
         """[T] → [N], the value of each candidate's row."""
-        return values.repeat_interleave(self.counts)
+        return values.repeat_interleave(self.counts, output_size=self.count)
 
     def reduce(self, values: Tensor, how: str) -> Tensor:
         """[N] → [T]"""
@@ -60,7 +60,7 @@ def _reference(
     want_entropy: bool,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows = Segments(candidate_offsets)
+    rows = Segments(candidate_offsets, candidate_ids.shape[0])
     dtype = head.accumulate_dtype(hidden.dtype)
     row = rows.spread(torch.arange(hidden.shape[0], device=hidden.device))
     logits = hidden.new_empty(row.shape, dtype=dtype)
@@ -140,7 +140,7 @@ def _validate(
     _, temperature, *_, ignore_index = rest
     head.check_rows(op, weight.shape[0], temperature)
     _check_lists(op, weight, candidate_ids, candidate_offsets)
-    rows = Segments(candidate_offsets)
+    rows = Segments(candidate_offsets, candidate_ids.shape[0])
     chosen = (candidate_ids == rows.spread(target)).cumsum(0)
     chosen = torch.cat([chosen.new_zeros(1), chosen])[rows.offsets].diff()
     missing = (chosen == 0) & head.counted(target, ignore_index)
@@ -204,7 +204,7 @@ def _backward_reference(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = Segments(candidate_offsets)
+    rows = Segments(candidate_offsets, candidate_ids.shape[0])
     of_candidate = None if temperature is None else rows.spread(temperature)
     z = head.scale(logits[:, None], of_candidate, logit_scale, softcap)[:, 0]
     g, logp = rows.spread(dlogprob), z - rows.spread(lse)
@@ -227,7 +227,7 @@ def _backward_reference(
         # The candidates by id, those of one id in the order of the rows.
         ids, order = candidate_ids.long().sort(stable=True)
         every = torch.arange(weight.shape[0] + 1, device=ids.device)
-        columns = Segments(torch.searchsorted(ids, every))
+        columns = Segments(torch.searchsorted(ids, every), ids.shape[0])
         if need_weight:
             row = rows.spread(torch.arange(hidden.shape[0], device=ids.device))
             counted = hidden.where(wanted[:, None], 0)

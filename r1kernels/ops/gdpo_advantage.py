@@ -16,7 +16,7 @@ def gdpo_advantage(
     rewards: Tensor,
     group_ids: Tensor,
     *,
-    reward_weights: Sequence[float] | None = None,
+    reward_weights: Sequence[float] | Tensor | None = None,
     eps: float = 1e-4,
 ) -> Tensor:
     """Normalise each reward within its group, add up, whiten over the batch  (GDPO; as in TRL).
@@ -29,7 +29,7 @@ def gdpo_advantage(
     Args:
         rewards: [B, R], float32 or float64, finite.
         group_ids: [B], int64 or int32, see ``group_advantage``.
-        reward_weights: R numbers (default: all 1).
+        reward_weights: R numbers, or a tensor [R] of them (default: all 1).
         eps: added to every standard deviation.
 
     Returns:
@@ -43,20 +43,26 @@ def gdpo_advantage(
     shapes("group_ids", group_ids, "B", check.INTS)
     kinds = rewards.shape[1]
     check.number("gdpo_advantage", "eps", eps)
-    weights = [1.0] * kinds if reward_weights is None else _numbers(reward_weights)
-    if len(weights) != kinds:
-        raise ValueError(
-            f"gdpo_advantage: reward_weights: expected R = {kinds} numbers, got {len(weights)}"
-        )
+    weights = _weights(shapes, reward_weights, kinds)
     total = torch.zeros_like(rewards[:, 0]) if kinds else rewards.new_zeros(rewards.shape[0])
     for kind, weight in enumerate(weights):
         total = total + weight * group_advantage(rewards[:, kind], group_ids, eps=eps)
     return group_advantage(total, torch.zeros_like(group_ids), eps=eps)
 
 
-def _numbers(given: Any) -> list[float]:
-    values = given.tolist() if isinstance(given, Tensor) else given
-    if not isinstance(values, (list, tuple)):
-        got = check.described(given)
-        raise TypeError(f"gdpo_advantage: reward_weights: expected a list of numbers, got {got}")
-    return [check.number("gdpo_advantage", "reward_weights", value) for value in values]
+def _weights(shapes: check.Shapes, given: Any, kinds: int) -> Sequence[float | Tensor]:
+    """One a reward; those of a tensor stay on its device, where nobody waits for them."""
+    op, name = shapes.op, "reward_weights"
+    if given is None:
+        return [1.0] * kinds
+    if isinstance(given, Tensor):
+        if given.dim() == 1 and check.may_look(given):
+            check.finite(op, name, given)
+        weights: Sequence[float | Tensor] = given.detach().unbind() if given.dim() == 1 else []
+    elif isinstance(given, (list, tuple)):
+        weights = [check.number(op, name, value) for value in given]
+    else:
+        raise TypeError(f"{op}: {name}: expected a list of numbers, got {check.described(given)}")
+    if len(weights) != kinds:
+        raise ValueError(f"{op}: {name}: expected R = {kinds} numbers, got {len(weights)}")
+    return weights

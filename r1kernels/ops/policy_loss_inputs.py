@@ -65,13 +65,20 @@ def advantages_or_rewards(
         )
     shapes("group_ids", group_ids, "B", check.INTS)
     shapes("rewards", rewards, "B", dtypes)
-    if check.may_look(group_ids) and 1 < len(group_ids) == len(group_ids.unique()):
+    if check.may_look(group_ids) and _all_different(group_ids):
         warnings.warn(
             f"{shapes.op}: group_ids: every completion is in a group of its own, so that every "
             "advantage is 0 and nothing is learnt; completions of one prompt have the same id",
             stacklevel=3,
         )
     return rewards.detach()
+
+
+def _all_different(ids: Tensor) -> bool:
+    if len(ids) < 2:
+        return False
+    least, most = map(int, ids.aminmax())  # mostly enough: fewer numbers than completions
+    return most - least + 1 >= len(ids) == len(ids.unique())
 
 
 def _advantages(shapes: check.Shapes, advantages: Tensor, dtypes: Sequence[torch.dtype]) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +20,15 @@ from r1kernels.op import Op, Predicate
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+# As Triton has them, which are made for use in kernels: there a call takes 2 µs.
+def cdiv(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def next_power_of_2(count: int) -> int:
+    return 1 << max(count - 1, 0).bit_length()
 
 
 @cache
@@ -45,17 +53,15 @@ def plug_in(op: Op, when: Predicate = lambda *args: True) -> Callable[..., Any]:
     ``when`` is asked after device and dtype are known to be right.
     """
 
-    def both(*args: Any) -> bool | str:
-        usable = able(args)
-        return when(*args) if usable is True else usable
-
     def add(run: Callable[..., Any]) -> Callable[..., Any]:
         def on_device(*args: Any) -> Any:  # Triton launches on the current device
             where = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
-            with torch.cuda.device(where) if where.type == "cuda" else nullcontext():
+            if where.type != "cuda" or where.index == torch.cuda.current_device():
+                return run(*args)
+            with torch.cuda.device(where):
                 return run(*args)
 
-        op.backend("triton", when=both)(on_device)
+        op.backend("triton", takes=lambda *args: able(args), when=when)(on_device)
         return run
 
     return add

@@ -34,7 +34,7 @@ class Build:
     """One specialisation of a kernel that must compile; a module lists its own in ``BUILDS``.
 
     Args:
-        kernel: the ``@triton.jit`` function.
+        kernel: the ``@triton.jit`` function, also as ``launched``.
         signature: its run-time arguments and their types, e.g. ``{"x": "*bf16", "rows": "i32"}``;
             that of a tuple is one too; anything else is a compile-time value, such as None.
         constexprs: its compile-time arguments.
@@ -73,13 +73,14 @@ def compile_for(build: Build, target: GPUTarget) -> Any:
         return type(kind)(*types) if hasattr(kind, "_fields") else tuple(types)
 
     signature = {}
-    for index, name in enumerate(build.kernel.arg_names):
+    kernel = getattr(build.kernel, "jit", build.kernel)
+    for index, name in enumerate(kernel.arg_names):
         if name in build.constexprs:
             constants[(index,)] = build.constexprs[name]
             signature[name] = "constexpr"
         else:
             signature[name] = type_of(name, build.signature[name], (index,))
-    source = ASTSource(build.kernel, signature, constants, attributes)
+    source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=target, options=dict(build.options))
 
 

@@ -9,13 +9,15 @@ from torch import Tensor
 
 from r1kernels.ops.fp8_combine import FP8_COMBINE
 from r1kernels.ops.fp8_format import blocks
-from r1kernels.triton import e4m3, e4m3_tiles, plug_in
+from r1kernels.triton import cdiv, e4m3, e4m3_tiles, next_power_of_2, plug_in
 from r1kernels.triton.build import NVIDIA, Build
+from r1kernels.triton.handles import launched
 from r1kernels.triton.moe_permute import ROWS, rows_of_choices
 
 GROUPS = 16  # of columns that share a scale, handled together
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def combine(
     y, data, scale, weights, inverse, rows, width, top_k,
@@ -46,8 +48,8 @@ def fp8_combine(
     (tokens, top_k), (rows, width) = inverse.shape, data.shape
     y = data.new_empty(tokens, width, dtype=dtype)
     if y.numel() > 0:
-        groups = min(triton.next_power_of_2(blocks(width)), GROUPS)
-        combine[(tokens * triton.cdiv(blocks(width), groups),)](
+        groups = min(next_power_of_2(blocks(width)), GROUPS)
+        combine[(tokens * cdiv(blocks(width), groups),)](
             y, data.contiguous().view(torch.uint8), scale.contiguous(),
             None if weights is None else weights.contiguous(), inverse.contiguous(), rows, width,
             top_k, ROWS, groups,

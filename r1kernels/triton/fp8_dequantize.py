@@ -9,12 +9,14 @@ from torch import Tensor
 
 from r1kernels.ops.fp8_dequantize import FP8_DEQUANTIZE
 from r1kernels.ops.fp8_format import BLOCK, blocks
-from r1kernels.triton import e4m3, e4m3_tiles, plug_in
+from r1kernels.triton import cdiv, e4m3, e4m3_tiles, plug_in
 from r1kernels.triton.build import NVIDIA, Build
+from r1kernels.triton.handles import launched
 
 HEIGHT, WARPS = 32, 4
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def kernel(
     out, data, scale, rows, columns, scale_stride, row_stride, column_stride,
@@ -43,7 +45,7 @@ def fp8_dequantize(data: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
              scale.stride(dim) if scale.shape[dim] > 1 else 0)
             for dim in (-2, -1)
         )  # fmt: skip
-        kernel[(triton.cdiv(rows, HEIGHT) * blocks(columns), lead[0] if lead else 1)](
+        kernel[(cdiv(rows, HEIGHT) * blocks(columns), lead[0] if lead else 1)](
             out, data.contiguous().view(torch.uint8), scale, rows, columns,
             scale.stride(0) if lead else 0, row_stride, column_stride, HEIGHT, height, width,
             num_warps=WARPS,

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from r1kernels.ops.fp8_format import BLOCK
 from r1kernels.ops.fp8_gemm import FP8_GEMM, FP8_GEMM_
-from r1kernels.triton import gemm, launch, plug_in
+from r1kernels.triton import cdiv, gemm, launch, plug_in
 from r1kernels.triton.fp8_tiles import Operand, columns_first, parameters, product, store
+from r1kernels.triton.handles import launched
 
 
 def usable(*args: Tensor) -> bool | str:
@@ -50,13 +51,14 @@ def multiply_into(
     x, x_each = Operand.of(a, columns_first(a, a_scale))
     y, y_each = Operand.of(b, columns_first(b, b_scale))
     tile = parameters("fp8_gemm", y, y_each)
-    grid = triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(width, tile["COLUMNS"])
+    grid = cdiv(rows, tile["ROWS"]) * cdiv(width, tile["COLUMNS"])
     gemm_tile[(grid,)](
         x, y, bias, out, rows, width, depth, X_EACH=x_each, Y_EACH=y_each,
         EVEN=depth % BLOCK == 0, ADD=add, **tile,
     )  # fmt: skip
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def gemm_tile(
     x, y, bias, out, rows, width, depth, X_EACH: tl.constexpr, Y_EACH: tl.constexpr,

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from r1kernels.ops.fp8_format import BLOCK
 from r1kernels.ops.fp8_grouped_gemm import FP8_GROUPED_GEMM
-from r1kernels.triton import gemm, launch, plug_in
+from r1kernels.triton import cdiv, gemm, launch, next_power_of_2, plug_in
 from r1kernels.triton.fp8_tiles import Operand, columns_first, parameters, product, store
 from r1kernels.triton.grouped_mm_tiles import most_tiles
+from r1kernels.triton.handles import launched
 
 
 def usable(a: Tensor, *_: object) -> bool | str:
@@ -40,14 +41,15 @@ def fp8_grouped_gemm(
     y, y_each = Operand.of(b[0], b_scale[0])
     tile = parameters("fp8_grouped_gemm", y, y_each)
     tiles = most_tiles(rows, experts, tile["ROWS"])
-    grouped_tile[(tiles * triton.cdiv(width, tile["COLUMNS"]),)](
+    grouped_tile[(tiles * cdiv(width, tile["COLUMNS"]),)](
         x, y, b.stride(0), b_scale.stride(0), starts.contiguous(), ends.contiguous(), out,
         tiles, rows, experts, width, depth, X_EACH=x_each, Y_EACH=y_each,
-        EVEN=depth % BLOCK == 0, EXPERTS=triton.next_power_of_2(experts), **tile,
+        EVEN=depth % BLOCK == 0, EXPERTS=next_power_of_2(experts), **tile,
     )  # fmt: skip
     return out
 
 
+@launched
 @triton.jit(do_not_specialize=["tiles", "rows"])
 def grouped_tile(
     x, y, y_expert, y_scale_expert, starts, ends, out, tiles, rows, experts, width, depth,

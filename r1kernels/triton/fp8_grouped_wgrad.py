@@ -8,8 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from r1kernels.ops.fp8_grouped_wgrad import FP8_GROUPED_WGRAD, FP8_GROUPED_WGRAD_
-from r1kernels.triton import gemm, launch, plug_in
+from r1kernels.triton import cdiv, gemm, launch, plug_in
 from r1kernels.triton.fp8_tiles import BLOCK, Operand, columns_first, parameters, product, store
+from r1kernels.triton.handles import launched
 
 
 def usable(*args: Tensor) -> bool | str:
@@ -47,13 +48,14 @@ def multiply_into(
     x, x_each = Operand.of(left, columns_first(left, left_scale))
     y, y_each = Operand.of(right, columns_first(right, right_scale))
     tile = parameters("fp8_grouped_wgrad", y, y_each)
-    grid = triton.cdiv(height, tile["ROWS"]) * triton.cdiv(width, tile["COLUMNS"])
+    grid = cdiv(height, tile["ROWS"]) * cdiv(width, tile["COLUMNS"])
     wgrad_tile[(grid, experts)](
         x, y, offsets.contiguous(), out, left.shape[1], height, width, X_EACH=x_each,
         Y_EACH=y_each, ADD=add, **tile,
     )  # fmt: skip
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def wgrad_tile(
     x, y, offsets, out, rows, height, width,

@@ -14,6 +14,7 @@ from r1kernels.ops.fp8_quantize import FP8_QUANTIZE, transposed_shapes
 from r1kernels.triton import e4m3_tiles, plug_in
 from r1kernels.triton.build import Build
 from r1kernels.triton.e4m3 import UNFUSED
+from r1kernels.triton.handles import launched
 
 LOW = 32  # rows of a tile where no block goes over rows
 WARPS = {LOW: 4, BLOCK: 8}  # by rows of a tile
@@ -34,6 +35,7 @@ def read(
     return tl.load(at, in_row[:, None] & in_column[None, :], 0.0).to(tl.float32)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows", "x_rows"])
 def kernel(
     x, gather, data, scale, data_t, scale_t, rows, columns, x_rows, x_stride, expert_stride, top_k,

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from r1kernels.ops.fp8_format import BLOCK, E4M3, blocks
 from r1kernels.ops.fp8_swiglu import FP8_SWIGLU, FP8_SWIGLU_BACKWARD
-from r1kernels.triton import e4m3_tiles, gemm, plug_in
+from r1kernels.triton import cdiv, e4m3_tiles, gemm, plug_in
 from r1kernels.triton.build import Build
 from r1kernels.triton.e4m3 import UNFUSED
 from r1kernels.triton.fp8_quantize import LOW, empty_transposed
+from r1kernels.triton.handles import launched
 
 WARPS = {LOW: 4, BLOCK: 16}  # by rows of a tile
 ROWS = 128  # whose weights' gradients a program adds up
@@ -37,6 +38,7 @@ def place(tile_row, tile_column, rows, columns, HEIGHT: tl.constexpr):
     return row.to(tl.int64)[:, None], column[None, :], in_row[:, None] & in_column[None, :]
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def swiglu(h, data, scale, rows, inner, HEIGHT: tl.constexpr, POWER_OF_TWO: tl.constexpr):
     tiles = tl.cdiv(inner, e4m3_tiles.BLOCK)
@@ -50,6 +52,7 @@ def swiglu(h, data, scale, rows, inner, HEIGHT: tl.constexpr, POWER_OF_TWO: tl.c
     )  # fmt: skip
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def gradient(
     h, da, weights, dh, dh_scale, dh_t, dh_t_scale, a_t, a_t_scale, dots, rows, inner,
@@ -89,6 +92,7 @@ def gradient(
             )
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def sum_parts(dots, dweights, rows, parts, ROWS: tl.constexpr):
     """dweights [rows] = Σ dots, from the first part to the last."""
@@ -104,7 +108,7 @@ def fp8_swiglu(h: Tensor, power_of_two: bool) -> tuple[Tensor, Tensor]:
     rows, inner = h.shape[0], h.shape[1] // 2
     data, scale = empty_codes(h, rows, inner)
     if data.numel() > 0:
-        swiglu[(triton.cdiv(rows, LOW) * blocks(inner),)](
+        swiglu[(cdiv(rows, LOW) * blocks(inner),)](
             h.contiguous(), data, scale, rows, inner, LOW, power_of_two,
             num_warps=WARPS[LOW], **UNFUSED,
         )  # fmt: skip
@@ -124,11 +128,11 @@ def fp8_swiglu_backward(
         height = BLOCK if both else LOW
         dots = weights.new_empty(blocks(inner), rows)
         transposed = (data_t, scale_t, a_t, a_scale_t) if both else (None,) * 4
-        gradient[(triton.cdiv(rows, height) * (blocks(2 * inner) + blocks(inner)),)](
+        gradient[(cdiv(rows, height) * (blocks(2 * inner) + blocks(inner)),)](
             h.contiguous(), da.contiguous(), weights.contiguous(), data, scale, *transposed, dots,
             rows, inner, height, power_of_two, num_warps=WARPS[height], **UNFUSED,
         )  # fmt: skip
-        sum_parts[(triton.cdiv(rows, ROWS),)](dots, dweights, rows, blocks(inner), ROWS)
+        sum_parts[(cdiv(rows, ROWS),)](dots, dweights, rows, blocks(inner), ROWS)
     codes = (data, scale, data_t, scale_t, a_t, a_scale_t)
     return *(x.view(E4M3) if x.dtype == torch.uint8 else x for x in codes), dweights
 

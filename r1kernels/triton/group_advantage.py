@@ -15,8 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from r1kernels.ops.group_advantage import GROUP_ADVANTAGE
-from r1kernels.triton import plug_in
+from r1kernels.triton import cdiv, plug_in
 from r1kernels.triton.build import Build
+from r1kernels.triton.handles import launched
 
 ROWS = 8  # of one program
 BLOCK = 128  # rewards that it looks at together
@@ -147,6 +148,7 @@ def advantages(
     return tl.where(group.constant, group.mean - group.mean, advantage).to(tl.float32)
 
 
+@launched
 @triton.jit
 def kernel(
     out, batch, eps,
@@ -171,7 +173,7 @@ def group_advantage(
     if count > 0:
         lengths = None if lengths is None else lengths.contiguous()
         batch = Batch(rewards.contiguous(), group_ids.contiguous(), lengths, count)
-        kernel[(triton.cdiv(count, ROWS),)](out, batch, eps, scale, baseline, ROWS, BLOCK)
+        kernel[(cdiv(count, ROWS),)](out, batch, eps, scale, baseline, ROWS, BLOCK)
     return out
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from r1kernels.ops.grouped_mm import GROUPED_MM, GROUPED_MM_BACKWARD
-from r1kernels.triton import descriptors, launch, plug_in
+from r1kernels.triton import cdiv, descriptors, launch, next_power_of_2, plug_in
 from r1kernels.triton.grouped_mm_descriptors import product_tiles, weight_tiles
 from r1kernels.triton.grouped_mm_few import product_few
 from r1kernels.triton.grouped_mm_tiles import most_tiles, product_tile, weight_tile
@@ -28,10 +27,10 @@ def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor, transposed: bool) -> 
     width = weight.shape[2 if transposed else 1]
     out = x.new_empty(rows, width)
     sizes = (rows, experts, depth, width)
-    powers = triton.next_power_of_2(experts)
+    powers = next_power_of_2(experts)
     if rows <= FEW_ROWS and (tile := descriptors.parameters("grouped_mm.product_few", weight)):
         tiles = most_tiles(rows, experts, tile["ROWS"])
-        product_few[(tiles * triton.cdiv(width, tile["COLUMNS"]),)](
+        product_few[(tiles * cdiv(width, tile["COLUMNS"]),)](
             x, weight_blocks(weight, tile, transposed), offsets, out, tiles, *sizes,
             TRANSPOSED=transposed, EXPERTS=powers, **tile,
         )  # fmt: skip
@@ -39,7 +38,7 @@ def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor, transposed: bool) -> 
         tile := descriptors.parameters("grouped_mm.product_blocks", x, weight, out)
     ):
         height, across = tile["ROWS"], tile["COLUMNS"]
-        tiles = most_tiles(rows, experts, height) * triton.cdiv(width, across)
+        tiles = most_tiles(rows, experts, height) * cdiv(width, across)
         product_tiles[(descriptors.programs(x.device, tiles),)](
             descriptors.blocks(x, height, tile["STEP"]), weight_blocks(weight, tile, transposed),
             descriptors.ragged(out, height, across), offsets, out, *sizes,
@@ -48,7 +47,7 @@ def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor, transposed: bool) -> 
     else:
         tile = launch.parameters("grouped_mm.product", x.device, x.dtype)
         tiles = most_tiles(rows, experts, tile["ROWS"])
-        product_tile[(tiles * triton.cdiv(width, tile["COLUMNS"]),)](
+        product_tile[(tiles * cdiv(width, tile["COLUMNS"]),)](
             x, weight, offsets, out, tiles, *sizes, TRANSPOSED=transposed,
             EVEN=depth % tile["STEP"] == 0, EXPERTS=powers, **tile,
         )  # fmt: skip
@@ -83,7 +82,7 @@ def weight_gradient(
     )
     if tile is not None:
         tall, across, step = tile["ROWS"], tile["COLUMNS"], tile["STEP"]
-        tiles = experts * triton.cdiv(height, tall) * triton.cdiv(width, across)
+        tiles = experts * cdiv(height, tall) * cdiv(width, across)
         weight_tiles[(descriptors.programs(left.device, tiles),)](
             descriptors.ragged(left, step, tall),
             descriptors.ragged(right, step, across),
@@ -94,7 +93,7 @@ def weight_gradient(
     tile = launch.parameters(
         "moe_experts.weight" if gathered else "grouped_mm.weight", left.device, left.dtype
     )
-    grid = triton.cdiv(height, tile["ROWS"]) * triton.cdiv(width, tile["COLUMNS"])
+    grid = cdiv(height, tile["ROWS"]) * cdiv(width, tile["COLUMNS"])
     weight_tile[(grid, experts)](
         left, left_lines, right, right_lines, offsets, out, rows, height, width, **tile
     )

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from r1kernels.triton import gemm
+from r1kernels.triton.handles import launched
 from r1kernels.triton.ragged import load_rows, store_rows
 
 
@@ -45,6 +46,7 @@ def clear_rows(out, first, rows, width, BLOCK: tl.constexpr):
             tl.store(at, tl.zeros([BLOCK], out.dtype.element_ty), start + column < width)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def product_tiles(
     x_blocks, weight_blocks, out_blocks, offsets, out, rows, experts, depth, width,
@@ -72,6 +74,7 @@ def product_tiles(
     clear_rows(out, tl.load(offsets + experts), rows, width, COLUMNS)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def weight_tiles(
     left_blocks, right_blocks, out_blocks, offsets, rows, experts, height, width,

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from r1kernels.triton import gemm
 from r1kernels.triton.grouped_mm_tiles import rows_of_tile
+from r1kernels.triton.handles import launched
 from r1kernels.triton.moe_experts_tiles import slots_of
 
 
@@ -23,6 +24,7 @@ def rows_of_x(x, line, there, depth, start, STEP: tl.constexpr):
     return tl.load(at, mask=there[:, None] & (k < depth)[None, :], other=0.0)
 
 
+@launched
 @triton.jit(do_not_specialize=["tiles", "rows"])
 def product_few(
     x, weight_blocks, offsets, out, tiles, rows, experts, depth, width,
@@ -51,6 +53,7 @@ def product_few(
     tl.store(at, acc.to(out.dtype.element_ty), mask=inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["tiles", "rows"])
 def gate_up_few(
     x, gate_up_blocks, offsets, gather, h, activation, tiles, rows, experts, depth, inner,

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from r1kernels.triton import gemm
+from r1kernels.triton.handles import launched
 
 
 def most_tiles(rows: int, experts: int, height: int) -> int:
@@ -39,6 +40,7 @@ def rows_of_tile(offsets, tile, experts, rows, ROWS: tl.constexpr, EXPERTS: tl.c
     return expert, start, tl.minimum(end, rows)
 
 
+@launched
 @triton.jit(do_not_specialize=["tiles", "rows"])
 def product_tile(
     x, weight, offsets, out, tiles, rows, experts, depth, width,
@@ -69,6 +71,7 @@ def product_tile(
     tl.store(at, acc.to(out.dtype.element_ty), mask=inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def weight_tile(
     left, left_lines, right, right_lines, offsets, out, rows, height, width,

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from r1kernels.ops import head
@@ -24,7 +23,7 @@ from r1kernels.ops.linear_logprob_op import (
     TILE_ROWS,
     tile_row_bytes,
 )
-from r1kernels.triton import launch, plug_in
+from r1kernels.triton import cdiv, launch, plug_in
 from r1kernels.triton.linear_logprob_gradients import (
     bias_block,
     hidden_tile,
@@ -61,7 +60,7 @@ class Order(NamedTuple):
 def kept_shares(kept: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
     """The buffer as [rows, columns in rows that begin at whole TILE_COLS]."""
     rows = (kept.numel() - KEPT_STATE) // tile_row_bytes(hidden, weight) * TILE_ROWS
-    stride = triton.cdiv(weight.shape[0], TILE_COLS) * TILE_COLS
+    stride = cdiv(weight.shape[0], TILE_COLS) * TILE_COLS
     return kept[: rows * stride * hidden.element_size()].view(hidden.dtype).view(rows, stride)
 
 
@@ -115,7 +114,7 @@ def linear_logprob(
     # A target that is nowhere has the logit 0 in a shard, and shows as NaN elsewhere.
     own = torch.full_like(lse, 0.0 if sharded else float("nan"))
     tile = logits_tile(hidden, softcap)
-    parts = triton.cdiv(columns, tile["PART"])
+    parts = cdiv(columns, tile["PART"])
     shares = None
     block, shares_rows = BLOCK_ROWS, rows
     if frozen_head:
@@ -130,7 +129,7 @@ def linear_logprob(
         if keeps:
             shares = kept_shares(kept, hidden, weight)[start:]
         stride = 0 if shares is None else shares.stride(0)
-        forward_tile[(triton.cdiv(size, tile["ROWS"]) * triton.cdiv(columns, tile["COLUMNS"]),)](
+        forward_tile[(cdiv(size, tile["ROWS"]) * cdiv(columns, tile["COLUMNS"]),)](
             hidden, weight, bias, temperature, target, order.rows, order.counts, tops, sums, dots,
             own, shares, start, size, columns, width, stride, shares_rows, logit_scale, softcap,
             EVEN=width % tile["STEP"] == 0, **tile, **EXACT,
@@ -153,7 +152,7 @@ def linear_logprob(
 
 def frozen_block(hidden: Tensor, columns: int) -> tuple[int, Tensor]:
     """Rows at a time, a power of two so that they fill the device evenly, and their shares."""
-    stride = triton.cdiv(columns, TILE_COLS) * TILE_COLS
+    stride = cdiv(columns, TILE_COLS) * TILE_COLS
     most = max(SCRATCH_BYTES // (stride * hidden.element_size()), 128)
     block = min(1 << most.bit_length() - 1, hidden.shape[0])
     return block, hidden.new_empty(block, stride)
@@ -218,7 +217,7 @@ def linear_logprob_backward(
     else:
         tile = logits_tile(hidden, softcap)
         most = SCRATCH_BYTES // (rows * hidden.element_size()) // tile["COLUMNS"]
-        chunk = min(max(most, 1), triton.cdiv(columns, tile["COLUMNS"])) * tile["COLUMNS"]
+        chunk = min(max(most, 1), cdiv(columns, tile["COLUMNS"])) * tile["COLUMNS"]
         shares = hidden.new_empty(rows, chunk)
         lines = torch.arange(rows, dtype=torch.int32, device=hidden.device)
     partial = lse.new_empty(rows, width) if need_hidden and chunk < columns else None
@@ -230,7 +229,7 @@ def linear_logprob_backward(
         last = min(first + chunk, columns)
         if shares is not stored:
             gradient_tile[
-                (triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(last - first, tile["COLUMNS"]),)
+                (cdiv(rows, tile["ROWS"]) * cdiv(last - first, tile["COLUMNS"]),)
             ](
                 hidden, weight, bias, temperature, target, active, count, places, logprob, lse,
                 entropy, dlogprob, dentropy if dentropy.numel() else None,
@@ -246,7 +245,7 @@ def linear_logprob_backward(
         if need_weight:
             weight_gradient(shares, lines, scaled, count, dweight[first:last])
         if need_bias:
-            bias_block[(triton.cdiv(last - first, BIAS_BLOCK["COLUMNS"]),)](
+            bias_block[(cdiv(last - first, BIAS_BLOCK["COLUMNS"]),)](
                 shares, lines, active, count, coefficient, dbias[first:last], shares.stride(0),
                 last - first, **BIAS_BLOCK, **EXACT,
             )  # fmt: skip
@@ -285,7 +284,7 @@ def add_hidden_gradient(
 ) -> None:
     tile = launch.parameters("linear_logprob.hidden", weight.device, weight.dtype)
     (depth, width), rows = weight.shape, lines.shape[0]
-    grid = triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(width, tile["COLUMNS"])
+    grid = cdiv(rows, tile["ROWS"]) * cdiv(width, tile["COLUMNS"])
     hidden_tile[(grid,)](
         shares, lines, weight, active, count, coefficient, partial, dhidden, shares.stride(0), rows,
         depth, width, FIRST=first, LAST=last, EVEN=depth % tile["STEP"] == 0, **tile,
@@ -297,7 +296,7 @@ def weight_gradient(
 ) -> None:
     tile = launch.parameters("linear_logprob.weight", dweight.device, dweight.dtype)
     columns, width = dweight.shape
-    grid = triton.cdiv(columns, tile["ROWS"]) * triton.cdiv(width, tile["COLUMNS"])
+    grid = cdiv(columns, tile["ROWS"]) * cdiv(width, tile["COLUMNS"])
     weight_tile[(grid,)](
         shares, lines, scaled, count, dweight, shares.stride(0), columns, width, **tile
     )

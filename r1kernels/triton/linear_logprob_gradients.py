@@ -11,8 +11,10 @@ import triton
 import triton.language as tl
 
 from r1kernels.triton import gemm
+from r1kernels.triton.handles import launched
 
 
+@launched
 @triton.jit(do_not_specialize=["size", "depth"])
 def hidden_tile(
     shares, lines, weight, active, count, coefficient, partial, dhidden,
@@ -53,6 +55,7 @@ def hidden_tile(
         tl.store(partial + within, acc, mask=inside)
 
 
+@launched
 @triton.jit
 def scaled_row(hidden, active, count, coefficient, scaled, width, BLOCK: tl.constexpr):
     """scaled[i] = coefficient · hidden of the i-th active row."""
@@ -69,6 +72,7 @@ def scaled_row(hidden, active, count, coefficient, scaled, width, BLOCK: tl.cons
         tl.store(scaled + column, (factor * value).to(scaled.dtype.element_ty), mask=column < width)
 
 
+@launched
 @triton.jit(do_not_specialize=["columns"])
 def weight_tile(
     shares, lines, scaled, count, dweight, shares_stride, columns, width,
@@ -89,6 +93,7 @@ def weight_tile(
     tl.store(at, acc.to(dweight.dtype.element_ty), mask=inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["columns"])
 def bias_block(
     shares, lines, active, count, coefficient, dbias, shares_stride, columns,

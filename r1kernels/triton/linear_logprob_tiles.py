@@ -17,6 +17,7 @@ import triton.language as tl
 
 from r1kernels.triton import gemm
 from r1kernels.triton.elementary import expm1, tanh
+from r1kernels.triton.handles import launched
 
 
 @triton.jit
@@ -98,6 +99,7 @@ def forward_part(
         tl.store(at, e.to(shares.dtype.element_ty), mask=inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["size", "shares_rows"])
 def forward_tile(
     hidden, weight, bias, temperature, target, order, counts, tops, sums, dots, own, shares,
@@ -143,6 +145,7 @@ def forward_tile(
         )  # fmt: skip
 
 
+@launched
 @triton.jit(do_not_specialize=["shares_rows"])
 def forward_row(
     target, temperature, order, counts, tops, sums, dots, own, logprob, entropy, lse, shares,
@@ -245,6 +248,7 @@ def gradient_part(
     tl.store(at, share, mask=inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["size", "last_column"])
 def gradient_tile(
     hidden, weight, bias, temperature, target, active, count, places, logprob, lse, entropy,

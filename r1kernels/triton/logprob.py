@@ -15,8 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from r1kernels.ops.logprob import LOGPROB, LOGPROB_BACKWARD, LOGPROB_BACKWARD_
-from r1kernels.triton import launch, plug_in
+from r1kernels.triton import cdiv, launch, next_power_of_2, plug_in
 from r1kernels.triton.elementary import LN2, LOG2E, expm1, tanh
+from r1kernels.triton.handles import launched
 
 ROWS = 32  # whose segments one program combines
 LOW = tl.constexpr(-1e30)  # stands for −inf where a difference must stay finite
@@ -75,6 +76,7 @@ def row_statistics(s):
     return Statistics(m, tl.sum(share * s.total, 1), weighted)
 
 
+@launched
 @triton.jit
 def read(
     given, parts, splits,
@@ -113,6 +115,7 @@ def read(
     tl.store(at + 2, s.weighted)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def combine(given, out, parts, rows, splits, ROWS: tl.constexpr, SPLITS: tl.constexpr):
     """The results of ``ROWS`` rows from the statistics of their segments."""
@@ -136,6 +139,7 @@ def combine(given, out, parts, rows, splits, ROWS: tl.constexpr, SPLITS: tl.cons
         tl.store(out.entropy + row, (log_total - s.weighted / s.total) * LN2, here)
 
 
+@launched
 @triton.jit
 def gradient(
     given, saved, dlogprob, dentropy, dlogits, out_stride, splits,
@@ -218,17 +222,15 @@ def logprob(
     given = given_logits(logits, target, temperature, logit_scale, softcap)
     tile = launch.parameters("logprob.read", logits.device, logits.dtype)
     # Narrow rows take fewer threads.
-    lanes = min(max(triton.next_power_of_2(columns) // tile["DEPTH"], 32), tile["LANES"])
+    lanes = min(max(next_power_of_2(columns) // tile["DEPTH"], 32), tile["LANES"])
     warps = max(tile["num_warps"] * lanes // tile["LANES"], 1)
-    splits = triton.cdiv(columns, tile["SEGMENT"])
+    splits = cdiv(columns, tile["SEGMENT"])
     parts = value.new_empty(rows * splits, 3)
     read[(rows * splits,)](
         given, parts, splits, want_entropy, **(tile | {"LANES": lanes, "num_warps": warps})
     )
     out = Results(value, entropy if want_entropy else None, lse)
-    combine[(triton.cdiv(rows, ROWS),)](
-        given, out, parts, rows, splits, ROWS, triton.next_power_of_2(splits)
-    )
+    combine[(cdiv(rows, ROWS),)](given, out, parts, rows, splits, ROWS, next_power_of_2(splits))
     return value, entropy, lse
 
 
@@ -248,9 +250,9 @@ def write_gradient(
     given = given_logits(logits, target, *options)
     saved = Results(None, entropy.contiguous(), lse.contiguous())
     tile = launch.parameters("logprob.gradient", logits.device, logits.dtype)
-    block = min(max(triton.next_power_of_2(columns), 32), tile["BLOCK"])
+    block = min(max(next_power_of_2(columns), 32), tile["BLOCK"])
     warps = max(tile["num_warps"] * block // tile["BLOCK"], 1)
-    splits = triton.cdiv(columns, tile["SEGMENT"])
+    splits = cdiv(columns, tile["SEGMENT"])
     gradient[(rows * splits,)](
         given, saved, dlogprob.contiguous(), dentropy.contiguous() if dentropy.numel() else None,
         dlogits, dlogits.stride(0), splits, **(tile | {"BLOCK": block, "num_warps": warps}),

@@ -13,14 +13,16 @@ import triton.language as tl
 from torch import Tensor
 
 from r1kernels.ops.moe_combine import MOE_COMBINE, MOE_COMBINE_BACKWARD
-from r1kernels.triton import plug_in
+from r1kernels.triton import cdiv, plug_in
 from r1kernels.triton.build import NVIDIA, Build
+from r1kernels.triton.handles import launched
 from r1kernels.triton.moe_permute import ROWS, block_of, clear_padding, rows_of_choices
 
 BLOCK = 512  # columns that a program handles together, of all of a token's rows
 WARPS = {"num_warps": 2}
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def combine(
     y, x, weights, inverse, rows, width, x_stride, top_k,
@@ -41,6 +43,7 @@ def combine(
     tl.store(y + token * width + column, total, here)
 
 
+@launched
 @triton.jit(do_not_specialize=["tokens", "rows"])
 def gradient(
     dx, dweights, grad, x, weights, gather, inverse, tokens, rows, width, grad_stride, x_stride,
@@ -72,7 +75,7 @@ def moe_combine(rows: Tensor, weights: Tensor | None, gather: Tensor, inverse: T
         rows = rows if rows.stride(1) == 1 else rows.contiguous()
         weights = None if weights is None else weights.contiguous()
         block = block_of(width, BLOCK)
-        combine[(tokens * triton.cdiv(width, block),)](
+        combine[(tokens * cdiv(width, block),)](
             y, rows, weights, inverse.contiguous(), rows.shape[0], width, rows.stride(0), top_k,
             ROWS, block, **WARPS,
         )  # fmt: skip

@@ -13,12 +13,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from r1kernels.ops.moe_experts import MOE_EXPERTS, MOE_EXPERTS_BACKWARD
-from r1kernels.triton import descriptors, launch, plug_in
+from r1kernels.triton import cdiv, descriptors, launch, next_power_of_2, plug_in
 from r1kernels.triton.grouped_mm import FEW_ROWS, grouped_mm, weight_gradient
 from r1kernels.triton.grouped_mm_few import gate_up_few
 from r1kernels.triton.grouped_mm_tiles import most_tiles
@@ -51,12 +50,12 @@ def moe_experts(
     inner = width // 2
     h = x.new_empty(rows if keep else 0, width)
     activation = x.new_empty(rows, inner)
-    powers = triton.next_power_of_2(experts)
+    powers = next_power_of_2(experts)
     kept = h if keep else None
     sizes = (rows, experts, depth, inner)
     if rows <= FEW_ROWS and (tile := descriptors.parameters("moe_experts.gate_up_few", gate_up)):
         tiles, half = most_tiles(rows, experts, tile["ROWS"]), tile["COLUMNS"] // 2
-        gate_up_few[(tiles * triton.cdiv(inner, half),)](
+        gate_up_few[(tiles * cdiv(inner, half),)](
             x, halves(gate_up, half, tile["STEP"]), offsets, gather, kept, activation, tiles,
             *sizes, TOP_K=inverse.shape[1], EXPERTS=powers, **tile,
         )  # fmt: skip
@@ -64,7 +63,7 @@ def moe_experts(
         tile := descriptors.parameters("moe_experts.gate_up_blocks", gate_up, down)
     ):
         height, half, step = tile["ROWS"], tile["COLUMNS"] // 2, tile["STEP"]
-        tiles = most_tiles(rows, experts, height) * triton.cdiv(inner, half)
+        tiles = most_tiles(rows, experts, height) * cdiv(inner, half)
         gate_and_up = h.chunk(2, 1) if keep else (None, None)
         gate_up_tiles[(descriptors.programs(x.device, tiles),)](
             descriptors.blocks(moe_permute(x, gather, inverse), height, step),
@@ -75,7 +74,7 @@ def moe_experts(
     else:
         tile = launch.parameters("moe_experts.gate_up", x.device, x.dtype)
         tiles = most_tiles(rows, experts, tile["ROWS"])
-        gate_up_tile[(tiles * triton.cdiv(inner, tile["COLUMNS"] // 2),)](
+        gate_up_tile[(tiles * cdiv(inner, tile["COLUMNS"] // 2),)](
             x, gate_up, offsets, gather, kept, activation, tiles, *sizes, TOP_K=inverse.shape[1],
             EVEN=depth % tile["STEP"] == 0, EXPERTS=powers, **tile,
         )  # fmt: skip
@@ -118,17 +117,17 @@ def moe_experts_backward(
     else:
         token = gather // top_k  # −1 stays −1
         tile = launch.parameters("moe_experts.inner_gradient", x.device, x.dtype)
-        tiles, parts = most_tiles(rows, experts, tile["ROWS"]), triton.cdiv(inner, tile["COLUMNS"])
+        tiles, parts = most_tiles(rows, experts, tile["ROWS"]), cdiv(inner, tile["COLUMNS"])
         dots = weights.new_empty(parts, rows)
         weighted = None if frozen else h.new_empty(rows, inner)
         inner_gradient_tile[(tiles * parts,)](
             grad, down, weights, offsets, gather, h, dh, weighted, dots, tiles, rows, experts,
             depth, inner, TOP_K=top_k, EVEN=depth % tile["STEP"] == 0,
-            EXPERTS=triton.next_power_of_2(experts), **tile,
+            EXPERTS=next_power_of_2(experts), **tile,
         )  # fmt: skip
         dweights = weights.new_empty(weights.shape)
         slots = weights.numel()
-        weights_gradient[(triton.cdiv(slots, SLOT_BLOCK["BLOCK"]),)](
+        weights_gradient[(cdiv(slots, SLOT_BLOCK["BLOCK"]),)](
             dots, inverse, dweights, slots, rows, parts, **SLOT_BLOCK
         )
     dx = moe_combine(grouped_mm(dh, gate_up, offsets, True), None, gather, inverse)

@@ -11,10 +11,12 @@ import triton.language as tl
 
 from r1kernels.triton import gemm
 from r1kernels.triton.grouped_mm_descriptors import clear_rows, rows_of_tile_row, tile_ends
+from r1kernels.triton.handles import launched
 from r1kernels.triton.moe_experts_tiles import slots_of
 from r1kernels.triton.ragged import store_rows
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def gate_up_tiles(
     x_blocks, gate_up_blocks, gate_blocks, up_blocks, activation_blocks, h, offsets, gather, rows,

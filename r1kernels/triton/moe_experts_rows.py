@@ -5,9 +5,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from r1kernels.triton.handles import launched
+
 COLUMNS = {"BLOCK": 256, "num_warps": 1}  # that a program handles together
 
 
+@launched
 @triton.jit
 def inner_gradient(
     da, h, weights, gather, dh, dweights, inner, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from r1kernels.triton import gemm
 from r1kernels.triton.grouped_mm_tiles import rows_of_tile
+from r1kernels.triton.handles import launched
 
 
 @triton.jit
@@ -21,6 +22,7 @@ def slots_of(gather, line, last):
     return tl.maximum(slot, 0), slot >= 0
 
 
+@launched
 @triton.jit(do_not_specialize=["tiles", "rows"])
 def gate_up_tile(
     x, gate_up, offsets, gather, h, activation, tiles, rows, experts, depth, inner,
@@ -61,6 +63,7 @@ def gate_up_tile(
     tl.store(at, product, mask=inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["tiles", "rows"])
 def inner_gradient_tile(
     grad, down, weights, offsets, gather, h, dh, weighted, dots, tiles, rows, experts, depth, inner,
@@ -125,6 +128,7 @@ def inner_gradient_part(da, weight, h, dh, weighted, size, start, inner, PART: t
     return dot
 
 
+@launched
 @triton.jit(do_not_specialize=["slots", "rows"])
 def weights_gradient(dots, inverse, dweights, slots, rows, parts, BLOCK: tl.constexpr):
     """dweights [slots] = Σ dots of the slot's row, from the first part to the last; 0 for none."""

@@ -10,8 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from r1kernels.ops.moe_permute import MOE_PERMUTE
-from r1kernels.triton import plug_in
+from r1kernels.triton import cdiv, next_power_of_2, plug_in
 from r1kernels.triton.build import NVIDIA, Build
+from r1kernels.triton.handles import launched
 
 BLOCK = 2048  # columns that a program handles together
 ROWS = 8  # of experts, that it handles together: choices of a token, or neighbours
@@ -38,6 +39,7 @@ def clear_padding(out, gather, rows, width, ROWS: tl.constexpr, BLOCK: tl.conste
                 tl.store(to + column, nothing, padding[:, None] & (column < width))
 
 
+@launched
 @triton.jit(do_not_specialize=["tokens", "rows"])
 def permute(
     out, x, gather, inverse, tokens, rows, width, x_stride, top_k,
@@ -64,7 +66,7 @@ def moe_permute(x: Tensor, gather: Tensor, inverse: Tensor) -> Tensor:
     if out.numel() > 0:
         x = x if x.stride(1) == 1 else x.contiguous()
         block = block_of(width, BLOCK)
-        programs = max(tokens * triton.cdiv(width, block), 1)
+        programs = max(tokens * cdiv(width, block), 1)
         permute[(programs,)](
             out, x, gather.contiguous(), inverse.contiguous(), tokens, rows, width, x.stride(0),
             inverse.shape[1], ROWS, block,
@@ -73,7 +75,7 @@ def moe_permute(x: Tensor, gather: Tensor, inverse: Tensor) -> Tensor:
 
 
 def block_of(width: int, most: int) -> int:
-    return min(triton.next_power_of_2(width), most)
+    return min(next_power_of_2(width), most)
 
 
 def _build(dtype: str) -> Build:

@@ -21,8 +21,9 @@ from r1kernels.ops.moe_route import (
     best_of_group,
 )
 from r1kernels.ops.moe_route_reference import EPS, normalises
-from r1kernels.triton import plug_in
+from r1kernels.triton import cdiv, next_power_of_2, plug_in
 from r1kernels.triton.build import Build
+from r1kernels.triton.handles import launched
 from r1kernels.triton.moe_route_choice import choose, in_best_groups, lowest, ordered
 from r1kernels.triton.moe_route_scores import score_of, sigmoid, softmax
 from r1kernels.triton.moe_sort import moe_sort
@@ -90,6 +91,7 @@ def keys(z, bias, column, there, SCORE: tl.constexpr, ORDER: tl.constexpr, GROUP
     return ordered(key)
 
 
+@launched
 @triton.jit(do_not_specialize=["tokens"])
 def route(
     weights, ids, logits, bias, replay_ids, num_valid, tokens, stride, scale, top_k, top_k_groups,
@@ -127,6 +129,7 @@ def route(
     tl.store(weights + row * top_k + slot, (s * scale).to(tl.float32), here)
 
 
+@launched
 @triton.jit(do_not_specialize=["tokens"])
 def gradient(
     dlogits, grad, logits, ids, tokens, stride, scale, top_k,
@@ -174,15 +177,15 @@ def tile(width: int, top_k: int) -> dict[str, int]:
     return {
         "ROWS": max(TILE // width, 1),
         "WIDTH": width,
-        "CHOICES": triton.next_power_of_2(top_k),
+        "CHOICES": next_power_of_2(top_k),
         "num_warps": max(width // MOST, 1),
     }
 
 
 def padded_groups(experts: int, num_groups: int) -> tuple[int, int]:
     """(groups, width of a row) of the tile in which every group takes a power of two."""
-    groups = triton.next_power_of_2(num_groups)
-    return groups, groups * triton.next_power_of_2(experts // num_groups)
+    groups = next_power_of_2(num_groups)
+    return groups, groups * next_power_of_2(experts // num_groups)
 
 
 @plug_in(MOE_ROUTE)
@@ -207,7 +210,7 @@ def moe_route(
         logits = logits if logits.stride(1) == 1 else logits.contiguous()
         groups, width = padded_groups(experts, num_groups)
         chosen = tile(width, top_k)
-        route[(triton.cdiv(tokens, chosen["ROWS"]),)](
+        route[(cdiv(tokens, chosen["ROWS"]),)](
             weights, ids, logits,
             None if bias is None else bias.contiguous(),
             None if replay_ids is None else replay_ids.contiguous(),
@@ -230,8 +233,8 @@ def moe_route_backward(
     if tokens > 0:
         logits = logits if logits.stride(1) == 1 else logits.contiguous()
         top_k = ids.shape[1]
-        chosen = tile(triton.next_power_of_2(experts), top_k)
-        gradient[(triton.cdiv(tokens, chosen["ROWS"]),)](
+        chosen = tile(next_power_of_2(experts), top_k)
+        gradient[(cdiv(tokens, chosen["ROWS"]),)](
             dlogits, grad.contiguous(), logits, ids.contiguous(), tokens, logits.stride(0), scale,
             top_k, experts, score, order, normalises(score, order, normalize), **chosen,
         )  # fmt: skip
@@ -256,7 +259,7 @@ def _builds(
     groups, width = padded_groups(experts, num_groups)
     forward = common | tile(width, top_k)
     forward |= {"NUM_GROUPS": num_groups, "GROUPS": groups, "BEST": best_of_group(score, order)}
-    backward = common | tile(triton.next_power_of_2(experts), top_k)
+    backward = common | tile(next_power_of_2(experts), top_k)
     return tuple(
         Build(
             kernel, signature, constants, {"num_warps": constants.pop("num_warps")},

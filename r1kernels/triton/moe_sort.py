@@ -15,8 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from r1kernels.ops.moe_sort import MOE_SORT, padded_rows
-from r1kernels.triton import plug_in
+from r1kernels.triton import cdiv, next_power_of_2, plug_in
 from r1kernels.triton.build import Build
+from r1kernels.triton.handles import launched
 
 TILE = 128  # slots that are compared with each other
 PROGRAMS = 128  # at most; every one of them reads the counts of all
@@ -30,6 +31,7 @@ def expert_of(ids, slot, last, EXPERTS: tl.constexpr):
     return tl.where((expert >= 0) & (expert < EXPERTS), expert, EXPERTS).to(tl.int32)
 
 
+@launched
 @triton.jit(do_not_specialize=["slots", "rows", "run", "programs"])
 def count(
     parts, gather, ids, slots, rows, run, programs,
@@ -48,6 +50,7 @@ def count(
         tl.store(gather + row, tl.full([TILE], -1, tl.int32), row < rows)
 
 
+@launched
 @triton.jit(do_not_specialize=["slots", "run", "programs"])
 def place(
     counts, offsets, gather, inverse, parts, ids, slots, run, programs, align,
@@ -96,9 +99,9 @@ def moe_sort(ids: Tensor, num_experts: int, align: int) -> tuple[Tensor, ...]:
         torch.empty(shape, dtype=torch.int32, device=ids.device)
         for shape in ((num_experts,), (num_experts + 1,), (rows,), ids.shape)
     )
-    run = TILE * max(triton.cdiv(slots, TILE * PROGRAMS), 1)
-    programs = max(triton.cdiv(slots, run), 1)
-    width = max(triton.next_power_of_2(num_experts), 32)
+    run = TILE * max(cdiv(slots, TILE * PROGRAMS), 1)
+    programs = max(cdiv(slots, run), 1)
+    width = max(next_power_of_2(num_experts), 32)
     parts = counts.new_empty(programs, width)
     count[(programs,)](parts, gather, ids, slots, rows, run, programs, num_experts, width, TILE)
     place[(programs,)](
@@ -114,7 +117,7 @@ def _builds(experts: int) -> tuple[Build, ...]:
     signature: dict[str, Any] = dict.fromkeys(tensors, "*i32") | dict.fromkeys(numbers, "i32")
     signature["ids"] = "*i64"
     aligned = (*tensors, "ids")
-    sizes = {"EXPERTS": experts, "WIDTH": max(triton.next_power_of_2(experts), 32), "TILE": TILE}
+    sizes = {"EXPERTS": experts, "WIDTH": max(next_power_of_2(experts), 32), "TILE": TILE}
     return (
         Build(count, signature, sizes, aligned=aligned),
         Build(place, signature, sizes | {"COUNTS": COUNTS}, aligned=aligned),

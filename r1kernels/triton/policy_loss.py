@@ -20,10 +20,11 @@ from torch import Tensor
 
 from r1kernels.ops.policy_loss import POLICY_LOSS
 from r1kernels.ops.policy_loss_reference import METRICS, Arguments
-from r1kernels.triton import plug_in
+from r1kernels.triton import next_power_of_2, plug_in
 from r1kernels.triton.elementary import maximum
 from r1kernels.triton.group_advantage import BLOCK as REWARDS
 from r1kernels.triton.group_advantage import Batch, advantages
+from r1kernels.triton.handles import launched
 from r1kernels.triton.policy_loss_rows import (
     bounded,
     difference_of,
@@ -44,7 +45,7 @@ SEQUENCES = 32  # whose parts the last program adds up together
     POLICY, MEAN_KL, ENTROPY, CLIPPED, RATIO, RATIO_MAX, DRIFT, DRIFT_MAX, ROLLOUT, DROPPED, TOKENS,
     KL_TERM,
 ) = (tl.constexpr(index) for index in range(len(METRICS) + 1))  # fmt: skip
-WIDTH = tl.constexpr(triton.next_power_of_2(len(METRICS) + 1))
+WIDTH = tl.constexpr(next_power_of_2(len(METRICS) + 1))
 
 
 def _bits(names: Iterable[str]) -> tl.constexpr:
@@ -55,6 +56,7 @@ MAXIMA = _bits(name for name in METRICS if name.endswith("_max"))
 MEANS = _bits(set(METRICS) - {"policy_loss", "active_tokens", "ratio_max", "sampling_delta_max"})
 
 
+@launched
 @triton.jit(do_not_specialize=["rows", "sequences"])
 def kernel(
     a, loss, grad, grad_entropy, metrics, parts, counter, count, rows, sequences,
@@ -247,18 +249,23 @@ def _kept_arrivals(device: torch.device, stream: int) -> Tensor:
     return torch.zeros(1, dtype=torch.int32, device=device)
 
 
+@cache
+def word(value: str | bool) -> tl.constexpr:
+    return tl.constexpr(value)
+
+
 def given(arguments: Arguments) -> Arguments:
     """As the kernel takes them: contiguous, bytes for booleans, and compile-time words and None."""
 
     def convert(value: Any) -> Any:
+        if value is None or type(value) is float:  # mostly
+            return value
         if isinstance(value, Tensor):
             value = value.contiguous()
             return value.view(torch.uint8) if value.dtype == torch.bool else value
         if isinstance(value, list):
             return tuple(value)
-        if isinstance(value, (str, bool)):
-            return tl.constexpr(value)
-        return value
+        return word(value) if isinstance(value, (str, bool)) else value
 
     a = Arguments(*map(convert, arguments))
     correction = arguments.rollout_correction
@@ -266,7 +273,7 @@ def given(arguments: Arguments) -> Arguments:
     return a._replace(
         surrogate=None,
         kl_estimator=None,
-        rollout_correction=None if correction == "none" else tl.constexpr(correction),
+        rollout_correction=None if correction == "none" else word(correction),
         off_policy_mask_threshold=None if threshold == math.inf else threshold,
     )
 

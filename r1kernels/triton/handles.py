@@ -1,0 +1,142 @@
+"""Launches of kernels that have run before, without asking Triton which build of them it is.
+
+``kernel[grid](…)`` of ``triton.jit`` binds every argument by name and makes a string of all their
+types at each launch: three quarters of the time that a launch takes the host. Here the build that
+Triton's ``warmup`` gives is kept by what Triton specialises on, and launched as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.runtime import driver
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from r1kernels.triton import INTERPRETED
+
+
+class Handle(NamedTuple):
+    """A build of a kernel, and the values of the parameters that were not given by position."""
+
+    build: Any
+    rest: tuple[Any, ...]
+
+
+class Launched:
+    """A kernel that is launched as Triton's own is: ``kernel[grid](*args, **constexprs)``.
+
+    Run-time arguments are given by position, and compile-time parameters come last.
+    """
+
+    def __init__(self, jit: triton.JITFunction[Any]) -> None:
+        self.jit, self.__name__, self.arg_names = jit, jit.__name__, jit.arg_names
+        parameters = list(jit.signature.parameters.values())
+        constexprs = ["constexpr" in str(each.annotation) for each in parameters]
+        self.run_time = constexprs.index(True) if True in constexprs else len(constexprs)
+        if not all(constexprs[self.run_time :]):
+            raise TypeError(
+                f"{self.__name__}: expected the compile-time parameters after all others"
+            )
+        self.handles: dict[tuple[Any, ...], Handle] = {}
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return partial(self._launch, grid)
+
+    def _launch(self, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+        active = driver.active
+        device = active.get_current_device()
+        key = (
+            device, specialisation(args[: self.run_time]), args[self.run_time :], *options,
+            *options.values(),
+        )  # fmt: skip
+        handle = self.handles.get(key)
+        if handle is None:
+            handle = self.handles[key] = self._build(grid, args, options)
+        build, rest = handle
+        build[(*grid, 1, 1)[:3]](*args, *rest, stream=active.get_current_stream(device))
+
+    def _build(self, grid: tuple[int, ...], args: Sequence[Any], options: dict[str, Any]) -> Handle:
+        missing = list(self.jit.signature.parameters.values())[len(args) :]
+        if len(args) < self.run_time:
+            raise TypeError(
+                f"{self.__name__}: expected {missing[0].name} by position, as all that is not "
+                "known at compile time"
+            )
+        build = self.jit.warmup(*args, grid=grid, **options)
+        return Handle(build, tuple(options.get(each.name, each.default) for each in missing))
+
+
+def launched(jit: Any) -> Any:
+    """Decorator of what ``triton.jit`` gives, above it; in the interpreter it changes nothing."""
+    return jit if INTERPRETED else Launched(jit)
+
+
+class Layout(NamedTuple):
+    """Where arguments of some types have what specialises."""
+
+    tensors: Callable[[Sequence[Any]], tuple[Any, ...]]  # picks them
+    integers: Callable[[Sequence[Any]], tuple[Any, ...]]
+    others: tuple[tuple[int, Callable[[Any], Any]], ...]  # place, and what of it
+
+
+@cache
+def layout(types: tuple[type, ...]) -> Layout:
+    tensors = [place for place, kind in enumerate(types) if issubclass(kind, Tensor)]
+    integers = [place for place, kind in enumerate(types) if kind is int]
+    others = {
+        place: next((how for known, how in OTHERS.items() if issubclass(kind, known)), _itself)
+        for place, kind in enumerate(types)
+        # Of these the type says all.
+        if kind not in (int, float, bool, type(None)) and place not in tensors
+    }
+    return Layout(_picker(tensors), _picker(integers), tuple(others.items()))
+
+
+def _picker(places: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    if len(places) > 1:
+        return itemgetter(*places)
+    return itemgetter(slice(places[0], places[0] + 1) if places else slice(0))
+
+
+def specialisation(args: Sequence[Any]) -> tuple[Any, ...]:
+    """What Triton makes builds of their own for, and at times more than that.
+
+    Types, dtypes, pointers and integers that are multiples of 16, integers that are 1 or need 64
+    bits, blocks of descriptors; and of whatever is none of these, a compile-time constant, the
+    value.
+    """
+    types = tuple(map(type, args))
+    tensors, integers, others = layout(types)
+    given = tensors(args)
+    return (
+        types,
+        *map(_dtype, given),
+        *[address % 16 == 0 for address in map(Tensor.data_ptr, given)],
+        *[
+            4 if number == 1 else (number % 16 == 0) + 2 * (number.bit_length() > 31)
+            for number in integers(args)
+        ],
+        *[how(args[place]) for place, how in others],
+    )
+
+
+def _blocks(descriptor: TensorDescriptor) -> tuple[Any, ...]:
+    return (descriptor.base.dtype, *descriptor.block_shape)
+
+
+def _itself(constant: Any) -> Any:
+    return constant
+
+
+_dtype = attrgetter("dtype")
+OTHERS: dict[type, Callable[[Any], Any]] = {
+    tuple: specialisation,
+    TensorDescriptor: _blocks,
+    tl.constexpr: attrgetter("value"),
+}

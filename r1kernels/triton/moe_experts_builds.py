@@ -27,6 +27,7 @@ BY_BLOCKS = {
     90: r"wgmma\.mma_async[\s\S]*cp\.async\.bulk\.tensor",
     100: r"tcgen05\.mma[\s\S]*cp\.async\.bulk\.tensor",
 }
+FEW = dict.fromkeys(BY_BLOCKS, r"cp\.async\.bulk\.tensor")  # on whichever matrix unit
 
 INDICES = ("offsets", "gather", "inverse", "left_lines", "right_lines")
 SUMS = ("weights", "dots", "dweights")
@@ -77,14 +78,15 @@ def builds(target: int | str, dtype: str) -> Iterator[Build]:
 
 
 def described(
-    kernel: Any, target: int, parameters: dict[str, int], boxes: dict[str, Any], **constexprs: Any
-) -> Build:
+    kernel: Any, target: int, parameters: dict[str, int], boxes: dict[str, Any],
+    expects: dict[int, str] = BY_BLOCKS, **constexprs: Any,
+) -> Build:  # fmt: skip
     """A build of a kernel that takes descriptors of these boxes; None is an argument left out."""
     made = build(kernel, target, "bf16", parameters, **constexprs)
     types = {
         name: None if box is None else f"tensordesc<bf16{list(box)}>" for name, box in boxes.items()
     }
-    return replace(made, signature={**made.signature, **types}, expects=BY_BLOCKS)
+    return replace(made, signature={**made.signature, **types}, expects=expects)
 
 
 def by_blocks(target: int) -> Iterator[Build]:
@@ -103,11 +105,11 @@ def by_blocks(target: int) -> Iterator[Build]:
     tile, rows, columns, step = sizes("grouped_mm.product_few")
     for transposed, box in ((False, (1, columns, step)), (True, (1, step, columns))):
         boxes = {"weight_blocks": box}
-        yield described(product_few, target, tile, boxes, TRANSPOSED=transposed)
+        yield described(product_few, target, tile, boxes, FEW, TRANSPOSED=transposed)
 
     tile, rows, columns, step = sizes("moe_experts.gate_up_few")
     boxes = {"gate_up_blocks": (2, columns // 2, step)}
-    yield described(gate_up_few, target, tile, boxes, h=None)
+    yield described(gate_up_few, target, tile, boxes, FEW, h=None)
 
     tile, rows, columns, step = sizes("grouped_mm.weight_blocks")
     boxes = {"left_blocks": (1, 1, step, rows), "right_blocks": (1, 1, step, columns)}

@@ -14,6 +14,7 @@ SANITIZER := compute-sanitizer --error-exitcode 1 --kernel-regex kns=_ZN2r1
 EACH = failed=; try() { "$$@" || test $$? = 124 || failed="$$failed; $$*"; };
 ALL_PASSED = test -z "$$failed" || { echo "failed$$failed"; false; }
 GPU_OPS := logprob logprob_backward moe_route moe_sort fp8_gemm fp8_grouped_gemm fp8_grouped_wgrad \
+	fp8_quantize fp8_linear_forward \
 	linear_logprob linear_logprob_backward
 INPUTS := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 

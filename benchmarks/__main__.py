@@ -2,8 +2,9 @@
 
 ops: each op alone. head: whole tasks, from hidden states to gradients, at
 several sizes. scaling: the loss against the number of rows. moe: a mixture of
-experts, with its growth. fp8: a linear layer in FP8. train: whole models, a
-GRPO update and a rollout. all: these six.
+experts, with its growth. fp8: a linear layer in FP8. elementwise: norms,
+rotations, gates, and a model with and without. train: whole models, a GRPO
+update and a rollout. all: these seven.
 
 status: which kernels have no record of their present source.
 plot: draw how time and memory grow, and the roofline of FP8, from the records.
@@ -20,11 +21,24 @@ from collections.abc import Iterator
 import torch
 
 import r1kernels  # noqa: F401  (declares the ops)
-from benchmarks import fp8, head, moe, ops, plot, prove, record, roofline, scaling, status, train
+from benchmarks import (
+    elementwise,
+    fp8,
+    head,
+    moe,
+    ops,
+    plot,
+    prove,
+    record,
+    roofline,
+    scaling,
+    status,
+    train,
+)
 from benchmarks.record import Row
 from r1kernels.op import OPS
 
-MEASURE = ("ops", "moe", "fp8", "head", "scaling", "train")
+MEASURE = ("ops", "moe", "fp8", "elementwise", "head", "scaling", "train")
 
 
 def main() -> None:
@@ -74,6 +88,8 @@ def measure(options: argparse.Namespace, device: str) -> Iterator[list[Row]]:
         yield from moe.bench(device, options.quick)
     if "fp8" in wanted:
         yield from fp8.bench(device, options.quick)
+    if "elementwise" in wanted:
+        yield from elementwise.bench(device, options.quick)
     if "head" in wanted:
         yield from head.bench(device, options.quick)
     if "scaling" in wanted:

@@ -1,6 +1,7 @@
 """Curves of runs of r1train side by side: ``python -m benchmarks.convergence RUN_FOLDER …``.
 
-Made for one recipe and seed in two precisions: ``r1train run r1-zero-mini precision=fp8``.
+Made for one recipe and seed in two precisions, one of them that of ``r1train run r1-zero-mini
+precision=fp8 fp8_layers=all``.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from r1kernels.ops.fp8_gemm import SHAPES
 
 FORWARD = ("bf16", "torch._scaled_mm", "eager")
 TRAINED = ("bf16", "eager")
+TRAINED_CASE = "trained"  # forward and backward: what `fp8="auto"` goes by
 LAYERS = 16  # of a stack whose weights are larger than any cache, as a model's are in generation
 
 
@@ -27,9 +28,12 @@ def scenarios(device: str) -> Iterator[Scenario]:
         for columns, depth in SHAPES:
             name = f"{columns} × {depth}"
             yield Scenario(name, 4096, columns, depth, peers=FORWARD)
-        yield Scenario("trained", 4096, 7168, 7168, forward=False, peers=TRAINED)
-    else:
-        yield Scenario("trained", 512, side, side, forward=False, peers=TRAINED)
+    rows = 512 if device == "cpu" else 4096
+    yield Scenario(TRAINED_CASE, rows, side, side, forward=False, peers=TRAINED)
+    if device == "cuda":
+        for columns, depth in ((2112, 7168), (4096, 7168), (7168, 2048)):
+            name = f"{TRAINED_CASE}, {columns} × {depth}"
+            yield Scenario(name, rows, columns, depth, forward=False, peers=TRAINED[:1])
 
 
 def bench(device: str, quick: bool) -> Iterator[list[Row]]:

@@ -1,10 +1,14 @@
-"""``proven.json`` from the records: where a guarded kernel was right, and faster than the next."""
+"""``proven.json`` from the records: where a guarded kernel was right, and faster than the next.
+
+And ``fp8_speed.json``: where FP8 layers are faster than others.
+"""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from benchmarks import fp8_speed
 from benchmarks.status import source_hash
 from r1kernels import proven
 from r1kernels.op import OPS, PREFERENCE, Op
@@ -27,6 +31,7 @@ def prove(records: list[Record]) -> dict[str, dict[str, list[str]]]:
 
 def write(records: list[Record]) -> None:
     proven.FILE.write_text(json.dumps(prove(records), indent=2, ensure_ascii=False) + "\n")
+    fp8_speed.write(records)
 
 
 def _better(op: Op, backend: str, records: list[Record], device: str) -> bool:

@@ -1,5 +1,7 @@
 """Measures launch parameters of the Triton kernels on this GPU, and writes the better ones.
 
+Those of the FP8 products in CUDA C++ are costs of tiles: see ``tune_fp8``.
+
 Each kernel of ``r1kernels/triton/launch.json`` starts from its present parameters. One of them at a
 time is halved or doubled (stages: one less, one more) for as long as that makes the benchmark cases
 of the kernel's ops faster. What does not compile, or gives a result outside the error budget, is
@@ -16,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import tune_fp8
 from benchmarks.ops import call_backend
 from r1kernels.op import OPS
 from r1kernels.testing.compare import Truth
@@ -32,6 +35,8 @@ Checked = tuple[Callable[[], Any], Truth]
 
 def tune(device: str, only: str | None = None) -> None:
     """Tune the kernels of every op, or of ``only``, for the GPU at hand."""
+    if only in (None, "fp8_gemm") and device == "cuda" and tune_fp8.can_run():
+        tune_fp8.tune()
     table, target = launch.table(), launch.target(torch.device(device))
     for kernel, targets in table.items():
         module = kernel.partition(".")[0]

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from benchmarks import fp8_tasks, moe_tasks, peers, tasks, train_tasks
+from benchmarks import elementwise_tasks, fp8_tasks, moe_tasks, peers, tasks, train_tasks
 from benchmarks.record import Row
 from r1kernels.testing import peaks
 from r1kernels.testing.memory import extra_peak
 from r1kernels.testing.timing import PATIENCE, interleaved
 
-OURS = tasks.OURS | moe_tasks.OURS | fp8_tasks.OURS | train_tasks.OURS
+OURS = tasks.OURS | moe_tasks.OURS | fp8_tasks.OURS | elementwise_tasks.OURS | train_tasks.OURS
 NAME = {
     "grpo": "fused_linear_grpo_loss",
     "cross_entropy": "linear_cross_entropy",
@@ -30,6 +30,10 @@ NAME = {
     "permute": "moe_permute + moe_combine",
     "experts": "moe_experts, layer",
     "linear": "fp8_linear, layer",
+    "norm": "rms_norm with a residual",
+    "rotate": "rope",
+    "gate": "swiglu",
+    "layers": "a model's forward and backward",
     "update": "GRPO update",
     "rollout": "greedy rollout",
 }

@@ -24,10 +24,12 @@ from r1kernels.ops.fp8_quantize import fp8_quantize
 from r1kernels.ops.fp8_swiglu import fp8_swiglu, fp8_swiglu_backward
 from r1kernels.ops.fused_linear_grpo_loss import fused_linear_grpo_loss
 from r1kernels.ops.fused_linear_loss import FusedLoss, fused_linear_loss
+from r1kernels.ops.gated_activation import geglu, swiglu
 from r1kernels.ops.gdpo_advantage import gdpo_advantage
 from r1kernels.ops.group_advantage import group_advantage
 from r1kernels.ops.grouped_mm import grouped_mm
 from r1kernels.ops.head import LogProb
+from r1kernels.ops.kept_memory import kept_memory
 from r1kernels.ops.linear_cross_entropy import linear_cross_entropy
 from r1kernels.ops.linear_logprob import linear_logprob
 from r1kernels.ops.logprob import logprob
@@ -40,6 +42,8 @@ from r1kernels.ops.moe_sort import Sorted, moe_sort
 from r1kernels.ops.pack import Packed, pack
 from r1kernels.ops.policy_loss import PolicyLoss, policy_loss
 from r1kernels.ops.policy_loss_options import FusedLossOptions, LossOptions, PolicyLossOptions
+from r1kernels.ops.rms_norm import rms_norm
+from r1kernels.ops.rope import rope
 
 __version__ = "0.1.0"
 
@@ -71,8 +75,10 @@ __all__ = [
     "fused_linear_grpo_loss",
     "fused_linear_loss",
     "gdpo_advantage",
+    "geglu",
     "group_advantage",
     "grouped_mm",
+    "kept_memory",
     "linear_cross_entropy",
     "linear_logprob",
     "logprob",
@@ -85,6 +91,9 @@ __all__ = [
     "moe_sort",
     "pack",
     "policy_loss",
+    "rms_norm",
+    "rope",
+    "swiglu",
     "update_expert_bias",
     "using",
 ]

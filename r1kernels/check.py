@@ -121,6 +121,8 @@ class Shapes:
         """What makes the number of dimensions right."""
         if tensor.dim() == 0 and len(names) == 1:
             return f" (.expand({self.sizes.get(names[0], 'n')}) makes one for each of it)"
+        if names[0] == "N1" and "N1" in self.bound_by:
+            return f" (the shape of {self.bound_by['N1']})"
         if tensor.dim() != len(names) + 1:
             return ""
         if tensor.shape[-1] == 1 and not (names[0] == "T" and len(names) > 1):
@@ -142,6 +144,13 @@ class Shapes:
         if dim.endswith("+1") and [size + 1 for size in shape] == [expected]:
             notes.append(f"of lengths, {dim} offsets are [0, *lengths.cumsum(0)]")
         return _in_brackets(notes)
+
+
+def leading(tensor: Tensor, last: str) -> str:
+    """Dimensions for ``Shapes`` of a tensor that may have any number of them before its last."""
+    if not isinstance(tensor, Tensor) or tensor.dim() == 0:
+        return f"… {last}"
+    return " ".join([*(f"N{i}" for i in range(1, tensor.dim())), last])
 
 
 @cache

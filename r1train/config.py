@@ -312,6 +312,16 @@ class Config(Section):
     A `model.path` whose weights are FP8, as DeepSeek-V3's own, needs "fp8"; they stay FP8, in the
     rollout and in the checkpoint, and the optimizer keeps a float32 copy.
     """
+    fp8_layers: str = "auto"
+    """Which layers `precision = "fp8"` takes: "auto", those of which a record of this processor
+    says that they train faster than in `dtype`; "all"; or patterns of names, by commas, such as
+    "model.layers.*.mlp.*".
+    """
+    elementwise: bool = False
+    """Whether norms, rotary positions, gates and residual adds run as fused ops.
+
+    Results are the same, but where a row's sum of squares is added up in another order.
+    """
     threads: Workers | None = None
     """PyTorch's CPU threads (unset: its default)."""
     stages: tuple[Stage, ...] = ("sft", "grpo")
@@ -330,8 +340,16 @@ class Config(Section):
         plain = plain and self.name.strip(". ") != "" and len(self.name.encode()) <= 200
         rule = "it names a folder: expected 1 to 200 printable characters, no slash, not only dots"
         self.require(plain, "name", rule)
+        layers = all(self.patterns())
+        self.require(layers, "fp8_layers", "expected auto, all, or patterns of names by commas")
+        chosen = self.precision == "fp8" or self.fp8_layers == "auto"
+        self.require(chosen, "fp8_layers", "means nothing without precision = 'fp8'")
         known = re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device) is not None
         self.require(known, "device", "expected auto, cpu, cuda, or a number such as cuda:1")
         if self.eval.max_completion_length is None:
             length = self.rollout.max_completion_length
             object.__setattr__(self, "eval", replace(self.eval, max_completion_length=length))
+
+    def patterns(self) -> tuple[str, ...]:
+        """`fp8_layers` as what it names, without the spaces around."""
+        return tuple(part.strip() for part in self.fp8_layers.split(","))

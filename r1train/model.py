@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from r1kernels.hf import patch_fp8, patch_moe, register_fp8
+from r1kernels.hf import explain_fp8, patch_elementwise, patch_fp8, patch_moe, register_fp8
 from r1train.config import Config
 from r1train.folder import from_folder, stored_in_fp8
 from r1train.limits import check_tokenizer
@@ -73,12 +74,37 @@ def load_model(
     check_tokenizer(model, tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if config.precision == "fp8":
-        patch_fp8(model)
-    patch_moe(model)  # before the cast, so that its routers' biases stay float32
-    # Codes and their scales are no numbers to cast.
-    _cast(model, device_of(config), None if stored else dtype)
+    if stored:  # codes and their scales are no numbers to cast
+        _cast(model, device_of(config), None)
+        _into_fp8(model, config)  # first: FP8 experts run in no other way
+        patch_moe(model)
+    else:
+        patch_moe(model)  # before the cast, so that its routers' biases stay float32
+        _cast(model, device_of(config), dtype)
+        if config.precision == "fp8":  # after it: what is faster depends on device and dtype
+            _into_fp8(model, config)
+    if config.elementwise:
+        patch_elementwise(model)
     return model.eval(), tokenizer
+
+
+def _into_fp8(model: PreTrainedModel, config: Config) -> None:
+    """Patches what `fp8_layers` names, and says so where that is nothing."""
+    known: dict[tuple[str, ...], bool | str] = {("auto",): "auto", ("all",): True}
+    patterns = config.patterns()
+    try:
+        patch_fp8(model, known.get(patterns, patterns))
+    except ValueError as error:
+        reason = f"expected patterns of names of layers ({error})"
+        raise ConfigError(f"fp8_layers = {config.fp8_layers!r}: {reason}") from None
+    lines = explain_fp8(model).splitlines()
+    if not any(": fp8" in line for line in lines):
+        reason = next((line for line in lines if "high precision" not in line), lines[0])
+        logging.getLogger("r1train").warning(
+            "precision = 'fp8': no layer computes in FP8 here, since none is known to be faster "
+            "(fp8_layers = 'all' takes them anyway). %s",
+            reason,
+        )
 
 
 def _cast(model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None) -> None:

@@ -122,6 +122,16 @@ def calls() -> dict[str, dict[str, Any]]:
             **experts, "activation": lambda h: h.chunk(2, -1)[0], "transposed": False,
             "gate_up_bias": torch.randn(E, 2 * INNER), "down_bias": torch.randn(E, H),
         },
+        "rms_norm": {
+            "x": x, "weight": torch.randn(H), "residual": torch.randn(T, H), "eps": 1e-6,
+            "offset": 1.0, "round_before_weight": False,
+        },
+        "rope": {
+            "q": torch.randn(B, 4, T, H), "k": torch.randn(B, 2, T, H),
+            "cos": torch.randn(B, T, H), "sin": torch.randn(B, T, H), "interleaved": False,
+        },
+        "swiglu": {"gate": x, "up": torch.randn(T, H)},
+        "geglu": {"gate": x, "up": torch.randn(T, H), "approximate": "tanh"},
         "fp8_quantize": {
             "x": torch.randn(T, H), "block": (1, 128), "scale_format": "float", "both": True,
             "gather": routing.gather, "top_k": 2,
@@ -164,7 +174,7 @@ def calls() -> dict[str, dict[str, Any]]:
 
 
 # Functions that take no tensors, or a process group, which other tests bring.
-ELSEWHERE = {"checked", "explain", "using", "moe_experts_parallel"}
+ELSEWHERE = {"checked", "explain", "kept_memory", "using", "moe_experts_parallel"}
 
 
 # Where a change of size makes another argument wrong, and nobody knows which of the two is.

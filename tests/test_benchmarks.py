@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import fp8_tasks, head, moe_tasks, ops, peers, plot, record, scaling, status, whole
+from benchmarks.peers import adapt
 from benchmarks.peers.adapt import Peer, one_temperature
 from benchmarks.record import Row
 from benchmarks.table import show, table
@@ -267,6 +268,17 @@ def test_a_missing_peer_is_absent_and_says_why(monkeypatch: pytest.MonkeyPatch) 
         "no gone: package no_such_package is not installed",
         "no gpu: runs on CUDA only",
     ]
+
+
+def test_a_peer_may_need_more_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    more = Peer("more", needs_on_hopper=("no_such_package",))
+    only = Peer("only", hopper_only=True)
+    monkeypatch.setattr(adapt, "on_hopper", lambda device: False)
+    assert (more.missing("cuda"), only.missing("cuda")) == (None, "runs on Hopper only")
+    monkeypatch.setattr(adapt, "on_hopper", lambda device: device == "cuda")
+    assert more.missing("cuda") == "package no_such_package is not installed"
+    assert (more.missing("cpu"), only.missing("cuda")) == (None, None)
+    assert only.missing("cpu") == "runs on Hopper only"
 
 
 def test_points_of_the_headline_are_many_and_include_odd_vocabularies() -> None:

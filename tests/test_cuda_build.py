@@ -127,6 +127,19 @@ def test_a_row_on_sm90_is_a_cluster(instruction: str, built: dict[str, Built]) -
     assert instruction in built["logprob_sm90.cu"].ptx["90a"]
 
 
+@needs_nvcc
+def test_many_rows_on_sm90_come_through_a_ring(built: dict[str, Built]) -> None:
+    ptx = built["logprob_ring_sm90.cu"].ptx["90a"]
+    for instruction in (
+        "cp.async.bulk.shared::cluster.global.mbarrier",
+        "mbarrier.try_wait.parity",
+        "ld.shared.v4",
+        "max.bf16x2",
+    ):
+        assert instruction in ptx, instruction
+    assert "ld.global.v4" not in ptx  # all of a row comes by copies
+
+
 FP8_PRODUCTS = ("fp8_gemm_sm90.cu", "fp8_grouped_gemm_sm90.cu", "fp8_grouped_wgrad_sm90.cu")
 
 
@@ -136,7 +149,11 @@ def test_fp8_products_keep_the_tensor_cores_busy(name: str, built: dict[str, Bui
     """No product waits for the one before (C7510), and registers change hands (C7508)."""
     assert not re.findall(r"C75\d\d", built[name].log), built[name].log
     ptx = built[name].ptx["90a"]
-    for instruction in ("setmaxnreg.inc", "setmaxnreg.dec", "cp.async.bulk.tensor.2d"):
+    for instruction in (
+        "setmaxnreg.inc", "setmaxnreg.dec", "cp.async.bulk.tensor.2d.shared", "multicast::cluster",
+        "cp.async.bulk.tensor.2d.global", "cp.reduce.async.bulk.tensor", "stmatrix",
+        "griddepcontrol.wait",
+    ):  # fmt: skip
         assert instruction in ptx, instruction
 
 
@@ -149,4 +166,7 @@ def test_fp8_products_are_wgmma_of_fp8(name: str, built: dict[str, Built]) -> No
     kernels = re.split(r"Function : ", sass)[1:]
     products = [kernel for kernel in kernels if "fp8_product" in kernel.split()[0]]
     assert products
-    assert all("QGMMA.64x128x32.F32.E4M3.E4M3" in kernel for kernel in products)
+    for kernel in products:
+        assert re.search(r"QGMMA.64x(128|192)x32.F32.E4M3.E4M3", kernel)
+        # One product is waited for at a time, in the main loop alone.
+        assert kernel.count("WARPGROUP.DEPBAR") == kernel.count("QGMMA") / 4

@@ -87,6 +87,32 @@ def test_frozen_weight_has_no_gradient() -> None:
     assert torch.equal(x.grad, dx)
 
 
+def test_codes_of_the_transposed_weight_give_the_same_gradient() -> None:
+    x, weight, _ = leaves(40, 200, 144, torch.float32)
+    codes = squares(weight)
+    both = codes._replace(data_t=codes.data.view(torch.uint8).T.contiguous().view(E4M3))
+    grads = []
+    for quantized in (codes, both, codes._replace(data_t=codes.data[:1])):  # of another shape: none
+        y = r1kernels.fp8_linear(x, weight, quantized)
+        grads.append(torch.autograd.grad(y.square().sum(), x)[0])
+    torch.testing.assert_close(grads[1], grads[0])
+    assert torch.equal(grads[2], grads[0])
+
+
+def test_what_passed_the_checks_once_is_checked_again_where_it_differs() -> None:
+    x, weight, bias = leaves(4, 130, 20, torch.float32)
+    codes = squares(weight)
+    for _ in range(2):
+        r1kernels.fp8_linear(x, weight, codes, bias)
+    r1kernels.fp8_linear(x[:2].view(1, 2, 130), weight, codes, bias)
+    with pytest.raises(ValueError, match="fp8_linear: weight: expected K = 129"):
+        r1kernels.fp8_linear(x[:, 1:], weight, codes, bias)
+    with pytest.raises(ValueError, match="fp8_linear: bias: expected N = 20"):
+        r1kernels.fp8_linear(x, weight, codes, bias[1:])
+    with pytest.raises(TypeError, match="fp8_linear: x: expected dtype"):
+        r1kernels.fp8_linear(x.double(), weight, codes, bias)
+
+
 def test_gradient_of_codes_is_float32() -> None:
     x, weight, _ = leaves(40, 200, 64, torch.bfloat16)
     codes = squares(weight)

@@ -14,8 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM
 
 import r1kernels
-from r1kernels import hf, native
-from r1kernels.hf import fp8
+from r1kernels import fp8_speed, hf, native
 from r1kernels.nn import FP8Optimizer, with_scales
 from tests.fp8_checkpoint import KEPT, VOCABULARY, config, save
 
@@ -191,23 +190,22 @@ def test_what_stays_in_high_precision_says_why() -> None:
 
 
 def test_auto_takes_what_was_measured_to_be_faster_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = small()
     here = native.processor(torch.device("cpu"))
-    sides = {min(w.shape[-2:]) for n, w in model.named_parameters() if "mlp.experts" in n}
-    monkeypatch.setattr(fp8, "FASTER_FROM", {(here, torch.float32): max(sides)})
+    measured = [fp8_speed.Speed(96, 32, 512, 1e-3, 2e-3), fp8_speed.Speed(32, 32, 512, 3e-3, 2e-3)]
+    monkeypatch.setattr(fp8_speed, "table", lambda: {here: {"float32": measured}})
+    model = small()
     hf.patch_fp8(model, "auto")
     lines = dict(line.split(": ", 1) for line in hf.explain_fp8(model).splitlines())
+    figures = f"in float32 on {here}: "
+    faster = f"forward and backward faster than {figures}1 against 2 ms of 512 × 96 × 32"
+    slower = f"forward and backward slower than {figures}3 against 2 ms of 512 × 32 × 32"
+    seen = {line for line in lines.values() if " than " in line}
+    assert seen == {f"fp8, with its weight as the master; {faster}", f"left, {slower}"}
     for name, line in lines.items():
         weight = next(model.get_submodule(name).parameters(recurse=False))
-        if min(weight.shape[-2:]) < max(sides) and line.startswith("left, measured"):
-            assert line == (
-                f"left, measured to be faster than float32 on {here} from {max(sides)} rows and "
-                "columns on"
-            )
-        if line.startswith("fp8"):
-            assert min(weight.shape[-2:]) >= max(sides)
-    assert any(line.startswith("fp8") for line in lines.values())
-    assert any(line.startswith("left, measured") for line in lines.values())
+        if " than " in line:
+            assert line.startswith("fp8") == (weight.shape[0] >= 96 and weight.shape[1] >= 32)
+    assert lines["model.layers.1.mlp.experts"] == "left, no record of the speed of experts in FP8"
 
 
 def test_layers_are_chosen_by_pattern_and_by_speed() -> None:
@@ -218,7 +216,8 @@ def test_layers_are_chosen_by_pattern_and_by_speed() -> None:
     assert all(".mlp." in name for name in chosen)
     hf.unpatch_fp8(model)
     hf.patch_fp8(model, "auto")
-    assert "not measured to be faster than float32 on " in hf.explain_fp8(model)
+    assert "left, no record of its speed against one in float32 on " in hf.explain_fp8(model)
+    assert ": fp8" not in hf.explain_fp8(model)
     with pytest.raises(ValueError, match="patch_fp8: DeepseekV3ForCausalLM: expected an unpatched"):
         hf.patch_fp8(model)
     hf.unpatch_fp8(model)

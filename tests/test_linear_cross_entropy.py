@@ -4,8 +4,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import r1kernels
+
+
+class Calls(TorchDispatchMode):
+    """Keeps the names of the ops that are called below autograd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.names.append(op.name())
+        return op(*args, **(kwargs or {}))
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -61,6 +74,21 @@ def test_all_rows_ignored_is_nan_with_zero_gradients(frozen: bool) -> None:
     assert loss.isnan()
     assert (hidden.grad == 0).all()
     assert frozen or (weight.grad == 0).all()
+
+
+def test_the_mean_is_few_calls_of_the_dispatcher() -> None:
+    hidden, weight, _, target = inputs()
+    with Calls() as forward:
+        loss = r1kernels.linear_cross_entropy(hidden, weight, target)
+    assert forward.names[-4:] == [
+        "aten::eq.Scalar", "aten::unsqueeze", "aten::_to_copy", "aten::nll_loss_forward",
+    ]  # fmt: skip
+    with Calls() as backward:
+        loss.backward()
+    assert backward.names[:3] == [
+        "aten::ones_like", "aten::nll_loss_backward", "aten::squeeze.dim",
+    ]  # fmt: skip
+    assert "r1kernels::linear_logprob_backward" in backward.names[3:]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -7,6 +7,7 @@ from torch import Tensor
 import r1kernels
 from r1kernels import native
 from r1kernels.ops import linear_logprob as module
+from r1kernels.ops.linear_logprob_op import tile_row_bytes
 
 HEADS = {
     "plain": {},
@@ -46,18 +47,18 @@ def test_gradients_are_those_of_finite_differences(head: dict, frozen: bool) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_what_is_kept_changes_no_bit(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+def test_what_is_kept_changes_no_bit(dtype: torch.dtype) -> None:
     def gradients(kept_bytes: int) -> list[Tensor]:
-        monkeypatch.setattr(module, "KEPT_BYTES", kept_bytes)
         hidden, weight, target = problem(120, 24, 200, dtype)
         upstream = torch.randn(120, generator=torch.Generator().manual_seed(2))
         upstream[48:96] = 0  # a kept block without any gradient
         upstream[::7] = 0
-        out = r1kernels.linear_logprob(hidden, weight, target).logprob
+        with r1kernels.kept_memory(kept_bytes):
+            out = r1kernels.linear_logprob(hidden, weight, target).logprob
         out.backward(upstream)
         return [out, hidden.grad, weight.grad]
 
-    one_tile = module.tile_row_bytes(*problem(1, 24, 200, dtype)[:2])
+    one_tile = tile_row_bytes(*problem(1, 24, 200, dtype)[:2])
     nothing, some, everything = gradients(0), gradients(2 * one_tile), gradients(1 << 30)
     for a, b, c in zip(nothing, some, everything, strict=True):
         assert torch.equal(a, b)

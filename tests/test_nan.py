@@ -21,7 +21,14 @@ from r1kernels.op import OPS, Case, Op
 from r1kernels.testing.compare import as_tuple
 
 CASES = 2  # of an op
-UPSTREAM = ("grad", "dlogprob", "dentropy", "da")  # the rest of a gradient's inputs fit together
+UPSTREAM = (
+    "grad",
+    "dlogprob",
+    "dentropy",
+    "da",
+    "dy",
+    "dh",
+)  # the rest of a gradient's inputs fit together
 # In the interpreter, and only these: a case of the others takes seconds.
 IN_TRITON = ("logprob", "policy_loss", "moe_combine", "moe_permute", "group_advantage")
 
@@ -72,7 +79,8 @@ def poisoned(op: Op, count: int) -> Iterator[tuple[str, list[Any], float]]:
                 continue
             for value in (torch.nan, torch.inf)[: 1 if arg.itemsize == 1 else 2]:
                 spoilt = arg.clone()
-                spoilt.view(-1)[arg.numel() // 2] = value
+                middle = torch.tensor(arg.numel() // 2)
+                spoilt[torch.unravel_index(middle, arg.shape)] = value
                 given = [*args[:at], spoilt, *args[at + 1 :]]
                 yield f"{case.name}, {value} in {names[at]}", given, value
 

@@ -28,6 +28,13 @@ class Build:
 
     def __init__(self) -> None:
         self.launches: list[tuple[Any, ...]] = []
+        self.function, self.packed_metadata = object(), object()
+
+    def run(self, *given: Any) -> None:
+        *grid, stream, function, metadata, launch_metadata, enter, leave = given[:9]
+        assert (function, metadata) == (self.function, self.packed_metadata)
+        assert launch_metadata is enter is leave is None
+        self.launches.append((tuple(grid), given[9:], stream))
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return lambda *args, stream: self.launches.append((grid, args, stream))
@@ -61,9 +68,10 @@ def function(x, y, n, eps, BLOCK: tl.constexpr, EVEN: tl.constexpr = True) -> No
     pass
 
 
-@pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+@pytest.fixture(params=[True, False], ids=["direct", "by Triton's way"])
+def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Driver:
     active = Driver()
+    monkeypatch.setattr(handles, "DIRECT", request.param)
     monkeypatch.setattr(handles, "driver", type("Config", (), {"active": active}))
     return active
 
@@ -151,6 +159,20 @@ def test_a_parameter_of_the_run_after_a_constant_is_refused() -> None:
 
     with pytest.raises(TypeError, match="compile-time parameters after all others"):
         handles.Launched(Kernel(mixed))
+
+
+def test_whoever_hooks_launches_sees_them(driver: Driver) -> None:
+    kernel, jit = launched()
+    kernel[(1,)](X, None, 5, 0.5, BLOCK=64)
+    jit.builds[0].run = None  # type: ignore[method-assign]
+    hook = handles.knobs.runtime.launch_enter_hook
+    seen = print
+    hook.add(seen)
+    try:
+        kernel[(1,)](X, None, 5, 0.5, BLOCK=64)
+    finally:
+        hook.remove(seen)
+    assert len(jit.builds[0].launches) == 2
 
 
 def test_a_launch_takes_few_functions(driver: Driver) -> None:

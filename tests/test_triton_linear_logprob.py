@@ -13,7 +13,9 @@ pytest.importorskip("triton")
 
 import r1kernels
 from r1kernels import triton
+from r1kernels.ops import kept_memory
 from r1kernels.ops import linear_logprob as module
+from r1kernels.ops.linear_logprob_op import tile_row_bytes
 from r1kernels.testing.poison import poisoned
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,8 +72,7 @@ def gradients(
 
 
 def keep_at_most(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(module, "KEPT_BYTES", size)
-    monkeypatch.setattr(module, "CUDA_KEPT_BYTES", size)
+    monkeypatch.setattr(kept_memory, "_LIMIT", [size])
 
 
 with_heads = pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_neither_what_is_kept_nor_the_scratch_changes_a_bit(
 ) -> None:
     inputs = problem(70, dtype)
     everything = gradients(*inputs, options)
-    keep_at_most(monkeypatch, module.tile_row_bytes(*inputs[:2]))
+    keep_at_most(monkeypatch, tile_row_bytes(*inputs[:2]))
     monkeypatch.setattr(kernels, "SCRATCH_BYTES", 1)  # one tile of columns at a time
     some = gradients(*inputs, options)
     assert all(map(torch.equal, everything, some))
@@ -125,7 +126,7 @@ def test_rows_that_are_not_to_be_kept_leave_room_for_the_others(
     """Rows that want no gradient come last in the kept memory, wherever they are in the batch."""
     hidden, weight, target = problem(96)
     keep = torch.arange(96, device=DEVICE) % 2 == 1
-    keep_at_most(monkeypatch, module.tile_row_bytes(hidden, weight))  # 48 rows: the odd ones
+    keep_at_most(monkeypatch, tile_row_bytes(hidden, weight))  # 48 rows: the odd ones
 
     def run(keep: Tensor | None) -> tuple[Tensor, ...]:
         logprob, _, regime = module.head_logprob(
@@ -134,7 +135,10 @@ def test_rows_that_are_not_to_be_kept_leave_room_for_the_others(
         assert regime == "kept"
         return (logprob, *torch.autograd.grad(logprob[1::2].sum(), (hidden, weight)))
 
-    assert all(map(torch.equal, run(keep), run(None)))
+    (logprob, dhidden, dweight), (*same, dweight_in_place) = run(keep), run(None)
+    assert torch.equal(logprob, same[0])
+    assert torch.equal(dhidden, same[1])
+    torch.testing.assert_close(dweight, dweight_in_place)  # summed in another order
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
@@ -190,6 +194,56 @@ def test_probabilities_of_zero_and_columns_of_minus_infinity() -> None:
     torch.testing.assert_close(dhidden, expected_dhidden)
     torch.testing.assert_close(dweight[256:], expected_dfew)
     assert not dweight[:256].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_targets_far_below_the_top(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, frozen: bool
+) -> None:
+    """Exponentials relative to such a target would leave the range; others need no care."""
+    hidden, weight, target = problem(70, dtype)
+    with torch.no_grad():
+        hidden[::3] *= 40
+    weight.requires_grad_(not frozen)
+    exact = [t.detach().double().requires_grad_(t.requires_grad) for t in (hidden, weight)]
+    with r1kernels.using("torch"):
+        expected = gradients(*exact, target, {})
+    assert expected[0].min() < -150
+    everything = gradients(hidden, weight, target, {})
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    for got, truth in zip(everything, expected, strict=True):
+        limit = tolerance * float(truth.abs().max())
+        torch.testing.assert_close(got.double(), truth, rtol=tolerance, atol=limit)
+    keep_at_most(monkeypatch, tile_row_bytes(hidden, weight))
+    some = gradients(hidden, weight, target, {})
+    assert all(map(torch.equal, everything, some))
+
+
+def test_rows_by_descriptors_or_by_pointers_give_the_same(
+    monkeypatch: pytest.MonkeyPatch, kernels: Any
+) -> None:
+    inputs = problem(70, torch.bfloat16)
+    assert kernels.parameters("logits", *inputs[:2])["TMA"] == (DEVICE == "cpu" or on_hopper())
+    by_descriptors = gradients(*inputs, {})
+    parameters = kernels.parameters_of
+    monkeypatch.setattr(kernels, "parameters_of", lambda *args: parameters(*args[:3], False))
+    by_pointers = gradients(*inputs, {})
+    for a, b in zip(by_descriptors, by_pointers, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+
+
+def on_hopper() -> bool:
+    return torch.cuda.get_device_capability()[0] in (9, 10)
+
+
+def test_rows_that_do_not_begin_at_whole_16_bytes(kernels: Any) -> None:
+    hidden, weight, target = problem(20, torch.bfloat16)
+    narrow = [t.detach()[:, :37].contiguous().requires_grad_() for t in (hidden, weight)]
+    assert not kernels.parameters("logits", *narrow)["TMA"]
+    padded = [torch.nn.functional.pad(t.detach(), (0, 3)).requires_grad_() for t in narrow]
+    for a, b in zip(gradients(*narrow, target, {}), gradients(*padded, target, {}), strict=True):
+        torch.testing.assert_close(a, b[:, :37] if b.dim() == 2 else b, rtol=1e-2, atol=1e-3)
 
 
 def test_half_precision() -> None:

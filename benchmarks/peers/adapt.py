@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from benchmarks.tasks import Loss
@@ -17,19 +18,33 @@ ByName = Callable[..., "Mapping[str, Tensor] | Tensor"]
 
 
 class Peer(NamedTuple):
-    """``tasks``: by kind; ``ops``: by name. ``needs``: packages, as they are imported."""
+    """``tasks``: by kind; ``ops``: by name. ``needs``: packages, as they are imported.
+
+    ``needs_on_hopper``: packages that it needs there only, since it has kernels of its own for it.
+    """
 
     name: str
     tasks: Mapping[str, Loss] = {}
     ops: Mapping[str, ByName] = {}
     needs: tuple[str, ...] = ()
+    needs_on_hopper: tuple[str, ...] = ()
     gpu_only: bool = False
+    hopper_only: bool = False
 
     def missing(self, device: str) -> str | None:
         """Why this peer cannot run on ``device``, or None when it can."""
-        if absent := [name for name in self.needs if find_spec(name) is None]:
+        hopper = on_hopper(device)
+        needs = (*self.needs, *(self.needs_on_hopper if hopper else ()))
+        if absent := [name for name in needs if find_spec(name) is None]:
             return f"package {', '.join(absent)} is not installed"
+        if self.hopper_only and not hopper:
+            return "runs on Hopper only"
         return "runs on CUDA only" if self.gpu_only and device != "cuda" else None
+
+
+def on_hopper(device: str) -> bool:
+    there = device == "cuda" and torch.cuda.is_available()
+    return there and torch.cuda.get_device_capability() == (9, 0)
 
 
 def bind(op: Op, run: ByName) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """Liger: its chunked GRPO loss, its fused linear cross-entropy, and its scaled cross-entropy.
 
-The last is a kernel of its own on Hopper, where it also needs ``nvidia-cutlass-dsl``; elsewhere it
-runs verl's formulas in chunks of 512 rows.
+The last is kernels of its own on Hopper, which need ``nvidia-cutlass-dsl``; elsewhere it runs
+verl's formulas in chunks of 512 rows. For the mean of a cross-entropy there are more of them.
 """
 
 from __future__ import annotations
@@ -47,10 +47,24 @@ def fused_cross_entropy(task: Task) -> Tensor:
     return liger_fused_linear_cross_entropy(*task.inputs, task.target)
 
 
+def hopper_cross_entropy(task: Task) -> Tensor:
+    from liger_kernel.ops.cutedsl.ops.fused_linear_cross_entropy_sm90 import (
+        liger_fused_linear_cross_entropy_sm90,
+    )
+
+    return liger_fused_linear_cross_entropy_sm90(*task.inputs, task.target)
+
+
 NEEDS = ("liger_kernel", "triton")
 PEERS = (
     Peer("liger grpo", {"grpo": chunked_grpo}, needs=NEEDS),
-    Peer("liger scaled", losses_of(scaled_logprob), needs=NEEDS),
+    Peer("liger scaled", losses_of(scaled_logprob), needs=NEEDS, needs_on_hopper=("cutlass",)),
+    Peer(
+        "liger sm90",
+        {"cross_entropy": hopper_cross_entropy},
+        needs=(*NEEDS, "cutlass"),
+        hopper_only=True,
+    ),
     Peer(
         "liger fused",
         losses_of(fused_logprob) | {"cross_entropy": fused_cross_entropy},

@@ -1,6 +1,8 @@
 """QuACK: cross-entropy on logits, and the chunked cross-entropy of a linear head.
 
-CUDA only: ``pip install quack-kernels`` beside a CUDA build of PyTorch; no extra brings it.
+CUDA only: ``pip install quack-kernels`` beside a CUDA build of PyTorch; no extra brings it, nor
+``nvidia-cutlass-dsl[cu13]``, which it needs for CUDA 13. On Hopper its chunked form keeps
+exponentials and never has the gradient of the logits.
 """
 
 from __future__ import annotations

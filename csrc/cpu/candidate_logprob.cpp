@@ -12,12 +12,6 @@ struct Table {
 
 namespace r1::R1_ISA {
 namespace {
-inline float sum(F v) {
-  float total = 0;
-  for (int i = 0; i < kWidth; ++i) total += v[i];
-  return total;
-}
-
 template <class T>
 void dots(const Table& table, const uint32_t* x, const int64_t* index, int64_t count, float* out) {
   constexpr int64_t kTogether = 4;  // rows that share the loads of x

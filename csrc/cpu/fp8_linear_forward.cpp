@@ -4,13 +4,23 @@
 
 #ifdef R1_BASELINE
 #include "cpu/fp8_tensors.h"
+#include "cpu/parallel.h"
 
 namespace r1 {
 namespace {
 constexpr const char* kOp = "fp8_linear_forward";
 
-Tensor fp8_linear_forward(Tensor x, Tensor weight, Tensor scale, OptionalTensor bias,
-                          bool power_of_two) {
+void quantize_tiles(const Fp8Quantize& q) {
+  const auto kernel = R1_DISPATCH(fp8_quantize_tile);
+  const int64_t across = blocks(q.columns);
+  parallel(blocks(q.rows) * across, [&](int64_t task, int) {
+    kernel(q, task / across * 128, task % across * 128);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> fp8_linear_forward(Tensor x, Tensor weight, Tensor scale,
+                                                      OptionalTensor bias, bool power_of_two,
+                                                      bool both) {
   R1_CHECK(x.dim() == 2, kOp, ": x: expected shape [M, K]");
   const Tensor right = codes_of(kOp, "weight", weight, 2), factors = scales_of(kOp, "scale", scale, 2);
   const int64_t rows = x.size(0), depth = x.size(1), columns = weight.size(0);
@@ -19,9 +29,16 @@ Tensor fp8_linear_forward(Tensor x, Tensor weight, Tensor scale, OptionalTensor 
   const Tensor source = dense(x);
   Buffer<uint8_t> codes(rows * depth);
   Buffer<float> of_rows(rows * blocks(depth));
-  quantize_rows({.x = source.data_ptr(), .bf16 = is_bf16(x), .rows = rows, .columns = depth,
-                 .gather = nullptr, .top_k = 1, .block = Fp8Block::row, .power_of_two = power_of_two,
-                 .data = codes.p, .data_t = nullptr, .scale = of_rows.p, .scale_t = nullptr});
+  const int64_t tall = both ? blocks(rows) : 0, wide = both ? depth : 0;
+  const Tensor data_t = new_empty(x, {wide, tall * 128}, ScalarType::Float8_e4m3fn);
+  const Tensor scale_t = new_empty(x, {wide, tall}, ScalarType::Float);
+  const Fp8Quantize rows_of_x{
+      .x = source.data_ptr(), .bf16 = is_bf16(x), .rows = rows, .columns = depth,
+      .gather = nullptr, .top_k = 1, .block = Fp8Block::row, .power_of_two = power_of_two,
+      .data = codes.p, .data_t = both ? data<uint8_t>(data_t) : nullptr,
+      .scale = of_rows.p, .scale_t = both ? data<float>(scale_t) : nullptr};
+  if (both) quantize_tiles(rows_of_x);
+  else quantize_rows(rows_of_x);
   Tensor out = new_output(x, {rows, columns});
   const DecodedRows left(codes.p, rows, depth);
   const Fp8Product product{left.rows.p, left.units, depth, {of_rows.p, 1, blocks(depth), 1},
@@ -30,14 +47,14 @@ Tensor fp8_linear_forward(Tensor x, Tensor weight, Tensor scale, OptionalTensor 
                            addend ? addend->data_ptr() : nullptr, out.data_ptr(),
                            output_of(kOp, x.scalar_type()), columns};
   multiply(product, rows);
-  return out;
+  return {out, data_t, scale_t};
 }
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(r1_cpp, m) {
   m.def(
-      "fp8_linear_forward(Tensor x, Tensor weight, Tensor scale, Tensor? bias, bool power_of_two) "
-      "-> Tensor");
+      "fp8_linear_forward(Tensor x, Tensor weight, Tensor scale, Tensor? bias, bool power_of_two, "
+      "bool both) -> (Tensor y, Tensor data_t, Tensor scale_t)");
 }
 STABLE_TORCH_LIBRARY_IMPL(r1_cpp, CPU, m) {
   m.impl("fp8_linear_forward", TORCH_BOX(&fp8_linear_forward));

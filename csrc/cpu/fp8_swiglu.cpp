@@ -2,18 +2,10 @@
 #include "cpu/fp8_swiglu.h"
 
 #include "cpu/fp8_tile.h"
-#include "cpu/gemm.h"
+#include "cpu/elementwise.h"
 
 namespace r1::R1_ISA {
 namespace {
-template <class T>
-inline F some(const typename T::Element* p, int64_t count) {
-  if (count >= kWidth) return T::load(p);
-  typename T::Element all[kWidth] = {};
-  memcpy(all, p, count * sizeof(*all));
-  return T::load(all);
-}
-
 // Rows of the tile at (row, column) of a matrix of `width` columns; those after the last are zeros.
 inline void start(Fp8Tile& tile, int64_t rows, int64_t width, int64_t row, int64_t column) {
   tile.rows = rows - row < kBlock ? rows - row : kBlock;
@@ -30,7 +22,7 @@ void fill(const Fp8Swiglu& f, int64_t row, int64_t i, int64_t count, float* to, 
   const auto* gate = static_cast<const typename T::Element*>(f.h) + row * 2 * f.inner;
   for (int64_t n = 0; n < count; n += kWidth) {
     const int64_t left = count - n;
-    const F v = value(some<T>(gate + i + n, left), some<T>(gate + f.inner + i + n, left), i + n, left);
+    const F v = value(load_some<T>(gate + i + n, left), load_some<T>(gate + f.inner + i + n, left), i + n, left);
     if (left >= kWidth) store(to + n, v);
     else memcpy(to + n, &v, left * sizeof(float));
   }
@@ -56,11 +48,11 @@ void gradient(const Fp8SwigluBackward& b, int64_t row, int64_t column, Fp8Tile& 
     fill<T>(f, row + r, column, middle - column, tile.v[r],
             [&](F gate, F up, int64_t i, int64_t left) {
               const F s = sigmoid(gate);
-              return some<T>(da + i, left) * w * up * s * (one + gate * (one - s));
+              return load_some<T>(da + i, left) * w * up * s * (one + gate * (one - s));
             });
     fill<T>(f, row + r, middle - f.inner, end - middle, tile.v[r] + (middle - column),
             [&](F gate, F, int64_t i, int64_t left) {
-              return some<T>(da + i, left) * w * (gate * sigmoid(gate));
+              return load_some<T>(da + i, left) * w * (gate * sigmoid(gate));
             });
   }
 }
@@ -77,7 +69,7 @@ void weighted(const Fp8SwigluBackward& b, int64_t row, int64_t column, Fp8Tile& 
     fill<T>(f, row + r, column, tile.columns, tile.v[r],
             [&](F gate, F up, int64_t i, int64_t left) {
               const F a = gate * sigmoid(gate) * up;
-              dot += some<T>(da + i, left) * a;
+              dot += load_some<T>(da + i, left) * a;
               return a * w;
             });
     float sum = 0;

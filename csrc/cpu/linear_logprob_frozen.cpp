@@ -29,23 +29,31 @@ static void frozen(const Frozen& f) {
       for (int64_t n = 0; n < lanes; n += kWidth) {
         const F before = load(s.max + n), after = max(before, column_maximum(z, cols, n));
         const F factor = exp_nonpositive(before - after), old = load(s.sum + n);
-        F sum = old * factor, weighted = (load(s.weighted + n) + (before - after) * old) * factor;
         const F per = per_factor(f.rows, b * kRows + n);
         store(rescale + n, factor);
         store(s.max + n, after);
-        for (int64_t v = 0; v < cols; v += T::kPerUnit) {
-          F e[2] = {};
-          for (int64_t i = 0; i < T::kPerUnit && v + i < cols; ++i) {
-            const F logit = load(z + (v + i) * kRows + n);
-            e[i] = exp_nonpositive(logit - after);
-            sum = sum + e[i];
-            if (f.want_entropy) weighted = weighted + e[i] * max(splat(-200.0f), logit - after);
-            if (h.softcap != 0) e[i] = e[i] * cap_slope(logit, per);
+        F sum{}, weighted{};
+        // Each tile is summed from zero: one chain over V would round as often as V has columns.
+        for (int64_t first = 0; first < cols; first += kCols) {
+          F part{}, weighted_part{};
+          for (int64_t v = first; v < smaller(first + kCols, cols); v += T::kPerUnit) {
+            F e[2] = {};
+            for (int64_t i = 0; i < T::kPerUnit && v + i < cols; ++i) {
+              const F logit = load(z + (v + i) * kRows + n);
+              e[i] = exp_nonpositive(logit - after);
+              part = part + e[i];
+              if (f.want_entropy)
+                weighted_part = weighted_part + e[i] * max(splat(-200.0f), logit - after);
+              if (h.softcap != 0) e[i] = e[i] * cap_slope(logit, per);
+            }
+            store_as(products + v / T::kPerUnit * kRows + n, T::units(e[0], e[1]));
           }
-          store_as(products + v / T::kPerUnit * kRows + n, T::units(e[0], e[1]));
+          sum = sum + part;
+          weighted = weighted + weighted_part;
         }
-        store(s.sum + n, sum);
-        store(s.weighted + n, weighted);
+        store(s.sum + n, old * factor + sum);
+        store(s.weighted + n,
+              (load(s.weighted + n) + (before - after) * old) * factor + weighted);
       }
       for (int64_t lane = 0; lane < lanes; ++lane) {
         moved |= rescale[lane] != 1.0f;

@@ -35,12 +35,6 @@ inline int64_t load_block(const LogitFormat& f, const void* row, float temperatu
   for (int64_t i = count; i % kWidth != 0; ++i) z[i] = -INFINITY;
   return count;
 }
-
-inline float sum(F v) {
-  float total = 0;
-  for (int i = 0; i < kWidth; ++i) total += v[i];
-  return total;
-}
 }  // namespace
 
 RowStatistics logprob_row(const LogitFormat& f, const void* row, const RowOptions& options,

@@ -38,11 +38,8 @@ struct Slots {
 // Calls body(i) for i in [0, count), in tasks that move enough to be worth a thread.
 template <class Body>
 static void parallel_rows(int64_t count, int64_t bytes, const Body& body) {
-  constexpr int64_t kTask = 1 << 16;
-  const int64_t step = std::max<int64_t>(kTask / std::max<int64_t>(bytes, 1), 1);
-  parallel((count + step - 1) / step, [&](int64_t task, int) {
-    const int64_t end = std::min(count, (task + 1) * step);
-    for (int64_t i = task * step; i < end; ++i) body(i);
+  parallel_ranges(count, items_a_task(bytes), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(i);
   });
 }
 }  // namespace

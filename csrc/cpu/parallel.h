@@ -39,4 +39,19 @@ static void parallel(int64_t tasks, const Body& body) {
       },
       &context);
 }
+
+// As many items, of `bytes` each, as move enough to be worth a task.
+static inline int64_t items_a_task(int64_t bytes) {
+  constexpr int64_t kTask = 1 << 16;
+  return bytes <= 0 || bytes > kTask ? 1 : kTask / bytes;
+}
+
+// Calls body(begin, end) for ranges of [0, count), of `step` items each.
+template <class Body>
+static void parallel_ranges(int64_t count, int64_t step, const Body& body) {
+  parallel((count + step - 1) / step, [&](int64_t task, int) {
+    const int64_t end = (task + 1) * step;
+    body(task * step, end < count ? end : count);
+  });
+}
 }  // namespace r1

@@ -41,13 +41,17 @@ static inline void store_as(void* p, V v) {
 static inline F load(const float* p) { return load_as<F>(p); }
 static inline void store(float* p, F v) { store_as(p, v); }
 
-// The compiler does not find the one instruction in a > b ? a : b, which is what it does.
+// The compiler does not find the one instruction in a > b ? a : b, which is what it does: b where
+// one of them is NaN.
 #if defined(__AVX512F__)
 static inline F max(F a, F b) { return (F)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b); }
+static inline F min(F a, F b) { return (F)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b); }
 #elif defined(__AVX2__)
 static inline F max(F a, F b) { return (F)_mm256_max_ps((__m256)a, (__m256)b); }
+static inline F min(F a, F b) { return (F)_mm256_min_ps((__m256)a, (__m256)b); }
 #else
 static inline F max(F a, F b) { return a > b ? a : b; }
+static inline F min(F a, F b) { return a < b ? a : b; }
 #endif
 
 // The compiler widens 16 bits to 32 in halves and puts these together, where AVX2 needs one step.
@@ -55,6 +59,15 @@ static inline F max(F a, F b) { return a > b ? a : b; }
 static inline U widen(H h) { return (U)_mm256_cvtepu16_epi32((__m128i)h); }
 #else
 static inline U widen(H h) { return __builtin_convertvector(h, U); }
+#endif
+// The low half of each lane, whose high half is 0.
+#ifdef R1_ISA_IS_AVX2
+static inline H narrow(U u) {
+  const __m256i bits = (__m256i)u;
+  return (H)_mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+}
+#else
+static inline H narrow(U u) { return __builtin_convertvector(u, H); }
 #endif
 static inline F from_bf16(H h) { return (F)(widen(h) << 16); }
 static inline F load_bf16(const uint16_t* p) { return from_bf16(load_as<H>(p)); }
@@ -69,16 +82,25 @@ static inline U bf16_bits(F v) {
   U rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
   return (v == v) ? rounded : (u >> 16 | 0x40);
 }
-#ifdef R1_ISA_IS_AVX2
-static inline H to_bf16(F v) {
-  const __m256i bits = (__m256i)bf16_bits(v);
-  return (H)_mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
-}
-#else
-static inline H to_bf16(F v) { return __builtin_convertvector(bf16_bits(v), H); }
-#endif
+static inline H to_bf16(F v) { return narrow(bf16_bits(v)); }
 #endif
 static inline void store_bf16(uint16_t* p, F v) { store_as(p, to_bf16(v)); }
+
+// Keeps a product apart from the sum that takes it: rounded by itself, never fused with it.
+static inline F apart(F v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
+static inline float sum(F v) {
+  float total = 0;
+  for (int i = 0; i < kWidth; ++i) total += v[i];
+  return total;
+}
 
 static inline float bf16_to_float(uint16_t h) {
   uint32_t u = uint32_t(h) << 16;
@@ -155,6 +177,26 @@ static inline F exp_nonpositive(F x) {
   const Exponential e = reduced_exp(x < splat(-87.3f) ? splat(-87.3f) : x);
   const F p = e.of_rest * (F)((e.n + 127) << 23);
   return x < splat(-87.3f) ? splat(0.0f) : p;
+}
+
+// The error function to about one unit in the last place: a polynomial near 0, 1 - e^polynomial
+// elsewhere (N. Juffa).
+static inline F erf(F x) {
+  const F t = (F)((I)x & 0x7fffffff), square = x * x;
+  F r = t * splat(-1.72853470e-5f) + splat(3.83197126e-4f);
+  r = r * square + (t * splat(-3.88396438e-3f) + splat(2.42546219e-2f));
+  r = r * t + splat(-1.06777877e-1f);
+  r = r * t + splat(-6.34846687e-1f);
+  r = r * t + splat(-1.28717512e-1f);
+  r = splat(1.0f) - exp_nonpositive(r * t - t);
+  const F large = (F)((I)r | ((I)x & INT32_MIN));
+  F p = splat(-5.96761703e-4f);
+  p = p * square + splat(4.99119423e-3f);
+  p = p * square + splat(-2.67681349e-2f);
+  p = p * square + splat(1.12819925e-1f);
+  p = p * square + splat(-3.76125336e-1f);
+  p = p * square + splat(1.28379166e-1f);
+  return t > splat(0.927734375f) ? large : p * x + x;
 }
 
 static inline F tanh(F x) {

@@ -5,12 +5,15 @@
 namespace r1 {
 namespace {
 // Segments follow one another: rows of nobody, those of expert 0, of nobody, of expert 1, and so on.
-template <int kHeights>
+template <class Shape>
 struct GroupedWalk {
+  Order<Shape> order;
   const int *starts, *ends;  // [experts]
-  int experts, rows, columns, column_tiles, blocks;
+  int experts, rows, columns, blocks;
   int64_t scale_step;  // from an expert's scales of b to the next one's
-  int turn = 0, segment = 0, begin = 0, tiles_before = 0;
+  int step = -1;
+  // The segment at hand, none at first.
+  int segment = -1, begin = 0, end = 0, row_steps = 0, steps_before = 0, steps = 0;
 
   __device__ int end_of(int segment) const {
     if (segment == 2 * experts) return rows;
@@ -18,24 +21,20 @@ struct GroupedWalk {
   }
 
   __device__ bool next(Tile& tile) {
-    const int index = blockIdx.x + gridDim.x * turn++;
-    for (; segment <= 2 * experts; ++segment) {
-      const int end = end_of(segment);
+    step = step < 0 ? order.first_step() : step + order.turn();
+    while (step - steps_before >= steps) {
+      if (segment == 2 * experts) return false;
+      steps_before += steps, begin = end, end = end_of(++segment);
       trap_unless(end >= begin && end <= rows);
-      const int row_tiles = (end - begin + kTileRows<kHeights> - 1) / kTileRows<kHeights>;
-      const int place = index - tiles_before;
-      if (place < row_tiles * column_tiles) {
-        const int expert = segment / 2;
-        tile.row = begin + place % row_tiles * kTileRows<kHeights>, tile.end_row = end;
-        tile.column = place / row_tiles * kTileColumns;
-        tile.b_row = expert * columns + tile.column;
-        tile.first_block = 0, tile.blocks = segment % 2 == 0 ? 0 : blocks;
-        tile.b_scale = expert * scale_step, tile.out = 0;
-        return true;
-      }
-      tiles_before += row_tiles * column_tiles, begin = end;
+      row_steps = order.row_steps(end - begin), steps = row_steps * order.column_steps;
     }
-    return false;
+    const int expert = segment / 2;
+    order.place(step - steps_before, row_steps, tile.row, tile.column);
+    tile.row += begin, tile.end_row = end;
+    tile.b_row = expert * columns + tile.column;
+    tile.first_block = 0, tile.blocks = segment % 2 == 0 ? 0 : blocks;
+    tile.b_scale = expert * scale_step, tile.out_row = 0;
+    return true;
   }
 };
 
@@ -48,16 +47,18 @@ Tensor fp8_grouped_gemm(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, Tens
   if (out.numel() == 0) return out;
   const Tensor from = to_dtype(starts, ScalarType::Int), to = to_dtype(ends, ScalarType::Int);
   const FP8Operands given(device, a, a_scale, b, b_scale, transposed);
-  given.with_shape(device, [&](auto heights, auto by_column) {
-    constexpr int kHeights = decltype(heights)::value;
-    const GroupedWalk<kHeights> walk{
-        data<const int>(from), data<const int>(to), static_cast<int>(b.size(0)),
-        static_cast<int>(rows), static_cast<int>(columns), count_of(columns, kTileColumns),
-        count_of(a.size(1), kTileBlock), given.b_scale.stride(0)};
-    const int64_t row_tiles = count_of(rows, kTileRows<kHeights>) + 2 * b.size(0);
-    given.launch<kHeights, decltype(by_column)::value>(device, "fp8_grouped_gemm",
-                                                       row_tiles * walk.column_tiles,
-                                                       output_of(out, std::nullopt, false), walk);
+  given.with_tiles(device, given.size_of(out), [&](auto shape, Pairs pairs) {
+    using Shape = decltype(shape);
+    const Order<Shape> order(pairs, columns);
+    const int64_t row_steps = order.row_steps(static_cast<int>(rows)) + 2 * b.size(0);
+    given.launch<Shape>(
+        device, "fp8_grouped_gemm", out, output_of(out, std::nullopt, false), pairs,
+        row_steps * order.column_steps, [&](int64_t scale_step) {
+          return GroupedWalk<Shape>{order, data<const int>(from), data<const int>(to),
+                                    static_cast<int>(b.size(0)), static_cast<int>(rows),
+                                    static_cast<int>(columns), count_of(a.size(1), kTileBlock),
+                                    scale_step};
+        });
   });
   return out;
 }

@@ -3,21 +3,25 @@
 
 namespace r1 {
 namespace {
+template <class Shape>
 struct WgradWalk {
+  Order<Shape> order;
+  Divisor of_expert;   // steps
   const int* offsets;  // [experts + 1], multiples of 128
-  int experts, rows, columns, row_tiles, column_tiles, blocks;
-  int turn = 0;
+  int experts, rows, blocks;
+  int step = -1;
 
   __device__ bool next(Tile& tile) {
-    const int index = blockIdx.x + gridDim.x * turn++;
-    const int each = row_tiles * column_tiles, expert = index / each, place = index % each;
+    step = step < 0 ? order.first_step() : step + order.turn();
+    const int expert = of_expert.quotient(step);
     if (expert >= experts) return false;
-    tile.row = place % row_tiles * kTileRows<1>, tile.end_row = rows;
-    tile.column = tile.b_row = place / row_tiles * kTileColumns;
+    order.place(step - expert * of_expert.by(), order.row_steps(rows), tile.row, tile.column);
+    tile.end_row = rows, tile.b_row = tile.column;
     tile.first_block = offsets[expert] / kTileBlock;
     tile.blocks = offsets[expert + 1] / kTileBlock - tile.first_block;
-    trap_unless(tile.first_block >= 0 && tile.first_block + tile.blocks <= blocks);
-    tile.b_scale = 0, tile.out = int64_t{expert} * rows * columns;
+    trap_unless(tile.first_block >= 0 && tile.blocks >= 0 &&
+                tile.first_block + tile.blocks <= blocks);
+    tile.b_scale = 0, tile.out_row = expert * rows;
     return true;
   }
 };
@@ -29,13 +33,21 @@ void multiply(const Tensor& left, const Tensor& left_scale, const Tensor& right,
   if (out.numel() == 0) return;
   const Tensor ends = to_dtype(offsets, ScalarType::Int);
   const FP8Operands given(device, left, left_scale, right, right_scale, false);
-  const WgradWalk walk{data<const int>(ends), static_cast<int>(out.size(0)),
-                       static_cast<int>(out.size(1)), static_cast<int>(out.size(2)),
-                       count_of(out.size(1), kTileRows<1>), count_of(out.size(2), kTileColumns),
-                       count_of(left.size(1), kTileBlock)};
-  given.launch<1, true>(device, "fp8_grouped_wgrad",
-                        int64_t{walk.experts} * walk.row_tiles * walk.column_tiles,
-                        output_of(out, std::nullopt, adds), walk);
+  const int experts = static_cast<int>(out.size(0)), rows = static_cast<int>(out.size(1));
+  const int blocks = count_of(left.size(1), kTileBlock);
+  given.with_tiles(device, {experts, rows, out.size(2), blocks / experts, true, true}, [&](
+                       auto shape, Pairs pairs) {
+    using Shape = decltype(shape);
+    if constexpr (Shape::kByColumn) {
+      const Order<Shape> order(pairs, out.size(2));
+      const int steps = order.row_steps(rows) * order.column_steps;
+      given.launch<Shape>(device, "fp8_grouped_wgrad", out, output_of(out, std::nullopt, adds), pairs,
+                          int64_t{experts} * steps, [&](int64_t) {
+                            return WgradWalk<Shape>{order,   Divisor(steps), data<const int>(ends),
+                                                    experts, rows,           blocks};
+                          });
+    }
+  });
 }
 
 Tensor fp8_grouped_wgrad(Tensor left, Tensor left_scale, Tensor right, Tensor right_scale,

@@ -4,8 +4,9 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "cuda/fp8_choice.h"
 #include "cuda/fp8_k_major.h"
-#include "cuda/fp8_product.h"
+#include "cuda/fp8_scales.h"
 #include "cuda/tensor_map.h"
 
 namespace r1 {
@@ -13,71 +14,95 @@ inline int count_of(int64_t size, int block) {
   return static_cast<int>((size + block - 1) / block);
 }
 
-// Of `rows` rows, and blocks of the reduction, along the dimensions `row_dim` and `block_dim`.
-inline FP8Scales scales_of(const Tensor& scale, int64_t rows, int row_dim, int block_dim) {
-  const int64_t count = scale.size(row_dim);
-  return {data<const float>(scale), count == 1 ? 31 : count == rows ? 0 : 7, scale.stride(row_dim),
-          scale.size(block_dim) == 1 ? 0 : scale.stride(block_dim)};
-}
-
 // The last dimension of `out` are its columns; `bias` is of float32.
 inline FP8Output output_of(const Tensor& out, const std::optional<Tensor>& bias, bool adds) {
   const ScalarType type = out.scalar_type();
   const int64_t columns = out.size(out.dim() - 1);
   const bool wide = type == ScalarType::Float;
+  const auto multiple = [&](int bytes) {
+    return columns * (wide ? 4 : 2) % bytes == 0 &&
+           reinterpret_cast<uintptr_t>(out.data_ptr()) % bytes == 0;
+  };
   return {out.data_ptr(),
           wide ? FP8Output::kFloat32 : is_bf16(out) ? FP8Output::kBFloat16 : FP8Output::kFloat16,
-          columns, static_cast<int>(columns), adds,
-          columns % 2 == 0 && reinterpret_cast<uintptr_t>(out.data_ptr()) % (wide ? 8 : 4) == 0,
+          columns, static_cast<int>(out.numel() / columns), static_cast<int>(columns), adds,
+          multiple(wide ? 8 : 4), multiple(16) && !forced_tile().direct,
           data_or_null<const float>(bias)};
 }
 
 // a [M, K] and b [N, K] or [E, N, K], or if `transposed` […, K, N], with their scales.
 struct FP8Operands {
   KMajor a, b;
-  Tensor a_scale, b_scale;
-  FP8Scales of_a, of_b;
+  Tensor b_scale;
+  int b_rows, b_blocks;  // dimensions of b's scale
+  ScalesOfRows of_a;
 
   FP8Operands(const OnDevice& device, const Tensor& a, const Tensor& a_scale, const Tensor& b,
               const Tensor& b_scale, bool transposed)
-      : a(k_major(device, a, false)), b(k_major(device, b, transposed)), a_scale(dense(a_scale)),
-        b_scale(dense(b_scale)), of_a(scales_of(this->a_scale, this->a.rows, 0, 1)),
-        of_b(scales_of(this->b_scale, this->b.rows, b.dim() - (transposed ? 1 : 2),
-                       b.dim() - (transposed ? 2 : 1))) {}
+      : a(k_major(device, a, false)), b(k_major(device, b, transposed)), b_scale(b_scale),
+        b_rows(b.dim() - (transposed ? 1 : 2)), b_blocks(b.dim() - (transposed ? 2 : 1)),
+        of_a(scales_of_rows(device, a_scale, this->a.rows, 0, 1)) {}
 
-  // Calls body(heights, by_column), constants: tiles of 256 rows, which read less, unless those of
-  // 128 end clearly earlier on all multiprocessors, if all experts have as many rows.
-  template <class Body>
-  void with_shape(const OnDevice& device, const Body& body) const {
-    const auto turns = [&](int tile_rows) {
-      const int64_t each = count_of((a.rows + b.experts - 1) / b.experts, tile_rows);
-      const int64_t tiles = b.experts * each * count_of(b.rows, kTileColumns);
-      return count_of(tiles, device.multiprocessors());
-    };
-    const bool high = 2 * turns(kTileRows<2>) * 5 <= turns(kTileRows<1>) * 6;
-    auto with_heights = [&](auto heights) {
-      if (of_b.shift == 0) body(heights, std::true_type{});
-      else body(heights, std::false_type{});
-    };
-    if (high) with_heights(std::integral_constant<int, 2>{});
-    else with_heights(std::integral_constant<int, 1>{});
+  // One for each column of a product.
+  bool by_column() const { return b.rows > 1 && b_scale.size(b_rows) == b.rows; }
+
+  static TileChoice tile_of(const ProductSize& size, const OnDevice& device) {
+    const TileChoice& forced = forced_tile().tile;
+    return forced.rows > 0 ? forced : choose_tile(size, device.multiprocessors());
   }
 
-  // `tiles`: at most, so that no more blocks are launched.
-  template <int kHeights, bool kByColumn, class Walk>
-  void launch(const OnDevice& device, const char* name, int64_t tiles, const FP8Output& out,
-              const Walk& walk) const {
-    using Shared = FP8Shared<kHeights, kByColumn>;
-    const FP8Problem problem{of_a, of_b, static_cast<int>(a.rows), static_cast<int>(b.rows), out};
-    device.launch_clusters(name, fp8_product<kHeights, kByColumn, Walk>,
-                           dim3(std::min<int64_t>(tiles, device.multiprocessors())), kFP8Threads, 1,
-                           sizeof(Shared) + Shared::kRoom,
-                           map_of(a, kTileRows<kHeights>), map_of(b, kTileColumns), problem, walk);
+  // Of a · bᵀ, all experts having as many rows.
+  ProductSize size_of(const Tensor& out) const {
+    return {b.experts, (a.rows + b.experts - 1) / b.experts, b.rows,
+            count_of(a.columns, kTileBlock), by_column(), out.scalar_type() == ScalarType::Float};
+  }
+
+  // Calls body(shape, pairs) with the tiles to take.
+  template <class Body>
+  void with_tiles(const OnDevice& device, const ProductSize& size, const Body& body) const {
+    const TileChoice tile = tile_of(size, device);
+    if (size.by_column && tile.columns == 160) body(FP8Shape<128, 160, true>{}, tile.pairs);
+    else if (size.by_column) body(FP8Shape<128, 128, true>{}, tile.pairs);
+    else if (tile.rows == 256) body(FP8Shape<256, 128, false>{}, tile.pairs);
+    else if (tile.columns == 192) body(FP8Shape<128, 192, false>{}, tile.pairs);
+    else body(FP8Shape<128, 128, false>{}, tile.pairs);
+  }
+
+  // `walk` makes at most `steps`, so that no more blocks are launched. `walk_of` gets the step from an
+  // expert's scales of b to the next one's.
+  template <class Shape, class Make>
+  void launch(const OnDevice& device, const char* name, const Tensor& out, const FP8Output& to,
+              Pairs pairs, int64_t steps, const Make& walk_of) const {
+    ScalesOfRows of_b{};
+    FP8Scales squares{};
+    int64_t expert_step = b_scale.dim() == 3 ? b_scale.stride(0) : 0;
+    if constexpr (Shape::kByColumn) {
+      of_b = scales_of_rows(device, b_scale, b.rows, b_rows, b_blocks);
+      expert_step = of_b.expert_step;
+    } else {
+      squares = scales_of(b_scale, b.rows, b_rows, b_blocks);
+    }
+    FP8Problem in{of_a.scales, of_b.scales, squares, static_cast<int>(b.rows), pairs, to,
+                  forced_tile().left_out};
+    const int element = to.type == FP8Output::kFloat32 ? 4 : 2;
+    in.out.in_tiles = to.in_tiles && Shape::kColumns * element % 128 == 0;
+    const TensorMap of_codes = map_of(a, Shape::kRows / pairs.columns);
+    const TensorMap of_out =
+        in.out.in_tiles ? tensor_map(to.data, out.scalar_type(), to.rows, to.columns,
+                                     to.row_step * element, kPanelRows)
+                        : of_codes;
+    const int blocks = std::min<int64_t>(steps, device.multiprocessors() / pairs.blocks());
+    const auto walk = walk_of(expert_step);
+    device.launch_early(name, fp8_product<Shape, std::remove_const_t<decltype(walk)>>,
+                        dim3(blocks * pairs.blocks()), kFP8Threads, pairs.blocks(),
+                        static_cast<int>(sizeof(FP8Shared<Shape>)), of_codes,
+                        map_of(b, Shape::kColumns / pairs.rows), of_out, in, walk);
   }
 
  private:
   static TensorMap map_of(const KMajor& m, int height) {
-    return tensor_map(m.codes.data_ptr(), m.experts * m.rows, m.columns, m.pitch, height);
+    return tensor_map(m.codes.data_ptr(), m.codes.scalar_type(), m.experts * m.rows, m.columns,
+                      m.pitch, height);
   }
 };
 }  // namespace r1

@@ -1,4 +1,4 @@
-// A tile of the output of an FP8 product, and how a warp group stores the sums of 64 of its rows.
+// A tile of the output of an FP8 product, and how threads store their sums of it.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ struct Tile {
   int b_row;         // in b
   int first_block, blocks;
   int64_t b_scale;   // where the expert's scales begin
-  int64_t out;       // the output's element that row 0 of a, column 0 would have
+  int out_row;       // of the output, which row 0 of a would have
 };
 
 // Where sums go: as they are, rounded, or added to what is there.
@@ -23,9 +23,10 @@ struct FP8Output {
   void* data;
   Type type;
   int64_t row_step;
-  int columns;
+  int rows, columns;
   bool adds;          // to what is there, of float32
   bool in_pairs;      // neighbours from an even column on lie in one aligned unit
+  bool in_tiles;      // a tensor map describes it
   const float* bias;  // or null
 };
 
@@ -36,12 +37,12 @@ struct alignas(2 * sizeof(T)) Pair {
 
 // Calls each(sum, element) for the sums of this thread in its row h, where the output's `row` has
 // them: `first` is the column of the first. In pairs, where they are aligned.
-template <class T, class Sums, class Each>
-__device__ inline void over_row(const FP8Output& out, T* row, int first, Sums& sums, int h,
+template <class T, int kSums, class Each>
+__device__ inline void over_row(const FP8Output& out, T* row, int first, float (&sums)[kSums], int h,
                                 const Each& each) {
   if (out.in_pairs) {
 #pragma unroll
-    for (int j = 0; j < 16; ++j) {
+    for (int j = 0; j < kSums / 4; ++j) {
       if (first + 8 * j >= out.columns) continue;
       Pair<T>& there = *reinterpret_cast<Pair<T>*>(row + first + 8 * j);
       Pair<T> pair;
@@ -51,7 +52,7 @@ __device__ inline void over_row(const FP8Output& out, T* row, int first, Sums& s
     }
   } else {
 #pragma unroll
-    for (int j = 0; j < 16; ++j)
+    for (int j = 0; j < kSums / 4; ++j)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
         if (first + 8 * j + i < out.columns) each(sums[4 * j + 2 * h + i], row[first + 8 * j + i]);
@@ -74,20 +75,25 @@ struct PutRounded {
   }
 };
 
-// `sums` as Product has them, `row` being this thread's first.
-__device__ inline void store(const FP8Output& out, const Tile& tile, int row, float (&sums)[64]) {
-  const int first = tile.column + 2 * (threadIdx.x % 4);
-  if (out.bias != nullptr) {
+// `sums` as Product has them, from the column `first` of this thread on.
+template <int kSums>
+__device__ inline void add_bias(const FP8Output& out, int first, float (&sums)[kSums]) {
 #pragma unroll
-    for (int i = 0; i < 64; ++i) {
-      const int column = first + i / 4 * 8 + i % 2;
-      if (column < out.columns) sums[i] += out.bias[column];
-    }
+  for (int i = 0; i < kSums; ++i) {
+    const int column = first + i / 4 * 8 + i % 2;
+    if (column < out.columns) sums[i] += out.bias[column];
   }
+}
+
+// The rows of `sums` that end before the tile does, `row` being this thread's first.
+template <int kSums>
+__device__ inline void store_rows(const FP8Output& out, const Tile& tile, int row,
+                                  float (&sums)[kSums]) {
+  const int first = tile.column + 2 * (threadIdx.x % 4);
 #pragma unroll
   for (int h = 0; h < 2; ++h, row += 8) {
     if (row >= tile.end_row) continue;
-    const int64_t at = tile.out + row * out.row_step;
+    const int64_t at = (tile.out_row + row) * out.row_step;
     if (out.type == FP8Output::kFloat32) {
       float* there = static_cast<float*>(out.data) + at;
       if (out.adds) over_row(out, there, first, sums, h, AddElement{});

@@ -6,17 +6,19 @@ namespace r1 {
 namespace {
 constexpr int kForwardThreads = 512, kBackwardThreads = 256;
 
-template <class T, bool kCapped>
+template <class T, bool kPlain, bool kWeighted>
 __global__ void __launch_bounds__(kForwardThreads, 2) forward(LogprobForward in) {
+  constexpr int kWarps = kForwardThreads / kWarp;
+  __shared__ Statistics<kWeighted> warps[kWarps];
   const int64_t t = blockIdx.x;
-  const T* x = in.row<T>(t);
-  const int64_t y = in.target[t];
-  const RowScale<kCapped> scale(in.options, t);
-  Statistics mine = over_groups<kForwardThreads>(x, in.columns / kGroup<T>, scale, [](int) {});
-  add_rest(mine, x, in.columns, scale);
-  const float own = threadIdx.x == 0 ? in.own<T>(t, y) : 0.0f;
-  mine = over_block<kForwardThreads>(mine, scale.unit * kLog2E);
-  if (threadIdx.x == 0) in.finish(t, own, scale, mine);
+  RowEnd<kWarps, T, kPlain, kWeighted> end(in, t);
+  auto mine = Statistics<kWeighted>::none();
+  const int64_t groups = in.columns / kGroup<T>;
+  add_part<kForwardThreads>(mine, in.row<T>(t), groups, end.scale, [](int) {});
+  mine.merge_lanes(end.scale.log2_unit);
+  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = mine;
+  __syncthreads();
+  if (threadIdx.x < kWarp) end.finish(in, t, warps);
 }
 
 struct Backward {
@@ -30,21 +32,21 @@ struct Backward {
 };
 
 // dz = g·(1_y - p) - e·p·(log p + H), times dz/dx, for one row.
-template <bool kCapped>
+template <bool kPlain>
 struct RowGradient {
-  RowScale<kCapped> scale;
+  RowScale<kPlain> scale;
   float g, e, lse, entropy;
-  float log2_unit, log2_lse, constant, linear;  // dz = p·(constant + linear·log2 p) elsewhere
+  float log2_lse, constant, linear;  // dz = p·(constant + linear·log2 p) elsewhere
   int64_t target;
 
   __device__ RowGradient(const Backward& in, int64_t t)
       : scale(in.options, t), g(in.dlogprob[t]), e(in.dentropy != nullptr ? in.dentropy[t] : 0.0f),
         lse(in.lse[t]), entropy(in.dentropy != nullptr ? in.entropy[t] : 0.0f),
-        log2_unit(scale.unit * kLog2E), log2_lse(lse * kLog2E), constant(-(g + e * entropy)),
+        log2_lse(lse * kLog2E), constant(-(g + e * entropy)),
         linear(-e * kLn2), target(in.target[t]) {}
 
   __device__ float operator()(float x) const {
-    const float u = scale(x), log2_p = fmaf(u, log2_unit, -log2_lse);
+    const float u = scale(x), log2_p = fmaf(u, scale.log2_unit, -log2_lse);
     return fast_exp2(log2_p) * fmaf(linear, fmaxf(log2_p, kNegligible), constant) * scale.slope(u);
   }
   // In the target's column: 1 - p without cancellation, 0 where p is 1.
@@ -76,13 +78,13 @@ struct RowGradient {
 constexpr int kSegment = 16 * kBackwardThreads;  // groups a block
 
 // A row without an upstream gradient is not even read: it may hold anything.
-template <class T, bool kCapped>
+template <class T, bool kPlain>
 __global__ void __launch_bounds__(kBackwardThreads, 4) backward(Backward in) {
   constexpr int kSize = kGroup<T>;
   const int64_t t = blockIdx.x;
   const T* x = static_cast<const T*>(in.logits) + t * in.columns;
   T* out = static_cast<T*>(in.dlogits) + t * in.columns;
-  const RowGradient<kCapped> row(in, t);
+  const RowGradient<kPlain> row(in, t);
   const bool zero = row.g == 0 && row.e == 0;
   const int skew = reinterpret_cast<uintptr_t>(x) % 16;
   const bool together = reinterpret_cast<uintptr_t>(out) % 16 == skew;
@@ -141,9 +143,9 @@ std::tuple<Tensor, Tensor, Tensor> logprob(Tensor logits, Tensor target,
   const LogprobForward in{x.data_ptr(), data<int64_t>(y), rows, x.size(1), is_bf16(x),
                           options_of(per_row, logit_scale, softcap), data<float>(value),
                           want_entropy ? data<float>(entropy) : nullptr, data<float>(lse)};
-  if (!device.is_sm90() || !logprob_on_clusters(device, in))
-    with_kernel(in.bf16, in.options, [&](auto element, auto capped) {
-      device.launch("logprob", forward<decltype(element), decltype(capped)::value>, dim3(rows),
+  if (!device.is_sm90() || !logprob_on_sm90(device, in))
+    with_kernel(in, [&](auto element, auto plain, auto weighted) {
+      device.launch("logprob", forward<decltype(element), plain.value, weighted.value>, dim3(rows),
                     kForwardThreads, in);
     });
   return {value, entropy, lse};
@@ -163,10 +165,10 @@ void launch_backward(const Tensor& dlogprob, const Tensor& dentropy, const Tenso
   const Backward in{data<float>(g), e.numel() > 0 ? data<float>(e) : nullptr, logits.data_ptr(),
                     data<int64_t>(y), data<float>(total), data<float>(h), columns,
                     options_of(per_row, logit_scale, softcap), dlogits.data_ptr()};
-  with_kernel(is_bf16(logits), in.options, [&](auto element, auto capped) {
+  with_kernel(is_bf16(logits), in.options, [&](auto element, auto plain) {
     using T = decltype(element);
     const int64_t segments = (columns / kGroup<T> + kSegment - 1) / kSegment;
-    device.launch("logprob_backward", backward<T, decltype(capped)::value>,
+    device.launch("logprob_backward", backward<T, plain.value>,
                   dim3(rows, segments > 0 ? segments : 1), kBackwardThreads, in);
   });
 }

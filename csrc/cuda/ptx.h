@@ -20,11 +20,34 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
   return word;
 }
 
+// Two float16, likewise.
+__device__ inline uint32_t pack_half(float low, float high) {
+  uint32_t word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+
+// The larger one of each two; the other one where one is NaN.
+__device__ inline uint32_t max_bf16(uint32_t a, uint32_t b) {
+  uint32_t larger;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+  return larger;
+}
+
 // float16, rounded to nearest even, by its bits.
 __device__ inline uint16_t half_bits(float x) {
   uint16_t bits;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
   return bits;
+}
+
+// The 16 bytes at p, which are read once: they need no place in the first cache.
+__device__ inline uint4 load_once(const uint4* p) {
+  uint4 x;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(p));
+  return x;
 }
 
 // 1/x and 1/√x to 20 bits.
@@ -46,12 +69,21 @@ __device__ inline float at_least(float x, float bound) {
   return y;
 }
 
-extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];
+extern __shared__ __align__(1024) unsigned char dynamic_shared_memory[];
 __device__ inline unsigned char* dynamic_shared() { return dynamic_shared_memory; }
 
 // Waits for all blocks of a launch that OnDevice::launch_together made. What a thread wrote before,
 // all see after it.
 __device__ inline void sync_grid() { cooperative_groups::this_grid().sync(); }
+
+// Two e4m3 codes, rounded to nearest even and saturated, the first one in the low byte.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
+__device__ inline uint32_t pack_e4m3(float low, float high) {
+  uint16_t codes;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
+  return codes;
+}
+#endif
 
 // Clusters, barriers in shared memory and bulk copies came with sm_90.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -112,7 +144,8 @@ struct alignas(8) Arrival {
         : "memory");
   }
 };
-// Between the start of barriers and the first copy that counts on them.
+// Between the start of barriers and the first copy that counts on them, and between what threads
+// wrote to shared memory and a copy that reads it.
 __device__ inline void publish_arrivals() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

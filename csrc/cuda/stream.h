@@ -4,6 +4,11 @@
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 
+#include <functional>
+#include <map>
+#include <mutex>
+#include <utility>
+
 #include <torch/csrc/stable/accelerator.h>
 
 #include "common/op.h"
@@ -49,11 +54,18 @@ class OnDevice {
   template <class... Parameters, class... Arguments>
   void launch_clusters(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads,
                        int cluster, int shared, const Arguments&... arguments) const {
-    cudaLaunchAttribute shape{};
-    shape.id = cudaLaunchAttributeClusterDimension;
-    shape.val.clusterDim.x = cluster;
-    shape.val.clusterDim.y = shape.val.clusterDim.z = 1;
-    launch_with(shape, cluster > 1, name, kernel, grid, threads, shared, arguments...);
+    launch_with({in_clusters(cluster)}, name, kernel, grid, threads, shared, arguments...);
+  }
+
+  // The same for a kernel that calls wait_for_earlier_kernels before it reads or writes anything, and
+  // may start before those are done.
+  template <class... Parameters, class... Arguments>
+  void launch_early(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads,
+                    int cluster, int shared, const Arguments&... arguments) const {
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    launch_with({early, in_clusters(cluster)}, name, kernel, grid, threads, shared, arguments...);
   }
 
   // All blocks run at the same time, one a multiprocessor at most, and may wait for one another.
@@ -63,31 +75,58 @@ class OnDevice {
     cudaLaunchAttribute together{};
     together.id = cudaLaunchAttributeCooperative;
     together.val.cooperative = 1;
-    launch_with(together, true, name, kernel, dim3(blocks), threads, shared, arguments...);
+    launch_with({together}, name, kernel, dim3(blocks), threads, shared, arguments...);
   }
 
  private:
+  using Attributes = std::initializer_list<cudaLaunchAttribute>;
+
+  static cudaLaunchAttribute in_clusters(int blocks) {
+    cudaLaunchAttribute shape{};
+    shape.id = blocks > 1 ? cudaLaunchAttributeClusterDimension : cudaLaunchAttributeIgnore;
+    shape.val.clusterDim.x = blocks;
+    shape.val.clusterDim.y = shape.val.clusterDim.z = 1;
+    return shape;
+  }
+
+  // What `ask` says about `key` on this device, asked once: the driver takes a microsecond.
+  template <class Key, class Ask>
+  int once(Key key, const Ask& ask) const {
+    static std::mutex mutex;
+    static std::map<std::pair<Key, int32_t>, int> known;
+    const std::lock_guard lock(mutex);
+    const auto found = known.find({key, index_});
+    if (found != known.end()) return found->second;
+    return known[{key, index_}] = ask();
+  }
   int attribute(cudaDeviceAttr which) const {
-    int value = 0;
-    check_cuda(cudaDeviceGetAttribute(&value, which, index_), "device");
-    return value;
+    return once(which, [&] {
+      int value = 0;
+      check_cuda(cudaDeviceGetAttribute(&value, which, index_), "device");
+      return value;
+    });
   }
 
   template <class... Parameters, class... Arguments>
-  void launch_with(cudaLaunchAttribute attribute, bool used, const char* name,
-                   void (*kernel)(Parameters...), dim3 grid, int threads, int shared,
-                   const Arguments&... arguments) const {
-    if (shared > 48 << 10)  // more than a kernel may have unasked
-      check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                      cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-                 name);
+  void launch_with(Attributes attributes, const char* name, void (*kernel)(Parameters...), dim3 grid,
+                   int threads, int shared, const Arguments&... arguments) const {
+    if (shared > 48 << 10) {  // more than a kernel may have unasked
+      const auto allow = [&](int bytes) {
+        check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                   name);
+        return bytes;
+      };
+      const int allowed = once(reinterpret_cast<const void*>(kernel), [&] { return allow(shared); });
+      if (allowed < shared) allow(shared);
+    }
     cudaLaunchConfig_t config{};
     config.gridDim = grid;
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = shared;
     config.stream = stream_;
-    config.attrs = &attribute;
-    config.numAttrs = used ? 1 : 0;
+    config.attrs = const_cast<cudaLaunchAttribute*>(attributes.begin());
+    config.numAttrs = attributes.size();
     check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...), name);
   }
 

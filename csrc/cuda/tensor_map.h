@@ -1,7 +1,9 @@
-// The host's side of copy_tile: matrices described for the unit that copies tiles of them.
+// The host's side of copy_tile and store_tile: matrices described for the unit that copies tiles.
 #pragma once
 
 #include <cuda_runtime.h>
+
+#include <utility>
 
 #include "cuda/hopper.h"
 #include "cuda/stream.h"
@@ -22,16 +24,22 @@ inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
   return encode;
 }
 
-// [rows, columns] bytes, rows `pitch` bytes apart; address and pitch are multiples of 16. Tiles have
-// `height` rows and 128 columns.
-inline TensorMap tensor_map(const void* data, int64_t rows, int64_t columns, int64_t pitch,
-                            int height) {
+// [rows, columns] elements, rows `pitch` bytes apart; address and pitch are multiples of 16. Tiles have
+// `height` rows of 128 bytes.
+inline TensorMap tensor_map(const void* data, ScalarType type, int64_t rows, int64_t columns,
+                            int64_t pitch, int height) {
+  const auto [element, size] =
+      type == ScalarType::Float      ? std::pair(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 4)
+      : type == ScalarType::BFloat16 ? std::pair(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2)
+      : type == ScalarType::Half     ? std::pair(CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2)
+                                     : std::pair(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1);
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(pitch)};
-  const cuuint32_t tile[2] = {128, static_cast<cuuint32_t>(height)}, steps[2] = {1, 1};
+  const cuuint32_t tile[2] = {static_cast<cuuint32_t>(128 / size), static_cast<cuuint32_t>(height)};
+  const cuuint32_t steps[2] = {1, 1};
   TensorMap map;
   const CUresult result = tensor_map_encoder()(
-      &map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(data), sizes, strides, tile, steps,
+      &map, element, 2, const_cast<void*>(data), sizes, strides, tile, steps,
       CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   R1_CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled: error ", static_cast<int>(result),

@@ -3,6 +3,11 @@
 ``r1kernels.hf.trl`` has TRL's trainer; it is imported by name, since it needs TRL.
 """
 
+from r1kernels.hf.elementwise import (
+    explain_elementwise,
+    patch_elementwise,
+    unpatch_elementwise,
+)
 from r1kernels.hf.fp8 import explain_fp8, patch_fp8, unpatch_fp8
 from r1kernels.hf.fp8_checkpoint import register_fp8, unregister_fp8
 from r1kernels.hf.grpo import grpo_loss
@@ -17,11 +22,13 @@ __all__ = [
     "Head",
     "Router",
     "expert_counts",
+    "explain_elementwise",
     "explain_fp8",
     "grpo_loss",
     "head_of",
     "logprobs",
     "patch",
+    "patch_elementwise",
     "patch_fp8",
     "patch_moe",
     "record_routing",
@@ -30,6 +37,7 @@ __all__ = [
     "replay_routing",
     "routers",
     "unpatch",
+    "unpatch_elementwise",
     "unpatch_fp8",
     "unpatch_moe",
     "unregister_fp8",

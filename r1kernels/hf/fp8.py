@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from r1kernels import native
+from r1kernels import fp8_speed
 from r1kernels.hf.bound import Bound
 from r1kernels.hf.unwrap import unwrap
 from r1kernels.nn.fp8_codes import Codes
@@ -23,10 +23,6 @@ M = TypeVar("M")
 # Small, and decisive: DeepSeek-V3 keeps them in high precision (arXiv 2412.19437, 3.3.1).
 ROUTERS = ("gate", "router", "shared_expert_gate")
 EXPERTS = ("gate_up_proj", "down_proj")
-# Smallest side of a weight from which an FP8 layer was measured to be faster than one in the
-# weight's dtype, for one row as for many (`python -m benchmarks fp8`), by processor. With amx
-# and avx512bf16 bf16 is faster, but for one row of the latter; on an H100 at every size measured.
-FASTER_FROM: dict[tuple[str, torch.dtype], int] = {("avx2", torch.bfloat16): 2048}
 
 
 class Choice(NamedTuple):
@@ -48,9 +44,10 @@ def patch_fp8(model: M, layers: bool | str | Sequence[str] = True) -> M:
     Args:
         model: a HuggingFace model, or peft's wrapper of one.
         layers: True for all of them, patterns of module names (``["model.layers.*.mlp.*"]``), or
-            "auto" for those that were measured to be faster on this device. The head, embeddings,
-            routers, adapters and norms stay in high precision. Layers with FP8 weights are taken
-            whatever this says, as nothing else can train them.
+            "auto" for those of which a record of this processor says that forward and backward
+            together are faster in FP8 than in the dtype that the weight has now. The head,
+            embeddings, routers, adapters and norms stay in high precision. Layers with FP8 weights
+            are taken whatever this says, as nothing else can train them.
 
     Returns:
         ``model``. A second call with the same layers changes nothing.
@@ -97,7 +94,7 @@ def unpatch_fp8(model: M) -> M:
 
 
 def explain_fp8(model: Any) -> str:
-    """One line for each layer of a patched model: in FP8 or left, and why.
+    """One line for each layer of a patched model: in FP8 or left, and why, with what was measured.
 
     Raises:
         ValueError: the model is not patched.
@@ -118,9 +115,15 @@ def choose(model: Any, layers: bool | str | Sequence[str]) -> Iterator[Choice]:
         stored = any(parameter.dtype == E4M3 for parameter in module.parameters(recurse=False))
         reason = _unlike(module, experts, stored)
         if reason is None and not stored:
-            reason = _unwanted(name, module, head, layers)
-        taken = "with the weights of its checkpoint" if stored else "with its weight as the master"
-        yield Choice(name, module, reason is None, reason or taken)
+            reason = _unwanted(name, module, head)
+        if reason is not None:
+            yield Choice(name, module, False, reason)
+        elif stored:
+            yield Choice(name, module, True, "with the weights of its checkpoint")
+        else:
+            wanted, reason = _wanted(name, module, experts, layers)
+            taken = f"with its weight as the master{reason and f'; {reason}'}"
+            yield Choice(name, module, wanted, taken if wanted else reason)
 
 
 def _unlike(module: Any, experts: bool, stored: bool) -> str | None:
@@ -156,30 +159,26 @@ def fp8_swiglu_experts(module: Any) -> bool:
     return is_swiglu(module) and not getattr(module, "has_post_expert_norm", False)
 
 
-def _unwanted(
-    name: str, module: nn.Module, head: nn.Module | None, layers: bool | str | Sequence[str]
-) -> str | None:
-    """Why a layer that could run in FP8 stays as it is."""
-    last = name.rpartition(".")[2]
+def _unwanted(name: str, module: nn.Module, head: nn.Module | None) -> str | None:
+    """Why a layer that could run in FP8 stays as it is, whoever asks for it."""
     if module is head:
         return "the head stays in high precision"
-    if last in ROUTERS:
+    if name.rpartition(".")[2] in ROUTERS:
         return "a router stays in high precision"
-    if "lora_" in name:
-        return "an adapter stays in high precision"
+    return "an adapter stays in high precision" if "lora_" in name else None
+
+
+def _wanted(
+    name: str, module: nn.Module, experts: bool, layers: bool | str | Sequence[str]
+) -> fp8_speed.Verdict:
+    """Whether a layer is asked for, and what was measured where that decides."""
     if layers == "auto":
-        weight = next(module.parameters(recurse=False))
-        processor = native.processor(weight.device)
-        than = f"faster than {str(weight.dtype).removeprefix('torch.')} on {processor}"
-        least = FASTER_FROM.get((processor, weight.dtype))
-        if least is None:
-            return f"not measured to be {than}"
-        if min(weight.shape[-2:]) < least:
-            return f"measured to be {than} from {least} rows and columns on"
-        return None
-    if layers is True or (layers and any(fnmatch(name, pattern) for pattern in layers)):
-        return None
-    return "not chosen"
+        if experts:
+            return fp8_speed.Verdict(False, "no record of the speed of experts in FP8")
+        return fp8_speed.of(next(module.parameters(recurse=False)))
+    named = not isinstance(layers, bool) and any(fnmatch(name, each) for each in layers)
+    wanted = layers is True or named
+    return fp8_speed.Verdict(wanted, "" if wanted else "not chosen")
 
 
 def _enter(module: Any) -> None:

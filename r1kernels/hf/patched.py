@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1kernels.hf.bound import Bound
+from r1kernels.hf.elementwise import patch_elementwise, unpatch_elementwise
 from r1kernels.hf.fp8 import patch_fp8, unpatch_fp8
 from r1kernels.hf.head import Head, read_head
 from r1kernels.hf.logit_map import watch
@@ -28,9 +29,15 @@ T = TypeVar("T")
 
 # What a causal LM hands to its loss function.
 LABELS = ("labels", "shift_labels", "num_items_in_batch", "ignore_index")
+# What marks a model whose parts are patched, and undoes it.
+PARTS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+    ("_r1kernels_moe", unpatch_moe),
+    ("_r1kernels_fp8", unpatch_fp8),
+    ("_r1kernels_elementwise", unpatch_elementwise),
+)
 
 
-def patch(model: M, fp8: bool | str | Sequence[str] = False) -> M:
+def patch(model: M, fp8: bool | str | Sequence[str] = False, *, elementwise: bool = False) -> M:
     """Make ``model(input_ids, labels=…)`` compute its loss without logits.
 
     The result is the model's own output class with the same loss (the cross-entropy in float32,
@@ -45,29 +52,35 @@ def patch(model: M, fp8: bool | str | Sequence[str] = False) -> M:
         model: a HuggingFace causal LM whose output embeddings are an ``nn.Linear``, or peft's
             wrapper of one. Patch it before a trainer, DDP or ``torch.compile`` wraps it.
         fp8: True, "auto" or patterns of names: layers that compute in FP8, see ``patch_fp8``.
+        elementwise: norms, rotary positions, gated activations and residual adds as fused ops,
+            see ``patch_elementwise``.
 
     Returns:
-        ``model``. A second call with the same ``fp8`` changes nothing.
+        ``model``. A second call with the same options changes nothing.
 
     Raises:
         NotImplementedError: the model does something the fused head would not; says what.
-        ValueError: the model is patched already with another ``fp8``, or its weights are NaN.
+        ValueError: the model is patched already with other options, or its weights are NaN.
         TypeError: it is no HuggingFace model, or is wrapped; says what to do.
     """
     causal = unwrap("patch", model)
     if (state := vars(causal).get("_r1kernels")) is not None:
-        if state.fp8 != fp8:
-            raise ValueError(
-                f"patch: {type(causal).__name__}: fp8: expected an unpatched model, or the fp8 "
-                f"that it is patched with, {state.fp8}; got {fp8}; call unpatch(model) first"
-            )
+        for name, value in (("fp8", fp8), ("elementwise", elementwise)):
+            if (before := getattr(state, name)) != value:
+                raise ValueError(
+                    f"patch: {type(causal).__name__}: {name}: expected an unpatched model, or the "
+                    f"{name} that it is patched with, {before}; got {value}; call unpatch(model) "
+                    f"first"
+                )
         return model
-    given = {name for name in ("_r1kernels_moe", "_r1kernels_fp8") if name in vars(causal)}
+    given = {name for name, _ in PARTS if name in vars(causal)}
     if fp8:  # first, and the experts next: FP8 weights may run in no other way, and State runs them
         patch_fp8(causal, fp8)
     patch_moe(causal)
+    if elementwise:
+        patch_elementwise(causal)
     try:
-        causal._r1kernels = State(causal, fp8)
+        causal._r1kernels = State(causal, fp8, elementwise)
     except Exception:
         _unpatch_parts(causal, given)
         raise
@@ -96,8 +109,8 @@ def unpatch(model: M) -> M:
 
 
 def _unpatch_parts(model: Any, given: set[str]) -> None:
-    """Undo ``patch_moe`` and ``patch_fp8``, but what of them was there before."""
-    for name, undo in (("_r1kernels_moe", unpatch_moe), ("_r1kernels_fp8", unpatch_fp8)):
+    """Undo the patches of a model's parts, but what of them was there before."""
+    for name, undo in PARTS:
         if name in vars(model) and name not in given:
             undo(model)
 
@@ -174,8 +187,10 @@ def _is_ours(forward: Any) -> bool:
 class State:
     """What a patched model needs to know, and its forward."""
 
-    def __init__(self, model: Any, fp8: bool | str | Sequence[str]) -> None:
-        self.model, self.fp8 = model, fp8
+    def __init__(
+        self, model: Any, fp8: bool | str | Sequence[str], elementwise: bool = False
+    ) -> None:
+        self.model, self.fp8, self.elementwise = model, fp8, elementwise
         self.logits = watch(model)
         self.replaced = vars(model).get("forward")  # someone else's patch
         self.parameters = tuple(inspect.signature(self.original()).parameters)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from r1kernels.ops.fp8_format import BLOCK, FP8Tensor
+from r1kernels.ops.fp8_format import BLOCK, E4M3, FP8Tensor
 from r1kernels.ops.fp8_quantize import fp8_quantize
 
 _steps = 0  # of every optimizer of this process
@@ -31,6 +31,9 @@ class Codes:
     in place move, and by the steps of optimizers, any of ``torch.optim`` in this process. After
     what goes past both, to ``weight.data`` or by the gathering of FSDP2, call ``forget``. Under
     ``torch.compile`` the weight is quantized in the graph, at every call.
+
+    On a GPU, where a gradient is to go through the layer, the codes have those of the transposed
+    weight too, one byte an element more: made as seldom, they are not transposed in each product.
     """
 
     def __init__(self, scale_format: str) -> None:
@@ -45,6 +48,7 @@ class Codes:
             return self._quantize(weight)
         # Moves to a device or a dtype keep tensor and counter.
         state = (_steps, weight._version, weight.data_ptr(), weight.device, weight.dtype)
+        differentiated = weight.is_cuda and weight.dim() == 2 and torch.is_grad_enabled()
         if self._codes is None or self._weight() is not weight or self._state != state:
             with torch.inference_mode(False):  # a rollout's codes may serve training
                 codes = self._quantize(weight)
@@ -52,6 +56,10 @@ class Codes:
                 return codes  # of a fake tensor, nothing to be kept
             self._codes = codes
             self._weight, self._state = ref(weight), state
+        if differentiated and self._codes.data_t is None:
+            with torch.inference_mode(False):
+                data_t = self._codes.data.view(torch.uint8).T.contiguous().view(E4M3)
+                self._codes = self._codes._replace(data_t=data_t)
         return self._codes
 
     def forget(self) -> None:

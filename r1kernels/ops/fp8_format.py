@@ -63,6 +63,19 @@ def blocks(size: int, block: int = BLOCK) -> int:
     return (size + block - 1) // block
 
 
+def new_row_scale(like: Tensor, rows: int, count: int) -> Tensor:
+    """Empty scales [rows, count], of rows in ``count`` blocks.
+
+    On a GPU those of a block lie beside each other, each block at a multiple of 16 bytes: a copy to
+    shared memory takes a tile's at once.
+    """
+    if like.device.type != "cuda":
+        return like.new_empty(rows, count, dtype=torch.float32)
+    step = (rows + 3) // 4 * 4
+    memory = like.new_empty(count * step, dtype=torch.float32)
+    return memory.as_strided((rows, count), (1, step))
+
+
 def scale_of(amax: Tensor, power_of_two: bool) -> Tensor:
     """amax/448, at least 2^-126; with ``power_of_two`` (ue8m0) rounded up to one, by its bits."""
     scale = quotient(amax, LARGEST).clamp(min=SMALLEST_SCALE)

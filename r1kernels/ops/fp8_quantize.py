@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r1kernels import check
+from r1kernels import check, native
 from r1kernels.op import Case, Op
 from r1kernels.ops import moe_sort
 from r1kernels.ops.fp8_format import (
@@ -16,6 +16,7 @@ from r1kernels.ops.fp8_format import (
     SCALE_FORMATS,
     FP8Tensor,
     blocks,
+    new_row_scale,
     quantize_blocks,
 )
 
@@ -86,8 +87,16 @@ def reference(
     if gather is not None:
         x = gathered(x, gather, top_k)
     data, scale = quantize_blocks(x if x.dim() == 3 else x[None], rows, columns, power_of_two)
-    found = (data, scale) if x.dim() == 3 else (data[0], scale[0])
-    return *found, *transposed(x if both else None, power_of_two, x)
+    if x.dim() == 3:
+        return data, scale, *transposed(None, power_of_two, x)
+    data_t, scale_t = transposed(x if both else None, power_of_two, x)
+    scale = laid_out(scale[0]) if rows == 1 else scale[0]
+    return data[0], scale, data_t, laid_out(scale_t) if both else scale_t
+
+
+def laid_out(scale: Tensor) -> Tensor:
+    """Scales of rows as kernels make them where they are: see ``new_row_scale``."""
+    return new_row_scale(scale, *scale.shape).copy_(scale) if scale.is_cuda else scale
 
 
 def gathered(x: Tensor, gather: Tensor, top_k: int) -> Tensor:
@@ -111,6 +120,13 @@ def transposed_shapes(rows: int, columns: int, both: bool) -> tuple[tuple[int, i
     return (columns, blocks(rows) * BLOCK), (columns, blocks(rows))
 
 
+def empty_transposed(x: Tensor, rows: int, columns: int, both: bool) -> tuple[Tensor, Tensor]:
+    """What ``both`` adds for a tensor [rows, columns] where x is, without values."""
+    data, scale = transposed_shapes(rows, columns, both)
+    scales = new_row_scale(x, *scale) if both else x.new_empty(scale, dtype=torch.float32)
+    return x.new_empty(data, dtype=E4M3), scales
+
+
 def _fake(
     x: Tensor, gather: Tensor | None, top_k: int, rows: int, columns: int,
     power_of_two: bool, both: bool,
@@ -118,13 +134,13 @@ def _fake(
     *lead, height, width = x.shape
     if gather is not None:
         height = gather.shape[0]
-    data_t, scale_t = transposed_shapes(height, width, both)
-    return (
-        x.new_empty(*lead, height, width, dtype=E4M3),
-        x.new_empty(*lead, blocks(height, rows), blocks(width, columns), dtype=torch.float32),
-        x.new_empty(data_t, dtype=E4M3),
-        x.new_empty(scale_t, dtype=torch.float32),
-    )
+    if lead or rows > 1:
+        sizes = (*lead, blocks(height, rows), blocks(width, columns))
+        scale = x.new_empty(sizes, dtype=torch.float32)
+    else:
+        scale = new_row_scale(x, height, blocks(width, columns))
+    data = x.new_empty(*lead, height, width, dtype=E4M3)
+    return data, scale, *empty_transposed(x, height, width, both)
 
 
 def _validate(
@@ -209,4 +225,16 @@ FP8_QUANTIZE = Op(
     fake=_fake,
     validate=_validate,
     cases=CASES,
+    guarded=("cuda",),
 )
+
+
+def _by_rows(*args: Any) -> bool | str:
+    """Whether the CUDA kernel takes these arguments."""
+    if (able := native.able("cuda", "fp8_quantize", args)) is not True:
+        return able
+    x, _, _, rows, *_ = args
+    return (x.dim() == 2 and rows == 1) or "takes a matrix in blocks of (1, 128)"
+
+
+FP8_QUANTIZE.backend("cuda", when=_by_rows)(FP8_QUANTIZE.backends["cuda"].run)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.nn.functional import nll_loss
 
 from r1kernels import check
-from r1kernels.ops import head
 from r1kernels.ops.linear_logprob import head_logprob
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def linear_cross_entropy(
         return -logprob
     if reduction == "sum":
         return -logprob.sum()
-    counts = head.counted(target, ignore_index)
-    # Not a plain sum: when no row counts, its gradient 1/0 must not meet the ignored rows.
-    return -logprob.where(counts, 0).sum() / counts.sum()
+    # The mean over rows of one class, which is one op, and its gradient another: it leaves ignored
+    # rows alone even where no row counts and the mean is NaN.
+    ignored = target.long() == ignore_index  # in 64 bits, which hold any of them
+    return nll_loss(logprob[:, None], ignored.long(), ignore_index=1)

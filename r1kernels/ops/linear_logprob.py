@@ -11,17 +11,12 @@ from r1kernels import autocast, check
 from r1kernels.ops import head
 from r1kernels.ops.candidate_logprob import CANDIDATE_LOGPROB
 from r1kernels.ops.head import LogProb
-from r1kernels.ops.linear_logprob_op import LINEAR_LOGPROB, TILE_ROWS, tile_row_bytes
+from r1kernels.ops.kept_memory import rows_that_fit
+from r1kernels.ops.linear_logprob_op import LINEAR_LOGPROB
 from r1kernels.ops.vocab_parallel import vocab_parallel_logprob
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-# The backward pass has a quarter less to compute for rows whose unnormalised probabilities were
-# kept. Never more than this many bytes are, whatever T and V are; the backward pass gives the
-# memory back as it goes, while the gradient of weight grows.
-KEPT_BYTES = 56 << 20
-CUDA_KEPT_BYTES = 2560 << 20  # 8192 rows of a vocabulary of 151,936 in bfloat16 fit
 
 
 def linear_logprob(
@@ -45,8 +40,8 @@ def linear_logprob(
     cap(x) = softcap·tanh(x/softcap), or x without a softcap.
 
     The products are accumulated in float32 and enter the log-sum-exp unrounded. Extra memory is
-    bounded whatever T and V are. Rows whose upstream gradient is zero cost nothing in the backward
-    pass. Gradients flow to hidden, weight and bias, from both outputs.
+    bounded whatever T and V are: ``kept_memory`` says by what. Rows whose upstream gradient is zero
+    cost nothing in the backward pass. Gradients flow to hidden, weight and bias, from both outputs.
 
     Args:
         hidden: [T, H], float32, bfloat16, float16 or float64.
@@ -113,8 +108,8 @@ def head_logprob(
     Returns (logprob, entropy or None, regime). The regime says how the gradient is made:
 
     - "forward_only": there is none;
-    - "kept": probabilities of the rows that fit in KEPT_BYTES (all of them, when each row has its
-      candidates) are kept, the rest made again;
+    - "kept": probabilities of the rows that fit in ``kept_memory`` (all of them, when each row has
+      its candidates) are kept, the rest made again;
     - "recompute": all made again (softcap, an entropy with a gradient, shards on a GPU);
     - "frozen_head": the gradient of hidden is made in the forward pass, weight has none.
     """
@@ -166,13 +161,6 @@ def head_logprob(
             name, *arguments, group=tp_group, start=vocab_start, size=vocab_size
         )
     return logprob, entropies if entropy else None, regime
-
-
-def rows_that_fit(hidden: Tensor, weight: Tensor) -> int:
-    """How many rows of probabilities may be kept, a multiple of TILE_ROWS."""
-    most = CUDA_KEPT_BYTES if hidden.is_cuda else KEPT_BYTES
-    tiles = most // tile_row_bytes(hidden, weight)
-    return TILE_ROWS * min(-(-hidden.shape[0] // TILE_ROWS), tiles)
 
 
 def _check_vocabulary(

@@ -21,7 +21,7 @@ SLACK = 1e-6  # of the largest true magnitude, or of 1 where all is 0: a few flo
 # Tensor cores keep about 14 bits of a sum of FP8 products (DeepSeek-V3, arXiv 2412.19437, 3.3.2),
 # in each of the four steps that a block of 128 takes.
 SLACK_OF_FP8 = 4 * 2.0**-13
-FP8_PRODUCTS = ("fp8_gemm", "fp8_grouped_gemm", "fp8_grouped_wgrad")
+FP8_PRODUCTS = ("fp8_gemm", "fp8_linear_forward", "fp8_grouped_gemm", "fp8_grouped_wgrad")
 MOVED_CODES = 1000  # one in so many e4m3 codes may round the other way
 
 

@@ -24,9 +24,12 @@ def lines(tile, count, SIZE: tl.constexpr):
 @triton.jit
 def store(
     x, data, scale, tile_row, tile_column, rows, columns,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, POWER_OF_TWO: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, POWER_OF_TWO: tl.constexpr, strides=None,
 ):  # fmt: skip
-    """x in blocks of ROWS × COLUMNS into data [rows, columns] and its scales."""
+    """x in blocks of ROWS × COLUMNS into data [rows, columns] and its scales.
+
+    ``strides``: of the scales, (row, column); None: they lie row after row.
+    """
     HEIGHT: tl.constexpr = x.shape[0]
     factor = e4m3.scales(x, ROWS, COLUMNS, POWER_OF_TWO)
     row, in_row = lines(tile_row, rows, HEIGHT)
@@ -37,15 +40,21 @@ def store(
     row, in_row = lines(tile_row, tl.cdiv(rows, ROWS), HEIGHT // ROWS)
     width = tl.cdiv(columns, COLUMNS)
     column, in_column = lines(tile_column, width, BLOCK // COLUMNS)
-    at = scale + row.to(tl.int64)[:, None] * width + column[None, :]
+    if strides is None:
+        at = scale + row.to(tl.int64)[:, None] * width + column[None, :]
+    else:
+        at = scale + row.to(tl.int64)[:, None] * strides[0] + column.to(tl.int64) * strides[1]
     tl.store(at, factor, in_row[:, None] & in_column[None, :])
 
 
 @triton.jit
 def store_transposed(
-    x, data, scale, tile_row, tile_column, rows, columns, POWER_OF_TWO: tl.constexpr
+    x, data, scale, tile_row, tile_column, rows, columns, POWER_OF_TWO: tl.constexpr, strides=None
 ):  # fmt: skip
-    """xᵀ, of BLOCK rows, in blocks of (1, BLOCK) into data [columns, rows up to a multiple]."""
+    """xᵀ, of BLOCK rows, in blocks of (1, BLOCK) into data [columns, rows up to a multiple].
+
+    ``strides``: see ``store``.
+    """
     factor = e4m3.scales(x, BLOCK, 1, POWER_OF_TWO)
     width = tl.cdiv(rows, BLOCK)
     column, inside = lines(tile_column, columns, BLOCK)
@@ -54,4 +63,8 @@ def store_transposed(
     tl.store(
         data + column * (width * BLOCK) + row, tl.trans(e4m3.codes(x, factor)), inside[:, None]
     )
-    tl.store(scale + column * width + tile_row, tl.trans(factor), inside[:, None])
+    if strides is None:
+        at = scale + column * width + tile_row
+    else:
+        at = scale + column * strides[0] + tile_row.to(tl.int64) * strides[1]
+    tl.store(at, tl.trans(factor), inside[:, None])

@@ -10,7 +10,7 @@ from torch import Tensor
 from r1kernels.ops.fp8_format import BLOCK
 from r1kernels.ops.fp8_gemm import FP8_GEMM, FP8_GEMM_
 from r1kernels.triton import cdiv, gemm, launch, plug_in
-from r1kernels.triton.fp8_tiles import Operand, columns_first, parameters, product, store
+from r1kernels.triton.fp8_tiles import Operand, columns_first, in_rows, parameters, product, store
 from r1kernels.triton.handles import launched
 
 
@@ -46,6 +46,7 @@ def multiply_into(
     if not out.numel():
         return
     (rows, width), depth = out.shape, a.shape[1]
+    a, b = in_rows(a), in_rows(b)
     if transposed:
         b, b_scale = b.T, b_scale.T
     x, x_each = Operand.of(a, columns_first(a, a_scale))

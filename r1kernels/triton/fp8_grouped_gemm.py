@@ -14,7 +14,7 @@ from torch import Tensor
 from r1kernels.ops.fp8_format import BLOCK
 from r1kernels.ops.fp8_grouped_gemm import FP8_GROUPED_GEMM
 from r1kernels.triton import cdiv, gemm, launch, next_power_of_2, plug_in
-from r1kernels.triton.fp8_tiles import Operand, columns_first, parameters, product, store
+from r1kernels.triton.fp8_tiles import Operand, columns_first, in_rows, parameters, product, store
 from r1kernels.triton.grouped_mm_tiles import most_tiles
 from r1kernels.triton.handles import launched
 
@@ -28,6 +28,7 @@ def fp8_grouped_gemm(
     a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, starts: Tensor, ends: Tensor,
     out_dtype: torch.dtype, transposed: bool,
 ) -> Tensor:  # fmt: skip
+    a, b = in_rows(a), in_rows(b)
     if transposed:
         b, b_scale = b.mT, b_scale.mT
     (rows, depth), (experts, width, _) = a.shape, b.shape

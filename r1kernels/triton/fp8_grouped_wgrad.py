@@ -9,7 +9,15 @@ from torch import Tensor
 
 from r1kernels.ops.fp8_grouped_wgrad import FP8_GROUPED_WGRAD, FP8_GROUPED_WGRAD_
 from r1kernels.triton import cdiv, gemm, launch, plug_in
-from r1kernels.triton.fp8_tiles import BLOCK, Operand, columns_first, parameters, product, store
+from r1kernels.triton.fp8_tiles import (
+    BLOCK,
+    Operand,
+    columns_first,
+    in_rows,
+    parameters,
+    product,
+    store,
+)
 from r1kernels.triton.handles import launched
 
 
@@ -45,6 +53,7 @@ def multiply_into(
     if not out.numel():
         return
     experts, height, width = out.shape
+    left, right = in_rows(left), in_rows(right)
     x, x_each = Operand.of(left, columns_first(left, left_scale))
     y, y_each = Operand.of(right, columns_first(right, right_scale))
     tile = parameters("fp8_grouped_wgrad", y, y_each)

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from r1kernels.ops.fp8_format import BLOCK, E4M3, blocks
+from r1kernels.ops import fp8_quantize as quantize
+from r1kernels.ops.fp8_format import BLOCK, E4M3, blocks, new_row_scale
 from r1kernels.ops.fp8_quantize import FP8_QUANTIZE, transposed_shapes
 from r1kernels.triton import e4m3_tiles, plug_in
 from r1kernels.triton.build import Build
@@ -38,7 +39,8 @@ def read(
 @launched
 @triton.jit(do_not_specialize=["rows", "x_rows"])
 def kernel(
-    x, gather, data, scale, data_t, scale_t, rows, columns, x_rows, x_stride, expert_stride, top_k,
+    x, gather, data, scale, data_t, scale_t, scale_strides, scale_t_strides, rows, columns, x_rows,
+    x_stride, expert_stride, top_k,
     HEIGHT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, POWER_OF_TWO: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(columns, e4m3_tiles.BLOCK)
@@ -49,16 +51,18 @@ def kernel(
     scale += expert * tl.cdiv(rows, ROWS) * tl.cdiv(columns, COLUMNS)
     value = read(x, gather, tile_row, tile_column, rows, columns, x_rows, x_stride, top_k, HEIGHT)
     e4m3_tiles.store(
-        value, data, scale, tile_row, tile_column, rows, columns, ROWS, COLUMNS, POWER_OF_TWO
-    )
+        value, data, scale, tile_row, tile_column, rows, columns, ROWS, COLUMNS, POWER_OF_TWO,
+        scale_strides,
+    )  # fmt: skip
     if data_t is not None:
         # Again, from the cache: there are not enough registers for it and both kinds of codes.
         value = read(
             x, gather, tile_row, tile_column, rows, columns, x_rows, x_stride, top_k, HEIGHT
         )
         e4m3_tiles.store_transposed(
-            value, data_t, scale_t, tile_row, tile_column, rows, columns, POWER_OF_TWO
-        )
+            value, data_t, scale_t, tile_row, tile_column, rows, columns, POWER_OF_TWO,
+            scale_t_strides,
+        )  # fmt: skip
 
 
 @plug_in(FP8_QUANTIZE)
@@ -69,19 +73,25 @@ def fp8_quantize(
     *lead, x_rows, width = x.shape
     height = x_rows if gather is None else gather.shape[0]
     data = x.new_empty(*lead, height, width, dtype=torch.uint8)
-    scale = x.new_empty(*lead, blocks(height, rows), blocks(width, columns), dtype=torch.float32)
-    data_t, scale_t = empty_transposed(x, height, width, both)
+    if lead or rows > 1:
+        sizes = (*lead, blocks(height, rows), blocks(width, columns))
+        scale, strides = x.new_empty(sizes, dtype=torch.float32), None
+    else:
+        scale = new_row_scale(x, height, blocks(width, columns))
+        strides = scale.stride()
+    data_t, scale_t = quantize.empty_transposed(x, height, width, both)
     if data.numel() > 0:
         x = x if x.stride(-1) == 1 else x.contiguous()
         tall = BLOCK if both or rows > 1 else LOW
         grid = (blocks(height, tall) * blocks(width), lead[0] if lead else 1)
         kernel[grid](
             x, None if gather is None else gather.contiguous(), data, scale,
-            data_t if both else None, scale_t if both else None, height, width, x_rows,
+            data_t.view(torch.uint8) if both else None, scale_t if both else None,
+            strides, scale_t.stride() if both else None, height, width, x_rows,
             x.stride(-2), x.stride(0) if lead else 0, top_k, tall, rows, columns, power_of_two,
             num_warps=WARPS[tall], **UNFUSED,
         )  # fmt: skip
-    return data.view(E4M3), scale, data_t.view(E4M3), scale_t
+    return data.view(E4M3), scale, data_t, scale_t
 
 
 def empty_transposed(x: Tensor, rows: int, columns: int, both: bool) -> tuple[Tensor, Tensor]:
@@ -96,6 +106,8 @@ def _build(
     signature: dict[str, Any] = {
         "x": f"*{dtype}", "gather": "*i32" if gathered else None, "data": "*u8", "scale": "*fp32",
         "data_t": "*u8" if both else None, "scale_t": "*fp32" if both else None,
+        "scale_strides": (1, "i32") if block[0] == 1 else None,
+        "scale_t_strides": (1, "i32") if both else None,
     }  # fmt: skip
     sizes = ("rows", "columns", "x_rows", "x_stride", "expert_stride", "top_k")
     signature |= dict.fromkeys(sizes, "i32")

@@ -55,6 +55,15 @@ def columns_first(data: Tensor, scale: Tensor) -> Tensor:
     return scale.mT.contiguous().mT if scale.shape[-2] == data.shape[-2] else scale
 
 
+def in_rows(data: Tensor) -> Tensor:
+    """The codes [..., R, C] with unit stride along C, copied where they lie otherwise.
+
+    How codes lie decides which unit multiplies them (see ``as_bytes``), and units differ in the
+    bits that they keep of a sum.
+    """
+    return data if data.stride(-1) == 1 else data.contiguous()
+
+
 def as_bytes(k_major: bool) -> bool:
     """Whether codes come as bytes: where nothing multiplies e4m3, and to be transposed on sm_90.
 

@@ -75,6 +75,17 @@ def rows_times_rows(
 
 
 @triton.jit
+def tma_rows_times_rows(acc, x, x_first, y, y_first, depth, STEP: tl.constexpr):
+    """acc + x[x_first :]·y[y_first :]ᵀ over the first ``depth`` columns, of tensor descriptors.
+
+    Their blocks are [M, STEP] and [N, STEP]. What is outside of a tensor is 0.
+    """
+    for start in range(0, depth, STEP):
+        acc = multiply_add(x.load([x_first, start]), y.load([y_first, start]).T, acc)
+    return acc
+
+
+@triton.jit
 def rows_times(
     acc, x, x_rows, x_stride, y, columns, depth, width,
     STEP: tl.constexpr, EVEN: tl.constexpr, PADDED: tl.constexpr,
@@ -100,6 +111,17 @@ def rows_times(
         acc = multiply_add(a, b, acc)
         left += STEP
         right += STEP * width
+    return acc
+
+
+@triton.jit
+def tma_rows_times(acc, x, x_first, y, y_first, depth, STEP: tl.constexpr):
+    """acc + x[x_first :]·y[:, y_first :] over the first ``depth`` rows of y, of tensor descriptors.
+
+    Their blocks are [M, STEP] and [STEP, N]. What is outside of a tensor is 0.
+    """
+    for start in range(0, depth, STEP):
+        acc = multiply_add(x.load([x_first, start]), y.load([start, y_first]), acc)
     return acc
 
 

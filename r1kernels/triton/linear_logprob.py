@@ -1,20 +1,22 @@
 """linear_logprob and its backward pass: which rows, in what memory, in which order of kernels.
 
-Forward: tiles of logits → a few numbers a row and tile → logprob, entropy, lse. With a frozen head
-the gradient of hidden follows at once, block of rows by block of rows. Otherwise the shares (see
-linear_logprob_tiles.py) of as many rows as the caller has room for are kept, and a backward pass
-for which all were is two matrix products and nothing else; it changes nothing that was kept. Where
-they were not, shares are made anew, all rows of some columns of the vocabulary at a time.
+Forward: rows brought into their order → tiles of logits → a few numbers a row and tile → logprob,
+entropy, lse. With a frozen head the gradient of hidden follows at once, block of rows by block of
+rows. Otherwise the shares (see linear_logprob_tiles.py) of as many rows as the caller has room for
+are kept, and a backward pass for which all were is two matrix products and nothing else; it changes
+nothing that was kept. Where they were not, shares are made anew, all rows of some columns of the
+vocabulary at a time.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from r1kernels.ops import head
 from r1kernels.ops.linear_logprob_op import (
     KEPT_STATE,
     LINEAR_LOGPROB,
@@ -23,13 +25,9 @@ from r1kernels.ops.linear_logprob_op import (
     TILE_ROWS,
     tile_row_bytes,
 )
-from r1kernels.triton import cdiv, launch, plug_in
-from r1kernels.triton.linear_logprob_gradients import (
-    bias_block,
-    hidden_tile,
-    scaled_row,
-    weight_tile,
-)
+from r1kernels.triton import INTERPRETED, cdiv, launch, plug_in
+from r1kernels.triton.linear_logprob_gradients import bias_block, hidden_tile, weight_tile
+from r1kernels.triton.linear_logprob_order import order_rows, ordered_row, scaled_row
 from r1kernels.triton.linear_logprob_tiles import forward_row, forward_tile, gradient_tile
 
 SCRATCH_BYTES = 640 << 20  # of shares that are not kept
@@ -38,39 +36,63 @@ KEPT_HERE = 0x7368617265736B74  # ends the buffer where these kernels have kept 
 
 # Contracting products and sums would depend on what is around them: kept or not, the same bits.
 EXACT = {"enable_fp_fusion": False}
+ORDER_BLOCK = {"BLOCK": 4096, "num_warps": 16}
 ROW_BLOCK = {"BLOCK": 1024, "num_warps": 4}
 BIAS_BLOCK = {"ROWS": 64, "COLUMNS": 128, "num_warps": 4}
 
 
 class Order(NamedTuple):
-    """Rows that want a gradient, then the other valid ones, then the ignored: all on the device."""
+    """Which row is at each place, and how many; see linear_logprob_order.py. All on the device."""
 
     rows: Tensor  # [T] int32
-    counts: Tensor  # [2] int32: how many want a gradient, how many are valid
-    valid: Tensor  # [T] bool
+    counts: Tensor  # [4] int32: wanted rows, valid rows, live blocks, kept rows
+    blocks: Tensor  # [⌈T / STEP⌉ + 1] int32: first places of the live blocks, then anything
 
     @staticmethod
-    def of(target: Tensor, keep: Tensor | None, ignore_index: int) -> Order:
-        valid = head.counted(target, ignore_index)
-        wanted = valid if keep is None else valid & keep
-        rows = torch.argsort(2 - valid.byte() - wanted.byte(), stable=True)
-        return Order(rows.int(), torch.stack((wanted.sum(), valid.sum())).int(), valid)
+    def of(
+        target: Tensor,
+        keep: Tensor | None,
+        ignore_index: int,
+        state: Tensor,
+        here: int,
+        upstream: tuple[Tensor | None, Tensor | None] = (None, None),
+        kept_rows: int = 0,
+        step: int = 16,
+        compact: bool = False,
+    ) -> Order:
+        rows = target.shape[0]
+        order, counts, blocks = (
+            target.new_empty(size, dtype=torch.int32) for size in (rows, 4, cdiv(rows, step) + 1)
+        )
+        order_rows[(1,)](
+            target, keep, *upstream, order, counts, blocks, state, rows, kept_rows, ignore_index,
+            here, COMPACT=compact, STEP=step, **ORDER_BLOCK,
+        )  # fmt: skip
+        return Order(order, counts, blocks)
 
 
-def kept_shares(kept: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
-    """The buffer as [rows, columns in rows that begin at whole TILE_COLS]."""
-    rows = (kept.numel() - KEPT_STATE) // tile_row_bytes(hidden, weight) * TILE_ROWS
-    stride = cdiv(weight.shape[0], TILE_COLS) * TILE_COLS
-    return kept[: rows * stride * hidden.element_size()].view(hidden.dtype).view(rows, stride)
+class Kept(NamedTuple):
+    """The private buffer: shares of the first places, anchors of all, whether they are there."""
+
+    shares: Tensor  # [places, columns in rows that begin at whole TILE_COLS]
+    anchors: Tensor | None  # [T] float32; None where there is no place for a row
+    state: Tensor  # [KEPT_STATE / 8] int64, the last of which is the mark
+
+    @staticmethod
+    def of(buffer: Tensor, hidden: Tensor, weight: Tensor, used: bool) -> Kept:
+        rows, size = hidden.shape[0], hidden.element_size()
+        stride = cdiv(weight.shape[0], TILE_COLS) * TILE_COLS
+        end = buffer.numel() - KEPT_STATE
+        begin = end - 16 * cdiv(rows, 4)
+        places = min(begin // (stride * size), rows) if used and begin > 0 else 0
+        shares = buffer[: places * stride * size].view(hidden.dtype).view(places, stride)
+        anchors = buffer[begin : begin + 4 * rows].view(torch.float32) if places else None
+        return Kept(shares, anchors, buffer[end:].view(torch.int64))
 
 
 def may_be_kept(entropy_grad: bool, sharded: bool) -> bool:
     """Shares are of the sum of all columns, and lack what the gradient of an entropy needs."""
     return not (entropy_grad or sharded)
-
-
-def mark(kept: Tensor) -> Tensor:
-    return kept[-8:].view(torch.int64)
 
 
 def usable(hidden: Tensor, *_: Any) -> bool | str:
@@ -94,60 +116,63 @@ def linear_logprob(
     ignore_index: int,
     sharded: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    hidden, weight, target, bias, temperature = map(
-        contiguous, (hidden, weight, target, bias, temperature)
+    hidden, weight, target, bias, keep, temperature = map(
+        contiguous, (hidden, weight, target, bias, keep, temperature)
     )
     (rows, width), columns = hidden.shape, weight.shape[0]
-    logprob, lse = (hidden.new_zeros(rows, dtype=torch.float32) for _ in range(2))
-    entropy = lse.new_zeros(rows if want_entropy else 0)
+    logprob, lse = (hidden.new_empty(rows, dtype=torch.float32) for _ in range(2))
+    entropy = lse.new_empty(rows if want_entropy else 0)
     dhidden = lse.new_zeros((rows if frozen_head else 0, width))
     kept_bytes = kept_rows // TILE_ROWS * tile_row_bytes(hidden, weight) + KEPT_STATE
-    kept = hidden.new_empty(kept_bytes, dtype=torch.uint8)
-    kept[-KEPT_STATE:] = 0  # for another backend's backward pass nothing is there
-    keeps = kept_rows > 0 and may_be_kept(entropy_grad, sharded)
-    if keeps:
-        mark(kept).fill_(KEPT_HERE)
+    buffer = hidden.new_empty(kept_bytes, dtype=torch.uint8)
     if not rows:
-        return logprob, entropy, lse, kept, dhidden
+        return logprob, entropy, lse, buffer.zero_(), dhidden
 
-    order = Order.of(target, keep, ignore_index)
-    # A target that is nowhere has the logit 0 in a shard, and shows as NaN elsewhere.
-    own = torch.full_like(lse, 0.0 if sharded else float("nan"))
-    tile = logits_tile(hidden, softcap)
+    kept = Kept.of(buffer, hidden, weight, may_be_kept(entropy_grad, sharded))
+    keeps = kept.anchors is not None
+    order = Order.of(target, keep, ignore_index, kept.state, KEPT_HERE if keeps else 0)
+    factors, own, anchors, coefficients = lse.new_empty(4, rows)
+    if kept.anchors is not None:
+        anchors = kept.anchors
+    goals, ordered = torch.empty_like(order.rows), torch.empty_like(hidden)
+    ordered_row[(rows,)](
+        hidden, weight, bias, temperature, target, order.rows, order.counts, ordered, goals,
+        factors, anchors, own, logprob, entropy if want_entropy else None, lse, columns, width,
+        # A target that is nowhere has the logit 0 in a shard, and shows as NaN elsewhere.
+        logit_scale, softcap, 0.0 if sharded else float("nan"), **ROW_BLOCK, **EXACT,
+    )  # fmt: skip
+    tile = logits_tile(softcap, ordered, weight)
     parts = cdiv(columns, tile["PART"])
-    shares = None
-    block, shares_rows = BLOCK_ROWS, rows
+    block, shares = rows, kept.shares
     if frozen_head:
         block, shares = frozen_block(hidden, columns)
-    elif keeps:
-        shares_rows = kept_rows
-    block = min(block, rows)
-    tops, sums = (lse.new_empty(block, parts) for _ in range(2))
+    block = min(block, BLOCK_ROWS, rows)
+    shifts, sums = lse.new_empty(2, block, parts)
     dots = lse.new_empty(block, parts) if want_entropy else None
+    operands = rows_times_rows(tile, ordered, weight)
+    grid = programs(tile, block, columns)
+    if tile["TMA"]:
+        grid = (min(*grid, processors()),)
     for start in range(0, rows, block):
         size = min(block, rows - start)
-        if keeps:
-            shares = kept_shares(kept, hidden, weight)[start:]
-        stride = 0 if shares is None else shares.stride(0)
-        forward_tile[(cdiv(size, tile["ROWS"]) * cdiv(columns, tile["COLUMNS"]),)](
-            hidden, weight, bias, temperature, target, order.rows, order.counts, tops, sums, dots,
-            own, shares, start, size, columns, width, stride, shares_rows, logit_scale, softcap,
-            EVEN=width % tile["STEP"] == 0, **tile, **EXACT,
+        here = shares if frozen_head else shares[start:]
+        lines, stride = here.shape
+        forward_tile[grid](
+            *operands, bias, order.counts, goals, factors, anchors, shifts, sums, dots, own,
+            matrix(tile, here, "ROWS", "PART") if lines else None, start, size, columns, width,
+            stride, lines, logit_scale, softcap, EVEN=width % tile["STEP"] == 0, **tile, **EXACT,
         )  # fmt: skip
         forward_row[(size,)](
-            target, temperature, order.rows, order.counts, tops, sums, dots, own, logprob, entropy,
-            lse, shares, start, columns, stride, shares_rows, softcap,
-            PART=tile["PART"], **ROW_BLOCK, **EXACT,
+            temperature, order.rows, order.counts, goals, anchors, shifts, sums, dots, own, logprob,
+            entropy, lse, here if lines else None, coefficients if frozen_head else None, start,
+            columns, stride, lines, logit_scale, softcap, ROWS=tile["ROWS"], PART=tile["PART"],
+            **ROW_BLOCK, **EXACT,
         )  # fmt: skip
         if frozen_head:
-            assert shares is not None
-            count = (order.counts[:1] - start).clamp(0, size)
-            lines = torch.arange(size, dtype=torch.int32, device=hidden.device)
             add_hidden_gradient(
-                shares, lines, weight, order.rows[start:], count,
-                coefficients(None, logit_scale, temperature, lse), None, dhidden, True, True,
-            )  # fmt: skip
-    return logprob, entropy, lse, kept, dhidden
+                here, weight, order, coefficients, None, dhidden, start, size, True, True
+            )
+    return logprob, entropy, lse, buffer, dhidden
 
 
 def frozen_block(hidden: Tensor, columns: int) -> tuple[int, Tensor]:
@@ -181,8 +206,8 @@ def linear_logprob_backward(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dlogprob, dentropy, hidden, weight, target, bias = map(
-        contiguous, (dlogprob, dentropy, hidden, weight, target, bias)
+    dlogprob, dentropy, hidden, weight, target, bias, keep = map(
+        contiguous, (dlogprob, dentropy, hidden, weight, target, bias, keep)
     )
     logprob, lse, entropy, kept, temperature = map(
         contiguous, (logprob, lse, entropy, kept, temperature)
@@ -194,109 +219,138 @@ def linear_logprob_backward(
     if not rows:
         return dhidden, dweight.zero_(), dbias.zero_()
 
-    order = Order.of(target, keep, ignore_index)
-    wanted = dlogprob != 0
-    if dentropy.numel():
-        wanted |= dentropy != 0
-    wanted &= order.valid
-    active, count = torch.argsort(~wanted, stable=True).int(), wanted.sum(dtype=torch.int32)
-    coefficient = coefficients(
-        None if dentropy.numel() else dlogprob, logit_scale, temperature, lse
-    )
-    places = torch.argsort(order.rows).int()
-    stored = kept_shares(kept, hidden, weight)
-    if not may_be_kept(entropy_grad, sharded):
-        stored = stored[:0]
-    have = torch.where(mark(kept) == KEPT_HERE, order.counts[0].clamp(max=stored.shape[0]), 0)
-
-    if stored.shape[0] >= rows:
-        # Nothing is launched to make shares anew. Rows without them can only come of a `keep` or
-        # of a forward pass that were not these: let that show.
-        coefficient = coefficient.where(places < have, float("nan"))
-        shares, lines, chunk = stored, places[active], columns
-    else:
-        tile = logits_tile(hidden, softcap)
+    keeping = may_be_kept(entropy_grad, sharded)
+    stored, anchors, state = Kept.of(kept, hidden, weight, keeping)
+    of_entropy = dentropy if dentropy.numel() else None
+    of_weight = parameters("weight", hidden, dweight)
+    order = Order.of(
+        target, keep, ignore_index, state, KEPT_HERE, (dlogprob, of_entropy), stored.shape[0],
+        of_weight["STEP"], compact=not keeping,
+    )  # fmt: skip
+    complete = stored.shape[0] == rows  # then nothing is launched to make shares anew
+    coefficients = torch.empty_like(lse)
+    scaled = torch.empty_like(hidden) if need_weight else None
+    scaled_row[(rows,)](
+        hidden, temperature, order.rows, order.counts, anchors, lse, dlogprob, of_entropy,
+        coefficients, scaled, width, logit_scale, COMPLETE=complete, **ROW_BLOCK, **EXACT,
+    )  # fmt: skip
+    shares, chunk = stored, columns
+    if not complete:
+        factors, ordered = torch.empty_like(lse), torch.empty_like(hidden)
+        goals = torch.empty_like(order.rows)
+        ordered_row[(rows,)](
+            hidden, None, None, temperature, target, order.rows, order.counts, ordered, goals,
+            factors, None, None, None, None, None, columns, width, logit_scale, softcap, 0.0,
+            **ROW_BLOCK, **EXACT,
+        )  # fmt: skip
+        tile = logits_tile(softcap, ordered, weight)
         most = SCRATCH_BYTES // (rows * hidden.element_size()) // tile["COLUMNS"]
         chunk = min(max(most, 1), cdiv(columns, tile["COLUMNS"])) * tile["COLUMNS"]
         shares = hidden.new_empty(rows, chunk)
-        lines = torch.arange(rows, dtype=torch.int32, device=hidden.device)
+        operands = rows_times_rows(tile, ordered, weight)
     partial = lse.new_empty(rows, width) if need_hidden and chunk < columns else None
-    scaled = None
-    if need_weight:
-        scaled = torch.empty_like(hidden)
-        scaled_row[(rows,)](hidden, active, count, coefficient, scaled, width, **ROW_BLOCK)
     for first in range(0, columns, chunk):
         last = min(first + chunk, columns)
-        if shares is not stored:
-            gradient_tile[
-                (cdiv(rows, tile["ROWS"]) * cdiv(last - first, tile["COLUMNS"]),)
-            ](
-                hidden, weight, bias, temperature, target, active, count, places, logprob, lse,
-                entropy, dlogprob, dentropy if dentropy.numel() else None,
-                stored if stored.numel() else None, stored.stride(0), have,
-                shares, chunk, first, last, rows, columns, width, logit_scale, softcap,
-                EVEN=width % tile["STEP"] == 0, **tile, **EXACT,
+        if not complete:
+            gradient_tile[programs(tile, rows, last - first)](
+                *operands, bias, temperature, order.rows, order.counts, goals, factors, anchors,
+                coefficients, logprob, lse, entropy, dlogprob, of_entropy,
+                stored if stored.numel() else None, stored.stride(0), shares, chunk, first, last,
+                rows, columns, width, logit_scale, softcap, EVEN=width % tile["STEP"] == 0,
+                **tile, **EXACT,
             )  # fmt: skip
         if need_hidden:
             add_hidden_gradient(
-                shares, lines, weight[first:last], active, count, coefficient, partial, dhidden,
+                shares, weight[first:last], order, coefficients, partial, dhidden, 0, rows,
                 first == 0, last == columns,
             )  # fmt: skip
-        if need_weight:
-            weight_gradient(shares, lines, scaled, count, dweight[first:last])
+        if scaled is not None:
+            weight_tile[programs(of_weight, last - first, width)](
+                matrix(of_weight, shares, "STEP", "ROWS"),
+                matrix(of_weight, scaled, "STEP", "COLUMNS"), order.counts, order.blocks,
+                matrix(of_weight, dweight[first:last], "ROWS", "COLUMNS"), shares.stride(0),
+                last - first, width, **of_weight,
+            )  # fmt: skip
         if need_bias:
             bias_block[(cdiv(last - first, BIAS_BLOCK["COLUMNS"]),)](
-                shares, lines, active, count, coefficient, dbias[first:last], shares.stride(0),
+                shares, order.counts, coefficients, dbias[first:last], shares.stride(0),
                 last - first, **BIAS_BLOCK, **EXACT,
             )  # fmt: skip
     return dhidden, dweight, dbias
 
 
-def logits_tile(hidden: Tensor, softcap: float | None) -> dict[str, int]:
+def add_hidden_gradient(
+    shares: Tensor,
+    weight: Tensor,
+    order: Order,
+    coefficients: Tensor,
+    partial: Tensor | None,
+    dhidden: Tensor,
+    start: int,
+    size: int,
+    first: bool,
+    last: bool,
+) -> None:
+    tile = parameters("hidden", weight, shares)
+    depth, width = weight.shape
+    hidden_tile[programs(tile, size, width)](
+        matrix(tile, shares, "ROWS", "STEP"), matrix(tile, weight, "STEP", "COLUMNS"), order.rows,
+        order.counts, coefficients, partial, dhidden, start, size, shares.stride(0), depth, width,
+        FIRST=first, LAST=last, EVEN=depth % tile["STEP"] == 0, **tile,
+    )  # fmt: skip
+
+
+def logits_tile(softcap: float | None, *matrices: Tensor) -> dict[str, int]:
     """A softcap needs registers, which the widest tile of logits does not leave."""
-    kernel = "linear_logprob.logits" if softcap is None else "linear_logprob.capped_logits"
-    return launch.parameters(kernel, hidden.device, hidden.dtype)
+    return parameters("logits" if softcap is None else "capped_logits", *matrices)
+
+
+def parameters(kernel: str, *matrices: Tensor) -> dict[str, int]:
+    """Of a kernel that multiplies these: by TMA where there are parameters and rows for it."""
+    first = matrices[0]
+    aligned = all(
+        each.data_ptr() % 16 == 0 and each.stride(0) * each.element_size() % 16 == 0
+        for each in matrices
+    )
+    return parameters_of(kernel, first.device, first.dtype, aligned)
+
+
+@cache
+def parameters_of(
+    kernel: str, device: torch.device, dtype: torch.dtype, aligned: bool
+) -> dict[str, int]:
+    return parameters_in(launch.target(device), str(8 * dtype.itemsize), kernel, aligned)
+
+
+def parameters_in(target: str, bits: str, kernel: str, aligned: bool) -> dict[str, int]:
+    by_tma = launch.table()[f"linear_logprob.tma_{kernel}"].get(target, {})
+    if aligned and bits in by_tma:
+        return by_tma[bits] | {"TMA": 1}
+    return launch.table()[f"linear_logprob.{kernel}"][target][bits] | {"TMA": 0}
+
+
+def programs(tile: dict[str, int], rows: int, columns: int) -> tuple[int]:
+    return (cdiv(rows, tile["ROWS"]) * cdiv(columns, tile["COLUMNS"]),)
+
+
+@cache
+def processors() -> int:
+    if INTERPRETED:
+        return 3
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+
+
+def matrix(tile: dict[str, int], tensor: Tensor, rows: str, columns: str) -> Any:
+    """The matrix as the kernel of ``tile`` takes it; its blocks are of these of its parameters."""
+    if not tile["TMA"]:
+        return tensor
+    block = [tile[rows], tile[columns]]
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), block)
+
+
+def rows_times_rows(tile: dict[str, int], hidden: Tensor, weight: Tensor) -> tuple[Any, Any]:
+    return matrix(tile, hidden, "ROWS", "STEP"), matrix(tile, weight, "COLUMNS", "STEP")
 
 
 def contiguous(tensor: Tensor | None) -> Any:
     return None if tensor is None else tensor.contiguous()
-
-
-def coefficients(
-    upstream: Tensor | None, logit_scale: float, temperature: Tensor | None, like: Tensor
-) -> Tensor:
-    """What the shares of each row [T] are multiplied with."""
-    factor = torch.full_like(like, -logit_scale) if upstream is None else -logit_scale * upstream
-    return factor if temperature is None else factor / temperature
-
-
-def add_hidden_gradient(
-    shares: Tensor,
-    lines: Tensor,
-    weight: Tensor,
-    active: Tensor,
-    count: Tensor,
-    coefficient: Tensor,
-    partial: Tensor | None,
-    dhidden: Tensor,
-    first: bool,
-    last: bool,
-) -> None:
-    tile = launch.parameters("linear_logprob.hidden", weight.device, weight.dtype)
-    (depth, width), rows = weight.shape, lines.shape[0]
-    grid = cdiv(rows, tile["ROWS"]) * cdiv(width, tile["COLUMNS"])
-    hidden_tile[(grid,)](
-        shares, lines, weight, active, count, coefficient, partial, dhidden, shares.stride(0), rows,
-        depth, width, FIRST=first, LAST=last, EVEN=depth % tile["STEP"] == 0, **tile,
-    )  # fmt: skip
-
-
-def weight_gradient(
-    shares: Tensor, lines: Tensor, scaled: Tensor, count: Tensor, dweight: Tensor
-) -> None:
-    tile = launch.parameters("linear_logprob.weight", dweight.device, dweight.dtype)
-    columns, width = dweight.shape
-    grid = cdiv(columns, tile["ROWS"]) * cdiv(width, tile["COLUMNS"])
-    weight_tile[(grid,)](
-        shares, lines, scaled, count, dweight, shares.stride(0), columns, width, **tile
-    )

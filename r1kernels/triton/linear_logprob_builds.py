@@ -9,37 +9,57 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from r1kernels.triton import launch
 from r1kernels.triton.build import AMD, MATRIX_UNIT, NVIDIA, Build
-from r1kernels.triton.linear_logprob import BIAS_BLOCK, EXACT, ROW_BLOCK
-from r1kernels.triton.linear_logprob_gradients import (
-    bias_block,
-    hidden_tile,
-    scaled_row,
-    weight_tile,
+from r1kernels.triton.linear_logprob import (
+    BIAS_BLOCK,
+    EXACT,
+    ORDER_BLOCK,
+    ROW_BLOCK,
+    parameters_in,
 )
+from r1kernels.triton.linear_logprob_gradients import bias_block, hidden_tile, weight_tile
+from r1kernels.triton.linear_logprob_order import order_rows, ordered_row, scaled_row
 from r1kernels.triton.linear_logprob_tiles import forward_row, forward_tile, gradient_tile
 
 BITS = {"bf16": "16", "fp32": "32"}
+TMA = {90: r"(?s)wgmma\.mma_async.*cp\.async\.bulk|cp\.async\.bulk.*wgmma\.mma_async"}
+TMA[100] = TMA[90].replace("wgmma\\.mma_async", "tcgen05\\.mma")
 
-FLOATS = ("hidden", "weight", "bias", "kept", "shares", "scaled", "dhidden", "dweight", "dbias")
-INDICES = ("order", "active", "lines", "places", "counts", "count", "kept_rows")
-SCALARS = ("start", "size", "columns", "width", "depth", "first_column", "last_column")
-SCALARS += ("shares_stride", "shares_rows", "kept_stride")
+FLOATS = ("hidden", "weight", "bias", "kept", "shares", "ordered", "scaled")
+FLOATS += ("dhidden", "dweight", "dbias")
+INDICES = ("order", "counts", "blocks", "goals")
+SCALARS = ("start", "size", "columns", "width", "depth", "first_column", "last_column", "kept_rows")
+SCALARS += ("shares_stride", "shares_lines", "kept_stride")
+WIDE = ("ignore_index", "here")
 
-UNALIGNED = ("logit_scale", "softcap", "size", "shares_rows", "last_column")
+UNALIGNED = ("logit_scale", "softcap", "absent_logit", *WIDE)
+UNALIGNED += ("start", "size", "shares_lines", "kept_rows", "last_column")
 
 EVERYTHING: frozenset[str] = frozenset()
-NOT_KEPT = frozenset({"kept"})
+NOT_KEPT = frozenset({"kept", "anchors"})
 OPTIONS = frozenset({"bias", "temperature", "softcap", "dots", "entropy", "dentropy"})
+
+# Blocks of what goes to a kernel as a tensor descriptor, by its parameters.
+BLOCKS = {
+    "forward_tile": {
+        "hidden": ("ROWS", "STEP"), "weight": ("COLUMNS", "STEP"), "shares": ("ROWS", "PART"),
+    },
+    "gradient_tile": {"hidden": ("ROWS", "STEP"), "weight": ("COLUMNS", "STEP")},
+    "hidden_tile": {"shares": ("ROWS", "STEP"), "weight": ("STEP", "COLUMNS")},
+    "weight_tile": {
+        "shares": ("STEP", "ROWS"), "scaled": ("STEP", "COLUMNS"), "dweight": ("ROWS", "COLUMNS"),
+    },
+}  # fmt: skip
 
 
 def type_of(argument: str, dtype: str) -> str:
-    if argument in ("logit_scale", "softcap"):
+    if argument in ("logit_scale", "softcap", "absent_logit"):
         return "fp32"
     if argument in SCALARS:
         return "i32"
-    kinds = {FLOATS: dtype, INDICES: "i32", ("target",): "i64"}
+    if argument in WIDE:
+        return "i64"
+    kinds = {FLOATS: dtype, INDICES: "i32", ("target", "state"): "i64", ("keep",): "u1"}
     return "*" + next((kind for names, kind in kinds.items() if argument in names), "fp32")
 
 
@@ -55,23 +75,32 @@ def build(
     names = kernel.arg_names
     given = {**parameters, **constexprs, **{name: None for name in absent if name in names}}
     signature = {name: type_of(name, dtype) for name in names if name not in given}
+    tma = parameters.get("TMA")
+    for name, (rows, columns) in BLOCKS.get(kernel.__name__, {}).items() if tma else ():
+        signature[name] = f"tensordesc<{dtype}[{parameters[rows]}, {parameters[columns]}]>"
     multiplies = dtype != "fp32" and kernel.__name__.endswith("_tile")
     return Build(
         kernel,
         signature,
         {name: value for name, value in given.items() if name in names},
         {name: value for name, value in given.items() if name not in names} | EXACT,
-        expects=MATRIX_UNIT if multiplies else {},
+        expects=(TMA if tma else MATRIX_UNIT) if multiplies else {},
         targets=(target,),
-        aligned=tuple(name for name in signature if name not in UNALIGNED),
+        aligned=tuple(
+            name
+            for name, kind in signature.items()
+            if name not in UNALIGNED and not kind.startswith("tensordesc")
+        ),
     )
 
 
-def builds(target: int | str, dtype: str) -> Iterator[Build]:
+def builds(target: int | str, dtype: str, aligned: bool) -> Iterator[Build]:
     def tile(kernel: Any, name: str, *absent: Any, **constexprs: Any) -> Build:
-        parameters = launch.table()[f"linear_logprob.{name}"][str(target)][BITS[dtype]]
+        parameters = parameters_in(str(target), BITS[dtype], name, aligned)
         return build(kernel, target, dtype, parameters, *absent, **constexprs)
 
+    if aligned and not parameters_in(str(target), BITS[dtype], "weight", True)["TMA"]:
+        return
     # Shares that were kept and an upstream gradient of the entropy never meet.
     yield tile(forward_tile, "capped_logits", EVEN=True)
     yield tile(gradient_tile, "capped_logits", NOT_KEPT, EVEN=True)
@@ -83,12 +112,22 @@ def builds(target: int | str, dtype: str) -> Iterator[Build]:
         yield tile(forward_tile, "logits", absent, EVEN=True)
         yield tile(gradient_tile, "logits", absent | kept, EVEN=True)
     yield tile(hidden_tile, "hidden", FIRST=False, LAST=False, EVEN=True)
-    part = launch.table()["linear_logprob.logits"][str(target)]["16"]["PART"]
-    yield build(forward_row, target, dtype, ROW_BLOCK, PART=part)
-    yield build(scaled_row, target, dtype, ROW_BLOCK)
+    if aligned:
+        return
+    tile_of = parameters_in(str(target), "16", "logits", False)
+    upstream = frozenset({"dlogprob", "dentropy"})
+    step = parameters_in(str(target), "16", "weight", False)["STEP"]
+    yield build(order_rows, target, dtype, ORDER_BLOCK, upstream, COMPACT=False, STEP=step)
+    yield build(order_rows, target, dtype, ORDER_BLOCK, COMPACT=True, STEP=step)
+    yield build(ordered_row, target, dtype, ROW_BLOCK)
+    sizes = {"ROWS": tile_of["ROWS"], "PART": tile_of["PART"]}
+    yield build(forward_row, target, dtype, ROW_BLOCK, **sizes)
+    yield build(scaled_row, target, dtype, ROW_BLOCK, COMPLETE=True)
     yield build(bias_block, target, dtype, BIAS_BLOCK)
 
 
 BUILDS = tuple(
-    each for target, dtype in product((*NVIDIA, AMD), BITS) for each in builds(target, dtype)
+    each
+    for target, dtype, aligned in product((*NVIDIA, AMD), BITS, (False, True))
+    for each in builds(target, dtype, aligned)
 )

@@ -1,8 +1,8 @@
 """Gradients of hidden, weight and bias from the shares (see linear_logprob_tiles.py).
 
-dlogits[i] = coefficient[i]·shares[i] for the active rows i, in their order. The coefficient goes
-to the other side of each product: into the result's rows, or into the rows of hidden. Active row i
-is line lines[i] of the shares and row active[i] of everything else; count is on the device.
+dlogits = coefficient · shares for the wanted rows, in their order; the coefficient of a row without
+an upstream gradient is 0. It goes to the other side of each product: into the result's rows, or
+into the rows of hidden. counts are on the device.
 """
 
 from __future__ import annotations
@@ -15,101 +15,116 @@ from r1kernels.triton.handles import launched
 
 
 @launched
-@triton.jit(do_not_specialize=["size", "depth"])
+@triton.jit(do_not_specialize=["start", "size", "depth"])
 def hidden_tile(
-    shares, lines, weight, active, count, coefficient, partial, dhidden,
-    shares_stride, size, depth, width,
+    shares, weight, order, counts, coefficients, partial, dhidden,
+    start, size, shares_stride, depth, width,
     FIRST: tl.constexpr, LAST: tl.constexpr, EVEN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
-    """dhidden[active] = coefficient · (shares · weight), ``depth`` columns of V a call.
+    """dhidden[order] = coefficient · (shares · weight), ``depth`` columns of V a call.
 
-    Between the FIRST and the LAST call the accumulators rest in partial [active, width], fp32:
-    the bits are those of one call for all columns.
+    Places [start, start + size) are lines 0 to size of the shares. Between the FIRST and the LAST
+    call the accumulators rest in partial [size, width], fp32: the bits are those of one call for
+    all columns. Tiles without an upstream gradient are left out. TMA: shares and weight are tensor
+    descriptors.
     """
-    tile_row, tile_column = gemm.tile_of_program(
-        tl.cdiv(size, ROWS), tl.cdiv(width, COLUMNS), GROUP
-    )
-    total = tl.load(count)
-    if tile_row * ROWS >= total:
+    total = tl.minimum(tl.load(counts) - start, size)
+    tile_rows, tile_columns = tl.cdiv(tl.maximum(total, 0), ROWS), tl.cdiv(width, COLUMNS)
+    if tl.program_id(0) >= tile_rows * tile_columns:
         return
+    tile_row, tile_column = gemm.tile_of_program(tile_rows, tile_columns, GROUP)
     line = tile_row * ROWS + tl.arange(0, ROWS)
-    last = tl.minimum(line, total - 1)
+    factor = tl.load(coefficients + start + line, mask=line < total, other=0.0)
+    active = factor != 0
+    if tl.max(active.to(tl.int32), 0) == 0:
+        return
     column = tile_column * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (line < total)[:, None] & (column < width)[None, :]
+    inside = active[:, None] & (column < width)[None, :]
     within = line.to(tl.int64)[:, None] * width + column[None, :]
     if FIRST:
         acc = tl.zeros((ROWS, COLUMNS), tl.float32)
     else:
         acc = tl.load(partial + within, mask=inside, other=0.0)
-    acc = gemm.rows_times(
-        acc, shares, tl.load(lines + last), shares_stride, weight, column, depth, width,
-        STEP, EVEN, PADDED=True,
-    )  # fmt: skip
+    if TMA:
+        acc = gemm.tma_rows_times(
+            acc, shares, tile_row * ROWS, weight, tile_column * COLUMNS, depth, STEP
+        )
+    else:
+        acc = gemm.rows_times(
+            acc, shares, tl.minimum(line, total - 1), shares_stride, weight, column, depth, width,
+            STEP, EVEN, PADDED=True,
+        )  # fmt: skip
     if LAST:
-        rows = tl.load(active + last)
-        acc *= tl.load(coefficient + rows)[:, None]
+        rows = tl.load(order + start + line, mask=active, other=0)
         at = dhidden + rows.to(tl.int64)[:, None] * width + column[None, :]
-        tl.store(at, acc.to(dhidden.dtype.element_ty), mask=inside)
+        tl.store(at, (acc * factor[:, None]).to(dhidden.dtype.element_ty), mask=inside)
     else:
         tl.store(partial + within, acc, mask=inside)
 
 
 @launched
-@triton.jit
-def scaled_row(hidden, active, count, coefficient, scaled, width, BLOCK: tl.constexpr):
-    """scaled[i] = coefficient · hidden of the i-th active row."""
-    line = tl.program_id(0)
-    if line >= tl.load(count):
-        return
-    row = tl.load(active + line)
-    factor = tl.load(coefficient + row)
-    hidden += row.to(tl.int64) * width
-    scaled += line.to(tl.int64) * width
-    for start in range(0, width, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        value = tl.load(hidden + column, mask=column < width, other=0.0).to(tl.float32)
-        tl.store(scaled + column, (factor * value).to(scaled.dtype.element_ty), mask=column < width)
-
-
-@launched
 @triton.jit(do_not_specialize=["columns"])
 def weight_tile(
-    shares, lines, scaled, count, dweight, shares_stride, columns, width,
+    shares, scaled, counts, blocks, dweight, shares_stride, columns, width,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
-    """dweight [columns, width] = sharesᵀ · scaled, over the active rows from first to last."""
+    """dweight [columns, width] = sharesᵀ · scaled, over the live blocks of STEP rows, in order.
+
+    TMA: shares, scaled and dweight are tensor descriptors.
+    """
     tile_row, tile_column = gemm.tile_of_program(
         tl.cdiv(columns, ROWS), tl.cdiv(width, COLUMNS), GROUP
     )
-    row = tile_row * ROWS + tl.arange(0, ROWS)
-    column = tile_column * COLUMNS + tl.arange(0, COLUMNS)
-    acc = gemm.columns_times(
-        tl.zeros((ROWS, COLUMNS), tl.float32), shares, lines, row, shares_stride,
-        scaled, None, column, width, 0, tl.load(count), STEP,
-    )  # fmt: skip
-    at = dweight + row.to(tl.int64)[:, None] * width + column[None, :]
-    inside = (row < columns)[:, None] & (column < width)[None, :]
-    tl.store(at, acc.to(dweight.dtype.element_ty), mask=inside)
+    wanted, live = tl.load(counts), tl.load(counts + 2)
+    first_row, first_column = tile_row * ROWS, tile_column * COLUMNS
+    row = first_row + tl.arange(0, ROWS)
+    column = first_column + tl.arange(0, COLUMNS)
+    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    first = tl.load(blocks)
+    for block in range(0, live):
+        if TMA:
+            left = shares.load([first, first_row]).T
+            right = scaled.load([first, first_column])
+        else:
+            line = first + tl.arange(0, STEP)
+            exists = line < wanted
+            left = tl.load(
+                shares + line.to(tl.int64)[None, :] * shares_stride + row[:, None],
+                mask=exists[None, :] & (row < shares_stride)[:, None],
+                other=0.0,
+            )
+            right = tl.load(
+                scaled + line.to(tl.int64)[:, None] * width + column[None, :],
+                mask=exists[:, None] & (column < width)[None, :],
+                other=0.0,
+            )
+        acc = gemm.multiply_add(left, right, acc)
+        first = tl.load(blocks + block + 1)  # a step ahead, so that no load waits for it
+    if TMA:
+        dweight.store([first_row, first_column], acc.to(dweight.dtype))
+    else:
+        at = dweight + row.to(tl.int64)[:, None] * width + column[None, :]
+        inside = (row < columns)[:, None] & (column < width)[None, :]
+        tl.store(at, acc.to(dweight.dtype.element_ty), mask=inside)
 
 
 @launched
 @triton.jit(do_not_specialize=["columns"])
 def bias_block(
-    shares, lines, active, count, coefficient, dbias, shares_stride, columns,
+    shares, counts, coefficients, dbias, shares_stride, columns,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """dbias [columns] = Σ coefficient · shares over the active rows, ROWS partial sums a column."""
+    """dbias [columns] = Σ coefficient · shares over the wanted rows, ROWS partial sums a column."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.load(count)
+    wanted = tl.load(counts)
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for start in range(0, total, ROWS):
+    for start in range(0, wanted, ROWS):
         line = start + tl.arange(0, ROWS)
-        exists = line < total
-        at = tl.load(lines + line, mask=exists, other=0).to(tl.int64) * shares_stride
-        row = tl.load(active + line, mask=exists, other=0)
-        factor = tl.load(coefficient + row, mask=exists, other=0.0)
-        inside = exists[:, None] & (column < columns)[None, :]
-        share = tl.load(shares + at[:, None] + column[None, :], mask=inside, other=0.0)
-        acc += factor[:, None] * share.to(tl.float32)
+        factor = tl.load(coefficients + line, mask=line < wanted, other=0.0)
+        inside = (factor != 0)[:, None] & (column < columns)[None, :]
+        at = shares + line.to(tl.int64)[:, None] * shares_stride + column[None, :]
+        acc += factor[:, None] * tl.load(at, mask=inside, other=0.0).to(tl.float32)
     tl.store(dbias + column, tl.sum(acc, 0).to(dbias.dtype.element_ty), mask=column < columns)

@@ -23,6 +23,7 @@
 
 #define __device__
 #define __global__
+#define __host__
 #define __launch_bounds__(...)
 #define __shared__ static thread_local
 #define __syncthreads() ::emulator::sync_block()
@@ -38,6 +39,10 @@ struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline float __uint_as_float(uint32_t x) { return std::bit_cast<float>(x); }
 inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
 inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t bits) {
@@ -48,6 +53,9 @@ inline double __longlong_as_double(uint64_t x) { return std::bit_cast<double>(x)
 inline int __popc(uint32_t x) { return std::popcount(x); }
 inline int __ffs(uint32_t x) { return x == 0 ? 0 : std::countr_zero(x) + 1; }
 inline int atomicAdd(int* p, int x) { return std::atomic_ref(*p).fetch_add(x); }
+inline uint32_t __umulhi(uint32_t x, uint32_t y) {
+  return static_cast<uint32_t>(uint64_t{x} * y >> 32);
+}
 using std::max;
 using std::min;
 
@@ -110,7 +118,7 @@ struct Block {
   Cluster& cluster;
   unsigned char* shared;
   std::vector<Thread> threads;
-  std::vector<std::unique_ptr<Meeting>> warps;
+  std::vector<std::unique_ptr<Meeting>> warps, groups;  // of 32 and 128 threads
   std::vector<uint64_t> lanes;
   Meeting all;
   std::map<void*, Expected> arrivals;
@@ -121,6 +129,7 @@ struct Block {
       : index(index), rank(rank), cluster(cluster), shared(cluster.shared[rank].get()),
         threads(count), lanes(count), all(count), kernel(kernel) {
     for (int w = 0; w < count / kWarp; ++w) warps.push_back(std::make_unique<Meeting>(kWarp));
+    for (int g = 0; g < count / 128; ++g) groups.push_back(std::make_unique<Meeting>(128));
     for (int t = 0; t < count; ++t) {
       threads[t].index.x = t, threads[t].index.y = threads[t].index.z = 0;
       threads[t].stack.reset(new char[kStack]);
@@ -186,7 +195,7 @@ inline void run_cluster(dim3 grid, unsigned x, unsigned y, int threads, int bloc
                         const std::function<void()>& kernel) {
   Cluster cluster(grid, blocks, threads);
   for (int rank = 0; rank < blocks; ++rank) {
-    cluster.shared.emplace_back(new (std::align_val_t{128}) unsigned char[shared + 1]);
+    cluster.shared.emplace_back(new (std::align_val_t{1024}) unsigned char[shared + 1]);
     std::memset(cluster.shared.back().get(), 0xff, shared);  // NaN
   }
   std::vector<std::thread> running;

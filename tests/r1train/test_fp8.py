@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from r1kernels import fp8_speed, native
 from r1kernels.hf import explain_fp8, unregister_fp8
 from r1train.config import Config, ModelConfig
 from r1train.model import load_model, mini_tokenizer
@@ -20,7 +21,9 @@ from tests.r1train.conftest import TEXTS
 
 
 def losses(precision: str, steps: int = 12) -> list[float]:
-    config = Config(model=ModelConfig(preset="deepseek-v3-mini"), precision=precision)
+    layers = "all" if precision == "fp8" else "auto"
+    mini = ModelConfig(preset="deepseek-v3-mini")
+    config = Config(model=mini, precision=precision, fp8_layers=layers)
     model, tokenizer = load_model(config, TEXTS)
     ids = tokenizer(TEXTS[:16], return_tensors="pt")["input_ids"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, fused=True)  # as in r1train
@@ -42,10 +45,47 @@ def test_fp8_learns_as_the_high_precision_does():
 
 
 def test_experts_and_linear_layers_compute_in_fp8():
-    config = Config(model=ModelConfig(preset="deepseek-v3-mini"), precision="fp8")
+    mini = ModelConfig(preset="deepseek-v3-mini")
+    config = Config(model=mini, precision="fp8", fp8_layers="all")
     lines = explain_fp8(load_model(config, TEXTS)[0]).splitlines()
     left = [line for line in lines if ": fp8" not in line]
     assert left == ["lm_head: left, the head stays in high precision"]
+
+
+def test_layers_that_are_not_known_to_be_faster_are_left_with_a_warning(caplog):
+    config = Config(model=ModelConfig(preset="deepseek-v3-mini"), precision="fp8")
+    lines = explain_fp8(load_model(config, TEXTS)[0]).splitlines()
+    assert not any(": fp8" in line for line in lines)
+    assert "no layer computes in FP8 here" in caplog.text
+    assert "against one in float32 on" in caplog.text
+
+
+def test_the_dtype_that_the_weights_are_cast_to_decides(monkeypatch):
+    here = native.processor(torch.device("cpu"))
+    faster = fp8_speed.Speed(1, 1, 512, 1e-3, 2e-3)
+    monkeypatch.setattr(fp8_speed, "table", lambda: {here: {"bfloat16": [faster]}})
+    for dtype in ("float32", "bfloat16"):
+        mini = ModelConfig(preset="deepseek-v3-mini")
+        model, _ = load_model(Config(model=mini, precision="fp8", dtype=dtype), TEXTS)
+        assert (": fp8" in explain_fp8(model)) == (dtype == "bfloat16")
+
+
+def test_layers_are_named_by_patterns():
+    mini = ModelConfig(preset="deepseek-v3-mini")
+    patterns = "model.layers.0.mlp.*, model.layers.1.mlp.experts"
+    model, _ = load_model(Config(model=mini, precision="fp8", fp8_layers=patterns), TEXTS)
+    taken = [line.split(":")[0] for line in explain_fp8(model).splitlines() if ": fp8" in line]
+    assert len(taken) == 4
+    assert all(".0.mlp." in name or name.endswith("experts") for name in taken)
+    with pytest.raises(ConfigError, match="fp8_layers = 'nothing': expected patterns"):
+        load_model(Config(model=mini, precision="fp8", fp8_layers="nothing"), TEXTS)
+
+
+def test_layers_mean_nothing_without_the_precision():
+    with pytest.raises(ConfigError, match="fp8_layers = 'all': means nothing without precision"):
+        Config(fp8_layers="all")
+    with pytest.raises(ConfigError, match="fp8_layers = 'a,,b': expected auto, all"):
+        Config(precision="fp8", fp8_layers="a,,b")
 
 
 @pytest.fixture(params=["float", "ue8m0"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from r1kernels.hf import explain_elementwise
 from r1train.checkpoint import save_checkpoint
 from r1train.config import Config, ModelConfig
 from r1train.model import load_model, mini_tokenizer
@@ -40,6 +41,16 @@ def test_the_seed_decides_the_weights(mini):
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
     assert torch.equal(torch.random.get_rng_state(), state)  # the global generator is not touched
+
+
+def test_elementwise_ops_change_no_logits(mini):
+    model, _ = mini
+    choice = ModelConfig(preset="deepseek-v3-mini")
+    other, _ = load_model(Config(model=choice, elementwise=True), ["a"])
+    other.load_state_dict(model.state_dict())
+    assert "rms_norm" in explain_elementwise(other)
+    ids = torch.arange(6)[None]
+    torch.testing.assert_close(other(ids).logits, model(ids).logits)
 
 
 def test_a_dtype_is_that_of_the_parameters_and_not_of_the_frequencies_of_positions(mini):

@@ -15,7 +15,36 @@ inline uint32_t bf16_bits(float x) {
 }
 inline uint32_t pack_bf16(float low, float high) { return bf16_bits(low) | bf16_bits(high) << 16; }
 
+inline uint32_t max_bf16(uint32_t a, uint32_t b) {
+  auto larger = [&](int shift) {
+    const float x = __uint_as_float(a >> shift << 16), y = __uint_as_float(b >> shift << 16);
+    return __float_as_uint(fmaxf(x, y)) >> 16 << shift;
+  };
+  return larger(0) | larger(16);
+}
 inline uint16_t half_bits(float x) { return std::bit_cast<uint16_t>(static_cast<_Float16>(x)); }
+
+inline uint32_t pack_half(float low, float high) {
+  return half_bits(low) | uint32_t{half_bits(high)} << 16;
+}
+
+inline uint4 load_once(const uint4* p) {
+  if (reinterpret_cast<uintptr_t>(p) % 16 != 0) emulator::stop("16 bytes are not aligned");
+  return *p;
+}
+
+inline uint32_t e4m3_bits(float x) {
+  const uint32_t sign = __float_as_uint(x) >> 24 & 0x80;
+  if (x != x) return 0x7f;
+  const float size = std::fabs(x), least = 0x1p-6f;
+  if (size >= 464) return sign | 0x7e;  // halfway to what would be the next code
+  int exponent = size < least ? -6 : std::ilogb(size);
+  int steps = static_cast<int>(std::nearbyint(std::ldexp(size, 3 - exponent)));  // ties to even
+  if (steps == 16) steps = 8, ++exponent;
+  const uint32_t code = steps < 8 ? steps : (exponent + 7) << 3 | (steps - 8);
+  return sign | std::min(code, uint32_t{0x7e});
+}
+inline uint32_t pack_e4m3(float low, float high) { return e4m3_bits(low) | e4m3_bits(high) << 8; }
 
 inline double upper_half(double x) {
   return std::bit_cast<double>(std::bit_cast<uint64_t>(x) >> 32 << 32);

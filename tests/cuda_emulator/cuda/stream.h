@@ -29,7 +29,12 @@ struct OnDevice {
         emulator::run_cluster(grid, x, y, threads, cluster, shared, [&] { kernel(arguments...); });
   }
 
-  int multiprocessors() const { return 3; }
+  template <class... Given>
+  void launch_early(const Given&... given) const {
+    launch_clusters(given...);
+  }
+
+  int multiprocessors() const { return 4; }
 
   template <class... Parameters, class... Arguments>
   void launch_together(const char* name, void (*kernel)(Parameters...), int blocks, int threads,

@@ -5,11 +5,15 @@
 #include "cuda/stream.h"
 
 namespace r1 {
-inline TensorMap tensor_map(const void* data, int64_t rows, int64_t columns, int64_t pitch,
-                            int height) {
-  R1_CHECK(reinterpret_cast<uintptr_t>(data) % 16 == 0 && pitch % 16 == 0 && columns <= pitch &&
-               rows > 0 && columns > 0 && height <= 256,
+inline TensorMap tensor_map(const void* data, ScalarType type, int64_t rows, int64_t columns,
+                            int64_t pitch, int height) {
+  const int size = type == ScalarType::Float                                      ? 4
+                   : type == ScalarType::BFloat16 || type == ScalarType::Half ? 2
+                                                                                  : 1;
+  R1_CHECK(reinterpret_cast<uintptr_t>(data) % 16 == 0 && pitch % 16 == 0 &&
+               columns * size <= pitch && rows > 0 && columns > 0 && height <= 256,
            "tensor map: not what the driver takes");
-  return {static_cast<const unsigned char*>(data), rows, columns, pitch, height};
+  return {static_cast<unsigned char*>(const_cast<void*>(data)), rows, columns * size, pitch, height,
+          size};
 }
 }  // namespace r1

@@ -1,0 +1,165 @@
+"""Rotary position embeddings of queries and keys, in one call and in the models' roundings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1kernels import check
+from r1kernels.op import Case, Op
+
+
+def rope(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Rotate pairs of elements of each query and key by the angles of its position.
+
+    Su et al., RoFormer, arXiv 2104.09864. The pair (i, i + Dr/2), or (2i, 2i + 1) if
+    ``interleaved``, becomes (a·cos − b·sin, b·cos + a·sin); elements from Dr on stay as they are.
+    Each product is rounded to the dtype of q and then their sum, so the result is bit for bit that
+    of transformers' ``apply_rotary_pos_emb``; the gradient is the rotation back, rounded in the
+    same way, and keeps only cos and sin.
+
+    Args:
+        q: [B, Hq, S, D], float32, bfloat16, float16 or float64, of any strides: views such as
+            ``proj(x).view(B, S, Hq, D).transpose(1, 2)`` are read as they are.
+        k: [B, Hk, S, D], dtype of q.
+        cos: [B, S, Dr] or [1, S, Dr], dtype of q; Dr is even and at most D. Constants: no gradient
+            flows to them.
+        sin: the same of the sines.
+        interleaved: pairs stand side by side (GLM, ERNIE): pair i takes the first half of the
+            tables, [..., i]. Otherwise element i takes [..., i].
+
+    Returns:
+        (q, k) rotated: dtypes, shapes and orders in memory of what was given, without its gaps.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    shapes = check.Shapes("rope")
+    shapes("q", q, "B Hq S D", check.FLOATS)
+    shapes("k", k, "B Hk S D", (q.dtype,))
+    check.flag("rope", "interleaved", interleaved)
+    shared = isinstance(cos, Tensor) and cos.dim() == 3 and cos.shape[0] == 1
+    table = "1 S Dr" if shared else "B S Dr"
+    shapes("cos", cos, table, (q.dtype,))
+    if cos.shape[2] % 2 or cos.shape[2] > q.shape[3]:
+        raise ValueError(
+            f"rope: cos: expected an even Dr of at most D = {q.shape[3]} in shape [B, S, Dr], got "
+            f"{list(cos.shape)} (D is that of q)"
+        )
+    shapes("sin", sin, table, (q.dtype,))
+    return ROPE(q, k, cos, sin, interleaved, False)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> Tensor:
+    width = cos.shape[-1]
+    half = width // 2
+    turned, kept = x[..., :width], x[..., width:]
+    first, second = (
+        (turned[..., 0::2], turned[..., 1::2]) if interleaved else turned.split([half, half], -1)
+    )
+    cos_first, sin_first = cos[..., :half], sin[..., :half]
+    cos_second, sin_second = (cos_first, sin_first) if interleaved else (
+        cos[..., half:], sin[..., half:]
+    )  # fmt: skip
+    if inverse:
+        a = first * cos_first + second * sin_second
+        b = second * cos_second - first * sin_first
+    else:
+        a = first * cos_first - second * sin_first
+        b = second * cos_second + first * sin_second
+    out = torch.empty_like(x)
+    out[..., width:] = kept
+    if interleaved:
+        out[..., 0:width:2], out[..., 1:width:2] = a, b
+    else:
+        out[..., :half], out[..., half:width] = a, b
+    return out
+
+
+def reference(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return (
+        _rotated(q, cos, sin, interleaved, inverse),
+        _rotated(k, cos, sin, interleaved, inverse),
+    )
+
+
+def _fake(q: Tensor, k: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, _, cos, sin, ctx.interleaved, ctx.inverse = inputs
+    ctx.save_for_backward(cos, sin)
+
+
+def _backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Any, ...]:
+    cos, sin = ctx.saved_tensors
+    return *ROPE(dq, dk, cos, sin, ctx.interleaved, not ctx.inverse), None, None, None, None
+
+
+def _case(
+    name: str, batch: int, heads: tuple[int, int], length: int, width: int, rotary: int = 0,
+    dtype: torch.dtype = torch.bfloat16, *, interleaved: bool = False, inverse: bool = False,
+    shared: bool = True, transposed: bool = True, bench: bool | str = False,
+) -> Case:  # fmt: skip
+    rotary = rotary or width
+
+    def make(device: str) -> tuple[Any, ...]:
+        rng = torch.Generator().manual_seed(batch + length + width)
+
+        def states(count: int) -> Tensor:
+            if transposed:  # what a projection gives
+                made = torch.randn(batch, length, count, width, generator=rng)
+                return made.to(device, dtype).transpose(1, 2)
+            return torch.randn(batch, count, length, width, generator=rng).to(device, dtype)
+
+        tables = 1 if shared else batch
+        start = torch.randint(1000, (tables, 1, 1), generator=rng)
+        angle = (start + torch.arange(length)[:, None]) * 10000 ** (
+            -torch.arange(rotary // 2) / max(rotary // 2, 1)
+        )
+        angle = torch.cat([angle, angle], -1)
+        cos, sin = angle.cos().to(device, dtype), angle.sin().to(device, dtype)
+        return states(heads[0]), states(heads[1]), cos, sin, interleaved, inverse
+
+    size = batch * sum(heads) * length * width
+    return Case(name, make, flops=3.0 * size, bytes=2.0 * dtype.itemsize * size, tier="bitwise",
+                bench=bench)  # fmt: skip
+
+
+ROPE = Op(
+    "rope(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved, bool inverse) "
+    "-> (Tensor q_out, Tensor k_out)",
+    reference=reference,
+    fake=_fake,
+    save=_save,
+    backward=_backward,
+    cases=(
+        _case("bf16", 2, (4, 2), 9, 64, shared=False),
+        _case("fp32", 2, (3, 1), 7, 64, dtype=torch.float32),
+        _case("back", 2, (4, 2), 9, 64, inverse=True),
+        _case("back, fp32", 1, (3, 1), 7, 32, dtype=torch.float32, inverse=True),
+        _case("interleaved", 2, (4, 2), 9, 64, interleaved=True),
+        _case("interleaved, part, back", 2, (4, 2), 9, 72, 48, interleaved=True, inverse=True),
+        _case("part", 2, (4, 2), 5, 80, 20, shared=False),
+        _case("odd widths, fp32", 1, (2, 2), 5, 37, 26, torch.float32),
+        _case("interleaved, odd widths", 1, (2, 2), 5, 37, 26, interleaved=True),
+        _case("contiguous heads", 2, (4, 2), 9, 64, transposed=False, shared=False),
+        _case("fp16", 1, (2, 1), 5, 32, dtype=torch.float16),
+        _case("one position", 3, (4, 1), 1, 64, shared=False),
+        _case("no positions", 2, (4, 2), 0, 64),
+        _case("S 2048, 32 and 8 heads of 64", 2, (32, 8), 2048, 64, bench="cpu"),
+        _case("S 2048, 32 and 8 heads of 64, fp32", 2, (32, 8), 2048, 64, dtype=torch.float32,
+              bench="cpu"),
+        _case("S 4096, 32 and 8 heads of 128", 4, (32, 8), 4096, 128, bench="cuda"),
+        _case("S 4096, 32 and 8 heads of 128, back", 4, (32, 8), 4096, 128, inverse=True,
+              bench="cuda"),
+    ),
+)  # fmt: skip

@@ -79,7 +79,6 @@ def product_tiles(
 def weight_tiles(
     left_blocks, right_blocks, out_blocks, offsets, rows, experts, height, width,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr,
-    FLATTEN: tl.constexpr,
 ):  # fmt: skip
     """out[expert] [height, width] = leftᵀ · right over the expert's rows, from first to last.
 
@@ -87,7 +86,7 @@ def weight_tiles(
     """
     tiles, columns = tl.cdiv(height, ROWS), tl.cdiv(width, COLUMNS)
     for tile in tl.range(
-        tl.program_id(0), experts * tiles * columns, tl.num_programs(0), flatten=FLATTEN
+        tl.program_id(0), experts * tiles * columns, tl.num_programs(0), flatten=True
     ):
         expert = tile // (tiles * columns)
         tile_row, tile_column = gemm.tile_of(tile % (tiles * columns), tiles, columns, GROUP)

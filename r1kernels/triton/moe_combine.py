@@ -16,7 +16,10 @@ from r1kernels.ops.moe_combine import MOE_COMBINE, MOE_COMBINE_BACKWARD
 from r1kernels.triton import cdiv, plug_in
 from r1kernels.triton.build import NVIDIA, Build
 from r1kernels.triton.handles import launched
-from r1kernels.triton.moe_permute import BLOCK, ROWS, block_of, clear_padding, rows_of_choices
+from r1kernels.triton.moe_permute import ROWS, block_of, clear_padding, rows_of_choices
+
+BLOCK = 512  # columns that a program handles together, of all of a token's rows
+WARPS = {"num_warps": 2}
 
 
 @launched
@@ -71,10 +74,10 @@ def moe_combine(rows: Tensor, weights: Tensor | None, gather: Tensor, inverse: T
     if y.numel() > 0:
         rows = rows if rows.stride(1) == 1 else rows.contiguous()
         weights = None if weights is None else weights.contiguous()
-        block = block_of(width)
+        block = block_of(width, BLOCK)
         combine[(tokens * cdiv(width, block),)](
             y, rows, weights, inverse.contiguous(), rows.shape[0], width, rows.stride(0), top_k,
-            ROWS, block,
+            ROWS, block, **WARPS,
         )  # fmt: skip
     return y
 
@@ -92,7 +95,7 @@ def moe_combine_backward(
         gradient[(max(tokens, 1),)](
             drows, dweights, grad, rows, weights.contiguous(), gather.contiguous(),
             inverse.contiguous(), tokens, count, width, grad.stride(0), rows.stride(0), top_k,
-            ROWS, block_of(width),
+            ROWS, block_of(width, BLOCK), **WARPS,
         )  # fmt: skip
     return drows, dweights
 
@@ -108,9 +111,9 @@ def _builds(dtype: str) -> tuple[Build, ...]:
     wide = dict.fromkeys(NVIDIA, r"ld\.global\.v4[\s\S]*st\.global\.v4")
     aligned = ("y", "x", "dx", "grad", "width", "x_stride", "grad_stride")
     return (
-        Build(combine, signature, sizes, {}, wide, aligned=aligned),
-        Build(combine, signature | {"weights": None}, sizes, {}, wide, aligned=aligned),
-        Build(gradient, signature, sizes, {}, wide, aligned=aligned),
+        Build(combine, signature, sizes, WARPS, wide, aligned=aligned),
+        Build(combine, signature | {"weights": None}, sizes, WARPS, wide, aligned=aligned),
+        Build(gradient, signature, sizes, WARPS, wide, aligned=aligned),
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from r1kernels.triton.grouped_mm_few import gate_up_few
 from r1kernels.triton.grouped_mm_tiles import most_tiles
 from r1kernels.triton.moe_combine import moe_combine
 from r1kernels.triton.moe_experts_descriptors import gate_up_tiles
-from r1kernels.triton.moe_experts_rows import BLOCK, inner_gradient
+from r1kernels.triton.moe_experts_rows import COLUMNS, inner_gradient
 from r1kernels.triton.moe_experts_tiles import gate_up_tile, inner_gradient_tile, weights_gradient
 from r1kernels.triton.moe_permute import moe_permute
 
@@ -112,7 +112,7 @@ def moe_experts_backward(
         weighted = grouped_mm(grad, down, offsets, True)
         dweights = torch.zeros_like(weights)
         inner_gradient[(rows,)](
-            weighted, h, weights, gather, dh, dweights, inner, WEIGHTED=not frozen, BLOCK=BLOCK
+            weighted, h, weights, gather, dh, dweights, inner, WEIGHTED=not frozen, **COLUMNS
         )
     else:
         token = gather // top_k  # −1 stays −1

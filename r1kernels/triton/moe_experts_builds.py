@@ -17,7 +17,7 @@ from r1kernels.triton.grouped_mm_few import gate_up_few, product_few
 from r1kernels.triton.grouped_mm_tiles import product_tile, weight_tile
 from r1kernels.triton.moe_experts import SLOT_BLOCK
 from r1kernels.triton.moe_experts_descriptors import gate_up_tiles
-from r1kernels.triton.moe_experts_rows import BLOCK, inner_gradient
+from r1kernels.triton.moe_experts_rows import COLUMNS, inner_gradient
 from r1kernels.triton.moe_experts_tiles import gate_up_tile, inner_gradient_tile, weights_gradient
 
 BITS = {"bf16": "16", "fp32": "32"}
@@ -27,6 +27,7 @@ BY_BLOCKS = {
     90: r"wgmma\.mma_async[\s\S]*cp\.async\.bulk\.tensor",
     100: r"tcgen05\.mma[\s\S]*cp\.async\.bulk\.tensor",
 }
+FEW = dict.fromkeys(BY_BLOCKS, r"cp\.async\.bulk\.tensor")  # on whichever matrix unit
 
 INDICES = ("offsets", "gather", "inverse", "left_lines", "right_lines")
 SUMS = ("weights", "dots", "dweights")
@@ -71,20 +72,21 @@ def builds(target: int | str, dtype: str) -> Iterator[Build]:
     yield tile(gate_up_tile, "moe_experts.gate_up")
     yield tile(inner_gradient_tile, "moe_experts.inner_gradient")
     for weighted in (False, True):
-        yield build(inner_gradient, target, dtype, {}, WEIGHTED=weighted, BLOCK=BLOCK)
+        yield build(inner_gradient, target, dtype, COLUMNS, WEIGHTED=weighted)
     if dtype == "fp32":
         yield build(weights_gradient, target, dtype, SLOT_BLOCK)
 
 
 def described(
-    kernel: Any, target: int, parameters: dict[str, int], boxes: dict[str, Any], **constexprs: Any
-) -> Build:
+    kernel: Any, target: int, parameters: dict[str, int], boxes: dict[str, Any],
+    expects: dict[int, str] = BY_BLOCKS, **constexprs: Any,
+) -> Build:  # fmt: skip
     """A build of a kernel that takes descriptors of these boxes; None is an argument left out."""
     made = build(kernel, target, "bf16", parameters, **constexprs)
     types = {
         name: None if box is None else f"tensordesc<bf16{list(box)}>" for name, box in boxes.items()
     }
-    return replace(made, signature={**made.signature, **types}, expects=BY_BLOCKS)
+    return replace(made, signature={**made.signature, **types}, expects=expects)
 
 
 def by_blocks(target: int) -> Iterator[Build]:
@@ -103,11 +105,11 @@ def by_blocks(target: int) -> Iterator[Build]:
     tile, rows, columns, step = sizes("grouped_mm.product_few")
     for transposed, box in ((False, (1, columns, step)), (True, (1, step, columns))):
         boxes = {"weight_blocks": box}
-        yield described(product_few, target, tile, boxes, TRANSPOSED=transposed)
+        yield described(product_few, target, tile, boxes, FEW, TRANSPOSED=transposed)
 
     tile, rows, columns, step = sizes("moe_experts.gate_up_few")
     boxes = {"gate_up_blocks": (2, columns // 2, step)}
-    yield described(gate_up_few, target, tile, boxes, h=None)
+    yield described(gate_up_few, target, tile, boxes, FEW, h=None)
 
     tile, rows, columns, step = sizes("grouped_mm.weight_blocks")
     boxes = {"left_blocks": (1, 1, step, rows), "right_blocks": (1, 1, step, columns)}

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from r1kernels.triton.handles import launched
 
-BLOCK = 1024  # columns that a program handles together
+COLUMNS = {"BLOCK": 256, "num_warps": 1}  # that a program handles together
 
 
 @launched

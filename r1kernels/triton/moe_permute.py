@@ -14,7 +14,7 @@ from r1kernels.triton import cdiv, next_power_of_2, plug_in
 from r1kernels.triton.build import NVIDIA, Build
 from r1kernels.triton.handles import launched
 
-BLOCK = 1024  # columns that a program handles together
+BLOCK = 2048  # columns that a program handles together
 ROWS = 8  # of experts, that it handles together: choices of a token, or neighbours
 
 
@@ -65,7 +65,7 @@ def moe_permute(x: Tensor, gather: Tensor, inverse: Tensor) -> Tensor:
     out = x.new_empty(rows, width)
     if out.numel() > 0:
         x = x if x.stride(1) == 1 else x.contiguous()
-        block = block_of(width)
+        block = block_of(width, BLOCK)
         programs = max(tokens * cdiv(width, block), 1)
         permute[(programs,)](
             out, x, gather.contiguous(), inverse.contiguous(), tokens, rows, width, x.stride(0),
@@ -74,8 +74,8 @@ def moe_permute(x: Tensor, gather: Tensor, inverse: Tensor) -> Tensor:
     return out
 
 
-def block_of(width: int) -> int:
-    return min(next_power_of_2(width), BLOCK)
+def block_of(width: int, most: int) -> int:
+    return min(next_power_of_2(width), most)
 
 
 def _build(dtype: str) -> Build:

@@ -13,7 +13,7 @@ struct TileChoice {
 
 struct ProductSize {
   int64_t experts, rows, columns, blocks;  // rows and columns of each expert, blocks of 128 of K
-  bool by_column, wide;                    // scales of each column; an output of 4 bytes
+  bool by_column;                          // scales of each column
 };
 
 // Microseconds until the last tile is done, when all multiprocessors have as many as the busiest.
@@ -28,7 +28,6 @@ inline TileChoice choose_tile(const ProductSize& size, int multiprocessors) {
   const TileCost* best = nullptr;
   for (const TileCost& tile : kTileCosts) {
     if (tile.by_column != size.by_column || tile.pairs.blocks() > multiprocessors) continue;
-    if (!size.wide && tile.columns == 160) continue;  // its rows end within 128 bytes
     if (best == nullptr || time_of(size, tile, multiprocessors) < time_of(size, *best, multiprocessors))
       best = &tile;
   }

@@ -29,7 +29,7 @@ void multiply(const Tensor& a, const Tensor& a_scale, const Tensor& b, const Ten
   R1_CHECK(device.is_sm90(), "fp8_gemm: device: expected a GPU of compute capability 9.0");
   if (out.numel() == 0) return;
   const FP8Operands given(device, a, a_scale, b, b_scale, transposed);
-  given.with_tiles(device, given.size_of(out), [&](auto shape, Pairs pairs) {
+  given.with_tiles(device, given.size_of(), [&](auto shape, Pairs pairs) {
     using Shape = decltype(shape);
     const int rows = static_cast<int>(out.size(0));
     const Order<Shape> order(pairs, out.size(1));

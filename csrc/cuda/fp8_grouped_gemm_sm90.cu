@@ -47,7 +47,7 @@ Tensor fp8_grouped_gemm(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, Tens
   if (out.numel() == 0) return out;
   const Tensor from = to_dtype(starts, ScalarType::Int), to = to_dtype(ends, ScalarType::Int);
   const FP8Operands given(device, a, a_scale, b, b_scale, transposed);
-  given.with_tiles(device, given.size_of(out), [&](auto shape, Pairs pairs) {
+  given.with_tiles(device, given.size_of(), [&](auto shape, Pairs pairs) {
     using Shape = decltype(shape);
     const Order<Shape> order(pairs, columns);
     const int64_t row_steps = order.row_steps(static_cast<int>(rows)) + 2 * b.size(0);

@@ -35,19 +35,16 @@ void multiply(const Tensor& left, const Tensor& left_scale, const Tensor& right,
   const FP8Operands given(device, left, left_scale, right, right_scale, false);
   const int experts = static_cast<int>(out.size(0)), rows = static_cast<int>(out.size(1));
   const int blocks = count_of(left.size(1), kTileBlock);
-  given.with_tiles(device, {experts, rows, out.size(2), blocks / experts, true, true}, [&](
-                       auto shape, Pairs pairs) {
-    using Shape = decltype(shape);
-    if constexpr (Shape::kByColumn) {
-      const Order<Shape> order(pairs, out.size(2));
-      const int steps = order.row_steps(rows) * order.column_steps;
-      given.launch<Shape>(device, "fp8_grouped_wgrad", out, output_of(out, std::nullopt, adds), pairs,
-                          int64_t{experts} * steps, [&](int64_t) {
-                            return WgradWalk<Shape>{order,   Divisor(steps), data<const int>(ends),
-                                                    experts, rows,           blocks};
-                          });
-    }
-  });
+  using Shape = FP8Shape<128, 128, true>;
+  const ProductSize size{experts, rows, out.size(2), blocks / experts, true};
+  const Pairs pairs = given.tile_of(size, device).pairs;
+  const Order<Shape> order(pairs, out.size(2));
+  const int steps = order.row_steps(rows) * order.column_steps;
+  given.launch<Shape>(device, "fp8_grouped_wgrad", out, output_of(out, std::nullopt, adds), pairs,
+                      int64_t{experts} * steps, [&](int64_t) {
+                        return WgradWalk<Shape>{order,   Divisor(steps), data<const int>(ends),
+                                                experts, rows,           blocks};
+                      });
 }
 
 Tensor fp8_grouped_wgrad(Tensor left, Tensor left_scale, Tensor right, Tensor right_scale,

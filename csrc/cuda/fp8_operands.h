@@ -51,18 +51,17 @@ struct FP8Operands {
     return forced.rows > 0 ? forced : choose_tile(size, device.multiprocessors());
   }
 
-  // Of a · bᵀ, all experts having as many rows.
-  ProductSize size_of(const Tensor& out) const {
+  // If all experts have as many rows.
+  ProductSize size_of() const {
     return {b.experts, (a.rows + b.experts - 1) / b.experts, b.rows,
-            count_of(a.columns, kTileBlock), by_column(), out.scalar_type() == ScalarType::Float};
+            count_of(a.columns, kTileBlock), by_column()};
   }
 
   // Calls body(shape, pairs) with the tiles to take.
   template <class Body>
   void with_tiles(const OnDevice& device, const ProductSize& size, const Body& body) const {
     const TileChoice tile = tile_of(size, device);
-    if (size.by_column && tile.columns == 160) body(FP8Shape<128, 160, true>{}, tile.pairs);
-    else if (size.by_column) body(FP8Shape<128, 128, true>{}, tile.pairs);
+    if (size.by_column) body(FP8Shape<128, 128, true>{}, tile.pairs);
     else if (tile.rows == 256) body(FP8Shape<256, 128, false>{}, tile.pairs);
     else if (tile.columns == 192) body(FP8Shape<128, 192, false>{}, tile.pairs);
     else body(FP8Shape<128, 128, false>{}, tile.pairs);
@@ -82,13 +81,12 @@ struct FP8Operands {
     } else {
       squares = scales_of(b_scale, b.rows, b_rows, b_blocks);
     }
-    FP8Problem in{of_a.scales, of_b.scales, squares, static_cast<int>(b.rows), pairs, to,
-                  forced_tile().left_out};
+    const FP8Problem in{of_a.scales, of_b.scales, squares, static_cast<int>(b.rows), pairs, to,
+                  kTakeTurns != ((forced_tile().left_out & kTurns) != 0), forced_tile().left_out};
     const int element = to.type == FP8Output::kFloat32 ? 4 : 2;
-    in.out.in_tiles = to.in_tiles && Shape::kColumns * element % 128 == 0;
     const TensorMap of_codes = map_of(a, Shape::kRows / pairs.columns);
     const TensorMap of_out =
-        in.out.in_tiles ? tensor_map(to.data, out.scalar_type(), to.rows, to.columns,
+        to.in_tiles ? tensor_map(to.data, out.scalar_type(), to.rows, to.columns,
                                      to.row_step * element, kPanelRows)
                         : of_codes;
     const int blocks = std::min<int64_t>(steps, device.multiprocessors() / pairs.blocks());

@@ -61,11 +61,14 @@ struct FP8Problem {
   int b_rows;         // of an expert
   Pairs pairs;
   FP8Output out;
+  bool in_turns;     // the warp groups multiply one after the other
   int left_out = 0;  // parts of the work, to see what they cost: see LeftOut
 };
 
-// Only a build with R1_FP8_ABLATION leaves anything out; its results are then wrong.
-enum LeftOut { kScales = 1, kStores = 2, kLaterCopies = 4, kPromotion = 8 };
+// Only a build with R1_FP8_ABLATION leaves out any of the first four; its results are then wrong.
+// With kTurns the warp groups multiply the other way than kTakeTurns says.
+constexpr bool kTakeTurns = true;
+enum LeftOut { kScales = 1, kStores = 2, kLaterCopies = 4, kPromotion = 8, kTurns = 64 };
 #ifdef R1_FP8_ABLATION
 __device__ inline bool leaves_out(const FP8Problem& in, LeftOut part) { return in.left_out & part; }
 #else
@@ -226,6 +229,27 @@ __device__ inline void promote(float (&sums)[kSums], const float (&product)[kSum
     sums[i] = fmaf(product[i], of_row[i / 2 % 2] * of_column[i / 4 * 2 + i % 2], sums[i]);
 }
 
+// Whose product is next. Without turns, the tensor cores change between the groups at each instruction,
+// both are done at the same time, and nothing multiplies while both promote. A group gives its turn as
+// soon as its product has been issued.
+struct Turns {
+  int group;
+  bool taken;             // whether the groups take turns
+  bool given_once = false;
+
+  __device__ void take() {
+    if (taken && (group == 1 || given_once)) wait_for_turn(group);
+  }
+  __device__ void pass() {
+    if (taken) give_turn(1 - group);
+    given_once = true;
+  }
+  // Each turn that was given is waited for.
+  __device__ void end() {
+    if (taken && group == 0 && given_once) wait_for_turn(0);
+  }
+};
+
 // By a warp group, `group` being 0 or 1: it has every other 64 rows of a tile.
 template <class Shape>
 __device__ inline void multiply_tiles(FP8Shared<Shape>& shared, const TensorMap& to,
@@ -235,6 +259,7 @@ __device__ inline void multiply_tiles(FP8Shared<Shape>& shared, const TensorMap&
   RingPlace<Shape::kStages> at;
   Staging<Shape::kPanels> staging{shared.staged[group][0], group};
   SquareScales<Shape> squares;
+  Turns turns{group, in.in_turns};
   RingPlace<kTiles> place;
   const auto here = [&]() -> const Tile& {
     shared.tile_full[place.stage].wait(place.parity);
@@ -254,7 +279,9 @@ __device__ inline void multiply_tiles(FP8Shared<Shape>& shared, const TensorMap&
 #pragma unroll
       for (int p = 0; p < kHeights; ++p) {
         Product<Shape::kColumns> product;
+        turns.take();
         product.start(codes.a + (2 * p + group) * 64 * kTileBlock, codes.b);
+        turns.pass();
         const float of_row[2] = {a_scale[128 * p], a_scale[128 * p + 8]};
         float of_column[kSums / 2];
         if constexpr (Shape::kByColumn) {
@@ -293,6 +320,7 @@ __device__ inline void multiply_tiles(FP8Shared<Shape>& shared, const TensorMap&
     __syncwarp();
     if (t % 32 == 0) given_back.arrive();
   }
+  turns.end();
   if (t == 0) wait_for_stores();
 }
 

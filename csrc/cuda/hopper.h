@@ -144,6 +144,14 @@ __device__ inline void sync_group(int group) {
   asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
 }
 
+// Two warp groups take turns: one waits for its turn, 0 or 1, which the other gives it.
+__device__ inline void wait_for_turn(int group) {
+  asm volatile("bar.sync %0, 256;" ::"r"(group + 3) : "memory");
+}
+__device__ inline void give_turn(int group) {
+  asm volatile("bar.arrive %0, 256;" ::"r"(group + 3) : "memory");
+}
+
 // Four matrices of 8 × 8 of 16 bits, of which thread t has in words[m] those in row t/4, columns
 // 2·(t%4) and the next. Thread t says where row t%8 of matrix t/8 goes, a multiple of 16 bytes.
 __device__ inline void store_matrices(void* row, const uint32_t (&words)[4]) {
@@ -213,8 +221,7 @@ struct Product {
 
   // d = a·bᵀ over 32 columns, or d += that.
   __device__ static void multiply(float (&d)[kSums], uint64_t a, uint64_t b, int adds) {
-    static_assert(kColumns == 16 || kColumns == 64 || kColumns == 128 || kColumns == 160 ||
-                  kColumns == 192);
+    static_assert(kColumns == 16 || kColumns == 64 || kColumns == 128 || kColumns == 192);
     if constexpr (kColumns == 16) {
       asm volatile(
           "{\n"
@@ -274,40 +281,6 @@ struct Product {
             "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
             "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]),
             "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-          : "l"(a), "l"(b), "r"(adds));
-    } else if constexpr (kColumns == 160) {
-      asm volatile(
-          "{\n"
-          ".reg .pred adds;\n"
-          "setp.ne.b32 adds, %82, 0;\n"
-          "wgmma.mma_async.sync.aligned.m64n160k32.f32.e4m3.e4m3 {"
-          "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-          "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-          "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-          "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-          "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
-          "}, %80, %81, adds, 1, 1;\n"
-          "}"
-          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]),
-            "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-            "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]),
-            "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-            "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),
-            "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-            "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
-            "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
-            "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),
-            "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
-            "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),
-            "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
-            "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]),
-            "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-            "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]),
-            "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]),
-            "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]),
-            "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]),
-            "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]),
-            "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79])
           : "l"(a), "l"(b), "r"(adds));
     } else {
       asm volatile(

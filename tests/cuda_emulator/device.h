@@ -109,6 +109,7 @@ struct Block {
   unsigned char* shared;
   std::vector<Thread> threads;
   std::vector<std::unique_ptr<Meeting>> warps, groups;  // of 32 and 128 threads
+  std::vector<std::unique_ptr<Meeting>> turns;          // of those of one and another group
   std::vector<uint64_t> lanes;
   Meeting all;
   ucontext_t scheduler;
@@ -119,6 +120,7 @@ struct Block {
         threads(count), lanes(count), all(count), kernel(kernel) {
     for (int w = 0; w < count / kWarp; ++w) warps.push_back(std::make_unique<Meeting>(kWarp));
     for (int g = 0; g < count / 128; ++g) groups.push_back(std::make_unique<Meeting>(128));
+    for (int g = 0; g < 2; ++g) turns.push_back(std::make_unique<Meeting>(256));
     for (int t = 0; t < count; ++t) {
       threads[t].index.x = t, threads[t].index.y = threads[t].index.z = 0;
       threads[t].stack.reset(new char[kStack]);

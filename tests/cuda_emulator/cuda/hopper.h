@@ -185,6 +185,11 @@ inline void sync_group(int) {
   emulator::Meeting& group = *block.groups[block.running / 128];
   block.wait(group, group.arrive());
 }
+inline void wait_for_turn(int group) {
+  emulator::Meeting& turn = *emulator::Block::mine->turns[group];
+  emulator::Block::mine->wait(turn, turn.arrive());
+}
+inline void give_turn(int group) { emulator::Block::mine->turns[group]->arrive(); }
 inline void store_matrices(void* row, const uint32_t (&words)[4]) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) emulator::stop("a row of a matrix is not aligned");
   emulator::in_warp(row, [&](int lane, auto value_of) {

@@ -16,11 +16,14 @@ inline void large_pages(void* p, int64_t bytes) {
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
-inline Tensor new_output(const Tensor& like, std::initializer_list<int64_t> sizes,
-                         ScalarType dtype) {
-  Tensor out = new_empty(like, sizes, dtype);
+inline Tensor in_large_pages(Tensor out) {
   large_pages(out.data_ptr(), out.numel() * out.element_size());
   return out;
+}
+
+inline Tensor new_output(const Tensor& like, std::initializer_list<int64_t> sizes,
+                         ScalarType dtype) {
+  return in_large_pages(new_empty(like, sizes, dtype));
 }
 
 inline Tensor new_output(const Tensor& like, std::initializer_list<int64_t> sizes) {

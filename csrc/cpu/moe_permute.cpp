@@ -2,6 +2,7 @@
 #include "cpu/isa.h"
 
 #ifdef R1_BASELINE
+#include "cpu/large_pages.h"
 #include "cpu/moe_slots.h"
 
 namespace r1 {
@@ -11,7 +12,7 @@ Tensor moe_permute(Tensor x, Tensor gather, Tensor inverse) {
   R1_CHECK(x.dim() == 2 && x.size(0) == slots.tokens, "moe_permute: x: expected shape [",
            slots.tokens, ", H]");
   const Tensor from = dense(x);
-  Tensor out = new_empty(x, {slots.rows, x.size(1)}, x.scalar_type());
+  Tensor out = new_output(x, {slots.rows, x.size(1)});
   const int64_t bytes = x.size(1) * x.element_size();
   const char* source = data<char>(from);
   char* rows = data<char>(out);

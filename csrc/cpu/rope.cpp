@@ -86,6 +86,7 @@ void rope_rows(const Rope& a, int64_t begin, int64_t end) {
 }  // namespace r1::R1_ISA
 
 #ifdef R1_BASELINE
+#include "cpu/large_pages.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
 
@@ -101,7 +102,7 @@ Tensor rotated(const char* name, const Tensor& x, const Tensor& cos, const Tenso
                rotary <= width && rotary % 2 == 0,
            "rope: cos: expected shape [", batch, " or 1, ", positions, ", Dr], Dr even and at most ",
            width);
-  Tensor out = torch::stable::empty_like(x);
+  Tensor out = in_large_pages(torch::stable::empty_like(x));
   const Tensor from = x.stride(3) == 1 ? x : dense(x);
   if (x.numel() == 0) return out;
   const Rope a{is_bf16(x), interleaved, inverse, heads, positions, width, rotary, cos.data_ptr(),

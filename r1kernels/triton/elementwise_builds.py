@@ -41,15 +41,18 @@ def build(
 
 def of_norms(target: Target, dtype: str, table: dict[str, dict[str, int]]) -> Iterator[Build]:
     plain = ("residual", "residual_stride", "dh", "dh_stride")
-    frozen = ("parts",)
-    for width, rounded, absent in (
-        (576, True, ()), (4096, False, plain), (8192, True, ()), (16384, True, frozen)
-    ):  # fmt: skip
+    absent_in = {128: (), 576: (), 4096: plain, 8192: (), 16384: ("parts",)}
+    for width, absent in absent_in.items():
         for kernel in (rms_norm.forward, rms_norm.gradient):
             backward = kernel is rms_norm.gradient
             given = table[rms_norm.gradient_of(width) if backward else "rms_norm.forward"]
             tile = sized(width, given["ELEMENTS"], given["DEPTH"])
-            sizes = {"WIDTH": width, "ROUND": rounded, "ROWS": tile.rows, "COLUMNS": tile.columns}
+            sizes = {
+                "WIDTH": width,
+                "ROUND": absent != plain,
+                "ROWS": tile.rows,
+                "COLUMNS": tile.columns,
+            }
             if backward:
                 sizes["STAGES"] = given["STAGES"]
             sizes["num_warps"] = tile.num_warps

@@ -106,8 +106,9 @@ def add_parts(
 
 
 def gradient_of(width: int) -> str:
-    """Wide rows leave no room for a second one under way."""
-    return "rms_norm.gradient" if width <= 4096 else "rms_norm.wide_gradient"
+    """The launch parameters of backward: wide rows leave no room for another one under way."""
+    kind = "narrow_" if width <= 256 else "wide_" if width > 4096 else ""
+    return f"rms_norm.{kind}gradient"
 
 
 def able(x: Tensor, widest: int = WIDEST) -> bool | str:

@@ -47,6 +47,7 @@ class Kernel:
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.signature = inspect.signature(function)
+        self.arg_names = list(self.signature.parameters)
         self.builds: list[Build] = []
 
     def warmup(self, *args: Any, grid: tuple[int, ...], **options: Any) -> Build:

@@ -43,7 +43,8 @@ class Launched:
     """
 
     def __init__(self, jit: triton.JITFunction[Any]) -> None:
-        self.jit, self.__name__, self.arg_names = jit, jit.__name__, jit.arg_names
+        self.jit, self.__name__ = jit, jit.__name__
+        self.arg_names = list(jit.signature.parameters)
         parameters = list(jit.signature.parameters.values())
         constexprs = ["constexpr" in str(each.annotation) for each in parameters]
         self.run_time = constexprs.index(True) if True in constexprs else len(constexprs)

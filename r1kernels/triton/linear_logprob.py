@@ -34,7 +34,7 @@ KEPT_HERE = 0x7368617265736B74  # ends the buffer where these kernels have kept 
 
 # Contracting products and sums would depend on what is around them: kept or not, the same bits.
 EXACT = {"enable_fp_fusion": False}
-ORDER_BLOCK = {"BLOCK": 4096, "num_warps": 16}
+ORDER_BLOCK = {"BLOCK": 2048, "num_warps": 8}
 ROW_BLOCK = {"BLOCK": 1024, "num_warps": 4}
 BIAS_BLOCK = {"ROWS": 64, "COLUMNS": 128, "num_warps": 4}
 

@@ -85,8 +85,11 @@ def of_rotations(target: Target, dtype: str, table: dict[str, dict[str, int]]) -
 def builds() -> Iterator[Build]:
     for target in (*NVIDIA, AMD):
         for dtype, bits in (("bf16", "16"), ("fp32", "32")):
-            table = {name: targets[str(target)].get(bits, {}) for name, targets in
-                     launch.table().items()}  # fmt: skip
+            table = {
+                name: targets[str(target)].get(bits, {})
+                for name, targets in launch.table().items()
+                if str(target) in targets  # some kernels are for Hopper alone
+            }
             for family in (of_norms, of_gates, of_rotations):
                 yield from family(target, dtype, table)
 

@@ -317,8 +317,7 @@ __device__ inline void multiply_tiles(FP8Shared<Shape>& shared, const TensorMap&
         staging.store(in.out, to, done.out_row + row, done.column, sums[p]);
       else store_rows(in.out, done, row + own_row, sums[p]);
     }
-    __syncwarp();
-    if (t % 32 == 0) given_back.arrive();
+    given_back.arrive();  // each thread has read the tile for itself
   }
   turns.end();
   if (t == 0) wait_for_stores();
@@ -339,7 +338,7 @@ __global__ void __launch_bounds__(kFP8Threads, 1)
     }
     for (int s = 0; s < kTiles; ++s) {
       shared.tile_full[s].start(1);
-      shared.tile_empty[s].start(2 * kWarpGroup / 32);
+      shared.tile_empty[s].start(2 * kWarpGroup);
     }
     publish_barriers();
   }

@@ -45,6 +45,7 @@ __global__ void __launch_bounds__(kSliceThreads, 2) forward(LogprobForward in, S
     }
   }
   RowEnd<kSliceWarps, T, kPlain, kWeighted> end(in, t);
+  __syncwarp();  // the copying thread and those of the row's end are behind the others
   __syncthreads();  // the barriers are ready
   auto mine = Statistics<kWeighted>::none();
   add_part<kSliceThreads>(mine, reinterpret_cast<const T*>(staged + all.skew), count, end.scale,

@@ -68,7 +68,8 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
     for part in (slice(0, 1), slice(60, 97)):
         found = codes_by_triton(x[part])
         assert not bitwise_problems(found[0], data[part])
-        assert not bitwise_problems(found[1], scale[part])
+        # On a GPU the scales lie column by column.
+        assert not bitwise_problems(found[1].contiguous(), scale[part].contiguous())
 
 
 def test_slots_out_of_range_are_read_as_padding() -> None:

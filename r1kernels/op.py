@@ -294,7 +294,8 @@ def using(backend: str, *ops: Op | str) -> Iterator[None]:
     Args:
         backend: "torch" (the reference), "cpp", "cuda", "triton", or one that was plugged in.
         ops: names of ops, as ``python -m r1kernels`` lists them; all that have it by default. The
-            gradient of an op is made by an op of its own, named …_backward.
+            gradient of an op is made by an op of its own, named …_backward: pin both passes of a
+            head alike, since what the forward pass kept is its backend's own.
 
     Raises:
         ValueError: no such backend, or no such op; names the nearest.

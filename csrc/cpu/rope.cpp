@@ -103,12 +103,15 @@ Tensor rotated(const char* name, const Tensor& x, const Tensor& cos, const Tenso
            "rope: cos: expected shape [", batch, " or 1, ", positions, ", Dr], Dr even and at most ",
            width);
   Tensor out = in_large_pages(torch::stable::empty_like(x));
-  const Tensor from = x.stride(3) == 1 ? x : dense(x);
   if (x.numel() == 0) return out;
+  if (width > 1 && x.stride(3) != 1) {  // as the gradient of a transposed key comes
+    torch::stable::copy_(out, rotated(name, dense(x), cos, sin, interleaved, inverse));
+    return out;
+  }
   const Rope a{is_bf16(x), interleaved, inverse, heads, positions, width, rotary, cos.data_ptr(),
                sin.data_ptr(), cos.size(0) == 1 ? 0 : positions * rotary,
                out.stride(1) <= out.stride(2),
-               {from.data_ptr(), out.data_ptr(), from.stride(0), from.stride(1), from.stride(2),
+               {x.data_ptr(), out.data_ptr(), x.stride(0), x.stride(1), x.stride(2),
                 out.stride(0), out.stride(1), out.stride(2)}};
   const auto kernel = R1_DISPATCH(rope_rows);
   parallel_ranges(batch * heads * positions, items_a_task(width * x.element_size()),

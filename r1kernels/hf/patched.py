@@ -74,12 +74,13 @@ def patch(model: M, fp8: bool | str | Sequence[str] = False, *, elementwise: boo
                 )
         return model
     given = {name for name, _ in PARTS if name in vars(causal)}
-    if fp8:  # first, and the experts next: FP8 weights may run in no other way, and State runs them
-        patch_fp8(causal, fp8)
-    patch_moe(causal)
-    if elementwise:
-        patch_elementwise(causal)
     try:
+        # FP8 first, and the experts next: FP8 weights may run in no other way, and State runs them.
+        if fp8:
+            patch_fp8(causal, fp8)
+        patch_moe(causal)
+        if elementwise:
+            patch_elementwise(causal)
         causal._r1kernels = State(causal, fp8, elementwise)
     except Exception:
         _unpatch_parts(causal, given)

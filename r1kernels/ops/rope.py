@@ -107,7 +107,8 @@ def _backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Any, ...]:
 def _case(
     name: str, batch: int, heads: tuple[int, int], length: int, width: int, rotary: int = 0,
     dtype: torch.dtype = torch.bfloat16, *, interleaved: bool = False, inverse: bool = False,
-    shared: bool = True, transposed: bool = True, bench: bool | str = False,
+    shared: bool = True, transposed: bool = True, positions_last: bool = False,
+    bench: bool | str = False,
 ) -> Case:  # fmt: skip
     rotary = rotary or width
 
@@ -115,6 +116,9 @@ def _case(
         rng = torch.Generator().manual_seed(batch + length + width)
 
         def states(count: int) -> Tensor:
+            if positions_last:  # as the gradient of keys that were transposed for a product
+                made = torch.randn(batch, count, width, length, generator=rng)
+                return made.to(device, dtype).transpose(2, 3)
             if transposed:  # what a projection gives
                 made = torch.randn(batch, length, count, width, generator=rng)
                 return made.to(device, dtype).transpose(1, 2)
@@ -152,6 +156,9 @@ ROPE = Op(
         _case("odd widths, fp32", 1, (2, 2), 5, 37, 26, torch.float32),
         _case("interleaved, odd widths", 1, (2, 2), 5, 37, 26, interleaved=True),
         _case("contiguous heads", 2, (4, 2), 9, 64, transposed=False, shared=False),
+        _case("positions last", 2, (4, 2), 9, 64, positions_last=True),
+        _case("positions last, back, fp32", 2, (2, 2), 9, 32, dtype=torch.float32, inverse=True,
+              positions_last=True),
         _case("fp16", 1, (2, 1), 5, 32, dtype=torch.float16),
         _case("one position", 3, (4, 1), 1, 64, shared=False),
         _case("no positions", 2, (4, 2), 0, 64),

@@ -12,6 +12,7 @@ from functools import cache, partial
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -97,8 +98,12 @@ def _hooked() -> bool:
 
 
 def launched(jit: Any) -> Any:
-    """Decorator of what ``triton.jit`` gives, above it; in the interpreter it changes nothing."""
-    return jit if INTERPRETED else Launched(jit)
+    """Decorator of what ``triton.jit`` gives, above it.
+
+    It changes nothing in the interpreter, nor on AMD, where builds also go by the size of what a
+    pointer belongs to.
+    """
+    return jit if INTERPRETED or torch.version.hip is not None else Launched(jit)
 
 
 class Layout(NamedTuple):

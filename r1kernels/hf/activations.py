@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from r1kernels.hf.hooks import hooked
 from r1kernels.hf.probing import agrees, normal
 from r1kernels.ops.gated_activation import GATED_ACTIVATION, activated
 
@@ -15,13 +18,13 @@ def activation_of(module: nn.Module) -> str | None:
     """The name of the activation that a module is, if it is one that the ops know."""
     if module._parameters or module._buffers or module._modules:
         return None
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-        return None  # which would not run
+    if "forward" in vars(module):
+        return None  # somebody replaced it, who may want to see its calls
     x = normal((4096,), torch.Generator("cpu").manual_seed(0)) * 3
     given = [x.to(dtype) for dtype in (torch.float32, torch.bfloat16)]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            seen = [(each, module(each)) for each in given]
+            seen = [(each, module.forward(each)) for each in given]
         except Exception:  # of whatever kind: it is no activation
             return None
     for name in ACTIVATIONS:
@@ -30,9 +33,22 @@ def activation_of(module: nn.Module) -> str | None:
     return None
 
 
-def gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:
-    """act(gate)·up, also where one of them has another dtype."""
-    if gate.dtype != up.dtype or gate.shape != up.shape:
-        return activated(gate, activation) * up
-    y: Tensor = GATED_ACTIVATION(gate, up, activation)
+def gated(act: Any, activation: str, gate: Tensor, up: Tensor) -> Tensor:
+    """act(gate)·up, in one pass where ``act`` is still what was found to be ``activation``.
+
+    Whoever hooks it, or puts another in its place, sees the call that he expects.
+    """
+    alone = is_marked(act, activation) and not hooked(act)
+    if alone and gate.dtype == up.dtype and gate.shape == up.shape:
+        y: Tensor = GATED_ACTIVATION(gate, up, activation)
+    else:
+        y = act(gate) * up
     return y
+
+
+def is_marked(act: Any, activation: str) -> bool:
+    """Whether a module is one that was found to be ``activation``, with the forward it had then."""
+    if not isinstance(act, nn.Module):
+        return False
+    own = vars(act)
+    return own.get("_r1kernels_activation") == activation and "forward" not in own

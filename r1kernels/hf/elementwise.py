@@ -12,11 +12,13 @@ from typing import Any, NamedTuple, TypeVar
 from torch import nn
 
 from r1kernels.hf.bound import Bound
-from r1kernels.hf.norms import NormRule, may_normalise, norm_forward, norm_rule
+from r1kernels.hf.norms import NormRule, is_patched, may_normalise, norm_forward, norm_rule
 from r1kernels.hf.rewrite import Rewritten, rewritten
 from r1kernels.hf.unwrap import unwrap
 
 M = TypeVar("M")
+# What modules of a patched model are marked with.
+MARKS = ("_r1kernels_norm", "_r1kernels_rewritten", "_r1kernels_activation")
 
 
 class Choice(NamedTuple):
@@ -56,7 +58,11 @@ def patch_elementwise(model: M) -> M:
             module._r1kernels_norm = new  # type: ignore[assignment]
             module.forward = Bound(norm_forward, module)
         elif new is not None:
+            module._r1kernels_rewritten = True  # type: ignore[assignment]
             module.forward = Bound(new, module)
+            for child, activation in new.activations.items():
+                if activation is not None:
+                    getattr(module, child)._r1kernels_activation = activation
     causal._r1kernels_elementwise = tuple(lines)
     return model
 
@@ -65,18 +71,39 @@ def unpatch_elementwise(model: M) -> M:
     """Undo ``patch_elementwise`` and return ``model``.
 
     Raises:
-        ValueError: the model is not patched.
+        ValueError: the model is not patched, or the forward of a part of it was replaced since.
     """
     causal = unwrap("unpatch_elementwise", model)
     if "_r1kernels_elementwise" not in vars(causal):
         raise ValueError(f"unpatch_elementwise: {type(causal).__name__}: expected a patched model")
-    del causal._r1kernels_elementwise
+    for module in patched_modules("unpatch_elementwise", causal):
+        del module.forward
     for module in causal.modules():
-        forward = vars(module).get("forward")
-        ours = isinstance(forward, Bound) and isinstance(forward.function, Rewritten)
-        if vars(module).pop("_r1kernels_norm", None) is not None or ours:
-            del module.forward
+        for mark in MARKS:
+            vars(module).pop(mark, None)
+    del causal._r1kernels_elementwise
     return model
+
+
+def patched_modules(caller: str, model: nn.Module) -> list[nn.Module]:
+    """Those whose forward is ours.
+
+    Raises:
+        ValueError: one was replaced since.
+    """
+    found = []
+    for name, module in model.named_modules():
+        own = vars(module)
+        if "forward" not in own or not ("_r1kernels_norm" in own or "_r1kernels_rewritten" in own):
+            continue
+        forward = own["forward"]
+        rewrites = isinstance(forward, Bound) and isinstance(forward.function, Rewritten)
+        if not (rewrites or is_patched(module)):
+            raise ValueError(
+                f"{caller}: {type(model).__name__}: {name}: its forward was replaced since"
+            )
+        found.append(module)
+    return found
 
 
 def explain_elementwise(model: Any) -> str:

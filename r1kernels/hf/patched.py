@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1kernels.hf.bound import Bound
-from r1kernels.hf.elementwise import patch_elementwise, unpatch_elementwise
+from r1kernels.hf.elementwise import patch_elementwise, patched_modules, unpatch_elementwise
 from r1kernels.hf.fp8 import patch_fp8, unpatch_fp8
 from r1kernels.hf.head import Head, read_head
 from r1kernels.hf.logit_map import watch
@@ -93,7 +93,8 @@ def unpatch(model: M) -> M:
     """Undo ``patch`` and return ``model``.
 
     Raises:
-        ValueError: the model is not patched, or its forward was replaced again since.
+        ValueError: the model is not patched, or its forward, or one that ``elementwise`` put into
+            a part of it, was replaced again since.
     """
     causal = unwrap("unpatch", model)
     state, forward = vars(causal).get("_r1kernels"), vars(causal).get("forward")
@@ -101,6 +102,7 @@ def unpatch(model: M) -> M:
         raise ValueError(f"unpatch: {type(causal).__name__}: expected a patched model")
     if not _is_ours(forward):
         raise ValueError(f"unpatch: {type(causal).__name__}: its forward was replaced since")
+    patched_modules("unpatch", causal)  # which raises before anything is undone
     state.hook.remove()
     del causal.forward, causal._r1kernels
     _unpatch_parts(causal, set())

@@ -158,12 +158,13 @@ class _Changer(ast.NodeTransformer):
             if activation is None:
                 self.left.append(f"self.{name}(…)·…: no activation that the ops know")
                 continue
-            first, second = act.args[0], up  # type: ignore[attr-defined]
+            called: Any = act
             if act is node.right and not isinstance(up, ast.Name):
                 self.left.append(f"…·self.{name}(…): would change the order of calls")
                 continue
             self.changes.append(f"{activation}(gate)·up")
-            return _call("_r1_gated", [ast.Constant(activation), first, second], node)
+            given = [called.func, ast.Constant(activation), called.args[0], up]
+            return _call("_r1_gated", given, node)
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 INCLUDE = Path(torch.__file__).parent / "include"
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+builds = pytest.mark.slow  # minutes of a core where nothing is kept from before
 
 
 def find_cuobjdump() -> str | None:
@@ -83,6 +84,7 @@ def built() -> dict[str, Built]:
         return dict(zip([source.name for source in SOURCES], pool.map(build, SOURCES), strict=True))
 
 
+@builds
 @needs_nvcc
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 def test_no_register_is_spilled(source: Path, built: dict[str, Built]) -> None:
@@ -104,6 +106,7 @@ def test_the_library_loads_without_a_gpu() -> None:
     assert native.load("cuda") is None
 
 
+@builds
 @needs_nvcc
 def test_logits_are_read_and_gradients_written_16_bytes_at_a_time(built: dict[str, Built]) -> None:
     for arch, ptx in built["logprob.cu"].ptx.items():
@@ -111,6 +114,7 @@ def test_logits_are_read_and_gradients_written_16_bytes_at_a_time(built: dict[st
             assert access in ptx.replace("ld.global.nc", "ld.global"), f"sm_{arch}: no {access}"
 
 
+@builds
 @needs_nvcc
 @pytest.mark.parametrize(
     "instruction",
@@ -127,6 +131,7 @@ def test_a_row_on_sm90_is_a_cluster(instruction: str, built: dict[str, Built]) -
     assert instruction in built["logprob_sm90.cu"].ptx["90a"]
 
 
+@builds
 @needs_nvcc
 def test_many_rows_on_sm90_come_through_a_ring(built: dict[str, Built]) -> None:
     ptx = built["logprob_ring_sm90.cu"].ptx["90a"]
@@ -143,6 +148,7 @@ def test_many_rows_on_sm90_come_through_a_ring(built: dict[str, Built]) -> None:
 FP8_PRODUCTS = ("fp8_gemm_sm90.cu", "fp8_grouped_gemm_sm90.cu", "fp8_grouped_wgrad_sm90.cu")
 
 
+@builds
 @needs_nvcc
 @pytest.mark.parametrize("name", FP8_PRODUCTS)
 def test_fp8_products_keep_the_tensor_cores_busy(name: str, built: dict[str, Built]) -> None:
@@ -157,6 +163,7 @@ def test_fp8_products_keep_the_tensor_cores_busy(name: str, built: dict[str, Bui
         assert instruction in ptx, instruction
 
 
+@builds
 @needs_nvcc
 def test_few_rows_in_fp8_do_not_wait_for_the_product_before(built: dict[str, Built]) -> None:
     found = built["fp8_linear_forward_sm90.cu"]
@@ -170,6 +177,7 @@ def test_few_rows_in_fp8_do_not_wait_for_the_product_before(built: dict[str, Bui
         assert instruction in found.ptx["90a"], instruction
 
 
+@builds
 @needs_nvcc
 @pytest.mark.skipif(find_cuobjdump() is None, reason="cuobjdump is not installed")
 @pytest.mark.parametrize("name", FP8_PRODUCTS)

@@ -20,6 +20,8 @@ from r1kernels.triton.moe_permute import ROWS, block_of, clear_padding, rows_of_
 
 BLOCK = 512  # columns that a program handles together, of all of a token's rows
 WARPS = {"num_warps": 2}
+# What a token's gradient sums up takes registers, which on AMD two warps do not have.
+GRADIENT_WARPS = {"num_warps": 4}
 
 
 @launched
@@ -95,7 +97,7 @@ def moe_combine_backward(
         gradient[(max(tokens, 1),)](
             drows, dweights, grad, rows, weights.contiguous(), gather.contiguous(),
             inverse.contiguous(), tokens, count, width, grad.stride(0), rows.stride(0), top_k,
-            ROWS, block_of(width, BLOCK), **WARPS,
+            ROWS, block_of(width, BLOCK), **GRADIENT_WARPS,
         )  # fmt: skip
     return drows, dweights
 
@@ -113,7 +115,7 @@ def _builds(dtype: str) -> tuple[Build, ...]:
     return (
         Build(combine, signature, sizes, WARPS, wide, aligned=aligned),
         Build(combine, signature | {"weights": None}, sizes, WARPS, wide, aligned=aligned),
-        Build(gradient, signature, sizes, WARPS, wide, aligned=aligned),
+        Build(gradient, signature, sizes, GRADIENT_WARPS, wide, aligned=aligned),
     )  # fmt: skip
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from numbers import Real
 from typing import Any
 
@@ -72,7 +71,7 @@ class Shapes:
     def __call__(
         self, name: str, tensor: Tensor, dims: str, dtypes: Sequence[torch.dtype]
     ) -> Tensor:
-        names, shape = _names(dims), getattr(tensor, "shape", ())
+        names, shape = dims.split(), getattr(tensor, "shape", ())
         if not isinstance(tensor, Tensor):
             raise TypeError(
                 f"{self.op}: {name}: expected a tensor of shape [{', '.join(names)}], "
@@ -151,11 +150,6 @@ def leading(tensor: Tensor, last: str) -> str:
     if not isinstance(tensor, Tensor) or tensor.dim() == 0:
         return f"… {last}"
     return " ".join([*(f"N{i}" for i in range(1, tensor.dim())), last])
-
-
-@cache
-def _names(dims: str) -> tuple[str, ...]:
-    return tuple(dims.split())
 
 
 @contextmanager

@@ -159,9 +159,10 @@ def backward_reference(
 
 
 def _backward_fake(
-    dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor]:
-    return h.new_empty(h.shape), weight.new_empty(weight.shape if rest[-1] else 0)
+    dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, rstd: Tensor, offset: float,
+    round_before_weight: bool, need_weight: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return h.new_empty(h.shape), weight.new_empty(weight.shape if need_weight else 0)
 
 
 def _case(

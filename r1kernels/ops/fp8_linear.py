@@ -71,11 +71,13 @@ def fp8_linear(
             _RIGHT.add(kinds)
     rows = _rows(x)
     trained = weight.requires_grad and torch.is_grad_enabled()
-    codes, options = quantized.constants, (bias, scale_format, trained)
+    data, scale = quantized.constants
     if trained or (torch.is_grad_enabled() and (rows.requires_grad or _trained(bias))):
-        y = _Linear.apply(rows, weight, *codes, _of_columns(quantized), *options)
+        y = _Linear.apply(
+            rows, weight, data, scale, _of_columns(quantized), bias, scale_format, trained
+        )
     else:
-        y = _forward(rows, *codes, *options)[0]
+        y, _, _ = _forward(rows, data, scale, bias, scale_format, trained)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
 

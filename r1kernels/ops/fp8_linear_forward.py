@@ -20,17 +20,20 @@ def reference(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, power_of_two: bool, both: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The result, and xᵀ as ``fp8_quantize`` with ``both`` gives it, else empty."""
-    data, x_scale, *x_t = fp8_quantize.reference(x, None, 1, 1, BLOCK, power_of_two, both)
+    data, x_scale, data_t, scale_t = fp8_quantize.reference(
+        x, None, 1, 1, BLOCK, power_of_two, both
+    )
     x_scale = x_scale.to(scale.dtype)
-    return fp8_gemm.reference(data, x_scale, weight, scale, bias, x.dtype, False), *x_t
+    y = fp8_gemm.reference(data, x_scale, weight, scale, bias, x.dtype, False)
+    return y, data_t, scale_t
 
 
 def _fake(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, power_of_two: bool, both: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape[0], weight.shape[0]), *fp8_quantize.empty_transposed(
-        x, *x.shape, both
-    )
+    rows, columns = x.shape
+    data_t, scale_t = fp8_quantize.empty_transposed(x, rows, columns, both)
+    return x.new_empty(rows, weight.shape[0]), data_t, scale_t
 
 
 def _case(

@@ -6,7 +6,7 @@
 #include "cpu/fp8_product.h"
 #include "cpu/fp8_quantize.h"
 #include "cpu/gemm.h"
-#include "cpu/large_pages.h"
+#include "cpu/outputs.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
 

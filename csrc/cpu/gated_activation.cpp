@@ -116,7 +116,7 @@ void gated_activation_backward_columns(const GatedActivationBackward& b, int64_t
 #ifdef R1_BASELINE
 #include <string>
 
-#include "cpu/large_pages.h"
+#include "cpu/outputs.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
 
@@ -196,7 +196,7 @@ struct Gated {
 };
 
 Tensor empty_of(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return in_large_pages(torch::stable::new_empty(like, sizes, like.scalar_type()));
+  return in_block(torch::stable::new_empty(like, sizes, like.scalar_type()));
 }
 
 Tensor gated_activation(Tensor gate, Tensor up, std::string activation) {

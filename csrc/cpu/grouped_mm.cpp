@@ -118,7 +118,6 @@ Tensor grouped_mm_backward(Tensor left, Tensor right, Tensor offsets) {
   Tensor out = new_output(left, {all.experts, left_columns, columns});
   const int64_t lanes = (columns + kPanel - 1) / kPanel * kPanel, scratch = all.longest * kPanel;
   Buffer<uint32_t> right_panels(all.units * lanes), packed(workers() * scratch);
-  large_pages(right_panels.p, all.units * lanes * 4);
   const GroupedMmBackward f{bf16, left_columns, columns, left_rows.data_ptr(),
                             right_rows.data_ptr(), right_panels.p, out.data_ptr()};
   const auto pack = R1_DISPATCH(grouped_mm_pack_right);

@@ -6,7 +6,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/grouped_mm.h"
-#include "cpu/large_pages.h"
+#include "cpu/outputs.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
 

@@ -78,7 +78,6 @@ struct Backward {
   const float* lse;           // [rows]
   const float* entropies;     // [rows]
   const uint8_t* const* kept; // [block]: its first tile, or null where the logits are made again
-  uint8_t* kept_tiles;        // all of them; given back to the system as the pass goes
   int64_t kept_stride;
   const uint32_t* row_pairs;  // hidden packed for dweight: [panel of H][units of rows][kPanel]
   uint32_t* packed_weight;    // scratch of one stripe, null when dhidden is not needed

@@ -1,6 +1,4 @@
 // linear_logprob_backward: the gradient of a stripe of logits, then both products with it.
-#include <sys/mman.h>
-
 #include "cpu/linear_logprob_tile.h"
 #include "cpu/parallel.h"
 
@@ -110,14 +108,6 @@ static void gradient_tile(const Backward& f, int64_t block, int64_t v0, int64_t 
   turn<T>(out.by_row, ceil_div(cols, T::kPerUnit));
 }
 
-// Whole pages of [begin, end) are read for the last time: they become no memory at all.
-static inline void give_back(uint8_t* begin, uint8_t* end) {
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + kPage - 1) / kPage * kPage;
-  const uintptr_t last = reinterpret_cast<uintptr_t>(end) / kPage * kPage;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
-}
-
 template <class T>
 static void backward(const Backward& f) {
   using Element = typename T::Element;
@@ -125,7 +115,6 @@ static void backward(const Backward& f) {
   const int64_t blocks = f.rows.blocks(), chunk_blocks = kChunk / kRows;
   const int64_t panels = h.lanes() / kPanel, row_units = blocks * kRows / T::kPerUnit;
   const int64_t stride = smaller(blocks, chunk_blocks) * kRows;  // elements of by_column
-  uint8_t* used = f.kept_tiles;
   for (int64_t v0 = 0; v0 < h.columns; v0 += kStripe) {
     const int64_t cols = smaller(h.columns - v0, kStripe), tiles = ceil_div(cols, kCols);
     for (int64_t b0 = 0; b0 == 0 || b0 < blocks; b0 += chunk_blocks) {
@@ -181,10 +170,6 @@ static void backward(const Backward& f) {
         }
       });
     }
-    if (!used) continue;
-    uint8_t* end = f.kept_tiles + (v0 / kCols + tiles) * f.kept_stride;
-    give_back(used, end);
-    used = end - (reinterpret_cast<uintptr_t>(end) % 4096);
   }
 }
 
@@ -195,6 +180,7 @@ void linear_logprob_backward(const Backward& f) {
 
 #ifdef R1_BASELINE
 #include "cpu/linear_logprob_rows.h"
+#include "cpu/outputs.h"
 
 R1_DECLARE(void linear_logprob_backward(const Backward&))
 
@@ -221,7 +207,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
     expect_numel(op, "dentropy", e, rows);
     expect_numel(op, "entropy", entropies, rows);
   }
-  const Kept tiles = Kept::take(kept, h);
+  const Kept tiles = Kept::of(kept, h);
   entropy_grad = entropy_grad && e.numel() > 0;
 
   // Blocks that were kept come first, as they were; then every other row with a gradient.
@@ -269,7 +255,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
   Tensor dhidden = need_hidden
                        ? torch::stable::new_zeros(hidden, {rows, h.width})
                        : new_empty(hidden, {0, h.width}, hidden.scalar_type());
-  Tensor dweight = new_empty(weight, {need_weight ? h.columns : 0, h.width}, weight.scalar_type());
+  Tensor dweight = new_output(weight, {need_weight ? h.columns : 0, h.width});
   Tensor dbias = new_empty(weight, {need_bias ? h.columns : 0}, ScalarType::Float);
   const int64_t chunk = smaller(padded, kChunk);
   Buffer<uint32_t> panels(padded * h.units), pairs(need_weight ? padded / per_unit * h.lanes() : 0);
@@ -283,7 +269,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
   R1_DISPATCH(linear_logprob_backward)(Backward{
       h, taken.rows(panels.p), entropy_grad, row_g.data(), row_e.data(), row_target.data(),
       row_lse.data(), row_entropy.data(), kept_of_block.data(),
-      tiles.blocks > 0 ? tiles.tiles() : nullptr, tiles.stride, pairs.p,
+      tiles.stride, pairs.p,
       need_hidden ? packed.p : nullptr, by_row.p, by_column.p, need_bias ? bias_parts.p : nullptr,
       need_hidden ? dhidden_sums.p : nullptr,
       need_weight && padded > chunk ? dweight_sums.p : nullptr,

@@ -2,19 +2,18 @@
 // order of the rows, operands packed for gemm.h, and the memory of what is kept between the passes.
 #pragma once
 
-#include <atomic>
 #include <cmath>
 #include <vector>
 
 #include "cpu/linear_logprob.h"
+#include "cpu/outputs.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
 
 namespace r1 {
 namespace {  // Tensor itself is hidden in each library
-// Kept tiles, [column of tiles][block], and after them whether they are still there. The backward
-// pass takes them and they are gone; another one over the same graph makes its logits again, through
-// the same rounding, so nothing but its time tells.
+// Kept tiles, [column of tiles][block], and after them whether they are there: other backends keep
+// nothing, and the logits are then made again, through the same rounding.
 struct Kept {
   static constexpr int64_t kState = 64;
   int64_t blocks, stride;
@@ -24,17 +23,15 @@ struct Kept {
   static Kept make(const Tensor& like, const Head& h, int64_t rows) {
     const int64_t blocks = rows / kRows, stride = blocks * tile_bytes(h);
     const int64_t bytes = ceil_div(h.columns, kCols) * stride;
-    Kept kept{blocks, stride, new_empty(like, {bytes + kState}, ScalarType::Byte)};
+    Kept kept{blocks, stride, new_output(like, {bytes + kState}, ScalarType::Byte)};
     *kept.state() = 1;
     return kept;
   }
-  static Kept take(const Tensor& tensor, const Head& h) {
+  static Kept of(const Tensor& tensor, const Head& h) {
     R1_CHECK(tensor.scalar_type() == ScalarType::Byte && tensor.numel() >= kState,
              "linear_logprob_backward: kept: expected what the forward pass gave");
-    if (!tensor.is_contiguous()) return {0, 0, tensor};  // a copy: nothing is there
-    const int64_t column = ceil_div(h.columns, kCols) * tile_bytes(h);
-    Kept kept{(tensor.numel() - kState) / column, 0, tensor};
-    if (std::atomic_ref(*kept.state()).exchange(0) == 0) kept.blocks = 0;
+    Kept kept{0, 0, dense(tensor)};
+    if (*kept.state()) kept.blocks = (tensor.numel() - kState) / (ceil_div(h.columns, kCols) * tile_bytes(h));
     kept.stride = kept.blocks * tile_bytes(h);
     return kept;
   }

@@ -94,8 +94,8 @@ std::tuple<Tensor, Tensor> moe_experts(Tensor x, Tensor gate_up, Tensor down, Te
   Tensor h = new_output(x, {keep ? all.rows : 0, 2 * e.inner});
   if (keep) all.clear_others(h.data_ptr(), 2 * e.inner * size);
   Buffer<uint32_t> packed(workers() * kPartRows * units);
-  Scratch<uint32_t> activation(all.panels * inner * kPanel);
-  Scratch<char> rows(all.rows * e.width * size);
+  Buffer<uint32_t> activation(all.panels * inner * kPanel);
+  Buffer<char> rows(all.rows * e.width * size);
   const ExpertsForward f{e, tokens.data_ptr(), keep ? h.data_ptr() : nullptr, activation.p, rows.p};
   const auto first = R1_DISPATCH(moe_experts_gate_up);
   each_block(all.parts, e.inner, kTile, [&](const Part& p, int64_t i0, int64_t i1, int worker) {

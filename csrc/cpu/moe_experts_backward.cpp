@@ -178,9 +178,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> moe_experts_backward(
   Tensor ddown = frozen ? new_output(x, {0}) : new_output(x, {all.experts, e.width, e.inner});
 
   const int64_t panels = (e.inner + kPanel - 1) / kPanel, pairs = frozen ? 0 : all.units * kPanel;
-  Scratch<char> dh(all.rows * up * size), drows(all.rows * e.width * size);
-  Scratch<float> parts(all.rows * panels);
-  Scratch<uint32_t> activation(pairs * panels), x_pairs(pairs * ((e.width + kPanel - 1) / kPanel));
+  Buffer<char> dh(all.rows * up * size), drows(all.rows * e.width * size);
+  Buffer<float> parts(all.rows * panels);
+  Buffer<uint32_t> activation(pairs * panels), x_pairs(pairs * ((e.width + kPanel - 1) / kPanel));
   const int64_t grads = kPartRows * layer.units(e.width);
   const int64_t panel = kPanel * std::max({layer.units(e.width), layer.units(up), all.longest});
   const int64_t scratch = grads + panel;

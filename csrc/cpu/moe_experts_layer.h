@@ -8,11 +8,6 @@
 
 namespace r1 {
 namespace {  // Tensor itself is hidden in each library
-template <class T>
-struct Scratch : Buffer<T> {
-  explicit Scratch(int64_t count) : Buffer<T>(count) { large_pages(this->p, count * sizeof(T)); }
-};
-
 // Before rows are filled up to whole units.
 inline void check_experts(const char* op, const Tensor& x, const Tensor& gate_up,
                           const Tensor& down) {

@@ -2,7 +2,7 @@
 #include "cpu/isa.h"
 
 #ifdef R1_BASELINE
-#include "cpu/large_pages.h"
+#include "cpu/outputs.h"
 #include "cpu/moe_slots.h"
 
 namespace r1 {

@@ -86,7 +86,7 @@ void rope_rows(const Rope& a, int64_t begin, int64_t end) {
 }  // namespace r1::R1_ISA
 
 #ifdef R1_BASELINE
-#include "cpu/large_pages.h"
+#include "cpu/outputs.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
 
@@ -102,7 +102,7 @@ Tensor rotated(const char* name, const Tensor& x, const Tensor& cos, const Tenso
                rotary <= width && rotary % 2 == 0,
            "rope: cos: expected shape [", batch, " or 1, ", positions, ", Dr], Dr even and at most ",
            width);
-  Tensor out = in_large_pages(torch::stable::empty_like(x));
+  Tensor out = in_block(torch::stable::empty_like(x));
   if (x.numel() == 0) return out;
   if (width > 1 && x.stride(3) != 1) {  // as the gradient of a transposed key comes
     torch::stable::copy_(out, rotated(name, dense(x), cos, sin, interleaved, inverse));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/op.h"
+#include "cpu/blocks.h"
 #include "cpu/simd.h"
 
 namespace r1 {
@@ -14,12 +15,14 @@ using OptionalTensor = std::optional<Tensor>;
 
 template <class T>
 struct Buffer {  // uninitialised, aligned for whole vectors
-  explicit Buffer(int64_t count)
-      : p(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) / 64 + 1) * 64))) {
-    R1_CHECK(p, "r1kernels: out of memory for ", count * sizeof(T), " bytes of scratch");
+  explicit Buffer(int64_t count) : large(int64_t(count * sizeof(T)) >= kLeastBlock) {
+    const size_t bytes = (count * sizeof(T) / 64 + 1) * 64;
+    p = static_cast<T*>(large ? take_block(bytes) : std::aligned_alloc(64, bytes));
+    R1_CHECK(p, "r1kernels: out of memory for ", bytes, " bytes of scratch");
   }
-  ~Buffer() { std::free(p); }
+  ~Buffer() { large ? return_block(p) : std::free(p); }
   Buffer(const Buffer&) = delete;
+  const bool large;
   T* p;
   T& operator[](int64_t i) { return p[i]; }
 };

@@ -76,11 +76,17 @@ static inline void prefetch(const float* c, int64_t ldc) {
     for (int n = 0; n < NR; ++n) __builtin_prefetch(c + m * ldc + n * kWidth, 1);
 }
 
+// Rows and vectors of lanes whose sums are in registers at one time: of 16 registers of AVX2 all for
+// fp32, while bf16 needs some to take its units apart.
+constexpr int kMostRows = kWidth == 16 ? 8 : 4;
+template <class T>
+constexpr int kMostVectors = kWidth == 16 || (kWidth == 8 && T::kPerUnit == 1) ? 3 : 2;
+
 // NR vectors of lanes of one slice of the reduction.
 template <class T, int NR>
 static inline void gemm_strip(int64_t rows, int64_t depth, Left left, const uint32_t* b, float* c,
                               int64_t ldc, bool accumulate, bool fetch) {
-  constexpr int MR = kWidth == 16 ? 8 : 4;
+  constexpr int MR = kMostRows;
   for (int64_t m = 0; m < rows; m += MR) {
     const Left at{left.a + m * left.row, left.row, left.unit};
     for (int64_t r = m; left.ahead && r < m + MR && r < rows; ++r)
@@ -99,7 +105,7 @@ static void gemm_panel(int64_t rows, int64_t lanes, int64_t depth, Left left, co
   if constexpr (T::kPerUnit == 2)
     return gemm_tiles(rows, lanes, depth, left, b, c, ldc, accumulate);
 #endif
-  constexpr int NR = kWidth == 16 ? 3 : 2;
+  constexpr int NR = kMostVectors<T>;
   constexpr int64_t kDepth = 160;  // units: a slice of a panel is 30 KiB, about the first cache
   const int64_t slices = depth > 0 ? (depth + kDepth - 1) / kDepth : 1;
   const int64_t slice = depth > 0 ? (depth + slices - 1) / slices : 1;  // of equal length

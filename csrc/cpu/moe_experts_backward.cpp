@@ -178,24 +178,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> moe_experts_backward(
   Tensor ddown = frozen ? new_output(x, {0}) : new_output(x, {all.experts, e.width, e.inner});
 
   const int64_t panels = (e.inner + kPanel - 1) / kPanel, pairs = frozen ? 0 : all.units * kPanel;
-  Buffer<char> dh(all.rows * up * size), drows(all.rows * e.width * size);
+  const int64_t x_pairs = pairs * ((e.width + kPanel - 1) / kPanel) * sizeof(uint32_t);
+  Buffer<char> dh(all.rows * up * size);
   Buffer<float> parts(all.rows * panels);
-  Buffer<uint32_t> activation(pairs * panels), x_pairs(pairs * ((e.width + kPanel - 1) / kPanel));
+  Buffer<uint32_t> activation(pairs * panels);
+  // x in pairs is read for the last time before the rows' gradients are written: both go here.
+  Buffer<char> rows(std::max(x_pairs, all.rows * e.width * size));
   const int64_t grads = kPartRows * layer.units(e.width);
   const int64_t panel = kPanel * std::max({layer.units(e.width), layer.units(up), all.longest});
   const int64_t scratch = grads + panel;
   Buffer<uint32_t> own(workers() * scratch);
   const ExpertsBackward f{e, tokens.data_ptr(), upstream.data_ptr(), kept.data_ptr(),
-                          data<float>(layer.weights), dh.p, drows.p, parts.p,
-                          frozen ? nullptr : activation.p, x_pairs.p, dgate_up.data_ptr(),
-                          ddown.data_ptr()};
+                          data<float>(layer.weights), dh.p, rows.p, parts.p,
+                          frozen ? nullptr : activation.p, reinterpret_cast<uint32_t*>(rows.p),
+                          dgate_up.data_ptr(), ddown.data_ptr()};
   auto with_scratch = [&](auto kernel) {
     return [&f, &own, scratch, kernel](const auto& item, int64_t c0, int64_t c1, int worker) {
       kernel(f, item, c0, c1, own.p + worker * scratch);
     };
   };
   each_block(all.parts, e.inner, kPanel, with_scratch(R1_DISPATCH(moe_experts_backward_activation)));
-  each_block(all.parts, e.width, kPanel, with_scratch(R1_DISPATCH(moe_experts_backward_rows)));
   if (!frozen) {
     const auto pack = R1_DISPATCH(moe_experts_backward_pack);
     each_block(all.groups, e.width, kPanel,
@@ -205,7 +207,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> moe_experts_backward(
     all.clear_weights(dgate_up);
     all.clear_weights(ddown);
   }
-  layer.combine(drows.p, nullptr, dx);
+  each_block(all.parts, e.width, kPanel, with_scratch(R1_DISPATCH(moe_experts_backward_rows)));
+  layer.combine(rows.p, nullptr, dx);
   all.clear_others(parts.p, panels * sizeof(float));
   for (int64_t slot = 0; slot < weights.numel(); ++slot) {
     const int64_t p = layer.slots.inverse[slot];

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -32,6 +33,9 @@ MORE: dict[str, dict[str, Any]] = {
     "Qwen2Moe": EXPERTS | {"shared_expert_intermediate_size": 8},
     "Glm4Moe": ROUTED,
     "GptOss": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "Cohere2": {"logit_scale": 0.3},
+    "Ernie4_5": {},
+    "NanoChat": {},
 }
 ADD, SILU, HALVES = "residual add and norm", "silu(gate)·up", "rotary positions, halves"
 LLAMA = [ADD, HALVES, "rms_norm: eps 1e-06, offset 0.0, rounded before the weight", SILU]
@@ -45,7 +49,11 @@ SAID = {
     "Glm4": [ADD, "rotary positions, pairs", SILU],
     "DeepseekV3": [ADD, f"rotary positions, pairs to halves; {HALVES}", SILU],
     "Olmo2": [ADD, HALVES, "rms_norm: eps 1e-05, offset 0.0", SILU],
-    "Cohere": ["left apply_rotary_pos_emb: it rotates in a way that rope does not", SILU],
+    "Cohere": ["rotary positions, pairs, in float32", SILU],
+    "Cohere2": ["rotary positions, pairs, in float32", SILU],
+    "Ernie4_5": [ADD, "rotary positions, pairs, in float32", SILU],
+    "GptOss": [ADD, HALVES, "rms_norm: eps 1e-05, offset 0.0"],
+    "NanoChat": [ADD, "rotary positions, halves, turned back"],
     "Phi": [HALVES],
 }
 
@@ -82,8 +90,11 @@ def test_logits_are_the_same_bits_and_gradients_near(family: str, dtype: torch.d
             assert error < (0.03 if narrow else 1e-4), name
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen3", "Gemma3", "DeepseekV3"])
+# Granite's loss falls too little in fifty steps for its division by 7.
+@pytest.mark.parametrize("family", sorted({*FAMILIES, *MORE} - {"Granite"}))
 def test_fifty_steps_have_the_losses_of_the_unpatched_model(family: str) -> None:
+    """With head, experts and all between them patched, on the reference and on what runs here."""
+
     def losses(model: Any) -> Tensor:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         found = []
@@ -96,10 +107,12 @@ def test_fifty_steps_have_the_losses_of_the_unpatched_model(family: str) -> None
         return torch.stack(found)
 
     model = model_of(family, initializer_range=0.1)
-    other = patched(model)
+    others = [hf.patch(copy.deepcopy(model), elementwise=True) for _ in range(2)]
     expected = losses(model)
     assert expected[-1] < 0.9 * expected[0]
-    torch.testing.assert_close(losses(other), expected, rtol=2e-4, atol=0)
+    for other, backend in zip(others, (r1kernels.using("torch"), nullcontext()), strict=True):
+        with backend:
+            torch.testing.assert_close(losses(other), expected, rtol=1e-5, atol=0)
 
 
 def test_with_gradient_checkpointing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -17,12 +18,22 @@ from tests.roundings import saved_by
 
 BACKENDS = [b for b in ("torch", "cpp") if unavailable(ROPE, b) is None]
 BATCH, LENGTH, WIDTH = 2, 11, 48
-# (options of ours, width of the tables) of families whose functions differ.
-FAMILIES: dict[str, tuple[dict[str, Any], int]] = {
-    "llama": ({}, WIDTH),
-    "qwen3": ({}, WIDTH),
-    "phi3": ({}, 32),
-    "glm4": ({"interleaved": True}, 24),
+
+
+def side_by_side(table: Tensor) -> Tensor:
+    """Each angle of the first half twice."""
+    return table[..., : table.shape[-1] // 2].repeat_interleave(2, -1)
+
+
+# (options of ours, columns of their tables, what ours are made of them by) of families whose
+# functions differ.
+FAMILIES: dict[str, tuple[dict[str, Any], int, Callable[[Tensor], Tensor]]] = {
+    "llama": ({}, WIDTH, torch.clone),
+    "qwen3": ({}, WIDTH, torch.clone),
+    "phi3": ({}, 32, torch.clone),
+    "gpt_oss": ({}, WIDTH // 2, lambda table: table.repeat(1, 1, 2)),
+    "glm4": ({"interleaved": True}, 24, side_by_side),
+    "cohere": ({"interleaved": True}, WIDTH, Tensor.float),
 }
 
 
@@ -59,13 +70,13 @@ def test_it_is_bit_for_bit_the_function_of_the_family(
     family: str, shared: bool, layout: str, dtype: torch.dtype, backend: str
 ) -> None:
     torch.manual_seed(0)
-    options, width = FAMILIES[family]
+    options, width, made = FAMILIES[family]
     theirs = function_of(family)
     q, k = states(4, dtype, layout), states(2, dtype, layout)
     cos, sin = tables(1 if shared else BATCH, width, dtype)
     expected = theirs(q, k, cos, sin)
     with r1kernels.using(backend):
-        found = r1kernels.rope(q, k, cos, sin, **options)
+        found = r1kernels.rope(q, k, made(cos), made(sin), **options)
         upstream = [torch.randn_like(out) for out in found]
         slopes = torch.autograd.grad(found, (q, k), upstream)
     for ours, right in zip(found, expected, strict=True):
@@ -93,6 +104,8 @@ def test_there_and_back_is_where_it_was() -> None:
     q, k = states(4, torch.float64, "contiguous"), states(2, torch.float64, "contiguous")
     cos, sin = tables(BATCH, WIDTH, torch.float64)
     for interleaved in (False, True):
+        if interleaved:
+            cos, sin = side_by_side(cos), side_by_side(sin)
         turned = r1kernels.rope(q, k, cos, sin, interleaved=interleaved)
         for found, before in zip(ROPE(*turned, cos, sin, interleaved, True), (q, k), strict=True):
             torch.testing.assert_close(found, before)

@@ -14,7 +14,7 @@ struct RopeRows {  // at strides in elements; elements of a row are neighbours
 };
 
 struct Rope {
-  bool bf16, interleaved, inverse;
+  bool bf16, bf16_tables, interleaved, inverse;
   int64_t heads, positions, width, rotary;
   const void *cos, *sin;  // [B or 1, S, Dr]
   int64_t table_batch;    // stride, 0 where all share one

@@ -179,7 +179,7 @@ class _Changer(ast.NodeTransformer):
             self.left.append(f"{name}: it rotates in a way that rope does not")
         else:
             self.rotations[f"_r1_{name}"] = rotation
-            self.changes.append(f"rotary positions, {rotation.form}")
+            self.changes.append(f"rotary positions, {rotation}")
             return _call(f"_r1_{name}", node.args, node)
         return node
 

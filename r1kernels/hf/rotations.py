@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -13,37 +14,62 @@ from r1kernels.hf.probing import agrees, normal
 from r1kernels.ops.rope import ROPE
 
 B, S, D = 2, 5, 16
-# How the elements of a pair stand: half a head apart (Llama), side by side (GLM), or side by side
-# before and half a head apart after (DeepSeek-V3).
-FORMS = ("halves", "pairs", "pairs to halves")
+# How the elements of a pair stand: half a head apart (Llama), side by side (Cohere), or side by
+# side before and half a head apart after (DeepSeek-V3). And the columns of the tables: each element
+# reads its own, or there is one for each pair (GPT-OSS), or these are the first half (GLM).
+FORMS = (
+    ("halves", "all"),
+    ("halves", "one a pair"),
+    ("pairs", "first half"),
+    ("pairs", "all"),
+    ("pairs to halves", "first half"),
+)
+# Whether it is computed in float32 whatever the dtypes are, and whether what is computed in a wider
+# dtype than the queries' is cast back to that.
+ROUNDINGS = ((False, False), (False, True), (True, True))
 
 
 class Rotation(NamedTuple):
     """What ``function(q, k, cos, sin)`` computes.
 
-    back: where the tables are of a wider dtype, the results are cast back to that of the queries.
+    negated: it turns the other way round (nanochat).
     """
 
     function: Callable[..., Any]
-    form: str
+    pairs: str
+    columns: str
+    in_float32: bool
     back: bool
+    negated: bool
+
+    def __str__(self) -> str:
+        said = [self.pairs, *["in float32"] * self.in_float32, *["turned back"] * self.negated]
+        return ", ".join(said)
 
     def __call__(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Any:
         """What ``function`` gives; where the op takes no such tensors, by the function itself."""
-        same = q.dtype == k.dtype and cos.dtype == sin.dtype
+        same = q.dtype == k.dtype != torch.float64 and cos.dtype == sin.dtype != torch.float64
         usual = same and q.dim() == k.dim() == 4 and cos.dim() == 3 and cos.shape == sin.shape
         if usual and cos.shape[1] == q.shape[2] == k.shape[2] and cos.shape[0] in (1, q.shape[0]):
             return self.rotated(q, k, cos, sin)
         return self.function(q, k, cos, sin)
 
     def rotated(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        dtype, wide = q.dtype, torch.promote_types(q.dtype, cos.dtype)
-        q, k, cos, sin = (tensor.to(wide) for tensor in (q, k, cos, sin))
-        if self.form == "pairs to halves":
+        computed = torch.float32 if self.in_float32 else torch.promote_types(q.dtype, cos.dtype)
+        if not self.back:
+            q, k = q.to(computed), k.to(computed)
+        if self.pairs == "pairs to halves":
             q, k = (x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) for x in (q, k))
-            cos, sin = (table[..., : table.shape[-1] // 2].repeat(1, 1, 2) for table in (cos, sin))
-        q, k = ROPE(q, k, cos, sin, self.form == "pairs", False)
-        return (q.to(dtype), k.to(dtype)) if self.back else (q, k)
+        cos, sin = self.table(cos).to(computed), self.table(sin).to(computed)
+        return ROPE(q, k, cos, -sin if self.negated else sin, self.pairs == "pairs", False)
+
+    def table(self, angles: Tensor) -> Tensor:
+        """The table of ``rope``, where each element has a column of its own."""
+        if self.columns == "all":
+            return angles
+        if self.columns == "first half":
+            angles = angles[..., : angles.shape[-1] // 2]
+        return angles.repeat_interleave(2, -1) if self.pairs == "pairs" else angles.repeat(1, 1, 2)
 
 
 def rotation_of(function: Callable[..., Any]) -> Rotation | None:
@@ -54,32 +80,38 @@ def rotation_of(function: Callable[..., Any]) -> Rotation | None:
         return None
     if len(takes) < 4 or any(p.default is p.empty for p in takes[4:] if p.kind < p.VAR_POSITIONAL):
         return None
-    for form in FORMS:
-        for back in (False, True):
-            rotation = Rotation(function, form, back)
-            # The last is where the tables are narrower than the heads: it need not run at all.
-            *must, part = (_agrees(rotation, *setting) for setting in SETTINGS)
-            if all(must) and part is not False:
-                return rotation
-    return None
+    return next(filter(_is_what_it_says, _rotations(function)), None)
 
 
-# dtypes of heads and of tables, and the columns of these.
+def _rotations(function: Callable[..., Any]) -> Iterator[Rotation]:
+    for negated, form, roundings in product((False, True), FORMS, ROUNDINGS):
+        yield Rotation(function, *form, *roundings, negated)
+
+
+# dtypes of heads and of tables, and the share of a head that is rotated.
 SETTINGS = (
-    (torch.float32, torch.float32, D),
-    (torch.bfloat16, torch.bfloat16, D),
-    (torch.bfloat16, torch.float32, D),
-    (torch.float32, torch.float32, D // 2),
+    (torch.float32, torch.float32, 1.0),
+    (torch.bfloat16, torch.bfloat16, 1.0),
+    (torch.bfloat16, torch.float32, 1.0),
+    (torch.float32, torch.float32, 0.5),
 )
 
 
+def _is_what_it_says(rotation: Rotation) -> bool:
+    # The last is where the tables are narrower than the heads: it need not run at all.
+    return all(_agrees(rotation, *setting) for setting in SETTINGS[:-1]) and (
+        _agrees(rotation, *SETTINGS[-1]) is not False
+    )
+
+
 def _agrees(
-    rotation: Rotation, dtype: torch.dtype, of_tables: torch.dtype, columns: int
+    rotation: Rotation, dtype: torch.dtype, of_tables: torch.dtype, share: float
 ) -> bool | None:
     """Whether the rotation's function does what it says; None where it does not run."""
     rng = torch.Generator("cpu").manual_seed(0)
     q, k = (normal((B, heads, S, D), rng).to(dtype) for heads in (3, 1))
-    # Tables whose halves differ, so that it shows which are read.
+    # Tables of columns that all differ, so that it shows which are read.
+    columns = int(D * share) // (2 if rotation.columns == "one a pair" else 1)
     cos, sin = (normal((B, S, columns), rng).to(of_tables) for _ in range(2))
     with torch.no_grad():
         try:

@@ -18,19 +18,19 @@ def rope(
 
     Su et al., RoFormer, arXiv 2104.09864. The pair (i, i + Dr/2), or (2i, 2i + 1) if
     ``interleaved``, becomes (a·cos − b·sin, b·cos + a·sin); elements from Dr on stay as they are.
-    Each product is rounded to the dtype of q and then their sum, so the result is bit for bit that
-    of transformers' ``apply_rotary_pos_emb``; the gradient is the rotation back, rounded in the
-    same way, and keeps only cos and sin.
+    Each product is rounded to the dtype of the tables and then their sum, which is at last rounded
+    to the dtype of q, so the result is bit for bit that of transformers' ``apply_rotary_pos_emb``;
+    the gradient is the rotation back, rounded in the same way, and keeps only cos and sin.
 
     Args:
         q: [B, Hq, S, D], float32, bfloat16, float16 or float64, of any strides: views such as
             ``proj(x).view(B, S, Hq, D).transpose(1, 2)`` are read as they are.
         k: [B, Hk, S, D], dtype of q.
-        cos: [B, S, Dr] or [1, S, Dr], dtype of q; Dr is even and at most D. Constants: no gradient
-            flows to them.
-        sin: the same of the sines.
-        interleaved: pairs stand side by side (GLM, ERNIE): pair i takes the first half of the
-            tables, [..., i]. Otherwise element i takes [..., i].
+        cos: [B, S, Dr] or [1, S, Dr], dtype of q or float32 (with which models in 16 bits rotate
+            in float32); Dr is even and at most D. Element i takes [..., i]: each angle stands
+            there twice, as the elements of its pair do. Constants: no gradient flows to them.
+        sin: the same of the sines, dtype of cos.
+        interleaved: pairs stand side by side (Cohere, GLM, ERNIE).
 
     Returns:
         (q, k) rotated: dtypes, shapes and orders in memory of what was given, without its gaps.
@@ -44,39 +44,32 @@ def rope(
     check.flag("rope", "interleaved", interleaved)
     shared = isinstance(cos, Tensor) and cos.dim() == 3 and cos.shape[0] == 1
     table = "1 S Dr" if shared else "B S Dr"
-    shapes("cos", cos, table, (q.dtype,))
+    wide = () if q.dtype in (torch.float32, torch.float64) else (torch.float32,)
+    shapes("cos", cos, table, (q.dtype, *wide))
     if cos.shape[2] % 2 or cos.shape[2] > q.shape[3]:
         raise ValueError(
             f"rope: cos: expected an even Dr of at most D = {q.shape[3]} in shape [B, S, Dr], got "
             f"{list(cos.shape)} (D is that of q)"
         )
-    shapes("sin", sin, table, (q.dtype,))
+    shapes("sin", sin, table, (cos.dtype,))
     return ROPE(q, k, cos, sin, interleaved, False)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> Tensor:
     width = cos.shape[-1]
     half = width // 2
-    turned, kept = x[..., :width], x[..., width:]
-    first, second = (
-        (turned[..., 0::2], turned[..., 1::2]) if interleaved else turned.split([half, half], -1)
-    )
-    cos_first, sin_first = cos[..., :half], sin[..., :half]
-    cos_second, sin_second = (cos_first, sin_first) if interleaved else (
-        cos[..., half:], sin[..., half:]
+    first, second = (slice(0, width, 2), slice(1, width, 2)) if interleaved else (
+        slice(0, half), slice(half, width)
     )  # fmt: skip
-    if inverse:
-        a = first * cos_first + second * sin_second
-        b = second * cos_second - first * sin_first
-    else:
-        a = first * cos_first - second * sin_first
-        b = second * cos_second + first * sin_second
+    a, b, cos_a, cos_b, sin_a, sin_b = (t[..., at] for t in (x, cos, sin) for at in (first, second))
     out = torch.empty_like(x)
-    out[..., width:] = kept
-    if interleaved:
-        out[..., 0:width:2], out[..., 1:width:2] = a, b
+    out[..., width:] = x[..., width:]
+    if inverse:
+        out[..., first] = a * cos_a + b * sin_b
+        out[..., second] = b * cos_b - a * sin_a
     else:
-        out[..., :half], out[..., half:width] = a, b
+        out[..., first] = a * cos_a - b * sin_a
+        out[..., second] = b * cos_b + a * sin_b
     return out
 
 
@@ -106,9 +99,9 @@ def _backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Any, ...]:
 
 def _case(
     name: str, batch: int, heads: tuple[int, int], length: int, width: int, rotary: int = 0,
-    dtype: torch.dtype = torch.bfloat16, *, interleaved: bool = False, inverse: bool = False,
-    shared: bool = True, transposed: bool = True, positions_last: bool = False,
-    bench: bool | str = False,
+    dtype: torch.dtype = torch.bfloat16, *, of_tables: torch.dtype | None = None,
+    interleaved: bool = False, inverse: bool = False, shared: bool = True,
+    transposed: bool = True, positions_last: bool = False, bench: bool | str = False,
 ) -> Case:  # fmt: skip
     rotary = rotary or width
 
@@ -129,8 +122,8 @@ def _case(
         angle = (start + torch.arange(length)[:, None]) * 10000 ** (
             -torch.arange(rotary // 2) / max(rotary // 2, 1)
         )
-        angle = torch.cat([angle, angle], -1)
-        cos, sin = angle.cos().to(device, dtype), angle.sin().to(device, dtype)
+        angle = angle.repeat_interleave(2, -1) if interleaved else angle.repeat(1, 1, 2)
+        cos, sin = (table.to(device, of_tables or dtype) for table in (angle.cos(), angle.sin()))
         return states(heads[0]), states(heads[1]), cos, sin, interleaved, inverse
 
     size = batch * sum(heads) * length * width
@@ -160,6 +153,15 @@ ROPE = Op(
         _case("positions last, back, fp32", 2, (2, 2), 9, 32, dtype=torch.float32, inverse=True,
               positions_last=True),
         _case("fp16", 1, (2, 1), 5, 32, dtype=torch.float16),
+        _case("tables in fp32", 2, (4, 2), 9, 64, of_tables=torch.float32, shared=False),
+        _case("tables in fp32, part, back", 2, (4, 2), 9, 80, 36, of_tables=torch.float32,
+              inverse=True),
+        _case("tables in fp32, interleaved", 2, (4, 2), 9, 80, 36, of_tables=torch.float32,
+              interleaved=True),
+        _case("tables in fp32, interleaved, back", 2, (4, 2), 9, 64, of_tables=torch.float32,
+              interleaved=True, inverse=True),
+        _case("tables in fp32, fp16", 1, (2, 1), 5, 32, dtype=torch.float16,
+              of_tables=torch.float32),
         _case("one position", 3, (4, 1), 1, 64, shared=False),
         _case("no positions", 2, (4, 2), 0, 64),
         _case("S 2048, 32 and 8 heads of 64", 2, (32, 8), 2048, 64, bench="cpu"),

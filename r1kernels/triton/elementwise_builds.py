@@ -75,8 +75,11 @@ def of_gates(target: Target, dtype: str, table: dict[str, dict[str, int]]) -> It
 
 def of_rotations(target: Target, dtype: str, table: dict[str, dict[str, int]]) -> Iterator[Build]:
     heads = rope.Heads(f"*{dtype}", f"*{dtype}", *["i32"] * 7)
-    angles = rope.Angles(f"*{dtype}", f"*{dtype}", *["i32"] * 4)
-    for half, width, interleaved in ((64, 128, False), (32, 64, True), (32, 128, False)):
+    for half, width, interleaved, of_tables in (
+        (64, 128, False, dtype), (32, 64, True, dtype), (32, 128, False, dtype),
+        (64, 128, True, "fp32"),
+    ):  # fmt: skip
+        angles = rope.Angles(f"*{of_tables}", f"*{of_tables}", *["i32"] * 4)
         sizes = {"INTERLEAVED": interleaved, "INVERSE": True, "HALF": half, "WIDTH": width}
         sizes |= rope.sizes(half, width, **table["rope"]) | UNFUSED
         yield build(rope.kernel, target, dtype, sizes, q=heads, k=heads, angles=angles)

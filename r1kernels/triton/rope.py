@@ -47,9 +47,10 @@ class Angles(NamedTuple):
 
 @triton.jit
 def turned(a, b, cos, sin, cos_b, sin_b, INVERSE: tl.constexpr):
-    """Each product is rounded as PyTorch does, and then their sum."""
-    kind = a.dtype
-    a, b = a.to(tl.float32), b.to(tl.float32)
+    """Each product is rounded to the tables' dtype as PyTorch does, and then their sum."""
+    kind = cos.dtype
+    a, b, cos, sin = a.to(tl.float32), b.to(tl.float32), cos.to(tl.float32), sin.to(tl.float32)
+    cos_b, sin_b = cos_b.to(tl.float32), sin_b.to(tl.float32)
     ac, bc = (a * cos).to(kind).to(tl.float32), (b * cos_b).to(kind).to(tl.float32)
     if INVERSE:
         first = ac + (b * sin_b).to(kind).to(tl.float32)
@@ -58,6 +59,12 @@ def turned(a, b, cos, sin, cos_b, sin_b, INVERSE: tl.constexpr):
         first = ac - (b * sin).to(kind).to(tl.float32)
         second = bc + (a * sin_b).to(kind).to(tl.float32)
     return first.to(kind), second.to(kind)
+
+
+@triton.jit
+def split(at, inside, ROWS: tl.constexpr, PAIRS: tl.constexpr):
+    """The even and the odd elements of rows."""
+    return tl.split(tl.reshape(tl.load(at, inside, 0.0), [ROWS, PAIRS, 2]))
 
 
 @triton.jit
@@ -76,24 +83,24 @@ def turn(
     cos = angles.cos + batch * angles.cos_batch + position * angles.cos_position
     sin = angles.sin + batch * angles.sin_batch + position * angles.sin_position
 
-    pair = tl.arange(0, PAIRS)[None, :]
-    inside = here & (pair < HALF)
-    c = tl.load(cos + pair, inside, 0.0).to(tl.float32)
-    s = tl.load(sin + pair, inside, 0.0).to(tl.float32)
     if INTERLEAVED:
         column = tl.arange(0, 2 * PAIRS)[None, :]
-        both = tl.load(x + column, here & (column < 2 * HALF), 0.0)
-        a, b = tl.split(tl.reshape(both, [ROWS, PAIRS, 2]))
-        a, b = turned(a, b, c, s, c, s, INVERSE)
+        inside = here & (column < 2 * HALF)
+        a, b = split(x + column, inside, ROWS, PAIRS)
+        c_a, c_b = split(cos + column, inside, ROWS, PAIRS)
+        s_a, s_b = split(sin + column, inside, ROWS, PAIRS)
+        a, b = turned(a, b, c_a, s_a, c_b, s_b, INVERSE)
         both = tl.reshape(tl.join(a, b), [ROWS, 2 * PAIRS])
-        tl.store(y + column, both, here & (column < 2 * HALF))
+        tl.store(y + column, both.to(y.dtype.element_ty), inside)
     else:
-        c_b = tl.load(cos + HALF + pair, inside, 0.0).to(tl.float32)
-        s_b = tl.load(sin + HALF + pair, inside, 0.0).to(tl.float32)
+        pair = tl.arange(0, PAIRS)[None, :]
+        inside = here & (pair < HALF)
         a, b = tl.load(x + pair, inside, 0.0), tl.load(x + HALF + pair, inside, 0.0)
-        a, b = turned(a, b, c, s, c_b, s_b, INVERSE)
-        tl.store(y + pair, a, inside)
-        tl.store(y + HALF + pair, b, inside)
+        c_a, c_b = tl.load(cos + pair, inside, 0.0), tl.load(cos + HALF + pair, inside, 0.0)
+        s_a, s_b = tl.load(sin + pair, inside, 0.0), tl.load(sin + HALF + pair, inside, 0.0)
+        a, b = turned(a, b, c_a, s_a, c_b, s_b, INVERSE)
+        tl.store(y + pair, a.to(y.dtype.element_ty), inside)
+        tl.store(y + HALF + pair, b.to(y.dtype.element_ty), inside)
     if REST > 0:
         column = 2 * HALF + tl.arange(0, REST)[None, :]
         inside = here & (column < WIDTH)

@@ -58,12 +58,6 @@ class Kernel:
 class Driver:
     device, stream = 0, 7
 
-    def get_current_device(self) -> int:
-        return self.device
-
-    def get_current_stream(self, device: int) -> int:
-        return self.stream
-
 
 def function(x, y, n, eps, BLOCK: tl.constexpr, EVEN: tl.constexpr = True) -> None:  # type: ignore[no-untyped-def]
     pass
@@ -71,10 +65,11 @@ def function(x, y, n, eps, BLOCK: tl.constexpr, EVEN: tl.constexpr = True) -> No
 
 @pytest.fixture(params=[True, False], ids=["direct", "by Triton's way"])
 def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Driver:
-    active = Driver()
+    current = Driver()
     monkeypatch.setattr(handles, "DIRECT", request.param)
-    monkeypatch.setattr(handles, "driver", type("Config", (), {"active": active}))
-    return active
+    monkeypatch.setattr(handles, "current_device", lambda: current.device)
+    monkeypatch.setattr(handles, "current_stream", lambda device: current.stream)
+    return current
 
 
 def launched() -> tuple[Any, Kernel]:

@@ -201,7 +201,7 @@ class Op:
                 settled = False
             if taken is True:
                 if settled:
-                    plan.settled[pinned] = self.backends[name].run
+                    plan.settled[pinned] = name
                 return Choice(name, reasons)
             reasons[name] = taken or "cannot take these arguments"
         raise RuntimeError(
@@ -246,9 +246,8 @@ class Op:
     def _compute(self, plan: Plan, args: Sequence[Any]) -> Any:
         if self._validate is not None and (plan.device == "cpu" or check.checking()):
             self._validate(*args)
-        run = plan.settled.get(_PINNED.get(self.name))
-        if run is None:
-            run = self.backends[self._select(plan, args).backend].run
+        chosen = plan.settled.get(_PINNED.get(self.name)) or self._select(plan, args).backend
+        run = self.backends[chosen].run
         if torch._C._is_any_autocast_enabled() and autocast.enabled(plan.device):
             run = autocast.without(run, plan.device)
         if not torch.is_grad_enabled():

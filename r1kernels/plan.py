@@ -28,8 +28,7 @@ class Plan(NamedTuple):
     direct: bool  # PyTorch's dispatcher would bring these arguments here unchanged
     requires_grad: bool  # any of them
     taken: dict[str, bool | str]  # by backend, as far as anyone has asked: True or why not
-    # What runs, by the backend that is pinned or None, where nothing but these kinds was asked.
-    settled: dict[str | None, Any]
+    settled: dict[str | None, str]  # what runs, by what is pinned, where no more than this counts
     preferred: tuple[str, ...]
     backends: dict[str, Any]
 

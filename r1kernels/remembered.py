@@ -26,10 +26,11 @@ _NOTHING = object()
 
 
 def remembered(function: Callable[Given, Found]) -> Callable[Given, Found]:
-    """Decorator of a check that looks at no value of a tensor, and changes nothing.
+    """Decorator of a check that changes nothing; what it returns is nobody's to change either.
 
-    Given by position tensors and plain options alone, what it returned is returned at once where
-    options, shapes, dtypes, devices and layouts are the same. What it raises is never remembered.
+    Given tensors and plain options alone, what it returned is returned at once where options,
+    shapes, dtypes, devices and layouts are the same: values of tensors must be looked at elsewhere,
+    too. What it raises is never remembered.
     """
     passed: dict[Any, Any] = {}
 
@@ -37,11 +38,12 @@ def remembered(function: Callable[Given, Found]) -> Callable[Given, Found]:
     def run(*args: Given.args, **kwargs: Given.kwargs) -> Found:
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
-        types = tuple(map(type, args))
+        given = (*args, *kwargs, *kwargs.values())
+        types = tuple(map(type, given))
         facts = _facts(types)
-        if facts is None or kwargs:
+        if facts is None:
             return function(*args, **kwargs)
-        key = types, facts(args)
+        key = types, facts(given)
         try:
             found = passed.get(key, _NOTHING)
         except TypeError:  # symbolic sizes cannot be looked up

@@ -51,9 +51,7 @@ def load(module: str) -> str | None:
 current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
 
-def plug_in(
-    op: Op, takes: Predicate = always, *, when: Predicate = always
-) -> Callable[..., Any]:
+def plug_in(op: Op, takes: Predicate = always, *, when: Predicate = always) -> Callable[..., Any]:
     """Decorator: the function, of the reference's signature, is the Triton backend of ``op``.
 
     ``takes`` and ``when``, those of ``Op.backend``, are asked after device and dtype are known to

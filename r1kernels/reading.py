@@ -1,4 +1,4 @@
-"""What is asked of arguments at every call, as a function without a loop, made once for their types.
+"""What is asked of arguments at every call, as a function without a loop, made once for types.
 
 Nearly all that a call of an op or a launch of a kernel looks up hangs on facts of its arguments: of
 tensors a dtype, a device, an address, of others the value. A loop that asks each of them what it

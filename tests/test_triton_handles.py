@@ -171,6 +171,40 @@ def test_whoever_hooks_launches_sees_them(driver: Driver) -> None:
     assert len(jit.builds[0].launches) == 2
 
 
+class Launcher:
+    """What Triton's build calls, which hands on what is known of the build."""
+
+    launch_cooperative_grid, launch_pdl = True, False
+    global_scratch_size, profile_scratch_size = 0, 0
+
+    def __init__(self) -> None:
+        self.given: list[tuple[Any, ...]] = []
+
+    def launch(self, *given: Any) -> None:
+        self.given.append(given)
+
+    def __call__(self, *given: Any) -> None:
+        raise AssertionError("it was asked although it has nothing to allocate")
+
+
+def test_without_scratch_memory_the_launcher_is_passed_by() -> None:
+    run = Launcher()
+    launch, between = handles._direct(run, "function", "metadata")
+    launch(1, 1, 1, 7, *between, X)
+    # As CudaLauncher: function, cooperative grid, pdl, both scratches, metadata, and no hooks.
+    known = ("function", True, False, None, None, "metadata", None, None, None)
+    assert run.given == [(1, 1, 1, 7, *known, X)]
+
+
+@pytest.mark.parametrize("kind", ["global", "profile"])
+def test_a_launcher_that_allocates_is_asked(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Launcher()
+    monkeypatch.setattr(run, f"{kind}_scratch_size", 16, raising=False)
+    launch, between = handles._direct(run, "function", "metadata")
+    assert launch is run
+    assert between == ("function", "metadata", None, None, None)
+
+
 def test_a_launch_takes_few_functions(driver: Driver) -> None:
     kernel, _ = launched()
     x: Tensor = torch.zeros(8)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from r1kernels import check
 from r1kernels.op import Case, Op
-from r1kernels.remembered import remembered
 from r1kernels.ops.quotient import quotient
+from r1kernels.remembered import remembered
 
 SCALES = ("group", "batch", "none")
 BASELINES = ("mean", "rloo", "opo")

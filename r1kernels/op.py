@@ -33,7 +33,7 @@ _PINNED: dict[str, str] = {}
 Predicate = Callable[..., "bool | str"]
 
 
-def _always(*args: Any) -> bool:
+def always(*args: Any) -> bool:
     return True
 
 
@@ -124,7 +124,7 @@ class Op:
         self._mutable = "!" in schema
         self._validate = validate
         self._plans: dict[tuple[Any, ...], Plan] = {}
-        self.backends: dict[str, Backend] = {"torch": Backend(reference, _always, _always)}
+        self.backends: dict[str, Backend] = {"torch": Backend(reference, always, always)}
         for name in native.DEVICE:
             self._add_native(name)
         _LIB.define(schema, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
@@ -142,10 +142,10 @@ class Op:
         OPS[self.name] = self
 
     def __call__(self, *args: Any) -> Any:
-        self._refuse_tangents(args)  # below this call torch.func.jvp has taken them away
+        if forward_ad._current_level >= 0:
+            self._refuse_tangents(args)  # below this call torch.func.jvp has taken them away
         if not watched() and (plan := self._plan(args)).direct:
-            tracked = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
-            if not tracked or self._mutable:
+            if not plan.requires_grad or self._mutable or not torch.is_grad_enabled():
                 return self._compute(plan, args)
             return self._function.apply(*args, lambda *inputs: self._compute(plan, inputs))
         tracked = torch.is_grad_enabled() and any(map(_requires_grad, args))
@@ -166,7 +166,7 @@ class Op:
         return f"Op({self.overload._schema})"
 
     def backend(
-        self, name: str, *, takes: Predicate = _always, when: Predicate = _always
+        self, name: str, *, takes: Predicate = always, when: Predicate = always
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that plugs in an implementation with the reference's signature.
 
@@ -189,15 +189,19 @@ class Op:
     def _select(self, plan: Plan, args: Sequence[Any]) -> Choice:
         reasons: dict[str, str] = {}
         pinned = _PINNED.get(self.name)
+        settled = True
         for name in (pinned,) if pinned else (*plan.preferred, "torch"):
             if (taken := plan.taken.get(name)) is None:
                 taken = self.absent(name) or self.backends[name].takes(*args)
                 plan.taken[name] = taken
-            if taken is True:
-                taken = self.backends[name].further(*args)
+            if taken is True and self.backends[name].further is not always:
+                taken, settled = self.backends[name].further(*args), False
             if taken is True and name in self.guarded and not pinned:
                 taken = proven.lacking(self.name.removesuffix("_"), name, plan.device) or True
+                settled = False
             if taken is True:
+                if settled:
+                    plan.settled[pinned] = name
                 return Choice(name, reasons)
             reasons[name] = taken or "cannot take these arguments"
         raise RuntimeError(
@@ -214,7 +218,9 @@ class Op:
         ):
             device = _device_type(args)
             direct = device in PREFERENCE and as_declared(self.overload, args)
-            plan = Plan(device, direct, {}, PREFERENCE.get(device, ()), self.backends)
+            requires_grad = any(map(_requires_grad, args))
+            preferred = PREFERENCE.get(device, ())
+            plan = Plan(device, direct, requires_grad, {}, {}, preferred, self.backends)
             self._plans[kinds] = plan
         return plan
 
@@ -233,18 +239,20 @@ class Op:
             yield
 
     def _run(self, *args: Any) -> Any:
-        self._refuse_tangents(args)
+        if forward_ad._current_level >= 0:
+            self._refuse_tangents(args)
         return self._compute(self._plan(args), args)
 
     def _compute(self, plan: Plan, args: Sequence[Any]) -> Any:
-        if self._validate is not None and (check.checking() or plan.device == "cpu"):
+        if self._validate is not None and (plan.device == "cpu" or check.checking()):
             self._validate(*args)
-        run = self.backends[self._select(plan, args).backend].run
-        if autocast.enabled(plan.device):
+        chosen = plan.settled.get(_PINNED.get(self.name)) or self._select(plan, args).backend
+        run = self.backends[chosen].run
+        if torch._C._is_any_autocast_enabled() and autocast.enabled(plan.device):
             run = autocast.without(run, plan.device)
         if not torch.is_grad_enabled():
             return run(*args)
-        if self._mutable and any(map(_requires_grad, args)):
+        if self._mutable and plan.requires_grad:
             self._refuse_backward()
         # Gradients are the registered backward's, never a reference's own. As torch.no_grad() does
         # it, which takes ten times as long.
@@ -255,7 +263,7 @@ class Op:
             torch._C._set_grad_enabled(True)
 
     def _refuse_tangents(self, args: Sequence[Any]) -> None:
-        if forward_ad._current_level >= 0 and any(map(_has_tangent, args)):
+        if any(map(_has_tangent, args)):
             raise NotImplementedError(
                 f"{self.name}: it has no forward-mode derivative (torch.func.jvp, jacfwd, hessian, "
                 "forward_ad): use torch.autograd.grad or .backward()"
@@ -279,7 +287,7 @@ class Op:
                     raise ValueError(told) from None
                 raise
 
-        self.backends[name] = Backend(run, takes, _always)
+        self.backends[name] = Backend(run, takes, always)
 
 
 @contextmanager

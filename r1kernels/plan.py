@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from r1kernels.reading import Reading, reading
 
 # What PyTorch's dispatcher hands on as it is, by declared type; of an int it would make a float.
 TENSORS = (Tensor, torch.nn.Parameter)
@@ -15,6 +18,7 @@ PLAIN: dict[str, tuple[type, ...]] = {
     "ScalarType": (torch.dtype,),
 }  # fmt: skip
 PLAIN |= {f"Optional[{kind}]": (*types, type(None)) for kind, types in PLAIN.items()}
+PLAIN["List[float]"] = (list,)  # of nothing else
 
 
 class Plan(NamedTuple):
@@ -22,20 +26,30 @@ class Plan(NamedTuple):
 
     device: str  # its type
     direct: bool  # PyTorch's dispatcher would bring these arguments here unchanged
+    requires_grad: bool  # any of them
     taken: dict[str, bool | str]  # by backend, as far as anyone has asked: True or why not
+    settled: dict[str | None, str]  # what runs, by what is pinned, where no more than this counts
     preferred: tuple[str, ...]
     backends: dict[str, Any]
 
 
 def kinds_of(args: Sequence[Any]) -> tuple[Any, ...]:
-    """The types of the arguments; of tensors dtype, device, and whether memory has −values."""
-    return tuple(
-        [
-            (type(arg), arg.dtype, arg.device, arg.is_neg())
-            if isinstance(arg, Tensor)
-            else type(arg)
-            for arg in args
-        ]
+    """The types of the arguments and of what is in lists, and whatever is a kind of a tensor."""
+    types = tuple(map(type, args))
+    return types, _kinds(types)(args)
+
+
+@cache
+def _kinds(types: tuple[type, ...]) -> Reading:
+    of_tensors = (".dtype", ".device", ".is_neg()", ".requires_grad")  # is_neg: memory has −values
+    return reading(
+        term
+        for place, kind in enumerate(types)
+        for term in (
+            [f"args[{place}]{what}" for what in of_tensors]
+            if issubclass(kind, Tensor)
+            else [f"*map(type, args[{place}])"] * issubclass(kind, list)
+        )
     )
 
 
@@ -49,6 +63,7 @@ def as_declared(overload: Any, args: Sequence[Any]) -> bool:
         and not any(tensor.is_neg() for tensor in tensors)
         and all(
             type(arg) in PLAIN.get(str(argument.real_type), ())
+            and not (isinstance(arg, list) and any(type(each) is not float for each in arg))
             for argument, arg in zip(declared, args, strict=True)
         )
     )

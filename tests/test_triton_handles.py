@@ -58,12 +58,6 @@ class Kernel:
 class Driver:
     device, stream = 0, 7
 
-    def get_current_device(self) -> int:
-        return self.device
-
-    def get_current_stream(self, device: int) -> int:
-        return self.stream
-
 
 def function(x, y, n, eps, BLOCK: tl.constexpr, EVEN: tl.constexpr = True) -> None:  # type: ignore[no-untyped-def]
     pass
@@ -71,10 +65,11 @@ def function(x, y, n, eps, BLOCK: tl.constexpr, EVEN: tl.constexpr = True) -> No
 
 @pytest.fixture(params=[True, False], ids=["direct", "by Triton's way"])
 def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Driver:
-    active = Driver()
+    current = Driver()
     monkeypatch.setattr(handles, "DIRECT", request.param)
-    monkeypatch.setattr(handles, "driver", type("Config", (), {"active": active}))
-    return active
+    monkeypatch.setattr(handles, "current_device", lambda: current.device)
+    monkeypatch.setattr(handles, "current_stream", lambda device: current.stream)
+    return current
 
 
 def launched() -> tuple[Any, Kernel]:
@@ -174,6 +169,40 @@ def test_whoever_hooks_launches_sees_them(driver: Driver) -> None:
     finally:
         hook.remove(seen)
     assert len(jit.builds[0].launches) == 2
+
+
+class Launcher:
+    """What Triton's build calls, which hands on what is known of the build."""
+
+    launch_cooperative_grid, launch_pdl = True, False
+    global_scratch_size, profile_scratch_size = 0, 0
+
+    def __init__(self) -> None:
+        self.given: list[tuple[Any, ...]] = []
+
+    def launch(self, *given: Any) -> None:
+        self.given.append(given)
+
+    def __call__(self, *given: Any) -> None:
+        raise AssertionError("it was asked although it has nothing to allocate")
+
+
+def test_without_scratch_memory_the_launcher_is_passed_by() -> None:
+    run = Launcher()
+    launch, between = handles._direct(run, "function", "metadata")
+    launch(1, 1, 1, 7, *between, X)
+    # As CudaLauncher: function, cooperative grid, pdl, both scratches, metadata, and no hooks.
+    known = ("function", True, False, None, None, "metadata", None, None, None)
+    assert run.given == [(1, 1, 1, 7, *known, X)]
+
+
+@pytest.mark.parametrize("kind", ["global", "profile"])
+def test_a_launcher_that_allocates_is_asked(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Launcher()
+    monkeypatch.setattr(run, f"{kind}_scratch_size", 16, raising=False)
+    launch, between = handles._direct(run, "function", "metadata")
+    assert launch is run
+    assert between == ("function", "metadata", None, None, None)
 
 
 def test_a_launch_takes_few_functions(driver: Driver) -> None:

@@ -56,7 +56,8 @@ def candidates(
     name = "candidates"
     shapes = check.Shapes(name, check.PACK)
     shapes("logits", logits, "T V", check.FLOATS)
-    rows = head.row_temperature(shapes, temperature, logits)
+    head.check_temperature(shapes, temperature, logits)
+    rows = head.row_temperature(temperature, logits)
     if check.may_look(logits):
         head.check_rows(name, logits.shape[1], rows)
     z = head.scale(logits.to(head.accumulate_dtype(logits.dtype)), rows, 1.0, None)

@@ -14,6 +14,7 @@ from r1kernels.ops.fused_linear_loss import FusedLoss, through_head
 from r1kernels.ops.head import accumulate_dtype
 from r1kernels.ops.policy_loss import policy_loss
 from r1kernels.ops.policy_loss_options import PolicyLossOptions
+from r1kernels.remembered import remembered
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -71,24 +72,12 @@ def fused_linear_grpo_loss(
     """
     name = "fused_linear_grpo_loss"
     check.known_options(name, options, KEYWORDS)
-    check.number(name, "beta", beta)
-    check.number(name, "entropy_coef", entropy_coef)
-    shapes = check.Shapes(name, check.PACK)
-    check.flag(name, "entropy", entropy)
-    shapes("hidden", hidden, "T H", check.FLOATS)
-    shapes("target", target, "T", check.INTS)
-    inputs.sequences(shapes, cu_seqlens)
-    if mask is not None:
-        shapes("mask", mask, "T", (torch.bool,))
-    given = inputs.advantages_or_rewards(
-        shapes,
-        advantages,
-        rewards,
-        group_ids,
-        scale_rewards,
-        baseline,
-        (accumulate_dtype(hidden.dtype),),
-    )
+    _check(
+        beta, entropy_coef, entropy, hidden, target, cu_seqlens, mask, advantages, rewards,
+        group_ids, scale_rewards, baseline,
+    )  # fmt: skip
+    inputs.look_at_sequences(name, cu_seqlens, hidden.shape[0], "hidden")
+    given = inputs.advantages_or_rewards(name, advantages, rewards, group_ids)
     if group_ids is not None:
         given = inputs.advantages_of_groups(
             given, group_ids, scale_rewards, baseline, cu_seqlens, target.shape[0], mask
@@ -110,6 +99,37 @@ def fused_linear_grpo_loss(
         entropy or entropy_coef != 0, entropy_grad=entropy_coef != 0, keep=keep,
         candidate_ids=candidate_ids, candidate_offsets=candidate_offsets, tp_group=tp_group,
         vocab_start=vocab_start, vocab_size=vocab_size,
+    )  # fmt: skip
+
+
+@remembered
+def _check(
+    beta: float,
+    entropy_coef: float,
+    entropy: bool,
+    hidden: Tensor,
+    target: Tensor,
+    cu_seqlens: Tensor,
+    mask: Tensor | None,
+    advantages: Tensor | None,
+    rewards: Tensor | None,
+    group_ids: Tensor | None,
+    scale_rewards: str,
+    baseline: str,
+) -> None:
+    name = "fused_linear_grpo_loss"
+    check.number(name, "beta", beta)
+    check.number(name, "entropy_coef", entropy_coef)
+    shapes = check.Shapes(name, check.PACK)
+    check.flag(name, "entropy", entropy)
+    shapes("hidden", hidden, "T H", check.FLOATS)
+    shapes("target", target, "T", check.INTS)
+    inputs.sequences(shapes, cu_seqlens)
+    if mask is not None:
+        shapes("mask", mask, "T", (torch.bool,))
+    inputs.check_advantages(
+        shapes, advantages, rewards, group_ids, scale_rewards, baseline,
+        (accumulate_dtype(hidden.dtype),),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from r1kernels import check
 from r1kernels.ops.linear_logprob import head_logprob
+from r1kernels.remembered import remembered
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -112,10 +113,8 @@ def through_head(
     **head: Any,
 ) -> FusedLoss:
     """Run the head on the rows of ``mask``, and ``loss_fn(logprob, entropy or None)`` on that."""
-    shapes = check.Shapes(name, check.PACK)
-    shapes("target", target, "T", check.INTS)
+    _check_mask(name, target, mask)
     if mask is not None:
-        shapes("mask", mask, "T", (torch.bool,))
         target = target.where(mask, SKIPPED)
     logprob, entropies, regime = head_logprob(
         name, hidden, weight, target, bias, temperature, logit_scale, softcap, entropy,
@@ -125,3 +124,11 @@ def through_head(
     if entropies is not None:
         entropies = entropies.detach()
     return FusedLoss(loss, logprob.detach(), entropies, metrics, regime)
+
+
+@remembered
+def _check_mask(name: str, target: Tensor, mask: Tensor | None) -> None:
+    shapes = check.Shapes(name, check.PACK)
+    shapes("target", target, "T", check.INTS)
+    if mask is not None:
+        shapes("mask", mask, "T", (torch.bool,))

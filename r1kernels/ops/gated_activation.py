@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from r1kernels import check
 from r1kernels.op import Case, Op
+from r1kernels.remembered import remembered
 
 GELU = {"gelu": "none", "gelu_tanh": "tanh"}  # what PyTorch calls their approximation
 
@@ -31,7 +32,8 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
-    return _checked("swiglu", gate, up, "silu")
+    _check("swiglu", gate, up)
+    return GATED_ACTIVATION(gate, up, "silu")
 
 
 def geglu(gate: Tensor, up: Tensor, *, approximate: str = "tanh") -> Tensor:
@@ -51,15 +53,16 @@ def geglu(gate: Tensor, up: Tensor, *, approximate: str = "tanh") -> Tensor:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     check.choice("geglu", "approximate", approximate, ("tanh", "none"))
-    return _checked("geglu", gate, up, "gelu_tanh" if approximate == "tanh" else "gelu")
+    _check("geglu", gate, up)
+    return GATED_ACTIVATION(gate, up, "gelu_tanh" if approximate == "tanh" else "gelu")
 
 
-def _checked(caller: str, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+@remembered
+def _check(caller: str, gate: Tensor, up: Tensor) -> None:
     shapes = check.Shapes(caller)
     rows = check.leading(gate, "I")
     shapes("gate", gate, rows, check.FLOATS)
     shapes("up", up, rows, (gate.dtype,))
-    return GATED_ACTIVATION(gate, up, activation)
 
 
 def activated(gate: Tensor, activation: str) -> Tensor:

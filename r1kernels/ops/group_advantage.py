@@ -10,6 +10,7 @@ from torch import Tensor
 from r1kernels import check
 from r1kernels.op import Case, Op
 from r1kernels.ops.quotient import quotient
+from r1kernels.remembered import remembered
 
 SCALES = ("group", "batch", "none")
 BASELINES = ("mean", "rloo", "opo")
@@ -47,13 +48,27 @@ def group_advantage(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
+    _check(rewards, group_ids, scale, baseline, eps, lengths)
+    if lengths is not None:
+        lengths = lengths.to(rewards.dtype)
+    return GROUP_ADVANTAGE(rewards.detach(), group_ids, lengths, scale, baseline, eps)
+
+
+@remembered
+def _check(
+    rewards: Tensor,
+    group_ids: Tensor,
+    scale: str,
+    baseline: str,
+    eps: float,
+    lengths: Tensor | None,
+) -> None:
     shapes = check.Shapes("group_advantage")
     shapes("rewards", rewards, "B", (torch.float32, torch.float64))
     shapes("group_ids", group_ids, "B", check.INTS)
     check.number("group_advantage", "eps", eps)
     check.choice("group_advantage", "scale", scale, SCALES)
     check.choice("group_advantage", "baseline", baseline, BASELINES)
-    check.number("group_advantage", "eps", eps)
     if (lengths is not None) != (baseline == "opo"):
         expected = "a tensor of shape [B]" if lengths is None else "None"
         raise ValueError(
@@ -62,8 +77,6 @@ def group_advantage(
         )
     if lengths is not None:
         shapes("lengths", lengths, "B", (*check.INTS, torch.float32, torch.float64))
-        lengths = lengths.to(rewards.dtype)
-    return GROUP_ADVANTAGE(rewards.detach(), group_ids, lengths, scale, baseline, eps)
 
 
 def reference(

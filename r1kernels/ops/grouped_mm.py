@@ -10,6 +10,7 @@ from torch import Tensor
 
 from r1kernels import autocast, check
 from r1kernels.op import Case, Op
+from r1kernels.remembered import remembered
 
 
 def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor, *, transposed: bool = False) -> Tensor:
@@ -27,14 +28,19 @@ def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor, *, transposed: bool =
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
+    x, weight = autocast.cast(x, weight)
+    _check(x, weight, offsets, transposed)
+    return GROUPED_MM(x, weight, offsets, transposed)
+
+
+@remembered
+def _check(x: Tensor, weight: Tensor, offsets: Tensor, transposed: bool) -> None:
     shapes = check.Shapes("grouped_mm")
     check.flag("grouped_mm", "transposed", transposed)
-    x, weight = autocast.cast(x, weight)
     shapes("x", x, "P K", check.FLOATS)
     shapes("weight", weight, "E K N" if transposed else "E N K", (x.dtype,))
     shapes.sizes["E+1"], shapes.bound_by["E+1"] = shapes.sizes["E"] + 1, "weight"
     shapes("offsets", offsets, "E+1", (torch.int32,))
-    return GROUPED_MM(x, weight, offsets, transposed)
 
 
 def segments(offsets: Tensor) -> list[tuple[int, slice]]:

@@ -33,19 +33,23 @@ def check_options(op: str, logit_scale: float, softcap: float | None) -> None:
         check.positive(op, "softcap", check.number(op, "softcap", softcap))
 
 
-def row_temperature(
-    shapes: check.Shapes, temperature: float | Tensor, like: Tensor
-) -> Tensor | None:
-    """One temperature a row, [T], as the ops take it, which look at its values; None for 1."""
+def check_temperature(shapes: check.Shapes, temperature: float | Tensor, like: Tensor) -> None:
+    """A number above 0, or one a row, whose values the ops look at; ``shapes`` knows V and T."""
     check_rows(shapes.op, shapes.sizes["V"], None)
-    dtype = accumulate_dtype(like.dtype)
     if isinstance(temperature, Tensor):
-        shapes("temperature", temperature, "T", (dtype,))
+        shapes("temperature", temperature, "T", (accumulate_dtype(like.dtype),))
+    else:
+        positive = check.positive(shapes.op, "temperature", temperature)
+        check.number(shapes.op, "temperature", positive)
+
+
+def row_temperature(temperature: float | Tensor, like: Tensor) -> Tensor | None:
+    """One temperature a row, [T], as the ops take it; None for 1."""
+    if isinstance(temperature, Tensor):
         return temperature.detach()
-    check.number(shapes.op, "temperature", check.positive(shapes.op, "temperature", temperature))
     if temperature == 1:
         return None
-    return like.new_full((like.shape[0],), temperature, dtype=dtype)
+    return like.new_full((like.shape[0],), temperature, dtype=accumulate_dtype(like.dtype))
 
 
 def check_rows(op: str, columns: int, temperature: Tensor | None) -> None:

@@ -14,6 +14,7 @@ from r1kernels.ops.head import LogProb
 from r1kernels.ops.kept_memory import rows_that_fit
 from r1kernels.ops.linear_logprob_op import LINEAR_LOGPROB
 from r1kernels.ops.vocab_parallel import vocab_parallel_logprob
+from r1kernels.remembered import remembered
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -114,24 +115,18 @@ def head_logprob(
     - "recompute": all made again (softcap, an entropy with a gradient, shards on a GPU);
     - "frozen_head": the gradient of hidden is made in the forward pass, weight has none.
     """
-    shapes = check.Shapes(name, check.PACK)
     hidden, weight, bias = autocast.cast(hidden, weight, bias)
-    shapes("hidden", hidden, "T H", check.FLOATS)
-    shapes("weight", weight, "V H", (hidden.dtype,))
-    shapes("target", target, "T", check.INTS)
-    if bias is not None:
-        shapes("bias", bias, "V", (hidden.dtype,))
-    check.flag(name, "entropy", entropy)
-    head.check_options(name, logit_scale, softcap)
-    _check_vocabulary(shapes, tp_group, vocab_start, vocab_size)
-    rows = head.row_temperature(shapes, temperature, hidden)
+    _check(
+        name, hidden, weight, target, bias, entropy, logit_scale, softcap, tp_group, vocab_start,
+        vocab_size, temperature, candidate_ids, candidate_offsets,
+    )  # fmt: skip
+    rows = head.row_temperature(temperature, hidden)
     if vocab_size is not None and tp_group is None:
         weight, bias = weight[:vocab_size], None if bias is None else bias[:vocab_size]
 
     head_grad = weight.requires_grad or (bias is not None and bias.requires_grad)
     any_grad = torch.is_grad_enabled() and (head_grad or hidden.requires_grad)
     if candidate_ids is not None or candidate_offsets is not None:
-        _check_candidates(shapes, candidate_ids, candidate_offsets, tp_group)
         with check.on_behalf_of(name):
             logprob, entropies, *_ = CANDIDATE_LOGPROB(
                 hidden, weight, target, candidate_ids, candidate_offsets, bias, rows,
@@ -162,6 +157,37 @@ def head_logprob(
             name, *arguments, group=tp_group, start=vocab_start, size=vocab_size
         )
     return logprob, entropies if entropy else None, regime
+
+
+@remembered
+def _check(
+    name: str,
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    entropy: bool,
+    logit_scale: float,
+    softcap: float | None,
+    tp_group: ProcessGroup | None,
+    vocab_start: int,
+    vocab_size: int | None,
+    temperature: float | Tensor,
+    candidate_ids: Tensor | None,
+    candidate_offsets: Tensor | None,
+) -> None:
+    shapes = check.Shapes(name, check.PACK)
+    shapes("hidden", hidden, "T H", check.FLOATS)
+    shapes("weight", weight, "V H", (hidden.dtype,))
+    shapes("target", target, "T", check.INTS)
+    if bias is not None:
+        shapes("bias", bias, "V", (hidden.dtype,))
+    check.flag(name, "entropy", entropy)
+    head.check_options(name, logit_scale, softcap)
+    _check_vocabulary(shapes, tp_group, vocab_start, vocab_size)
+    head.check_temperature(shapes, temperature, hidden)
+    if candidate_ids is not None or candidate_offsets is not None:
+        _check_candidates(shapes, candidate_ids, candidate_offsets, tp_group)
 
 
 def _check_vocabulary(

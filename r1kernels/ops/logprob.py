@@ -12,6 +12,7 @@ from r1kernels.once import inputs_of, once
 from r1kernels.op import Case, Op
 from r1kernels.ops import head
 from r1kernels.ops.head import NO_IGNORE, LogProb
+from r1kernels.remembered import remembered
 
 
 def logprob(
@@ -50,17 +51,31 @@ def logprob(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
+    _check(logits, target, logit_scale, softcap, entropy, inplace_backward, temperature)
+    rows = head.row_temperature(temperature, logits)
+    inplace = inplace_backward and logits.requires_grad and torch.is_grad_enabled()
+    run = _in_place if inplace else LOGPROB
+    value, entropies, _ = run(logits, target, rows, logit_scale, softcap, entropy)
+    return LogProb(value, entropies if entropy else None)
+
+
+@remembered
+def _check(
+    logits: Tensor,
+    target: Tensor,
+    logit_scale: float,
+    softcap: float | None,
+    entropy: bool,
+    inplace_backward: bool,
+    temperature: float | Tensor,
+) -> None:
     shapes = check.Shapes("logprob", check.PACK)
     shapes("logits", logits, "T V", check.FLOATS)
     shapes("target", target, "T", check.INTS)
     head.check_options("logprob", logit_scale, softcap)
     check.flag("logprob", "entropy", entropy)
     check.flag("logprob", "inplace_backward", inplace_backward)
-    rows = head.row_temperature(shapes, temperature, logits)
-    inplace = inplace_backward and logits.requires_grad and torch.is_grad_enabled()
-    run = _in_place if inplace else LOGPROB
-    value, entropies, _ = run(logits, target, rows, logit_scale, softcap, entropy)
-    return LogProb(value, entropies if entropy else None)
+    head.check_temperature(shapes, temperature, logits)
 
 
 def _in_place(logits: Tensor, *args: Any) -> Any:

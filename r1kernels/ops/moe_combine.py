@@ -10,6 +10,7 @@ from torch import Tensor
 from r1kernels import check
 from r1kernels.op import Case, Op
 from r1kernels.ops import moe_sort
+from r1kernels.remembered import remembered
 
 
 def moe_combine(rows: Tensor, weights: Tensor | None, gather: Tensor, inverse: Tensor) -> Tensor:
@@ -27,13 +28,18 @@ def moe_combine(rows: Tensor, weights: Tensor | None, gather: Tensor, inverse: T
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
+    _check(rows, weights, gather, inverse)
+    return MOE_COMBINE(rows, weights, gather, inverse)
+
+
+@remembered
+def _check(rows: Tensor, weights: Tensor | None, gather: Tensor, inverse: Tensor) -> None:
     shapes = check.Shapes("moe_combine")
     shapes("rows", rows, "P H", check.FLOATS)
     shapes("gather", gather, "P", (torch.int32,))
     shapes("inverse", inverse, "T k", (torch.int32,))
     if weights is not None:
         shapes("weights", weights, "T k", (accumulate_dtype(rows),))
-    return MOE_COMBINE(rows, weights, gather, inverse)
 
 
 def accumulate_dtype(rows: Tensor) -> torch.dtype:

@@ -19,6 +19,7 @@ from r1kernels.op import Case, Op
 from r1kernels.ops import moe_combine, moe_permute, moe_sort
 from r1kernels.ops.grouped_mm import grouped_mm, segments
 from r1kernels.ops.moe_route import Routing, check_routing, check_sort
+from r1kernels.remembered import remembered
 
 
 def moe_experts(
@@ -52,42 +53,61 @@ def moe_experts(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
-    shapes = check.Shapes("moe_experts")
-    x, gate_up, down = autocast.cast(x, gate_up, down)
-    gate_up_bias, down_bias = autocast.cast(gate_up_bias, down_bias)
-    check.flag("moe_experts", "transposed", transposed)
-    shapes("x", x, "T H", check.FLOATS)
-    shapes("gate_up", gate_up, "E H U" if transposed else "E U H", (x.dtype,))
-    shapes("down", down, "E I H" if transposed else "E H I", (x.dtype,))
-    experts, width, inner = (shapes.sizes[name] for name in "EUI")
-    check_routing("moe_experts", routing)
+    x, gate_up, down, gate_up_bias, down_bias = autocast.cast(
+        x, gate_up, down, gate_up_bias, down_bias
+    )
+    tensors = routing if isinstance(routing, Routing) else (routing,)
+    _check(x, gate_up, down, activation, gate_up_bias, down_bias, transposed, *tensors)
     weights, _, _, offsets, gather, inverse = routing
-    shapes("routing.weights", weights, "T k", (moe_combine.accumulate_dtype(x),))
-    check_sort("moe_experts", routing, experts)
-    shapes("routing.offsets", offsets, "E+1", (torch.int32,))
-    shapes("routing.gather", gather, "P", (torch.int32,))
-    shapes("routing.inverse", inverse, "T k", (torch.int32,))
-    if not (activation is None or callable(activation)):
-        got = check.described(activation)
-        raise TypeError(f"moe_experts: activation: expected a function or None, got {got}")
-    plain = activation is None and gate_up_bias is None and down_bias is None and not transposed
-    if activation is None and width != 2 * inner:
-        raise ValueError(
-            f"moe_experts: gate_up: expected 2·I = {2 * inner} rows an expert, got {width}"
+    if activation is None and gate_up_bias is None and down_bias is None and not transposed:
+        trained = (
+            x.requires_grad or gate_up.requires_grad or down.requires_grad or weights.requires_grad
         )
-    if plain:
-        trained = any(tensor.requires_grad for tensor in (x, gate_up, down, weights))
         keep = trained and torch.is_grad_enabled()
         return MOE_EXPERTS(x, gate_up, down, weights, offsets, gather, inverse, keep)[0]
 
-    for name, bias, size in (("gate_up_bias", gate_up_bias, "U"), ("down_bias", down_bias, "H")):
-        if bias is not None:
-            shapes(name, bias, f"E {size}", (x.dtype,))
     rows = moe_permute.moe_permute(x, gather, inverse)
     rows = _plus(grouped_mm(rows, gate_up, offsets, transposed=transposed), gate_up_bias, offsets)
     rows = (activation or swiglu)(rows)
     rows = _plus(grouped_mm(rows, down, offsets, transposed=transposed), down_bias, offsets)
     return moe_combine.moe_combine(rows, weights, gather, inverse)
+
+
+@remembered
+def _check(
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    activation: Any,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    transposed: bool,
+    *tensors: Any,
+) -> None:
+    """tensors: those of a Routing, or what was given in place of one."""
+    check.flag("moe_experts", "transposed", transposed)
+    shapes = check.Shapes("moe_experts")
+    shapes("x", x, "T H", check.FLOATS)
+    shapes("gate_up", gate_up, "E H U" if transposed else "E U H", (x.dtype,))
+    shapes("down", down, "E I H" if transposed else "E H I", (x.dtype,))
+    experts, width, inner = (shapes.sizes[name] for name in "EUI")
+    routing = Routing(*tensors) if len(tensors) == len(Routing._fields) else tensors[0]
+    check_routing("moe_experts", routing)
+    shapes("routing.weights", routing.weights, "T k", (moe_combine.accumulate_dtype(x),))
+    check_sort("moe_experts", routing, experts)
+    shapes("routing.offsets", routing.offsets, "E+1", (torch.int32,))
+    shapes("routing.gather", routing.gather, "P", (torch.int32,))
+    shapes("routing.inverse", routing.inverse, "T k", (torch.int32,))
+    if not (activation is None or callable(activation)):
+        got = check.described(activation)
+        raise TypeError(f"moe_experts: activation: expected a function or None, got {got}")
+    if activation is None and width != 2 * inner:
+        raise ValueError(
+            f"moe_experts: gate_up: expected 2·I = {2 * inner} rows an expert, got {width}"
+        )
+    for name, bias, size in (("gate_up_bias", gate_up_bias, "U"), ("down_bias", down_bias, "H")):
+        if bias is not None:
+            shapes(name, bias, f"E {size}", (x.dtype,))
 
 
 def _plus(rows: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor:

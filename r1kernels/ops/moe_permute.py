@@ -10,6 +10,7 @@ from torch import Tensor
 from r1kernels import check
 from r1kernels.op import Case, Op
 from r1kernels.ops import moe_combine, moe_sort
+from r1kernels.remembered import remembered
 
 
 def moe_permute(x: Tensor, gather: Tensor, inverse: Tensor) -> Tensor:
@@ -27,11 +28,16 @@ def moe_permute(x: Tensor, gather: Tensor, inverse: Tensor) -> Tensor:
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
+    _check(x, gather, inverse)
+    return MOE_PERMUTE(x, gather, inverse)
+
+
+@remembered
+def _check(x: Tensor, gather: Tensor, inverse: Tensor) -> None:
     shapes = check.Shapes("moe_permute")
     shapes("x", x, "T H", check.FLOATS)
     shapes("gather", gather, "P", (torch.int32,))
     shapes("inverse", inverse, "T k", (torch.int32,))
-    return MOE_PERMUTE(x, gather, inverse)
 
 
 def reference(x: Tensor, gather: Tensor, inverse: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from r1kernels.op import Case, Op
 from r1kernels.ops import moe_route_reference as formulas
 from r1kernels.ops import moe_sort
 from r1kernels.ops.moe_sort import MAX_EXPERTS
+from r1kernels.remembered import remembered
 
 SCORES = ("sigmoid", "softmax", "sqrtsoftplus")
 ORDERS = ("score_first", "topk_first")
@@ -138,6 +139,39 @@ def moe_route(
         ValueError, TypeError: naming the argument, what was expected and what came; within
             ``r1kernels.checked()`` also the place of a NaN among the logits.
     """
+    _check(
+        logits, top_k, score, order, bias, num_groups, top_k_groups, normalize, scale, replay_ids,
+        num_valid, align,
+    )  # fmt: skip
+    check.numbers_if_checked("moe_route", "logits", logits)
+    if bias is not None:
+        bias = bias.detach()
+    if replay_ids is not None:
+        replay_ids = replay_ids.long()
+    if num_valid is not None:
+        num_valid = num_valid.reshape(1).long()
+    found = MOE_ROUTE(
+        logits, top_k, score, order, bias, num_groups, top_k_groups, normalize, scale,
+        replay_ids, num_valid, align or 0,
+    )  # fmt: skip
+    return Routing(*(found if align is not None else (*found[:2], *(None,) * 4)))
+
+
+@remembered
+def _check(
+    logits: Tensor,
+    top_k: int,
+    score: str,
+    order: str,
+    bias: Tensor | None,
+    num_groups: int,
+    top_k_groups: int,
+    normalize: bool,
+    scale: float,
+    replay_ids: Tensor | None,
+    num_valid: Tensor | None,
+    align: int | None,
+) -> None:
     shapes = check.Shapes("moe_route")
     shapes("logits", logits, "T E", check.FLOATS)
     experts = logits.shape[1]
@@ -147,30 +181,20 @@ def moe_route(
         raise ValueError(f"moe_route: logits: expected 1 ≤ E ≤ {MAX_EXPERTS}, got {experts}")
     check.flag("moe_route", "normalize", normalize)
     check.number("moe_route", "scale", scale)
-    check.numbers_if_checked("moe_route", "logits", logits)
     if bias is not None:
         shapes("bias", bias, "E", (torch.float32, torch.float64))
-        bias = bias.detach()
     _check_groups(experts, top_k, num_groups, top_k_groups, score, order)
     if replay_ids is not None:
         shapes.sizes["k"] = top_k
         shapes("replay_ids", replay_ids, "T k", check.INTS)
-        replay_ids = replay_ids.long()
     if num_valid is not None:
         if isinstance(num_valid, Tensor) and num_valid.numel() != 1:
             got = check.described(num_valid)
             raise ValueError(f"moe_route: num_valid: expected one number, got {got}")
         is_0d = isinstance(num_valid, Tensor) and num_valid.dim() == 0
         shapes("num_valid", num_valid, "" if is_0d else "1", check.INTS)
-        num_valid = num_valid.reshape(1).long()
     if align is not None:
         moe_sort.check_size("moe_route", experts, align)
-    found = MOE_ROUTE(
-        logits, top_k, score, order, bias, num_groups, top_k_groups, normalize, scale,
-        replay_ids, num_valid, align or 0,
-    )  # fmt: skip
-    weights, ids, *order = found
-    return Routing(weights, ids, *(order if align is not None else (None,) * 4))
 
 
 def _check_groups(

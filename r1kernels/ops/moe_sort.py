@@ -13,6 +13,7 @@ from torch import Tensor
 
 from r1kernels import check
 from r1kernels.op import Case, Op
+from r1kernels.remembered import remembered
 
 MAX_EXPERTS, MAX_ALIGN = 1024, 1 << 16
 MAX_ROWS = 2**31 - 1
@@ -52,9 +53,14 @@ def moe_sort(ids: Tensor, num_experts: int, *, align: int = 1) -> Sorted:
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
+    _check(ids, num_experts, align)
+    return Sorted(*MOE_SORT(ids.long(), num_experts, align))
+
+
+@remembered
+def _check(ids: Tensor, num_experts: int, align: int) -> None:
     check.Shapes("moe_sort")("ids", ids, "T k", check.INTS)
     check_size("moe_sort", num_experts, align)
-    return Sorted(*MOE_SORT(ids.long(), num_experts, align))
 
 
 def check_size(op: str, num_experts: int, align: int) -> None:

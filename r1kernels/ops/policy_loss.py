@@ -17,6 +17,7 @@ from r1kernels.ops.losses import KL_ESTIMATORS, LOSSES
 from r1kernels.ops.policy_loss_cases import CASES
 from r1kernels.ops.policy_loss_options import LossOptions
 from r1kernels.ops.policy_loss_reference import METRICS, Arguments, Sequences, reference
+from r1kernels.remembered import remembered
 
 NAME = "policy_loss"
 ADVANTAGE_EPS = 1e-4
@@ -171,51 +172,19 @@ def policy_loss(
         ValueError, TypeError: naming the argument, what was expected and what came. So does every
             option, level or correction that means nothing for the loss type.
     """
-    check.known_options(NAME, options, KEYWORDS)
-    check.choice(NAME, "loss_type", loss_type, tuple(LOSSES))
-    check.choice(NAME, "kl_estimator", kl_estimator, tuple(KL_ESTIMATORS))
-    check.number(NAME, "beta", beta)
-    check.number(NAME, "entropy_coef", entropy_coef)
-    check.flag(NAME, "use_bias_correction_kl", use_bias_correction_kl)
-    if off_policy_mask_threshold is not None:
-        check.number(NAME, "off_policy_mask_threshold", off_policy_mask_threshold, infinite=True)
-    loss = LOSSES[loss_type]
-    level = losses.choose_level(NAME, loss_type, importance_sampling_level)
-    chosen = losses.resolve(NAME, loss_type, options)
-    shapes = check.Shapes(NAME, check.PACK)
-    shapes("logprob", logprob, "T", inputs.FLOATS)
-    sequences = inputs.sequences(shapes, cu_seqlens)
-    for what, tensor in (
-        ("old_logprob", old_logprob),
-        ("ref_logprob", ref_logprob),
-        ("sampling_logprob", sampling_logprob),
-        ("entropy", entropy),
-    ):
-        if tensor is not None:
-            shapes(what, tensor, "T", (logprob.dtype,))
-    if mask is not None:
-        shapes("mask", mask, "T", (torch.bool,))
-    if beta != 0:
-        inputs.needed(NAME, "ref_logprob", ref_logprob, "beta is not 0")
-    if entropy_coef != 0:
-        inputs.needed(NAME, "entropy", entropy, "entropy_coef is not 0")
-    if rollout_correction is not None:
-        inputs.needed(NAME, "sampling_logprob", sampling_logprob, "rollout_correction is given")
-    if off_policy_mask_threshold is not None and old_logprob is None:
-        why = "off_policy_mask_threshold is given without old_logprob"
-        inputs.needed(NAME, "sampling_logprob", sampling_logprob, why)
-    if use_bias_correction_kl and (ref_logprob is None or loss_type == "gmpo"):
-        why = "its ratio is clipped" if loss_type == "gmpo" else "there is no ref_logprob"
-        raise ValueError(
-            f"{NAME}: use_bias_correction_kl: expected False for {loss_type!r}: {why}; got True"
-        )
-    low, high = inputs.rollout_bounds(
-        NAME, loss_type, rollout_correction, rollout_clip_min, rollout_clip_max
-    )
-
-    given = inputs.advantages_or_rewards(
-        shapes, advantages, rewards, group_ids, scale_rewards, baseline, (logprob.dtype,)
-    )
+    level, chosen, parameters = _resolved(
+        loss_type, kl_estimator, beta, entropy_coef, use_bias_correction_kl,
+        off_policy_mask_threshold, importance_sampling_level, **options,
+    )  # fmt: skip
+    low, high = _check(
+        logprob, cu_seqlens, old_logprob, ref_logprob, sampling_logprob, entropy, mask, beta,
+        entropy_coef, rollout_correction, rollout_clip_min, rollout_clip_max,
+        off_policy_mask_threshold, use_bias_correction_kl, loss_type, advantages, rewards,
+        group_ids, scale_rewards, baseline,
+    )  # fmt: skip
+    inputs.look_at_sequences(NAME, cu_seqlens, logprob.shape[0], "logprob")
+    loss, sequences = LOSSES[loss_type], cu_seqlens.shape[0] - 1
+    given = inputs.advantages_or_rewards(NAME, advantages, rewards, group_ids)
     covariance_based = loss_type in ("clip_cov", "kl_cov")
     if group_ids is not None and (covariance_based or baseline == "opo"):
         rows = logprob.shape[0]
@@ -262,7 +231,7 @@ def policy_loss(
         denominator=denominator,
         num_active_tokens=tokens,
         surrogate=loss.surrogate,
-        options=losses.parameters(loss.surrogate, chosen),
+        options=parameters,
         level=level,
         sequence_mean=loss.average == "sequence_means",
         beta=beta,
@@ -290,6 +259,91 @@ def policy_loss(
     }
     metrics = zip(METRICS, vector.detach().unbind(), strict=True)
     return PolicyLoss(value, {key: metric for key, metric in metrics if not absent.get(key)})
+
+
+@remembered
+def _resolved(
+    loss_type: str,
+    kl_estimator: str,
+    beta: float,
+    entropy_coef: float,
+    use_bias_correction_kl: bool,
+    off_policy_mask_threshold: float | None,
+    importance_sampling_level: str | None,
+    **options: Any,
+) -> tuple[str, dict[str, Any], list[float]]:
+    """The level of the ratio, all options of the loss, and those of its surrogate in its order."""
+    check.known_options(NAME, options, KEYWORDS)
+    check.choice(NAME, "loss_type", loss_type, tuple(LOSSES))
+    check.choice(NAME, "kl_estimator", kl_estimator, tuple(KL_ESTIMATORS))
+    check.number(NAME, "beta", beta)
+    check.number(NAME, "entropy_coef", entropy_coef)
+    check.flag(NAME, "use_bias_correction_kl", use_bias_correction_kl)
+    if off_policy_mask_threshold is not None:
+        check.number(NAME, "off_policy_mask_threshold", off_policy_mask_threshold, infinite=True)
+    level = losses.choose_level(NAME, loss_type, importance_sampling_level)
+    chosen = losses.resolve(NAME, loss_type, options)
+    return level, chosen, losses.parameters(LOSSES[loss_type].surrogate, chosen)
+
+
+@remembered
+def _check(
+    logprob: Tensor,
+    cu_seqlens: Tensor,
+    old_logprob: Tensor | None,
+    ref_logprob: Tensor | None,
+    sampling_logprob: Tensor | None,
+    entropy: Tensor | None,
+    mask: Tensor | None,
+    beta: float,
+    entropy_coef: float,
+    rollout_correction: str | None,
+    rollout_clip_min: float | None,
+    rollout_clip_max: float | None,
+    off_policy_mask_threshold: float | None,
+    use_bias_correction_kl: bool,
+    loss_type: str,
+    advantages: Tensor | None,
+    rewards: Tensor | None,
+    group_ids: Tensor | None,
+    scale_rewards: str,
+    baseline: str,
+) -> tuple[float, float]:
+    """The bounds of the rollout correction."""
+    shapes = check.Shapes(NAME, check.PACK)
+    shapes("logprob", logprob, "T", inputs.FLOATS)
+    inputs.sequences(shapes, cu_seqlens)
+    for what, tensor in (
+        ("old_logprob", old_logprob),
+        ("ref_logprob", ref_logprob),
+        ("sampling_logprob", sampling_logprob),
+        ("entropy", entropy),
+    ):
+        if tensor is not None:
+            shapes(what, tensor, "T", (logprob.dtype,))
+    if mask is not None:
+        shapes("mask", mask, "T", (torch.bool,))
+    if beta != 0:
+        inputs.needed(NAME, "ref_logprob", ref_logprob, "beta is not 0")
+    if entropy_coef != 0:
+        inputs.needed(NAME, "entropy", entropy, "entropy_coef is not 0")
+    if rollout_correction is not None:
+        inputs.needed(NAME, "sampling_logprob", sampling_logprob, "rollout_correction is given")
+    if off_policy_mask_threshold is not None and old_logprob is None:
+        why = "off_policy_mask_threshold is given without old_logprob"
+        inputs.needed(NAME, "sampling_logprob", sampling_logprob, why)
+    if use_bias_correction_kl and (ref_logprob is None or loss_type == "gmpo"):
+        why = "its ratio is clipped" if loss_type == "gmpo" else "there is no ref_logprob"
+        raise ValueError(
+            f"{NAME}: use_bias_correction_kl: expected False for {loss_type!r}: {why}; got True"
+        )
+    bounds = inputs.rollout_bounds(
+        NAME, loss_type, rollout_correction, rollout_clip_min, rollout_clip_max
+    )
+    inputs.check_advantages(
+        shapes, advantages, rewards, group_ids, scale_rewards, baseline, (logprob.dtype,)
+    )
+    return bounds
 
 
 KEYWORDS = (*inspect.signature(policy_loss).parameters, *losses.OPTIONS)

@@ -22,14 +22,18 @@ def sequences(shapes: check.Shapes, cu_seqlens: Tensor) -> int:
     shapes("cu_seqlens", cu_seqlens, "B+1", check.INTS)
     if cu_seqlens.shape[0] == 0:
         raise ValueError(f"{shapes.op}: cu_seqlens: expected at least one element, 0; got none")
-    if check.may_look(cu_seqlens):  # before B is taken from what may be lengths
-        rows, of = shapes.sizes["T"], shapes.bound_by["T"]
-        check.cumulative(shapes.op, "cu_seqlens", cu_seqlens, rows, of)
+    # Before B is taken from what may be lengths.
+    look_at_sequences(shapes.op, cu_seqlens, shapes.sizes["T"], shapes.bound_by["T"])
     shapes.bound_by["B"] = "cu_seqlens"
     return shapes.sizes.setdefault("B", cu_seqlens.shape[0] - 1)
 
 
-def advantages_or_rewards(
+def look_at_sequences(op: str, cu_seqlens: Tensor, rows: int, of: str) -> None:
+    if check.may_look(cu_seqlens):
+        check.cumulative(op, "cu_seqlens", cu_seqlens, rows, of)
+
+
+def check_advantages(
     shapes: check.Shapes,
     advantages: Tensor | None,
     rewards: Tensor | None,
@@ -37,8 +41,8 @@ def advantages_or_rewards(
     scale: str,
     baseline: str,
     dtypes: Sequence[torch.dtype] = FLOATS,
-) -> Tensor:
-    """The advantages, or the rewards of groups; ``shapes`` knows B and T."""
+) -> None:
+    """There are advantages, or else rewards of groups; ``shapes`` knows B and T."""
     check.choice(shapes.op, "scale_rewards", scale, SCALES)
     check.choice(shapes.op, "baseline", baseline, BASELINES)
     if (advantages is None) == (rewards is None and group_ids is None):
@@ -53,7 +57,8 @@ def advantages_or_rewards(
                 f"{shapes.op}: scale_rewards, baseline: expected only with rewards, since "
                 f"advantages are given; got {scale!r}, {baseline!r}"
             )
-        return _advantages(shapes, advantages, dtypes)
+        _check_advantages(shapes, advantages, dtypes)
+        return
     group_ids = needed(shapes.op, "group_ids", group_ids, "rewards are given")
     rewards = needed(shapes.op, "rewards", rewards, "group_ids are given")
     if isinstance(rewards, Tensor) and rewards.dim() == 2 and rewards.shape[1] > 1:
@@ -65,12 +70,21 @@ def advantages_or_rewards(
         )
     shapes("group_ids", group_ids, "B", check.INTS)
     shapes("rewards", rewards, "B", dtypes)
-    if check.may_look(group_ids) and _all_different(group_ids):
+
+
+def advantages_or_rewards(
+    op: str, advantages: Tensor | None, rewards: Tensor | None, group_ids: Tensor | None
+) -> Tensor:
+    """The advantages, or the rewards of groups, after ``check_advantages``."""
+    if group_ids is not None and check.may_look(group_ids) and _all_different(group_ids):
         warnings.warn(
-            f"{shapes.op}: group_ids: every completion is in a group of its own, so that every "
+            f"{op}: group_ids: every completion is in a group of its own, so that every "
             "advantage is 0 and nothing is learnt; completions of one prompt have the same id",
             stacklevel=3,
         )
+    if advantages is not None:
+        return advantages
+    assert rewards is not None
     return rewards.detach()
 
 
@@ -81,7 +95,9 @@ def _all_different(ids: Tensor) -> bool:
     return most - least + 1 >= len(ids) == len(ids.unique())
 
 
-def _advantages(shapes: check.Shapes, advantages: Tensor, dtypes: Sequence[torch.dtype]) -> Tensor:
+def _check_advantages(
+    shapes: check.Shapes, advantages: Tensor, dtypes: Sequence[torch.dtype]
+) -> None:
     """[B] or [T], the former where B = T."""
     rows, count = shapes.sizes["T"], shapes.sizes["B"]
     if isinstance(advantages, Tensor):
@@ -101,7 +117,7 @@ def _advantages(shapes: check.Shapes, advantages: Tensor, dtypes: Sequence[torch
                 f"cu_seqlens, or T = {rows}, one a token, got {shape}"
             )
     per_token = isinstance(advantages, Tensor) and advantages.shape[0] == rows
-    return shapes("advantages", advantages, "T" if per_token else "B", dtypes)
+    shapes("advantages", advantages, "T" if per_token else "B", dtypes)
 
 
 def advantages_of_groups(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from r1kernels import check
 from r1kernels.op import Case, Op
+from r1kernels.remembered import remembered
 
 
 @overload
@@ -59,6 +60,20 @@ def rms_norm(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
+    _check(x, weight, residual, eps, offset, round_before_weight)
+    y, h, _ = RMS_NORM(x, weight, residual, eps, offset, round_before_weight)
+    return y if residual is None else (y, h)
+
+
+@remembered
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    residual: Tensor | None,
+    eps: float,
+    offset: float,
+    round_before_weight: bool,
+) -> None:
     shapes = check.Shapes("rms_norm")
     rows = check.leading(x, "H")
     shapes("x", x, rows, check.FLOATS)
@@ -68,8 +83,6 @@ def rms_norm(
     check.positive("rms_norm", "eps", check.number("rms_norm", "eps", eps))
     check.number("rms_norm", "offset", offset)
     check.flag("rms_norm", "round_before_weight", round_before_weight)
-    y, h, _ = RMS_NORM(x, weight, residual, eps, offset, round_before_weight)
-    return y if residual is None else (y, h)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from r1kernels import check
 from r1kernels.op import Case, Op
+from r1kernels.remembered import remembered
 
 
 def rope(
@@ -38,6 +39,12 @@ def rope(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
+    _check(q, k, cos, sin, interleaved)
+    return ROPE(q, k, cos, sin, interleaved, False)
+
+
+@remembered
+def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
     shapes = check.Shapes("rope")
     shapes("q", q, "B Hq S D", check.FLOATS)
     shapes("k", k, "B Hk S D", (q.dtype,))
@@ -52,7 +59,6 @@ def rope(
             f"{list(cos.shape)} (D is that of q)"
         )
     shapes("sin", sin, table, (cos.dtype,))
-    return ROPE(q, k, cos, sin, interleaved, False)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from r1kernels.op import Op, Predicate
+from r1kernels.op import Op, Predicate, always
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -47,21 +47,30 @@ def load(module: str) -> str | None:
     return None
 
 
-def plug_in(op: Op, when: Predicate = lambda *args: True) -> Callable[..., Any]:
+# torch.cuda.current_device without its questions whether CUDA is there: a tensor on it is.
+current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
+
+
+def plug_in(op: Op, takes: Predicate = always, *, when: Predicate = always) -> Callable[..., Any]:
     """Decorator: the function, of the reference's signature, is the Triton backend of ``op``.
 
-    ``when`` is asked after device and dtype are known to be right.
+    ``takes`` and ``when``, those of ``Op.backend``, are asked after device and dtype are known to
+    be right.
     """
 
     def add(run: Callable[..., Any]) -> Callable[..., Any]:
-        def on_device(*args: Any) -> Any:  # Triton launches on the current device
-            where = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
-            if where.type != "cuda" or where.index == torch.cuda.current_device():
-                return run(*args)
+        def on_device(first: torch.Tensor, *rest: Any) -> Any:
+            where = first.get_device()  # Triton launches on the current device
+            if where < 0 or where == current_device():
+                return run(first, *rest)
             with torch.cuda.device(where):
-                return run(*args)
+                return run(first, *rest)
 
-        op.backend("triton", takes=lambda *args: able(args), when=when)(on_device)
+        def of_kinds(*args: Any) -> bool | str:
+            able_to = able(args)
+            return takes(*args) if able_to is True else able_to
+
+        op.backend("triton", takes=of_kinds, when=when)(on_device)
         return run
 
     return add

@@ -10,7 +10,6 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from triton.tools.ragged_tma import create_ragged_descriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from r1kernels.triton import INTERPRETED, launch
@@ -34,12 +33,28 @@ def able(tensor: Tensor) -> bool:
 
 
 def blocks(tensor: Tensor, *shape: int) -> TensorDescriptor:
-    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(shape))
+    return _unchecked(tensor, [*tensor.shape], [*tensor.stride()], [*shape])
 
 
 def ragged(matrix: Tensor | None, *shape: int) -> TensorDescriptor | None:
     """Blocks of some rows of a matrix, for ``r1kernels.triton.ragged``; None of None."""
-    return None if matrix is None else create_ragged_descriptor(matrix, shape)
+    if matrix is None:
+        return None
+    stride, one = matrix.stride()
+    # The two dimensions before its own take a block's first row, by addresses that wrap around.
+    shape_of_all = [2**31 - 2**16, 2**31 - 2**16, MOST_ROWS, matrix.shape[1]]
+    strides = [2**34 - stride, stride, stride, one]
+    return _unchecked(matrix, shape_of_all, strides, [1, 1, *shape])
+
+
+def _unchecked(
+    tensor: Tensor, shape: list[int], strides: list[int], block: list[int]
+) -> TensorDescriptor:
+    """As it makes itself, but for checks: ``able`` has made them, and they take a launch's time."""
+    made = object.__new__(TensorDescriptor)
+    made.base, made.shape, made.strides, made.block_shape = tensor, shape, strides, block
+    made.padding = "zero"
+    return made
 
 
 def programs(device: torch.device, tiles: int) -> int:

@@ -118,14 +118,14 @@ def able(gate: Tensor, *_: Any) -> bool | str:
     return launch.absent("gated_activation.forward", gate.device) or True
 
 
-@plug_in(GATED_ACTIVATION, when=able)
+@plug_in(GATED_ACTIVATION, able)
 def gated_activation(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     y = gate.new_empty(gate.shape)
     launched(forward, "gated_activation.forward", [y], [gate, up], activation)
     return y
 
 
-@plug_in(GATED_ACTIVATION_BACKWARD, when=able)
+@plug_in(GATED_ACTIVATION_BACKWARD, able)
 def gated_activation_backward(
     dy: Tensor, gate: Tensor, up: Tensor, activation: str
 ) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,8 @@ Triton's ``warmup`` gives is kept by what Triton specialises on, and launched as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -17,14 +16,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton import knobs
-from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from r1kernels.triton import INTERPRETED
+from r1kernels.reading import Reading, reading
+from r1kernels.triton import INTERPRETED, current_device
 
 # ``build[grid](*args)`` is the same, and as slow as Triton's own launch: it makes a dictionary and
 # calls two lists of hooks each time. What it calls in the end has these arguments in this version.
 DIRECT = triton.__version__.startswith("3.6.")
+
+current_stream: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
 class Handle(NamedTuple):
@@ -32,9 +33,8 @@ class Handle(NamedTuple):
 
     build: Any
     rest: tuple[Any, ...]
-    run: Callable[..., None] | None
-    function: Any
-    metadata: Any
+    launch: Callable[..., None] | None  # grid, stream, what is between, then all parameters
+    between: tuple[Any, ...]
 
 
 class Launched:
@@ -59,8 +59,7 @@ class Launched:
         return partial(self._launch, grid)
 
     def _launch(self, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-        active = driver.active
-        device = active.get_current_device()
+        device = current_device()
         key = (
             device, specialisation(args[: self.run_time]), args[self.run_time :], *options,
             *options.values(),
@@ -68,13 +67,14 @@ class Launched:
         handle = self.handles.get(key)
         if handle is None:
             handle = self.handles[key] = self._build(grid, args, options)
-        build, rest, run, function, metadata = handle
-        stream = active.get_current_stream(device)
+        build, rest, launch, between = handle
+        assert current_stream is not None
+        stream = current_stream(device)
         x, y, z = (*grid, 1, 1)[:3]
-        if run is None or _hooked():
+        if launch is None or _hooked():
             build[x, y, z](*args, *rest, stream=stream)
         else:
-            run(x, y, z, stream, function, metadata, None, None, None, *args, *rest)
+            launch(x, y, z, stream, *between, *args, *rest)
 
     def _build(self, grid: tuple[int, ...], args: Sequence[Any], options: dict[str, Any]) -> Handle:
         missing = list(self.jit.signature.parameters.values())[len(args) :]
@@ -86,15 +86,25 @@ class Launched:
         build = self.jit.warmup(*args, grid=grid, **options)
         rest = tuple(options.get(each.name, each.default) for each in missing)
         if not DIRECT:
-            return Handle(build, rest, None, None, None)
+            return Handle(build, rest, None, ())
         # Asking for ``run`` loads the build, after which it has a function.
-        return Handle(build, rest, build.run, build.function, build.packed_metadata)
+        return Handle(build, rest, *_direct(build.run, build.function, build.packed_metadata))
+
+
+def _direct(run: Any, function: Any, metadata: Any) -> tuple[Callable[..., None], tuple[Any, ...]]:
+    """What to call, and with what between stream and parameters; nobody hooks the launch."""
+    unhooked = (metadata, None, None, None)
+    if any(getattr(run, f"{kind}_scratch_size", 1) for kind in ("global", "profile")):
+        return run, (function, *unhooked)
+    # Without scratch memory to allocate, all that ``run`` does is to add what is known.
+    known = (run.launch_cooperative_grid, run.launch_pdl, None, None)
+    return run.launch, (function, *known, *unhooked)
 
 
 def _hooked() -> bool:
     """Whether a profiler wants to see launches."""
     enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    return any(hook is not None and getattr(hook, "calls", True) for hook in (enter, leave))
+    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
 
 
 def launched(jit: Any) -> Any:
@@ -106,33 +116,6 @@ def launched(jit: Any) -> Any:
     return jit if INTERPRETED or torch.version.hip is not None else Launched(jit)
 
 
-class Layout(NamedTuple):
-    """Where arguments of some types have what specialises."""
-
-    tensors: Callable[[Sequence[Any]], tuple[Any, ...]]  # picks them
-    integers: Callable[[Sequence[Any]], tuple[Any, ...]]
-    others: tuple[tuple[int, Callable[[Any], Any]], ...]  # place, and what of it
-
-
-@cache
-def layout(types: tuple[type, ...]) -> Layout:
-    tensors = [place for place, kind in enumerate(types) if issubclass(kind, Tensor)]
-    integers = [place for place, kind in enumerate(types) if kind is int]
-    others = {
-        place: next((how for known, how in OTHERS.items() if issubclass(kind, known)), _itself)
-        for place, kind in enumerate(types)
-        # Of these the type says all.
-        if kind not in (int, float, bool, type(None)) and place not in tensors
-    }
-    return Layout(_picker(tensors), _picker(integers), tuple(others.items()))
-
-
-def _picker(places: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    if len(places) > 1:
-        return itemgetter(*places)
-    return itemgetter(slice(places[0], places[0] + 1) if places else slice(0))
-
-
 def specialisation(args: Sequence[Any]) -> tuple[Any, ...]:
     """What Triton makes builds of their own for, and at times more than that.
 
@@ -141,31 +124,26 @@ def specialisation(args: Sequence[Any]) -> tuple[Any, ...]:
     value.
     """
     types = tuple(map(type, args))
-    tensors, integers, others = layout(types)
-    given = tensors(args)
-    return (
-        types,
-        *map(_dtype, given),
-        *[address % 16 == 0 for address in map(Tensor.data_ptr, given)],
-        *[
-            4 if number == 1 else (number % 16 == 0) + 2 * (number.bit_length() > 31)
-            for number in integers(args)
-        ],
-        *[how(args[place]) for place, how in others],
-    )
+    return types, _specialising(types)(args)
 
 
-def _blocks(descriptor: TensorDescriptor) -> tuple[Any, ...]:
-    return (descriptor.base.dtype, *descriptor.block_shape)
+@cache
+def _specialising(types: tuple[type, ...]) -> Reading:
+    terms = (term for place, kind in enumerate(types) for term in _terms(f"args[{place}]", kind))
+    return reading(terms, specialisation=specialisation)
 
 
-def _itself(constant: Any) -> Any:
-    return constant
-
-
-_dtype = attrgetter("dtype")
-OTHERS: dict[type, Callable[[Any], Any]] = {
-    tuple: specialisation,
-    TensorDescriptor: _blocks,
-    tl.constexpr: attrgetter("value"),
-}
+def _terms(arg: str, kind: type) -> Iterator[str]:
+    """What of an argument specialises, as expressions."""
+    if issubclass(kind, Tensor):
+        yield from (f"{arg}.dtype", f"{arg}.data_ptr() % 16 == 0")
+    elif kind is int:
+        yield f"4 if {arg} == 1 else ({arg} % 16 == 0) + 2 * ({arg}.bit_length() > 31)"
+    elif issubclass(kind, tuple):
+        yield f"specialisation({arg})"
+    elif issubclass(kind, TensorDescriptor):
+        yield from (f"{arg}.base.dtype", f"*{arg}.block_shape")
+    elif issubclass(kind, tl.constexpr):
+        yield f"{arg}.value"
+    elif kind not in (float, bool, type(None)):  # of these the type says all
+        yield arg

@@ -60,7 +60,8 @@ class Order(NamedTuple):
         compact: bool = False,
     ) -> Order:
         rows = target.shape[0]
-        order, counts = (target.new_empty(size, dtype=torch.int32) for size in (rows, 4))
+        order = target.new_empty(rows, dtype=torch.int32)
+        counts = order.new_empty(4)
         blocks = None if upstream[0] is None else order.new_empty(cdiv(rows, step) + 1)
         order_rows[(1,)](
             target, keep, *upstream, order, counts, blocks, buffer, buffer.numel() - KEPT_STATE,
@@ -117,7 +118,8 @@ def linear_logprob(
         contiguous, (hidden, weight, target, bias, keep, temperature)
     )
     (rows, width), columns = hidden.shape, weight.shape[0]
-    logprob, lse = (hidden.new_empty(rows, dtype=torch.float32) for _ in range(2))
+    logprob = hidden.new_empty(rows, dtype=torch.float32)
+    lse = torch.empty_like(logprob)
     entropy = lse.new_empty(rows if want_entropy else 0)
     dhidden = lse.new_zeros(rows, width) if frozen_head else lse.new_empty(0, width)
     kept_bytes = kept_rows // TILE_ROWS * tile_row_bytes(hidden, weight) + KEPT_STATE
@@ -128,9 +130,9 @@ def linear_logprob(
     kept = Kept.of(buffer, hidden, weight, may_be_kept(entropy_grad, sharded))
     keeps = kept.anchors is not None
     order = Order.of(target, keep, ignore_index, buffer, KEPT_HERE if keeps else 0)
-    factors, own, anchors, coefficients = lse.new_empty(4, rows)
-    if kept.anchors is not None:
-        anchors = kept.anchors
+    factors, own = torch.empty_like(lse), torch.empty_like(lse)
+    anchors = kept.anchors if keeps else torch.empty_like(lse)
+    coefficients = torch.empty_like(lse) if frozen_head else None
     goals, ordered = torch.empty_like(order.rows), torch.empty_like(hidden)
     ordered_row[(rows,)](
         hidden, weight, bias, temperature, target, order.rows, order.counts, ordered, goals,
@@ -144,15 +146,15 @@ def linear_logprob(
     if frozen_head:
         block, shares = frozen_block(hidden, columns)
     block = min(block, BLOCK_ROWS, rows)
-    shifts, sums = lse.new_empty(2, block, parts)
-    dots = lse.new_empty(block, parts) if want_entropy else None
+    shifts = lse.new_empty(block, parts)
+    sums, dots = torch.empty_like(shifts), torch.empty_like(shifts) if want_entropy else None
     operands = rows_times_rows(tile, ordered, weight)
     grid = programs(tile, block, columns)
     if tile["TMA"]:
         grid = (descriptors.programs(hidden.device, *grid),)
     for start in range(0, rows, block):
         size = min(block, rows - start)
-        here = shares if frozen_head else shares[start:]
+        here = shares if frozen_head or start == 0 else shares[start:]
         lines, stride = here.shape
         forward_tile[grid](
             *operands, bias, order.counts, goals, factors, anchors, shifts, sums, dots, own,
@@ -161,11 +163,10 @@ def linear_logprob(
         )  # fmt: skip
         forward_row[(size,)](
             temperature, order.rows, order.counts, goals, anchors, shifts, sums, dots, own, logprob,
-            entropy, lse, here if lines else None, coefficients if frozen_head else None, start,
-            columns, stride, lines, logit_scale, softcap, ROWS=tile["ROWS"], PART=tile["PART"],
-            **ROW_BLOCK, **EXACT,
+            entropy, lse, here if lines else None, coefficients, start, columns, stride, lines,
+            logit_scale, softcap, ROWS=tile["ROWS"], PART=tile["PART"], **ROW_BLOCK, **EXACT,
         )  # fmt: skip
-        if frozen_head:
+        if coefficients is not None:
             add_hidden_gradient(
                 here, weight, order, coefficients, None, dhidden, start, size, True, True
             )

@@ -204,7 +204,7 @@ def tabled(logits: Tensor, *_: Any) -> bool | str:
     return launch.absent("logprob.read", logits.device) or True
 
 
-@plug_in(LOGPROB, when=tabled)
+@plug_in(LOGPROB, tabled)
 def logprob(
     logits: Tensor,
     target: Tensor,
@@ -259,7 +259,7 @@ def write_gradient(
     )  # fmt: skip
 
 
-@plug_in(LOGPROB_BACKWARD, when=lambda *args: tabled(args[2]))
+@plug_in(LOGPROB_BACKWARD, lambda *args: tabled(args[2]))
 def logprob_backward(dlogprob: Tensor, dentropy: Tensor, logits: Tensor, *rest: Any) -> Tensor:
     dlogits = logits.new_empty(logits.shape)
     write_gradient(dlogits, dlogprob, dentropy, logits, *rest)

@@ -95,10 +95,9 @@ def moe_sort(ids: Tensor, num_experts: int, align: int) -> tuple[Tensor, ...]:
     ids = ids.contiguous()
     slots = ids.numel()
     rows = padded_rows(slots, num_experts, align)
-    counts, offsets, gather, inverse = (
-        torch.empty(shape, dtype=torch.int32, device=ids.device)
-        for shape in ((num_experts,), (num_experts + 1,), (rows,), ids.shape)
-    )
+    counts = ids.new_empty(num_experts, dtype=torch.int32)
+    offsets, gather = counts.new_empty(num_experts + 1), counts.new_empty(rows)
+    inverse = counts.new_empty(ids.shape)
     run = TILE * max(cdiv(slots, TILE * PROGRAMS), 1)
     programs = max(cdiv(slots, run), 1)
     width = max(next_power_of_2(num_experts), 32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ from r1kernels.triton.policy_loss_rows import (
     rollout_weight,
 )
 from r1kernels.triton.surrogates import FUNCTIONS
+
+TENSORS = Arguments._fields.index("surrogate")  # the arguments before it
 
 BLOCK = 512  # tokens of a sequence that its program handles together
 WARPS = 8
@@ -249,33 +251,29 @@ def _kept_arrivals(device: torch.device, stream: int) -> Tensor:
     return torch.zeros(1, dtype=torch.int32, device=device)
 
 
-@cache
-def word(value: str | bool) -> tl.constexpr:
-    return tl.constexpr(value)
-
-
-def given(arguments: Arguments) -> Arguments:
+def given(a: Arguments) -> Arguments:
     """As the kernel takes them: contiguous, bytes for booleans, and compile-time words and None."""
-
-    def convert(value: Any) -> Any:
-        if value is None or type(value) is float:  # mostly
-            return value
-        if isinstance(value, Tensor):
-            value = value.contiguous()
-            return value.view(torch.uint8) if value.dtype == torch.bool else value
-        if isinstance(value, list):
-            return tuple(value)
-        return word(value) if isinstance(value, (str, bool)) else value
-
-    a = Arguments(*map(convert, arguments))
-    correction = arguments.rollout_correction
-    threshold = arguments.off_policy_mask_threshold
-    return a._replace(
-        surrogate=None,
-        kl_estimator=None,
-        rollout_correction=None if correction == "none" else word(correction),
-        off_policy_mask_threshold=None if threshold == math.inf else threshold,
+    return Arguments(
+        *[tensor if tensor is None else _in_bytes(tensor.contiguous()) for tensor in a[:TENSORS]],
+        *_constants(tuple(a.options), *a[TENSORS + 2 :]),
     )
+
+
+def _in_bytes(tensor: Tensor) -> Tensor:
+    return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
+
+
+@lru_cache(maxsize=64)
+def _constants(options: tuple[float, ...], *rest: Any) -> tuple[Any, ...]:
+    """What follows the tensors: the surrogate, which comes as a function, options, and the rest."""
+    found = dict(zip(Arguments._fields[TENSORS + 2 :], rest, strict=True))
+    found["kl_estimator"] = None  # a function, too
+    if found["rollout_correction"] == "none":
+        found["rollout_correction"] = None
+    if found["off_policy_mask_threshold"] == math.inf:
+        found["off_policy_mask_threshold"] = None
+    words = (tl.constexpr(x) if isinstance(x, (str, bool)) else x for x in found.values())
+    return None, options, *words
 
 
 def functions(a: Arguments) -> dict[str, Any]:

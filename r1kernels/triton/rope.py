@@ -141,7 +141,7 @@ def able(q: Tensor, *_: Any) -> bool | str:
     return launch.absent("rope", q.device) or True
 
 
-@plug_in(ROPE, when=able)
+@plug_in(ROPE, able)
 def rope(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool
 ) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,8 @@
 
 On the CPU this is the high-water mark of resident memory, so it counts whatever the call touches:
 tensors, scratch that a C++ kernel or a BLAS takes with malloc, packing buffers. Two things make it
-repeatable to about 0.3 MiB: glibc is told to hand freed blocks back to the system at once, and the
-kernel's mark is reset before the call. On CUDA it is the caching allocator's own peak.
+repeatable to about 0.3 MiB: glibc is told to hand freed blocks back to the system at once, as the C++
+kernels do theirs (``empty_cache``), and the kernel's mark is reset before the call. On CUDA it is the caching allocator's own peak.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.utils._pytree import tree_leaves
+
+from r1kernels import native
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 MMAP_BYTES = 64 << 10
@@ -76,6 +78,8 @@ def _cpu_peak(build: Callable[..., Callable[[], Any]], args: tuple[Any, ...]) ->
     call = build(*args)
     call()
     gc.collect()
+    if native.load("cpp") is None:
+        torch.ops.r1_cpp.empty_cache()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to VmRSS
     before = _status("VmHWM")

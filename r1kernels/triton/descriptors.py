@@ -6,6 +6,7 @@ them: those for which the launch table has parameters.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import cache
 
 import torch
@@ -16,6 +17,9 @@ from r1kernels.triton import INTERPRETED, launch
 
 ALIGNMENT = 16  # bytes
 MOST_ROWS = 1 << 30  # of a ragged descriptor
+# Another version's descriptors may have more in them.
+FIELDS = ["base", "shape", "strides", "block_shape", "padding"]
+KNOWN = [field.name for field in fields(TensorDescriptor)] == FIELDS
 
 
 def parameters(kernel: str, *tensors: Tensor) -> dict[str, int] | None:
@@ -51,6 +55,8 @@ def _unchecked(
     tensor: Tensor, shape: list[int], strides: list[int], block: list[int]
 ) -> TensorDescriptor:
     """As it makes itself, but for checks: ``able`` has made them, and they take a launch's time."""
+    if not KNOWN:
+        return TensorDescriptor(tensor, shape, strides, block)
     made = object.__new__(TensorDescriptor)
     made.base, made.shape, made.strides, made.block_shape = tensor, shape, strides, block
     made.padding = "zero"

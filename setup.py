@@ -125,8 +125,8 @@ class BuildKernels(build_ext):
             for source in ext.sources
             for name, flags in make(source)
         ]
-        there = {str(Path(source).parent) for source in ext.sources} | {"csrc/common"}
-        headers = [path for each in (*there, folder) for path in (ROOT / each).glob("*.h")]
+        folders = {str(Path(source).parent) for source in ext.sources} | {"csrc/common"}
+        headers = [path for each in (*folders, folder) for path in (ROOT / each).glob("*.h")]
         newest_header = max(path.stat().st_mtime for path in headers)
         stale = [command for command in commands if is_stale(command, newest_header)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -7,7 +7,7 @@ a microsecond, and the check itself as long as a kernel.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -36,7 +36,7 @@ def remembered(function: Callable[Given, Found]) -> Callable[Given, Found]:
 
     @wraps(function)
     def run(*args: Given.args, **kwargs: Given.kwargs) -> Found:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return function(*args, **kwargs)
         given = (*args, *kwargs, *kwargs.values())
         types = tuple(map(type, given))
@@ -58,7 +58,7 @@ def remembered(function: Callable[Given, Found]) -> Callable[Given, Found]:
     return run
 
 
-@cache
+@lru_cache(maxsize=MOST)
 def _facts(types: tuple[type, ...]) -> Reading | None:
     """All that counts of arguments of these types; None where some are neither of those."""
     if not all(kind in TENSORS or kind in OPTIONS for kind in types):

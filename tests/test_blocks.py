@@ -1,9 +1,11 @@
-"""Large outputs of the C++ kernels lie in blocks, which stay for the next call when they are freed."""
+"""Large outputs of the C++ kernels lie in blocks, which stay for the next call when freed."""
 
 from __future__ import annotations
 
 import gc
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,7 +53,8 @@ def test_a_block_much_too_large_is_left_for_others() -> None:
 def test_what_is_alive_is_nobody_elses() -> None:
     first, view = output(8, 1.0), output(8, 2.0)[5:]
     others = [output(8, 0.0) for _ in range(3)]
-    assert first.eq(1).all() and view.eq(2).all()
+    assert first.eq(1).all()
+    assert view.eq(2).all()
     assert len({t.untyped_storage().data_ptr() for t in (first, view, *others)}) == 5
 
 
@@ -67,12 +70,38 @@ def test_a_gradient_in_a_block_is_a_tensor_like_any(tmp_path: Path) -> None:
     target = torch.randint(8192, (64,))
     r1kernels.linear_cross_entropy(hidden, weight, target).backward()
     gradient = weight.grad
-    assert gradient is not None and gradient.nbytes >= 4 * MIB
+    assert gradient is not None
+    assert gradient.nbytes >= 4 * MIB
     torch.save(gradient, tmp_path / "gradient.pt")
     assert torch.equal(torch.load(tmp_path / "gradient.pt", weights_only=True), gradient)
     expected = gradient.clone()
     assert torch.equal(gradient.share_memory_(), expected)
     assert torch.equal(torch.from_numpy(gradient.numpy()), expected)
+
+
+FORKS = """
+import os, signal, threading, torch, r1kernels
+torch.set_num_threads(1)
+weight, rows = torch.ones(1024), torch.ones(1024, 1024)
+def work():
+    while True:
+        r1kernels.rms_norm(rows, weight, eps=1e-6)
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)  # ends it, if it hangs
+        r1kernels.rms_norm(rows, weight, eps=1e-6)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        os._exit(1)
+os._exit(0)
+"""
+
+
+def test_a_child_forked_while_a_thread_takes_a_block_can_take_one() -> None:
+    subprocess.run([sys.executable, "-c", FORKS], check=True, timeout=100)
 
 
 def resident() -> int:

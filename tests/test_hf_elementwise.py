@@ -251,6 +251,29 @@ def test_what_computes_something_else_has_no_rule() -> None:
     assert rotation_of(lambda q, k, cos, sin: (q, k)) is None
 
 
+def one_a_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """As GPT-OSS rotates: tables of half a head, of whole heads."""
+
+    def rotated(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return torch.cat(
+            (a * cos[:, None] - b * sin[:, None], b * cos[:, None] + a * sin[:, None]), -1
+        )
+
+    return rotated(q), rotated(k)
+
+
+def test_tables_of_another_width_go_to_the_function_itself() -> None:
+    rotation = rotation_of(one_a_pair)
+    assert rotation is not None
+    q, k = torch.randn(2, 3, 5, 16), torch.randn(2, 1, 5, 16)
+    for width in (8, 1):  # one column is for all of them
+        cos, sin = torch.randn(1, 5, width), torch.randn(1, 5, width)
+        torch.testing.assert_close(rotation(q, k, cos, sin), one_a_pair(q, k, cos, sin))
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        rotation(q, k, torch.randn(1, 5, 4), torch.randn(1, 5, 4))
+
+
 def test_a_rotation_that_was_replaced_meanwhile_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     patched(model_of("Llama"))  # what was found is kept
     module = transformers.models.llama.modeling_llama

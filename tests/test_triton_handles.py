@@ -104,6 +104,8 @@ OTHER: dict[str, tuple[Any, Any]] = {
     "multiple of 16": ((X, None, 5, 0.5), (X, None, 48, 0.5)),
     "one": ((X, None, 5, 0.5), (X, None, 1, 0.5)),
     "64 bits": ((X, None, 5, 0.5), (X, None, 2**31 + 1, 0.5)),
+    "64 bits, a multiple of 16": ((X, None, -(2**31), 0.5), (X, None, 2**32, 0.5)),
+    "unsigned": ((X, None, 2**31 + 1, 0.5), (X, None, 2**63 + 1, 0.5)),
     "float": ((X, None, 0, 0.5), (X, None, 0.0, 0.5)),
     "bool": ((X, None, 1, 0.5), (X, None, True, 0.5)),
     "within a tuple": ((Pair(X, 3), None, 5, 0.5), (Pair(X, 1), None, 5, 0.5)),

@@ -5,6 +5,7 @@
 #include "cpu/isa.h"
 
 #ifdef R1_BASELINE
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -62,6 +63,10 @@ class Blocks {
     forget(0);
   }
 
+  // Around a fork, so that no child begins while another thread is in here, which it does not have.
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
+
  private:
   void* fresh(int64_t size) {
     void* p = map(size);
@@ -106,7 +111,11 @@ class Blocks {
 
 // Never destroyed: tensors may outlive every static object.
 Blocks& blocks() {
-  static auto* all = new Blocks;
+  static auto* all = [] {
+    const auto unlock = [] { blocks().unlock(); };
+    pthread_atfork([] { blocks().lock(); }, unlock, unlock);
+    return new Blocks;
+  }();
   return *all;
 }
 

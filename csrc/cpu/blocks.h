@@ -7,7 +7,12 @@
 #include <cstdint>
 
 namespace r1 {
-constexpr int64_t kLeastBlock = 4 << 20;  // bytes; malloc itself keeps what is much smaller
+// Bytes; malloc itself keeps what is much smaller. Sanitizers watch malloc's memory, and not this.
+#ifdef __SANITIZE_ADDRESS__
+constexpr int64_t kLeastBlock = INT64_MAX;
+#else
+constexpr int64_t kLeastBlock = 4 << 20;
+#endif
 
 void* take_block(int64_t bytes);  // uninitialised, at the beginning of a page; throws for want of memory
 void return_block(void* block);   // as it came from take_block

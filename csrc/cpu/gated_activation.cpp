@@ -196,7 +196,7 @@ struct Gated {
 };
 
 Tensor empty_of(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return in_block(torch::stable::new_empty(like, sizes, like.scalar_type()));
+  return new_output(like, sizes, like.scalar_type());
 }
 
 Tensor gated_activation(Tensor gate, Tensor up, std::string activation) {

@@ -129,7 +129,7 @@ Tensor rotated(const char* name, const Tensor& x, const Tensor& cos, const Tenso
                rotary <= width && rotary % 2 == 0,
            "rope: cos: expected shape [", batch, " or 1, ", positions, ", Dr], Dr even and at most ",
            width);
-  Tensor out = in_block(torch::stable::empty_like(x));
+  Tensor out = output_like(x);
   if (x.numel() == 0) return out;
   if (width > 1 && x.stride(3) != 1) {  // as the gradient of a transposed key comes
     torch::stable::copy_(out, rotated(name, dense(x), cos, sin, interleaved, inverse));

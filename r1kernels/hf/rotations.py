@@ -32,7 +32,8 @@ ROUNDINGS = ((False, False), (False, True), (True, True))
 class Rotation(NamedTuple):
     """What ``function(q, k, cos, sin)`` computes.
 
-    negated: it turns the other way round (nanochat).
+    negated: it turns the other way round (nanochat). partial: tables may be narrower than heads, of
+    which the rest stays.
     """
 
     function: Callable[..., Any]
@@ -41,6 +42,7 @@ class Rotation(NamedTuple):
     in_float32: bool
     back: bool
     negated: bool
+    partial: bool
 
     def __str__(self) -> str:
         said = [self.pairs, *["in float32"] * self.in_float32, *["turned back"] * self.negated]
@@ -50,6 +52,9 @@ class Rotation(NamedTuple):
         """What ``function`` gives; where the op takes no such tensors, by the function itself."""
         same = q.dtype == k.dtype != torch.float64 and cos.dtype == sin.dtype != torch.float64
         usual = same and q.dim() == k.dim() == 4 and cos.dim() == 3 and cos.shape == sin.shape
+        # Of any other width the function may broadcast a table, or raise.
+        width = cos.shape[-1] * (2 if self.columns == "one a pair" else 1)
+        usual = usual and (width == q.shape[3] == k.shape[3] or (self.partial and width % 2 == 0))
         if usual and cos.shape[1] == q.shape[2] == k.shape[2] and cos.shape[0] in (1, q.shape[0]):
             return self.rotated(q, k, cos, sin)
         return self.function(q, k, cos, sin)
@@ -80,34 +85,33 @@ def rotation_of(function: Callable[..., Any]) -> Rotation | None:
         return None
     if len(takes) < 4 or any(p.default is p.empty for p in takes[4:] if p.kind < p.VAR_POSITIONAL):
         return None
-    return next(filter(_is_what_it_says, _rotations(function)), None)
+    return next(_fitting(function), None)
 
 
-def _rotations(function: Callable[..., Any]) -> Iterator[Rotation]:
+def _fitting(function: Callable[..., Any]) -> Iterator[Rotation]:
     for negated, form, roundings in product((False, True), FORMS, ROUNDINGS):
-        yield Rotation(function, *form, *roundings, negated)
+        rotation = Rotation(function, *form, *roundings, negated, partial=False)
+        if all(_agrees(rotation, *setting, 1.0) for setting in DTYPES):
+            # With narrower tables the function need not run at all.
+            narrower = _agrees(rotation, torch.float32, torch.float32, 0.5)
+            if narrower is not False:
+                yield rotation._replace(partial=bool(narrower))
 
 
-# dtypes of heads and of tables, and the share of a head that is rotated.
-SETTINGS = (
-    (torch.float32, torch.float32, 1.0),
-    (torch.bfloat16, torch.bfloat16, 1.0),
-    (torch.bfloat16, torch.float32, 1.0),
-    (torch.float32, torch.float32, 0.5),
+DTYPES = (  # of heads and of tables
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float32),
 )
-
-
-def _is_what_it_says(rotation: Rotation) -> bool:
-    # The last is where the tables are narrower than the heads: it need not run at all.
-    return all(_agrees(rotation, *setting) for setting in SETTINGS[:-1]) and (
-        _agrees(rotation, *SETTINGS[-1]) is not False
-    )
 
 
 def _agrees(
     rotation: Rotation, dtype: torch.dtype, of_tables: torch.dtype, share: float
 ) -> bool | None:
-    """Whether the rotation's function does what it says; None where it does not run."""
+    """Whether the rotation's function does what it says, where tables cover that share of a head.
+
+    None where it does not run.
+    """
     rng = torch.Generator("cpu").manual_seed(0)
     q, k = (normal((B, heads, S, D), rng).to(dtype) for heads in (3, 1))
     # Tables of columns that all differ, so that it shows which are read.

@@ -127,7 +127,7 @@ def _check(
     inputs.sequences(shapes, cu_seqlens)
     if mask is not None:
         shapes("mask", mask, "T", (torch.bool,))
-    inputs.check_advantages(
+    inputs.check_advantage_inputs(
         shapes, advantages, rewards, group_ids, scale_rewards, baseline,
         (accumulate_dtype(hidden.dtype),),
     )  # fmt: skip

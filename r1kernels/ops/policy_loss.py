@@ -340,7 +340,7 @@ def _check(
     bounds = inputs.rollout_bounds(
         NAME, loss_type, rollout_correction, rollout_clip_min, rollout_clip_max
     )
-    inputs.check_advantages(
+    inputs.check_advantage_inputs(
         shapes, advantages, rewards, group_ids, scale_rewards, baseline, (logprob.dtype,)
     )
     return bounds

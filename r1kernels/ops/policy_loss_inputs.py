@@ -29,11 +29,12 @@ def sequences(shapes: check.Shapes, cu_seqlens: Tensor) -> int:
 
 
 def look_at_sequences(op: str, cu_seqlens: Tensor, rows: int, of: str) -> None:
+    """A check of values: apart from those of shapes, which are made once for arguments alike."""
     if check.may_look(cu_seqlens):
         check.cumulative(op, "cu_seqlens", cu_seqlens, rows, of)
 
 
-def check_advantages(
+def check_advantage_inputs(
     shapes: check.Shapes,
     advantages: Tensor | None,
     rewards: Tensor | None,
@@ -75,7 +76,7 @@ def check_advantages(
 def advantages_or_rewards(
     op: str, advantages: Tensor | None, rewards: Tensor | None, group_ids: Tensor | None
 ) -> Tensor:
-    """The advantages, or the rewards of groups, after ``check_advantages``."""
+    """The advantages, or the rewards of groups, after ``check_advantage_inputs``."""
     if group_ids is not None and check.may_look(group_ids) and _all_different(group_ids):
         warnings.warn(
             f"{op}: group_ids: every completion is in a group of its own, so that every "

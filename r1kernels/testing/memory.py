@@ -2,8 +2,9 @@
 
 On the CPU this is the high-water mark of resident memory, so it counts whatever the call touches:
 tensors, scratch that a C++ kernel or a BLAS takes with malloc, packing buffers. Two things make it
-repeatable to about 0.3 MiB: glibc is told to hand freed blocks back to the system at once, as the C++
-kernels do theirs (``empty_cache``), and the kernel's mark is reset before the call. On CUDA it is the caching allocator's own peak.
+repeatable to about 0.3 MiB: glibc is told to hand freed blocks back to the system at once, as the
+C++ kernels do theirs (``empty_cache``), and the kernel's mark is reset before the call. On CUDA it
+is the caching allocator's own peak.
 """
 
 from __future__ import annotations

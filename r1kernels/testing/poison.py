@@ -13,7 +13,8 @@ def poisoned() -> Iterator[None]:
     """Inside, ``torch.empty*`` gives NaN (integers: their maximum), to compiled kernels too.
 
     PyTorch's allocating functions do it themselves in deterministic mode, on every device; only
-    memory that a kernel takes past PyTorch (malloc, shared memory) escapes.
+    memory that a kernel takes past PyTorch (malloc, C++ outputs of 4 MiB and more, shared memory)
+    escapes.
     """
     mode = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

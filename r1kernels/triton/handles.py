@@ -138,7 +138,8 @@ def _terms(arg: str, kind: type) -> Iterator[str]:
     if issubclass(kind, Tensor):
         yield from (f"{arg}.dtype", f"{arg}.data_ptr() % 16 == 0")
     elif kind is int:
-        yield f"4 if {arg} == 1 else ({arg} % 16 == 0) + 2 * ({arg}.bit_length() > 31)"
+        wide = f"2 * (not -(2**31) <= {arg} < 2**31) + 4 * ({arg} >= 2**63)"  # int64, uint64
+        yield f"8 if {arg} == 1 else ({arg} % 16 == 0) + {wide}"
     elif issubclass(kind, tuple):
         yield f"specialisation({arg})"
     elif issubclass(kind, TensorDescriptor):

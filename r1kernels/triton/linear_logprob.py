@@ -147,7 +147,8 @@ def linear_logprob(
         block, shares = frozen_block(hidden, columns)
     block = min(block, BLOCK_ROWS, rows)
     shifts = lse.new_empty(block, parts)
-    sums, dots = torch.empty_like(shifts), torch.empty_like(shifts) if want_entropy else None
+    sums = torch.empty_like(shifts)
+    dots = torch.empty_like(shifts) if want_entropy else None
     operands = rows_times_rows(tile, ordered, weight)
     grid = programs(tile, block, columns)
     if tile["TMA"]:

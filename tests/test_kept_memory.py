@@ -1,13 +1,16 @@
 """What a head keeps for its backward pass: by what is free, or as it was told."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import r1kernels
 from r1kernels.ops import kept_memory
 from r1kernels.ops.linear_logprob_op import TILE_ROWS, tile_row_bytes
+from r1kernels.testing.memory import extra_peak
 
 # 56 MiB hold 288 rows of it.
 HIDDEN, WEIGHT = torch.empty(4096, 8), torch.empty(49152, 8)
@@ -59,3 +62,17 @@ def test_a_control_group_leaves_what_is_below_its_limit(tmp_path: Path, limit, u
 
 def test_some_memory_is_available_here() -> None:
     assert 0 < kept_memory.available() < 1 << 60
+
+
+def ignoring(share: float) -> Callable[[], Tensor]:
+    hidden, weight = torch.ones(480, 16, dtype=torch.bfloat16), torch.ones(16384, 16).bfloat16()
+    target = torch.zeros(480).long()
+    target[: int(480 * share)] = -100
+    return lambda: r1kernels.linear_cross_entropy(
+        hidden.requires_grad_(), weight.requires_grad_(), target
+    )
+
+
+def test_memory_for_rows_that_are_ignored_is_never_touched() -> None:
+    whole, quarter = (extra_peak(ignoring, share).peak for share in (0.0, 0.75))
+    assert whole - quarter > 8 << 20  # of 15 MiB of probabilities

@@ -65,7 +65,6 @@ ForwardResult linear_logprob(Tensor hidden, Tensor weight, Tensor target, Option
   Tensor logprob = torch::stable::new_zeros(hidden, {rows}, ScalarType::Float);
   Tensor lse = torch::stable::new_zeros(hidden, {rows}, ScalarType::Float);
   Tensor entropy = torch::stable::new_zeros(hidden, {want_entropy ? rows : 0}, ScalarType::Float);
-  const Kept kept = Kept::make(hidden, h, kept_rows);
   Tensor dhidden =
       torch::stable::new_zeros(hidden, {frozen_head ? rows : 0, h.width}, ScalarType::Float);
 
@@ -73,7 +72,7 @@ ForwardResult linear_logprob(Tensor hidden, Tensor weight, Tensor target, Option
   Order first(in), rest(in);
   for (int64_t t = 0; t < rows; ++t)
     if (!in.ignored(t)) (in.keeps(t) ? first : rest).add(t);
-  const int64_t kept_blocks = smaller(kept.blocks, first.padded() / kRows);
+  const Kept kept = Kept::make(hidden, h, kept_rows, first.padded() / kRows);
   if (!frozen_head)
     for (int64_t t : rest.index) first.add(t);
 
@@ -94,7 +93,7 @@ ForwardResult linear_logprob(Tensor hidden, Tensor weight, Tensor target, Option
     std::vector<float> target_logit(order.padded());  // zero where another shard has it
     pack_panels(order, panels.p);
     R1_DISPATCH(linear_logprob_forward)(Forward{h, order.rows(panels.p), want_entropy, statistics.p,
-                                                target_logit.data(), kept.tiles(), kept_blocks,
+                                                target_logit.data(), kept.tiles(), kept.blocks,
                                                 kept.stride});
     finish(order, statistics.p, target_logit.data());
   };

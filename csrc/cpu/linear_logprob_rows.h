@@ -12,27 +12,32 @@
 
 namespace r1 {
 namespace {  // Tensor itself is hidden in each library
-// Kept tiles, [column of tiles][block], and after them whether they are there: other backends keep
-// nothing, and the logits are then made again, through the same rounding.
+// Kept tiles, [column of tiles][block], side by side at the beginning of memory for as many rows as
+// may be kept: what fewer leave is never touched. At the end, how many blocks there are: other backends
+// keep none, and the logits are then made again, through the same rounding.
 struct Kept {
   static constexpr int64_t kState = 64;
-  int64_t blocks, stride;
+  int64_t blocks, stride;  // stride: bytes from one column of tiles to the next
   Tensor tensor;
 
   static int64_t tile_bytes(const Head& h) { return kRows * (kCols * (h.bf16 ? 2 : 4) + 4); }
-  static Kept make(const Tensor& like, const Head& h, int64_t rows) {
-    const int64_t blocks = rows / kRows, stride = blocks * tile_bytes(h);
-    const int64_t bytes = ceil_div(h.columns, kCols) * stride;
-    Kept kept{blocks, stride, new_output(like, {bytes + kState}, ScalarType::Byte)};
-    *kept.state() = 1;
+  // For at most `rows` rows, of which `blocks` blocks come.
+  static Kept make(const Tensor& like, const Head& h, int64_t rows, int64_t blocks) {
+    const int64_t most = rows / kRows * ceil_div(h.columns, kCols) * tile_bytes(h);
+    Kept kept{smaller(blocks, rows / kRows), 0,
+              new_output(like, {most + kState}, ScalarType::Byte)};
+    kept.stride = kept.blocks * tile_bytes(h);
+    std::memcpy(kept.state(), &kept.blocks, sizeof(kept.blocks));
     return kept;
   }
   static Kept of(const Tensor& tensor, const Head& h) {
     R1_CHECK(tensor.scalar_type() == ScalarType::Byte && tensor.numel() >= kState,
              "linear_logprob_backward: kept: expected what the forward pass gave");
     Kept kept{0, 0, dense(tensor)};
-    if (*kept.state()) kept.blocks = (tensor.numel() - kState) / (ceil_div(h.columns, kCols) * tile_bytes(h));
+    std::memcpy(&kept.blocks, kept.state(), sizeof(kept.blocks));
     kept.stride = kept.blocks * tile_bytes(h);
+    R1_CHECK(kept.blocks >= 0 && ceil_div(h.columns, kCols) * kept.stride <= tensor.numel() - kState,
+             "linear_logprob_backward: kept: expected what the forward pass gave of this head");
     return kept;
   }
   uint8_t* tiles() const { return data<uint8_t>(tensor); }

@@ -35,9 +35,10 @@ struct Kept {
              "linear_logprob_backward: kept: expected what the forward pass gave");
     Kept kept{0, 0, dense(tensor)};
     std::memcpy(&kept.blocks, kept.state(), sizeof(kept.blocks));
-    kept.stride = kept.blocks * tile_bytes(h);
-    R1_CHECK(kept.blocks >= 0 && ceil_div(h.columns, kCols) * kept.stride <= tensor.numel() - kState,
+    const int64_t most = (tensor.numel() - kState) / (ceil_div(h.columns, kCols) * tile_bytes(h));
+    R1_CHECK(kept.blocks >= 0 && kept.blocks <= most,
              "linear_logprob_backward: kept: expected what the forward pass gave of this head");
+    kept.stride = kept.blocks * tile_bytes(h);
     return kept;
   }
   uint8_t* tiles() const { return data<uint8_t>(tensor); }

@@ -195,13 +195,9 @@ struct Gated {
   }
 };
 
-Tensor empty_of(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return new_output(like, sizes, like.scalar_type());
-}
-
 Tensor gated_activation(Tensor gate, Tensor up, std::string activation) {
   Gated g("gated_activation", gate, up, activation);
-  Tensor out = empty_of(gate, g.sizes);
+  Tensor out = new_output(gate, g.sizes);
   g.kernel.out = out.data_ptr();
   const auto kernel = R1_DISPATCH(gated_activation_columns);
   g.each(3 * gate.element_size(), [&](int64_t row, int64_t begin, int64_t end) {
@@ -217,7 +213,7 @@ std::tuple<Tensor, Tensor> gated_activation_backward(Tensor dy, Tensor gate, Ten
   R1_CHECK(dy.dim() == gate.dim() && std::equal(dy.sizes().begin(), dy.sizes().end(), g.sizes.begin()),
            op, ": dy: expected the shape of gate");
   const Tensor upstream = to_dtype(dy, gate.scalar_type());
-  Tensor dgate = empty_of(gate, g.sizes), dup = empty_of(up, g.sizes);
+  Tensor dgate = new_output(gate, g.sizes), dup = new_output(up, g.sizes);
   g.kernel.out = dgate.data_ptr();
   const GatedActivationBackward b{g.kernel, upstream.data_ptr(), dup.data_ptr()};
   const auto kernel = R1_DISPATCH(gated_activation_backward_columns);

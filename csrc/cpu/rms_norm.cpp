@@ -165,11 +165,7 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm(Tensor x, Tensor weight, OptionalTen
   const Tensor from = dense(x);
   OptionalTensor added;
   if (residual) added = rows_like("rms_norm", "residual", *residual, x);
-  const auto shape = sizes_of(x, x.dim());
-  const auto rows = [&] {
-    return new_output(x, shape, x.scalar_type());
-  };
-  Tensor y = rows(), h = residual ? rows() : new_empty(x, {0}, x.scalar_type());
+  Tensor y = new_output(x, x.sizes()), h = residual ? new_output(x, x.sizes()) : new_output(x, {0});
   Tensor rstd = torch::stable::new_empty(x, sizes_of(x, x.dim() - 1), ScalarType::Float);
   const RmsNorm a{is_bf16(x), round_before_weight, n.width, static_cast<float>(eps), n.scale.p,
                   from.data_ptr(), data_or_null<void>(added), y.data_ptr(), h.data_ptr(),
@@ -191,7 +187,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward(Tensor dy, OptionalTensor dh, Tenso
   if (dh) upstream_h = rows_like(op, "dh", *dh, h);
   const Tensor roots = to_dtype(rstd, ScalarType::Float);
   R1_CHECK(n.width == 0 || roots.numel() == n.rows, op, ": rstd: expected ", n.rows, " elements");
-  Tensor dx = new_output(h, sizes_of(h, h.dim()), h.scalar_type());
+  Tensor dx = new_output(h, h.sizes());
   Tensor dweight = new_empty(weight, {need_weight ? n.width : 0}, h.scalar_type());
   const RmsNormBackward a{is_bf16(h), round_before_weight, n.width, n.scale.p, upstream.data_ptr(),
                           data_or_null<void>(upstream_h), from.data_ptr(), data<float>(roots),

@@ -23,8 +23,8 @@ import r1kernels
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from r1train.learner import Learner
-    from r1train.rollout import Engine, Rollout
+    from r1train.engine.builtin import Engine, Rollout
+    from r1train.learn.grpo import Learner
 
 EPSILON = 0.2
 # A mean over the tokens of the whole update: in however many parts it is made, they add up. And
@@ -155,7 +155,7 @@ def llama(**sizes: int) -> Any:
 
 
 def deepseek() -> Any:
-    from r1train.model import mini_config, mini_tokenizer
+    from r1train.model.presets import mini_config, mini_tokenizer
 
     return mini_config(mini_tokenizer(()))
 
@@ -223,7 +223,7 @@ def rollout(task: Task) -> tuple[Tensor]:
 
 @lru_cache(maxsize=1)
 def decoding(task: Task) -> Engine:
-    from r1train.rollout import Engine
+    from r1train.engine.builtin import Engine
 
     never = SimpleNamespace(eos_token_id=-1)  # all that the engine asks of a tokenizer
     return Engine(patched(task), never, batch_size=len(task.prompts))
@@ -232,11 +232,11 @@ def decoding(task: Task) -> Engine:
 @lru_cache(maxsize=1)
 def learning(task: Task) -> tuple[Learner, Rollout]:
     """A learner whose weights stay, and the rollout, with what an engine would have said of it."""
-    from r1train.config import GRPOConfig
-    from r1train.forward import completion_hidden
-    from r1train.learner import Learner
-    from r1train.rollout import Rollout
-    from r1train.routing import recording
+    from r1train.config.sections import GRPOConfig
+    from r1train.engine.builtin import Rollout
+    from r1train.learn.grpo import Learner
+    from r1train.model.forward import completion_hidden
+    from r1train.model.routing import recording
 
     model = patched(task)
     config = GRPOConfig(

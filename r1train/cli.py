@@ -14,11 +14,11 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from r1train.config import Config, Stage
-from r1train.extras import require_extras
-from r1train.schema import ConfigError, RunError
-from r1train.signals import Stopped
-from r1train.toml import documented, load_config, recipes
+from r1train.config.recipe import documented, load_config, recipes
+from r1train.config.schema import ConfigError, RunError
+from r1train.config.sections import Config, Stage
+from r1train.run.extras import require_extras
+from r1train.run.signals import Stopped
 
 COMMANDS = """\
 commands:
@@ -71,7 +71,7 @@ def train(config: Config, *, dry_run: bool) -> None:
     if dry_run:
         print(documented(config), end="")
         return
-    from r1train.trainer import run
+    from r1train.run.runner import run
 
     run(config)
 
@@ -81,8 +81,8 @@ def evaluate(config: Config, folder: Path, *, dry_run: bool) -> None:
     if dry_run:
         print(documented(config), end="")
         return
-    from r1train.console import CONSOLE, show_evaluation
-    from r1train.evaluate import evaluate_model
+    from r1train.report.console import CONSOLE, show_evaluation
+    from r1train.stages.evaluate import evaluate_model
 
     result = evaluate_model(config)
     show_evaluation(result)

@@ -15,7 +15,7 @@ from benchmarks.train_tasks import EPSILON, Task, padded, take_gradients
 
 def update(task: Task) -> tuple[Tensor, ...]:
     """Loss and gradients, in micro-batches of texts of about the same length."""
-    from r1train.batch import micro_batches
+    from r1train.learn.batch import micro_batches
 
     total = task.advantages.new_zeros(())
     for rows in micro_batches(task.prompts, task.completions, task.token_budget):

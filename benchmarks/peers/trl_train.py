@@ -51,7 +51,7 @@ def trainer(task: Task) -> Any:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from r1train.model import mini_tokenizer
+    from r1train.model.presets import mini_tokenizer
 
     def reward(completions: list[str], **_: Any) -> list[float]:
         raise NotImplementedError("rewards are given")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from r1train.model import mini_tokenizer
+from r1train.model.presets import mini_tokenizer
 
 HERE = Path(__file__).parent
 STEPS, BATCH = 120, 48

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from r1train.config import Config, ModelConfig
-from r1train.model import load_model
-from r1train.pool import VerifierPool
-from r1train.toml import load_config
+from r1train.config.recipe import load_config
+from r1train.config.sections import Config, ModelConfig
+from r1train.model.load import load_model
+from r1train.rewards.pool.pool import VerifierPool
 from tests.r1train.misbehaving import Misbehaving
 
 TEXTS = [f"User: What is {a} + {b}?\nAssistant:" for a in range(10) for b in range(10)]

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from r1train.batch import micro_batches
+from r1train.learn.batch import micro_batches
 
 
 def rollout(lengths):

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import r1train.cli
-import r1train.extras
+import r1train.run.extras
 from r1train.cli import main
-from r1train.schema import RunError
-from r1train.signals import stopping_signals
-from r1train.toml import load_config, to_toml
+from r1train.config.recipe import load_config, to_toml
+from r1train.config.schema import RunError
+from r1train.run.signals import stopping_signals
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,9 +99,11 @@ def test_how_a_run_ends_is_one_line_and_a_status(
 
 
 def test_a_missing_extra_is_named_at_once(recipe, monkeypatch, capsys):
-    found = r1train.extras.find_spec
+    found = r1train.run.extras.find_spec
     missing = ("matplotlib", "gguf")
-    monkeypatch.setattr(r1train.extras, "find_spec", lambda m: None if m in missing else found(m))
+    monkeypatch.setattr(
+        r1train.run.extras, "find_spec", lambda m: None if m in missing else found(m)
+    )
     assert main(["run", str(recipe)]) == 2
     error = capsys.readouterr().err
     assert "matplotlib, gguf: not installed" in error
@@ -111,7 +113,7 @@ def test_a_missing_extra_is_named_at_once(recipe, monkeypatch, capsys):
 def test_the_extra_is_that_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = [re.split("[>=<]", line)[0] for line in project["optional-dependencies"]["train"]]
-    assert sorted(name.replace("-", "_") for name in names) == sorted(r1train.extras.MODULES)
+    assert sorted(name.replace("-", "_") for name in names) == sorted(r1train.run.extras.MODULES)
 
 
 def test_eval_takes_settings_and_last_checkpoint_from_the_run(recipe, tmp_path, capsys):
@@ -129,8 +131,8 @@ def test_eval_takes_settings_and_last_checkpoint_from_the_run(recipe, tmp_path, 
 
 
 def test_eval_writes_json(recipe, tmp_path):
-    from r1train.checkpoint import save_checkpoint
-    from r1train.model import load_model
+    from r1train.model.load import load_model
+    from r1train.run.checkpoint import save_checkpoint
 
     sizes = ["task.train_size=4", "task.heldout_size=3", "rollout.max_completion_length=3"]
     config = load_config(recipe, sizes)

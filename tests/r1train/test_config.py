@@ -4,10 +4,10 @@ import typing
 import pytest
 
 from r1kernels.ops import group_advantage, losses
-from r1train import config as module
-from r1train.config import Config, GRPOConfig, RolloutConfig
-from r1train.schema import ConfigError
-from r1train.toml import load_config, recipes, to_toml
+from r1train.config import sections as module
+from r1train.config.recipe import load_config, recipes, to_toml
+from r1train.config.schema import ConfigError
+from r1train.config.sections import Config, GRPOConfig, RolloutConfig
 
 TOML = """
 stages = ["sft"]

@@ -3,9 +3,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from r1train.encode import decode_completions
-from r1train.prompts import TAGS
-from r1train.rewards import extract_answer, format_reward
+from r1train.data.encode import decode_completions
+from r1train.data.prompts import TAGS
+from r1train.rewards.base import extract_answer, format_reward
 
 WORDS = ["<pad>", "<eos>", "<bos>", "<|im_end|>", "<|tool|>", *TAGS, "so", "4", "[UNK]"]
 IDS = {word: i for i, word in enumerate(WORDS)}

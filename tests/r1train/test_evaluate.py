@@ -2,11 +2,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from r1train.config import EvalConfig
-from r1train.evaluate import evaluate, interval, majority
-from r1train.rewards import RewardBatch
-from r1train.tasks import Problem, ProblemSet
-from r1train.verifiers import Verifier
+from r1train.config.sections import EvalConfig
+from r1train.data.problems import Problem, ProblemSet
+from r1train.rewards.base import RewardBatch
+from r1train.rewards.verifiers import Verifier
+from r1train.stages.evaluate import evaluate, interval, majority
 
 
 def answer(text):
@@ -101,7 +101,7 @@ def test_votes_are_for_what_an_answer_says():
 
 def test_a_vote_compares_a_bounded_number_of_characters(monkeypatch):
     compared = []
-    monkeypatch.setattr("r1train.evaluate.equivalent", lambda *texts: compared.append(texts))
+    monkeypatch.setattr("r1train.stages.evaluate.equivalent", lambda *texts: compared.append(texts))
     majority([answer("x" * 200 + str(i)) for i in range(64)], [0] * 64)
     assert 0 < sum(len(a) + len(b) for a, b, _ in compared) <= 4000
     texts = [

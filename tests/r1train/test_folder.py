@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from r1train import checkpoint
-from r1train.checkpoint import save_checkpoint
-from r1train.config import Config, ModelConfig
-from r1train.folder import from_folder
-from r1train.limits import check_problems
-from r1train.model import load_model, mini_tokenizer
-from r1train.schema import ConfigError
-from r1train.tasks import Problem
+from r1train.config.schema import ConfigError
+from r1train.config.sections import Config, ModelConfig
+from r1train.data.problems import Problem
+from r1train.model.folder import from_folder
+from r1train.model.limits import check_problems
+from r1train.model.load import load_model
+from r1train.model.presets import mini_tokenizer
+from r1train.run import checkpoint
+from r1train.run.checkpoint import save_checkpoint
 
 
 def qwen(tokenizer, **options):

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from r1kernels import fp8_speed, native
 from r1kernels.hf import explain_fp8, unregister_fp8
-from r1train.config import Config, ModelConfig
-from r1train.model import load_model, mini_tokenizer
-from r1train.schema import ConfigError
-from r1train.trainer import run
+from r1train.config.schema import ConfigError
+from r1train.config.sections import Config, ModelConfig
+from r1train.model.load import load_model
+from r1train.model.presets import mini_tokenizer
+from r1train.run.runner import run
 from tests import fp8_checkpoint
 from tests.r1train.conftest import TEXTS
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from r1train.golds import final_answer, listed_answer
+from r1train.data.golds import final_answer, listed_answer
 from r1train.verify import verify
 
 

@@ -2,15 +2,15 @@
 
 import pytest
 
-from r1train.config import DatasetConfig, RewardConfig, TaskConfig
-from r1train.gym import create, score
-from r1train.gym_checks import CHECKS, SHAPES
-from r1train.pool import Outcome
-from r1train.probing import NONSENSE, nonsense, probe
-from r1train.rewards import RewardPool
-from r1train.schema import ConfigError
-from r1train.tasks import Problem, ProblemSet
-from r1train.verifiers import Verifier
+from r1train.config.schema import ConfigError
+from r1train.config.sections import DatasetConfig, RewardConfig, TaskConfig
+from r1train.data.problems import Problem, ProblemSet
+from r1train.rewards.base import RewardPool
+from r1train.rewards.gym import create, score
+from r1train.rewards.gym_checks import CHECKS, SHAPES
+from r1train.rewards.pool.pool import Outcome
+from r1train.rewards.probing import NONSENSE, nonsense, probe
+from r1train.rewards.verifiers import Verifier
 
 
 class Pool:
@@ -39,9 +39,8 @@ def problems(name, count=3, seed=0):
     ]
 
 
-def problem_set(name, verifier=None):
-    verifier = verifier or Verifier((DatasetConfig(name=name),))
-    return ProblemSet(problems(name), verifier)
+def problem_set(name):
+    return ProblemSet(problems(name), (DatasetConfig(name=name),))
 
 
 @pytest.mark.parametrize("name", [*CHECKS, *SHAPES])
@@ -49,7 +48,7 @@ def test_what_was_credited_is_nonsense_and_references_are_right(name):
     verifier = Verifier((DatasetConfig(name=name),))
     (problem,) = problems(name, 1)
     assert verifier(problem.answer, problem) == 1
-    probe(Pool(verifier), ProblemSet([problem], verifier))
+    probe(Pool(verifier), ProblemSet([problem], verifier.datasets))
 
 
 @pytest.mark.parametrize(
@@ -148,16 +147,16 @@ class Credulous(Verifier):
 
 
 def test_a_source_that_credits_nonsense_is_refused_with_the_example():
-    source = problem_set("leg_counting", Credulous((DatasetConfig(name="leg_counting"),)))
+    source = problem_set("leg_counting")
     with pytest.raises(ConfigError) as refusal:
-        probe(Pool(source.verifier), source)
+        probe(Pool(Credulous(source.sources)), source)
     for part in ("task.datasets[0] (leg_counting)", "'banana'", source[0].answer, "question"):
         assert part in str(refusal.value)
 
 
 def test_probing_a_sound_source_passes_and_tries_every_kind():
     source = problem_set("leg_counting")
-    pool = Pool(source.verifier)
+    pool = Pool(Verifier(source.sources))
     probe(pool, source)
     assert set(NONSENSE) <= set(pool.answers)
     assert f"{source[0].answer} vs 1" in pool.answers
@@ -174,13 +173,13 @@ def test_probing_stops_where_answers_run_out_of_time():
             return Outcome(0.0, "timeout")
 
     source = problem_set("leg_counting")
-    pool = Slow(source.verifier)
+    pool = Slow(Verifier(source.sources))
     probe(pool, source)
     assert len(pool.answers) == len(list(nonsense(source[0])))
 
 
 def test_a_run_probes_its_sources(monkeypatch):
-    from r1train import rewards
+    from r1train.rewards import base as rewards
 
     def refuse(pool, problems):
         raise ConfigError("nonsense")
@@ -202,7 +201,7 @@ class StoppablePool:
 
 
 def test_a_score_that_is_no_number_is_an_error(monkeypatch):
-    from r1train import gym
+    from r1train.rewards import gym
 
     class Dataset:
         def score_answer(self, answer, entry):
@@ -225,5 +224,5 @@ def test_every_source_of_a_task_is_probed():
         for i, p in enumerate(two)
     ]
     pool = Pool(Verifier(config.datasets))
-    probe(pool, ProblemSet(two, pool.verifier))
+    probe(pool, ProblemSet(two, config.datasets))
     assert {f"{p.answer} vs 1" for p in two} <= set(pool.answers)

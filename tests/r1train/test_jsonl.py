@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from r1train.config import DatasetConfig, TaskConfig
-from r1train.jsonl import MAX_LINE_BYTES, read_jsonl
-from r1train.schema import ConfigError
-from r1train.tasks import load_problems
+from r1train.config.schema import ConfigError
+from r1train.config.sections import DatasetConfig, TaskConfig
+from r1train.data.jsonl import MAX_LINE_BYTES, read_jsonl
+from r1train.data.problems import load_problems
+from r1train.rewards.verifiers import Verifier
 
 GOOD = '{"prompt": "q", "answer": 1}\n'
 
@@ -182,8 +183,8 @@ def test_a_file_is_used_whole_without_any_size(write):
 def test_verdicts_follow_the_file(write):
     train, heldout = load(write(lines(6)))
     problem = next(p for p in (*train, *heldout) if p.answer == "1.5")
-    assert train.verify("3/2", problem) == 1
-    assert train.verify("2", problem) == 0
+    assert Verifier(train.sources)("3/2", problem) == 1
+    assert Verifier(train.sources)("2", problem) == 0
 
 
 def test_several_files_are_mixed_by_size_or_by_weight(write):

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from r1train.batch import Batch
-from r1train.config import GRPOConfig
-from r1train.learner import Learner, SamplingMismatch
-from r1train.rollout import Engine, NotANumber
+from r1train.config.sections import GRPOConfig
+from r1train.engine.builtin import Engine, NotANumber
+from r1train.learn.batch import Batch
+from r1train.learn.grpo import Learner, SamplingMismatch
 
 CONFIG = GRPOConfig(
     max_steps=4, prompts_per_step=4, num_generations=4, learning_rate=1e-3, beta=0.0

@@ -7,11 +7,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1kernels.hf import explain_elementwise
-from r1train.checkpoint import save_checkpoint
-from r1train.config import Config, ModelConfig
-from r1train.model import load_model, mini_tokenizer
-from r1train.prompts import TAGS
-from r1train.schema import ConfigError
+from r1train.config.schema import ConfigError
+from r1train.config.sections import Config, ModelConfig
+from r1train.data.prompts import TAGS
+from r1train.model.load import load_model
+from r1train.model.presets import mini_tokenizer
+from r1train.run.checkpoint import save_checkpoint
 
 
 def config(seed=0, **model):

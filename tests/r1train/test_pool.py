@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from r1train import pool as pool_module
-from r1train.pool import Outcome, VerifierPool
-from r1train.pool_frames import FRAME_BYTES, BadFrame, Frame, FrameReader, Kind, decode
+from r1train.rewards.pool import pool as pool_module
+from r1train.rewards.pool.frames import FRAME_BYTES, BadFrame, Frame, FrameReader, Kind, decode
+from r1train.rewards.pool.pool import Outcome, VerifierPool
 from tests.r1train.misbehaving import Misbehaving
 from tests.r1train.verifier_pools import RIGHT, judged, linux, script
 
@@ -181,7 +181,7 @@ def test_a_run_that_was_broken_off_leaves_nothing_behind(impatient):
 
 SCRIPTED = """
 import pickle, socket, struct, sys, time
-from r1train.pool_frames import Frame, Kind
+from r1train.rewards.pool.frames import Frame, Kind
 channel = socket.socket(fileno=int(sys.argv[1]))
 received = channel.makefile("rb")
 def receive():
@@ -277,7 +277,7 @@ def test_frames_are_cut_from_what_arrives():
 
 
 VERIFIER_OF_A_SCRIPT = """
-from r1train.pool import VerifierPool
+from r1train.rewards.pool.pool import VerifierPool
 class Mine:
     def warm_up(self): {warm_up}
     def __call__(self, answer, problem): return answer == problem
@@ -334,7 +334,7 @@ def test_what_is_killed_leaves_no_process(tmp_path, victim):
     command, environment = script(
         tmp_path,
         """
-        from r1train.pool import VerifierPool
+        from r1train.rewards.pool.pool import VerifierPool
         from tests.r1train.misbehaving import Misbehaving
         with VerifierPool(Misbehaving(), workers=1, timeout=600.0) as pool:
             print(pool.workers[0].process.pid, flush=True)

@@ -6,10 +6,11 @@ import subprocess
 
 import pytest
 
-from r1train import pool as pool_module
-from r1train.config import DatasetConfig, TaskConfig
-from r1train.pool import Outcome, VerifierPool
-from r1train.tasks import load_problems
+from r1train.config.sections import DatasetConfig, TaskConfig
+from r1train.data.problems import load_problems
+from r1train.rewards.pool import pool as pool_module
+from r1train.rewards.pool.pool import Outcome, VerifierPool
+from r1train.rewards.verifiers import Verifier
 from tests.r1train.misbehaving import PID_SCALE, Misbehaving
 from tests.r1train.verifier_pools import RIGHT, judged, linux, script
 
@@ -80,7 +81,7 @@ def test_an_answer_that_did_what_is_watched_is_the_last_of_its_process(pool):
         ("(7).real", None),
         ("exec('import os')", None),
         ("__import__('os').system('touch evil')", None),
-        ("__import__('r1train.pool')", None),
+        ("__import__('r1train.rewards.pool.pool')", None),
         ("().__class__.__base__.__subclasses__()", None),
         ("f'{().__class__}'", None),
     ],
@@ -132,7 +133,7 @@ def test_what_sympy_may_not_run(pool, expression):
 
 ELSEWHERE = """
 import types
-from r1train import pool_limits, pool_worker
+from r1train.rewards.pool import limits as pool_limits, worker as pool_worker
 pool_limits.sys = types.SimpleNamespace(platform="darwin")
 pool_worker.main()
 """
@@ -174,8 +175,8 @@ def reasoning_gym(tmp_path_factory):
     train, _ = load_problems(config, seed=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        with VerifierPool(train.verifier, workers=1, timeout=20.0) as pool:
-            yield {problem.task: problem for problem in train}, train.verifier, pool
+        with VerifierPool(Verifier(train.sources), workers=1, timeout=20.0) as pool:
+            yield {problem.task: problem for problem in train}, Verifier(train.sources), pool
     assert list(folder.iterdir()) == []
 
 
@@ -224,7 +225,7 @@ def test_what_the_system_refuses_without_the_hook(tmp_path):
         tmp_path,
         """
         import ctypes, fcntl, os, resource, signal, socket, sys, threading
-        from r1train.pool_limits import Limits
+        from r1train.rewards.pool.limits import Limits
         limits, libc, parent = Limits(), ctypes.CDLL(None, use_errno=True), os.getpid()
         if os.fork():
             sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))

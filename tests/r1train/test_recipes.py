@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from r1train.toml import load_config, recipes
-from r1train.trainer import run
+from r1train.config.recipe import load_config, recipes
+from r1train.run.runner import run
 
 
 def test_every_recipe_loads():

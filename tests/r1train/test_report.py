@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from r1train.config import Config
-from r1train.console import ProgressBar, show_before_after, show_completions, show_evaluation
-from r1train.evaluate import EvalResult
-from r1train.report import RunFolder
-from r1train.schema import ConfigError
-from r1train.toml import load_config
+from r1train.config.recipe import load_config
+from r1train.config.schema import ConfigError
+from r1train.config.sections import Config
+from r1train.report.console import ProgressBar, show_before_after, show_completions, show_evaluation
+from r1train.run.folder import RunFolder
+from r1train.stages.evaluate import EvalResult
 
 PNG = b"\x89PNG"
 
@@ -104,7 +104,7 @@ def test_plots_draw_what_there_is(config):
 
 
 def test_panels_follow_their_data():
-    from r1train.plots import _names
+    from r1train.report.plots import _names
 
     records = [{"seconds/rollout": 1.0, "kl": 0.0}, {"seconds/update": 2.0, "kl": None}]
     assert _names(records, ("seconds/", "kl")) == ["seconds/rollout", "seconds/update"]

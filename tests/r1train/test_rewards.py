@@ -2,9 +2,10 @@ import json
 
 import pytest
 
-from r1train.config import DatasetConfig, RewardConfig, TaskConfig
-from r1train.rewards import RewardPool, extract_answer, format_reward
-from r1train.tasks import load_problems
+from r1train.config.sections import DatasetConfig, RewardConfig, TaskConfig
+from r1train.data.problems import load_problems
+from r1train.rewards.base import RewardPool, extract_answer, format_reward
+from r1train.rewards.verifiers import Verifier
 
 ENDLESS = "9^{9^{9^9}}"
 
@@ -89,7 +90,7 @@ def test_partial_credit_of_a_verifier_is_not_accuracy(sums):
     train, pool = sums
     problem = train[0]
     answer = f"{problem.answer} apples"
-    assert 0 < train.verify(answer, problem) < 1
+    assert 0 < Verifier(train.sources)(answer, problem) < 1
     assert pool.score([wrap(answer)], [problem]).by_name["accuracy"] == [0]
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from r1train.rollout import Engine, NotANumber, sample
+from r1train.engine.builtin import Engine, NotANumber, sample
 
 
 @pytest.fixture

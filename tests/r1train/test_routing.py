@@ -7,16 +7,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from r1kernels.hf import record_routing, routers
-from r1train.batch import Batch
-from r1train.checkpoint import save_checkpoint
-from r1train.config import Config, GRPOConfig, ModelConfig
-from r1train.expert_load import ExpertLoad
-from r1train.forward import completion_hidden
-from r1train.learner import Learner
-from r1train.model import load_model
-from r1train.rollout import Engine
-from r1train.routing import Recording, Replay, recording
-from r1train.sft import accumulate
+from r1train.config.sections import Config, GRPOConfig, ModelConfig
+from r1train.engine.builtin import Engine
+from r1train.learn.batch import Batch
+from r1train.learn.expert_load import ExpertLoad
+from r1train.learn.grpo import Learner
+from r1train.learn.sft import accumulate
+from r1train.model.forward import completion_hidden
+from r1train.model.load import load_model
+from r1train.model.routing import Recording, Replay, recording
+from r1train.run.checkpoint import save_checkpoint
 
 CONFIG = GRPOConfig(
     max_steps=4, prompts_per_step=2, num_generations=4, learning_rate=1e-3, beta=0.0

@@ -5,15 +5,16 @@ import random
 import pytest
 import torch
 
-from r1train.config import DatasetConfig, GRPOConfig, SFTConfig, TaskConfig
-from r1train.expert_load import ExpertLoad
-from r1train.optim import Optimizer, lr_share
-from r1train.rewards import extract_answer, format_reward
-from r1train.schema import ConfigError
+from r1train.config.schema import ConfigError
+from r1train.config.sections import DatasetConfig, GRPOConfig, SFTConfig, TaskConfig
+from r1train.data.demonstrations import chain_sum, demonstration
+from r1train.data.problems import Problem, load_problems
+from r1train.learn.expert_load import ExpertLoad
+from r1train.learn.optim import Optimizer, lr_share
+from r1train.learn.sft import accumulate, supervise
+from r1train.rewards.base import extract_answer, format_reward
+from r1train.rewards.verifiers import Verifier
 from r1train.seeds import deterministic
-from r1train.sft import accumulate, supervise
-from r1train.solutions import chain_sum, demonstration
-from r1train.tasks import Problem, load_problems
 
 CHAIN_SUM = Problem("chain_sum", 0, "12 + 45 - 3 =", "54", {"expression": "12 + 45 - 3"})
 
@@ -28,7 +29,7 @@ def test_worked_solutions_are_right(problems):
     for problem in problems:
         text = demonstration(problem, SFTConfig(), random.Random(0))
         assert format_reward(text) == 1.0
-        assert problems.verify(extract_answer(text), problem) == 1.0
+        assert Verifier(problems.sources)(extract_answer(text), problem) == 1.0
     assert demonstration(CHAIN_SUM, SFTConfig(), random.Random(0)) == (
         "<think>12+45=57\n57-3=54</think><answer>54</answer>"
     )
@@ -48,7 +49,7 @@ def test_the_teacher_is_as_good_as_configured(problems, share):
     rng = random.Random(0)
     config = SFTConfig(teacher_accuracy=share)
     right = [
-        problems.verify(extract_answer(demonstration(problem, config, rng)), problem)
+        Verifier(problems.sources)(extract_answer(demonstration(problem, config, rng)), problem)
         for problem in problems
         for _ in range(5)
     ]

@@ -11,13 +11,15 @@ from contextlib import nullcontext
 import pytest
 
 import r1train.cli
-from r1train import plots, trainer
 from r1train.cli import main
-from r1train.console import CONSOLE
-from r1train.report import RunFolder
-from r1train.schema import ConfigError
-from r1train.signals import Stopped, stopping_signals
-from r1train.trainer import Trainer, run
+from r1train.config.schema import ConfigError
+from r1train.report import plots
+from r1train.report.console import CONSOLE
+from r1train.run import runner, trainer
+from r1train.run.folder import RunFolder
+from r1train.run.runner import run
+from r1train.run.signals import Stopped, stopping_signals
+from r1train.run.trainer import Trainer
 
 TERM, HUP, INT = signal.SIGTERM, signal.SIGHUP, signal.SIGINT
 
@@ -55,7 +57,7 @@ def stages(monkeypatch):
 
         monkeypatch.setattr(Trainer, "train_stages", train_stages)
 
-    monkeypatch.setattr(trainer, "RewardPool", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(runner, "RewardPool", lambda *_, **__: nullcontext())
     end(None)
     return end
 

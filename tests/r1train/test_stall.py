@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from r1train.stall import PATIENCE, Stall, constant_reason
+from r1train.run.stall import PATIENCE, Stall, constant_reason
 
 ALL_ZERO = {"frac_reward_zero_std": 1.0, "reward": 0.0}
 

@@ -2,11 +2,12 @@ import pickle
 
 import pytest
 
-from r1train import tasks
-from r1train.config import DatasetConfig, TaskConfig
-from r1train.prompts import R1_ZERO_INSTRUCTION, opens_think, render_prompt
-from r1train.schema import ConfigError
-from r1train.tasks import load_problems
+from r1train.config.schema import ConfigError
+from r1train.config.sections import DatasetConfig, TaskConfig
+from r1train.data import problems as tasks
+from r1train.data.problems import load_problems
+from r1train.data.prompts import R1_ZERO_INSTRUCTION, opens_think, render_prompt
+from r1train.rewards.verifiers import Verifier
 
 SMALL = DatasetConfig(
     name="chain_sum", params={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
@@ -58,21 +59,21 @@ def test_each_dataset_verifies_its_own_answers():
     leg = DatasetConfig(name="leg_counting")
     config = TaskConfig(datasets=(LARGE, leg), train_size=8, heldout_size=2)
     train, _ = load_problems(config, seed=0)
-    assert all(train.verify(problem.answer, problem) == 1 for problem in train)
-    assert all(train.verify("-77777", problem) == 0 for problem in train)
-    assert all(train.verify(answer, train[0]) == 0 for answer in (None, "", "  "))
+    assert all(Verifier(train.sources)(problem.answer, problem) == 1 for problem in train)
+    assert all(Verifier(train.sources)("-77777", problem) == 0 for problem in train)
+    assert all(Verifier(train.sources)(answer, train[0]) == 0 for answer in (None, "", "  "))
 
 
 def test_a_verifier_travels_to_another_process():
     train, _ = load_problems(TaskConfig(datasets=(LARGE,), train_size=4, heldout_size=1), seed=0)
-    verifier, problem = pickle.loads(pickle.dumps((train.verifier, train[0])))
+    verifier, problem = pickle.loads(pickle.dumps((Verifier(train.sources), train[0])))
     assert verifier(problem.answer, problem) == 1
 
 
 def test_a_slice_is_a_problem_set():
     train, _ = load_problems(TaskConfig(datasets=(LARGE,), train_size=4, heldout_size=1), seed=0)
     assert questions(train[:2]) == questions(train)[:2]
-    assert train[:2].verify(train[0].answer, train[0]) == 1
+    assert Verifier(train[:2].sources)(train[0].answer, train[0]) == 1
 
 
 @pytest.mark.parametrize(

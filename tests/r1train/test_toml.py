@@ -5,9 +5,9 @@ import tomllib
 
 import pytest
 
-from r1train import config
-from r1train.schema import ConfigError, field_docs
-from r1train.toml import documented, load_config, recipes
+from r1train.config import sections as config
+from r1train.config.recipe import documented, load_config, recipes
+from r1train.config.schema import ConfigError, field_docs
 
 CLASSES = [each for each in vars(config).values() if dataclasses.is_dataclass(each)]
 

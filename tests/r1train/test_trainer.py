@@ -7,11 +7,12 @@ import signal
 import pytest
 import torch
 
-from r1train import trainer
-from r1train.learner import Learner
-from r1train.signals import Stopped
-from r1train.toml import load_config
-from r1train.trainer import draw, run
+from r1train.config.recipe import load_config
+from r1train.learn.grpo import Learner
+from r1train.run import trainer
+from r1train.run.runner import run
+from r1train.run.signals import Stopped
+from r1train.run.trainer import draw
 
 
 def records(folder, name="metrics.jsonl"):

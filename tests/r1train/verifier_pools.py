@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from r1train.pool import Outcome
+from r1train.rewards.pool.pool import Outcome
 
 ROOT = Path(__file__).parents[2]
 RIGHT = ("right", "right")

@@ -1,0 +1,31 @@
+"""Every option of a run, as checked dataclasses and as TOML."""
+
+from r1train.config.sections import (
+    Config,
+    DatasetConfig,
+    EvalConfig,
+    GRPOConfig,
+    LossType,
+    ModelConfig,
+    RewardConfig,
+    RolloutConfig,
+    Schedule,
+    SFTConfig,
+    Stage,
+    TaskConfig,
+)
+
+__all__ = [
+    "Config",
+    "DatasetConfig",
+    "EvalConfig",
+    "GRPOConfig",
+    "LossType",
+    "ModelConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "SFTConfig",
+    "Schedule",
+    "Stage",
+    "TaskConfig",
+]

@@ -1,0 +1,180 @@
+"""Configurations as TOML: recipes, files and overrides of the command line in, and out again."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
+from importlib.resources import files
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+from r1train.config.schema import ConfigError, Section, build, field_docs, shown
+from r1train.config.sections import Config
+
+
+def recipes() -> dict[str, Path]:
+    """Name and file of every recipe that comes with the package."""
+    folder = Path(str(files("r1train"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_config(recipe_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Configuration of a recipe (by name) or of a TOML file, after `section.key=value` overrides.
+
+    Override values are TOML (`grpo.max_steps=3`, `stages=["sft"]`); what is not is taken as a bare
+    string, and `none` clears an optional key. Raises ConfigError.
+    """
+    path = _find(recipe_or_path)
+    values = _read(path)
+    for override in overrides:
+        _override(values, override)
+    _check_one_model(values, path, overrides)
+    try:
+        return _config(values, path)
+    except ConfigError as error:
+        if overrides and _accepts(path):
+            raise
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def to_toml(config: Config) -> str:
+    """The resolved configuration as TOML that `load_config` reads back to an equal one."""
+    import tomli_w
+
+    return tomli_w.dumps(_without_none(asdict(config)))
+
+
+def documented(config: Config) -> str:
+    """The same with every option's documentation; those that are unset are comments."""
+    return "\n".join(_documented(config, "")) + "\n"
+
+
+def _documented(section: Section, name: str) -> Iterator[str]:
+    import tomli_w
+
+    docs = field_docs(type(section))
+    tables: list[tuple[Section | dict[str, Any], str]] = []
+    if name:
+        yield from ("", *_comment((type(section).__doc__ or "").partition("\n")[0]))
+        yield name
+    for field in fields(section):  # type: ignore[arg-type]
+        value = getattr(section, field.name)
+        inner = name.strip("[]") + "." * bool(name) + field.name
+        if isinstance(value, Section):
+            tables.append((value, f"[{inner}]"))
+        elif isinstance(value, tuple) and value and isinstance(value[0], Section):
+            tables.extend((item, f"[[{inner}]]") for item in value)
+        elif isinstance(value, dict):
+            tables.append((value, f"[{inner}]"))
+        else:
+            yield from ("", *_comment(docs[field.name]))
+            known = value is not None
+            yield tomli_w.dumps({field.name: value}).rstrip() if known else f"# {field.name} ="
+    for value, header in tables:
+        if isinstance(value, Section):
+            yield from _documented(value, header)
+        else:
+            key = header.strip("[]").rpartition(".")[2]
+            yield from ("", *_comment(docs[key]), header, tomli_w.dumps(value).rstrip())
+
+
+def _comment(text: str) -> list[str]:
+    return wrap(text, 100, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+
+
+def _find(recipe_or_path: str | Path) -> Path:
+    path, known = Path(recipe_or_path), recipes()
+    if str(recipe_or_path) in known:
+        return known[str(recipe_or_path)]
+    try:
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder: name a TOML file, such as its config.toml")
+        if path.is_file():
+            return path
+    except OSError as error:  # too long a name, for one
+        raise ConfigError(f"{shown(str(path))}: {error.strerror}") from None
+    if path.suffix == ".toml":
+        raise ConfigError(f"no such file: {path}")
+    raise ConfigError(f"unknown recipe {shown(str(path))}; the recipes are {', '.join(known)}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in raw[:4]:  # half of an ASCII letter
+        kind = "UTF-32" if b"\0\0" in raw[:4] else "UTF-16"
+        raise ConfigError(f"{path}: the file is {kind}: save it as UTF-8")
+    try:
+        return _parse(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        kind = f"neither UTF-8 nor ASCII at byte {error.start}"
+        raise ConfigError(f"{path}: the file is {kind}: save it as UTF-8") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """The TOML document; a ValueError, of which TOMLDecodeError is one, where it is none."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    *sections, key = dotted.strip().split(".")
+    if not equals or not key or len(sections) > 1:
+        raise ConfigError(f"override {shown(override)}: expected section.key=value")
+    try:
+        parsed = _parse(f"value = {text}")
+        value = parsed["value"] if len(parsed) == 1 else text.strip()
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    except ValueError as error:  # a number of more digits than Python reads, for one
+        raise ConfigError(f"override {shown(override)}: {error}") from None
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"override {shown(override)}: '{section}' is not a section")
+    values[key] = value
+
+
+def _check_one_model(values: dict[str, Any], path: Path, overrides: Sequence[str]) -> None:
+    """A path on the command line does not replace the preset of the file unasked."""
+    model = values.get("model")
+    given = any(override.lstrip().startswith("model.path") for override in overrides)
+    if not isinstance(model, dict) or not given:
+        return
+    preset, folder = model.get("preset", "none"), model.get("path", "none")
+    if preset != "none" and folder != "none":
+        raise ConfigError(
+            f"model.path = {shown(folder)}: {path} has model.preset = {shown(preset)}, and a model "
+            "comes from one of the two; add model.preset=none"
+        )
+
+
+def _config(values: dict[str, Any], path: Path) -> Config:
+    config: Config = build(Config, {"name": path.stem, **values})
+    return config
+
+
+def _accepts(path: Path) -> bool:
+    """Whether the file alone is a configuration, so that an override is what is wrong."""
+    try:
+        _config(_read(path), path)
+    except ConfigError:
+        return False
+    return True
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value]
+    return value

@@ -1,0 +1,355 @@
+"""Every option of a run: frozen dataclasses, which `r1train.config.recipe` fills from a recipe.
+
+GRPO options carry the names TRL gives them. "R1" in a docstring is DeepSeek-R1 (arXiv 2501.12948).
+An optional field is None by default, so that leaving it out of a written TOML file loses nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from r1train.config.schema import (
+    Count,
+    CountOrZero,
+    Decay,
+    NonNegative,
+    Positive,
+    Seconds,
+    Section,
+    Seed,
+    Share,
+    Size,
+    Workers,
+)
+from r1train.verify import AnswerType
+
+MAX_COMPLETIONS = 1 << 20  # of a rollout, which is kept in memory
+Schedule = Literal["constant", "linear", "cosine"]
+Stage = Literal["sft", "grpo"]
+# Those of r1kernels.ops.losses whose update does not depend on how a batch is split.
+LossType = Literal[
+    "grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo", "gmpo", "cispo", "cispo_clip", "sapo",
+    "vespo", "dppo_tv", "dppo_kl", "reinforce",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section, section="model"):
+    """Where the model and its tokenizer come from: `path` or `preset`."""
+
+    preset: str | None = None
+    """Name of a built-in model, such as "deepseek-v3-mini" (made from the seed) or "smollm2"."""
+    path: str | None = None
+    """Folder of a HuggingFace checkpoint (config, safetensors, tokenizer)."""
+    gguf_file: str | None = None
+    """GGUF file inside `path`, for checkpoints that come in that format."""
+
+    def check(self) -> None:
+        both = self.preset is not None and self.path is not None
+        self.require(not both, "preset", "not both preset and path; the value none clears one")
+        homeless = self.gguf_file is not None and self.path is None
+        self.require(not homeless, "gguf_file", "names a file inside model.path: give that too")
+
+
+@dataclass(frozen=True)
+class DatasetConfig(Section, section="task.datasets"):
+    """One source of problems: a reasoning-gym dataset (`name`) or a file (`jsonl`)."""
+
+    name: str | None = None
+    """reasoning-gym dataset, such as "chain_sum"; it brings its own verifier."""
+    jsonl: str | None = None
+    """File of {"prompt": …, "answer": …} lines, verified by `r1train.verify`."""
+    heldout_jsonl: str | None = None
+    """File of the held-out problems of `jsonl`; unset: a random part of that file is held out."""
+    prompt_field: str | None = None
+    """Key of the question, text or chat messages, such as "problem"; a path has dots, such as
+    "extra.question" (unset: "prompt" or "question")."""
+    answer_field: str | None = None
+    """Key of the reference answer, such as "reward_model.ground_truth" (unset: "answer")."""
+    answer_type: AnswerType = "auto"
+    """How answers are compared on lines that give no "answer_type" of their own."""
+    weight: Positive | None = None
+    """Share of the problems that comes from this source, relative to the other weights (unset: 1;
+    if train_size is unset too, files have a share by their size)."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the reasoning-gym dataset's configuration (not size, not seed)."""
+
+    def check(self) -> None:
+        one = (self.name is None) != (self.jsonl is None)
+        self.require(one, "name", "give exactly one of name and jsonl")
+        self.require(self.jsonl is None or not self.params, "params", "a jsonl file takes none")
+        for name in ("heldout_jsonl", "prompt_field", "answer_field"):
+            given = getattr(self, name) is not None
+            self.require(
+                not given or self.jsonl is not None, name, "is for a jsonl file: give jsonl"
+            )
+        typed = self.answer_type != "auto" and self.jsonl is None
+        self.require(
+            not typed, "answer_type", "is for a jsonl file: a dataset has its own verifier"
+        )
+        reserved = {"size", "seed"} & self.params.keys()
+        self.require(not reserved, "params", "size and seed follow from task.train_size and seed")
+
+
+@dataclass(frozen=True)
+class TaskConfig(Section, section="task"):
+    """Which problems are trained on and which are held out; the two never share a question."""
+
+    datasets: tuple[DatasetConfig, ...] = (DatasetConfig(name="chain_sum"),)
+    """Sources of problems, mixed by weight."""
+    train_size: Size | None = None
+    """Number of distinct training problems (unset: 4096, and of files all that is not held out)."""
+    heldout_size: Size | None = None
+    """Number of distinct held-out problems (unset: 256, but of a file at most a fifth, and all of
+    a held-out file)."""
+    prompt_template: str = "r1-zero"
+    """"r1-zero" (R1, table 1), "plain", "chat" (the tokenizer's own), or text with {question}."""
+
+    def check(self) -> None:
+        self.require(bool(self.datasets), "datasets", "give at least one dataset")
+        known = ("r1-zero", "plain", "chat")
+        valid = self.prompt_template in known or "{question}" in self.prompt_template
+        accepted = f"expected one of {', '.join(known)}, or text that contains {{question}}"
+        self.require(valid, "prompt_template", accepted)
+
+
+@dataclass(frozen=True)
+class RewardConfig(Section, section="rewards"):
+    """Reward functions and the processes they run in."""
+
+    functions: tuple[Literal["accuracy", "format"], ...] = ("accuracy", "format")
+    """Rule-based rewards, each in [0, 1] (R1 uses these two for R1-Zero)."""
+    weights: tuple[NonNegative, ...] = (1.0, 1.0)
+    """Weight of each function in the sum (TRL's reward_weights; R1 weighs both alike)."""
+    timeout: Seconds = 5.0
+    """Seconds one completion may take before its worker is killed and the time-out counted."""
+    workers: Workers = 1
+    """Number of verifier processes."""
+
+    def check(self) -> None:
+        self.require(bool(self.functions), "functions", "give at least one reward function")
+        unique = len(set(self.functions)) == len(self.functions)
+        self.require(unique, "functions", "each function at most once")
+        paired = len(self.weights) == len(self.functions)
+        self.require(paired, "weights", f"expected {len(self.functions)}, one for each function")
+
+
+@dataclass(frozen=True)
+class RolloutConfig(Section, section="rollout"):
+    """Sampling of the completions that are trained on."""
+
+    temperature: Positive = 1.0
+    """Sampling temperature; the learner divides its logits by the same one (R1: 1)."""
+    top_p: Share = 1.0
+    """Must stay 1 in training."""
+    max_completion_length: Count = 256
+    """Tokens after which a completion is cut off (R1: 32,768, then 65,536)."""
+    batch_size: Count = 256
+    """Completions decoded at the same time."""
+
+    def check(self) -> None:
+        reason = (
+            "training needs top_p = 1: with less, completions come from another distribution than "
+            "the one the policy gradient is taken of (evaluation has eval.top_p)"
+        )
+        self.require(self.top_p == 1.0, "top_p", reason)
+
+
+@dataclass(frozen=True)
+class SFTConfig(Section, section="sft"):
+    """Supervised phase before RL: a cold start, or what stands in for pre-training."""
+
+    max_steps: Count = 200
+    """Optimizer steps."""
+    batch_size: Count = 128
+    """Examples a step (R1: 128)."""
+    learning_rate: Positive = 5e-5
+    """Peak learning rate (R1: 5e-5)."""
+    lr_scheduler_type: Schedule = "cosine"
+    """Shape of the learning rate after warm-up."""
+    min_lr_rate: Share = 0.1
+    """Where "linear" and "cosine" end, as a share of the peak (R1: 0.1)."""
+    warmup_ratio: Share = 0.05
+    """Share of the steps over which the rate rises from 0."""
+    weight_decay: NonNegative = 0.0
+    """AdamW's decoupled decay."""
+    adam_beta1: Decay = 0.9
+    """Decay of the first moment."""
+    adam_beta2: Decay = 0.95
+    """Decay of the second moment."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are scaled down to this 2-norm."""
+    expert_bias_update_rate: NonNegative = 1e-3
+    """What is added to or taken from each router bias an update, to even out the experts' load
+    (DeepSeek-V3: 1e-3); routers without a bias, and dense models, have nothing to update."""
+    token_budget: Count = 16384
+    """Tokens of a micro-batch: each prompt once, its completions, no padding."""
+    teacher_accuracy: Share = 1.0
+    """Share of demonstrations whose answer is right; below 1 leaves a model that RL can improve."""
+    teacher_format: Share = 1.0
+    """Share of demonstrations with the right tags."""
+
+
+@dataclass(frozen=True)
+class GRPOConfig(Section, section="grpo"):
+    """Group relative policy optimization (arXiv 2402.03300)."""
+
+    max_steps: Count = 100
+    """Rollout-and-update steps."""
+    prompts_per_step: Count = 32
+    """Distinct prompts in a rollout (R1: 32)."""
+    num_generations: Count = 16
+    """Completions of each prompt: the group (R1: 16)."""
+    num_iterations: Count = 1
+    """Passes over each rollout, TRL's mu (R1: 1)."""
+    num_minibatches: Count = 1
+    """Optimizer steps a rollout is split into in each pass (TRL's steps_per_generation)."""
+    learning_rate: Positive = 3e-6
+    """Peak learning rate (R1: 3e-6)."""
+    lr_scheduler_type: Schedule = "cosine"
+    """Shape of the learning rate after warm-up."""
+    min_lr_rate: Share = 0.0
+    """Where "linear" and "cosine" end, as a share of the peak."""
+    warmup_steps: CountOrZero = 0
+    """Steps over which the rate rises from 0."""
+    weight_decay: NonNegative = 0.0
+    """AdamW's decoupled decay."""
+    adam_beta1: Decay = 0.9
+    """Decay of the first moment."""
+    adam_beta2: Decay = 0.999
+    """Decay of the second moment."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are scaled down to this 2-norm."""
+    expert_bias_update_rate: NonNegative = 1e-3
+    """What is added to or taken from each router bias an update, to even out the experts' load
+    (DeepSeek-V3: 1e-3); routers without a bias, and dense models, have nothing to update."""
+    routing_replay: bool = True
+    """Train the experts that the rollout's tokens went to, not those that the trainer would choose
+    (rollout routing replay, R3, arXiv 2510.11370; verl's router_replay)."""
+    loss_type: LossType = "grpo"
+    """Form of the policy loss and its normalisation."""
+    importance_sampling_level: Literal["token", "sequence", "sequence_token"] | None = None
+    """Whose ratio: the token's or the completion's; unset: what the loss type is made for."""
+    epsilon: Positive | None = None
+    """Clip range below 1, and above it unless epsilon_high is given (unset: 0.2; R1's second
+    stage: 10)."""
+    epsilon_high: Positive | None = None
+    """Clip range above 1 (DAPO: 0.28)."""
+    delta: Positive | None = None
+    """Upper bound of the ratio where the advantage is negative (two-sided clipping)."""
+    beta: NonNegative = 0.001
+    """Coefficient of the KL divergence from the reference; 0 keeps no reference (R1: 0.001)."""
+    kl_estimator: Literal["k1", "abs", "k2", "k3", "low_var", "k3+"] = "k3"
+    """Schulman's estimator of the KL divergence (R1: k3)."""
+    ref_model_sync_steps: CountOrZero = 400
+    """Steps after which the reference becomes the current policy; 0: never (R1: 400)."""
+    entropy_coef: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """What a group's centred rewards are divided by (R1: the group's standard deviation)."""
+    baseline: Literal["mean", "rloo", "opo"] = "mean"
+    """The group's mean, the mean of the other completions, or the mean weighted by length."""
+    token_budget: Count = 16384
+    """Tokens of a micro-batch: each prompt once, its completions, no padding. Groups stay whole."""
+    eval_steps: CountOrZero = 0
+    """Steps between held-out evaluations; 0: only before and after."""
+    save_steps: CountOrZero = 0
+    """Steps between checkpoints; 0: only the last."""
+    log_completions_steps: CountOrZero = 0
+    """Steps between printed tables of completions; 0: none."""
+
+    def check(self) -> None:
+        group = "a group needs at least 2 completions: its advantages are relative to its mean"
+        self.require(self.num_generations >= 2, "num_generations", group)
+        rollout = self.prompts_per_step * self.num_generations
+        split = f"a rollout has {rollout} completions, fewer than the minibatches asked for"
+        self.require(self.num_minibatches <= rollout, "num_minibatches", split)
+        large = f"a rollout would have {rollout} completions, more than {MAX_COMPLETIONS}"
+        self.require(rollout <= MAX_COMPLETIONS, "prompts_per_step", large)
+
+
+@dataclass(frozen=True)
+class EvalConfig(Section, section="eval"):
+    """Held-out evaluation (R1: temperature 0.6, top-p 0.95, k from 4 to 64)."""
+
+    k: Count = 4
+    """Completions of each problem: pass@1 is their mean, cons@k their majority."""
+    temperature: NonNegative = 0.6
+    """Sampling temperature; 0 is greedy."""
+    top_p: Share = 0.95
+    """Probability mass that is sampled from."""
+    max_completion_length: Count | None = None
+    """Tokens after which a completion is cut off (unset: as in training)."""
+    limit: Count | None = None
+    """How many held-out problems are used (unset: all)."""
+    confidence: Share = 0.95
+    """Level of the confidence intervals."""
+
+    def check(self) -> None:
+        self.require(0 < self.confidence < 1, "confidence", "expected a value > 0 and < 1")
+        self.require(self.top_p > 0, "top_p", "expected a value > 0")
+
+
+@dataclass(frozen=True)
+class Config(Section):
+    """A whole run."""
+
+    name: str = "run"
+    """Name of the run and of its folder."""
+    seed: Seed = 0
+    """Every random draw of the run follows from it."""
+    output_dir: str = "runs"
+    """Folder that run folders are made in."""
+    device: str = "auto"
+    """"auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1"."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of weights and activations."""
+    precision: Literal["dtype", "fp8"] = "dtype"
+    """Of the products of linear layers and experts: that of `dtype`, or FP8 with block scales.
+
+    A `model.path` whose weights are FP8, as DeepSeek-V3's own, needs "fp8"; they stay FP8, in the
+    rollout and in the checkpoint, and the optimizer keeps a float32 copy.
+    """
+    fp8_layers: str = "auto"
+    """Which layers `precision = "fp8"` takes: "auto", those of which a record of this processor
+    says that they train faster than in `dtype`; "all"; or patterns of names, by commas, such as
+    "model.layers.*.mlp.*".
+    """
+    elementwise: bool = False
+    """Whether norms, rotary positions, gates and residual adds run as fused ops.
+
+    Results are the same, but where a row's sum of squares is added up in another order.
+    """
+    threads: Workers | None = None
+    """PyTorch's CPU threads (unset: its default)."""
+    stages: tuple[Stage, ...] = ("sft", "grpo")
+    """What `r1train run` does, in order."""
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    rewards: RewardConfig = RewardConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    sft: SFTConfig = SFTConfig()
+    grpo: GRPOConfig = GRPOConfig()
+    eval: EvalConfig = EvalConfig()
+
+    def check(self) -> None:
+        self.require(bool(self.stages), "stages", "give at least one of sft, grpo")
+        plain = self.name.isprintable() and not {"/", "\\"} & {*self.name}
+        plain = plain and self.name.strip(". ") != "" and len(self.name.encode()) <= 200
+        rule = "it names a folder: expected 1 to 200 printable characters, no slash, not only dots"
+        self.require(plain, "name", rule)
+        layers = all(self.patterns())
+        self.require(layers, "fp8_layers", "expected auto, all, or patterns of names by commas")
+        chosen = self.precision == "fp8" or self.fp8_layers == "auto"
+        self.require(chosen, "fp8_layers", "means nothing without precision = 'fp8'")
+        known = re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device) is not None
+        self.require(known, "device", "expected auto, cpu, cuda, or a number such as cuda:1")
+        if self.eval.max_completion_length is None:
+            length = self.rollout.max_completion_length
+            object.__setattr__(self, "eval", replace(self.eval, max_completion_length=length))
+
+    def patterns(self) -> tuple[str, ...]:
+        """`fp8_layers` as what it names, without the spaces around."""
+        return tuple(part.strip() for part in self.fp8_layers.split(","))

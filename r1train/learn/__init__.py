@@ -1,0 +1,1 @@
+"""What changes the weights: losses over batches of completions, and the optimizer."""

@@ -1,0 +1,94 @@
+"""Completions to train on, and their division into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B completions; row i of every field belongs to completion i."""
+
+    prompts: Sequence[Sequence[int]]
+    completions: Sequence[Sequence[int]]
+    advantages: Tensor  # [B]
+    sampling_logprobs: list[Tensor]
+    old_logprobs: list[Tensor] | None = None
+    routing: list[Tensor] | None = None  # of a mixture of experts
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.completions))
+
+    def take(self, rows: Sequence[int]) -> Batch:
+        def pick(items: Sequence[Any]) -> list[Any]:
+            return [items[row] for row in rows]
+
+        return replace(
+            self,
+            prompts=pick(self.prompts),
+            completions=pick(self.completions),
+            advantages=self.advantages[list(rows)],
+            sampling_logprobs=pick(self.sampling_logprobs),
+            old_logprobs=None if self.old_logprobs is None else pick(self.old_logprobs),
+            routing=None if self.routing is None else pick(self.routing),
+        )
+
+
+def micro_batches(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], token_budget: int
+) -> list[list[int]]:
+    """Rows in parts of at most `token_budget` tokens: each prompt of a part once, as it is encoded,
+    and the completions without their padding.
+
+    The completions of a prompt stay together, so that it is encoded in one part only; a group that
+    is larger than the budget is split, and a row that is makes a part of its own. Groups are taken
+    by their longest completion, so that little of a part is padding.
+    """
+    budgeted = (
+        (part, tokens)
+        for rows in _groups(prompts)
+        for part, tokens in _pieces(rows, prompts, completions, token_budget)
+    )
+    parts: list[list[int]] = []
+    room = 0
+    for piece, tokens in sorted(budgeted, key=lambda item: len(completions[item[0][-1]])):
+        if not parts or tokens > room:
+            parts.append([])
+            room = token_budget
+        parts[-1] += piece
+        room -= tokens
+    return parts
+
+
+def _groups(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The rows of every distinct prompt."""
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows.setdefault(tuple(prompt), []).append(row)
+    return list(rows.values())
+
+
+def _pieces(
+    rows: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    token_budget: int,
+) -> Iterator[tuple[list[int], int]]:
+    """A group by length of its completions, whole if it fits the budget, with its tokens."""
+    prompt = len(prompts[rows[0]])
+    piece, tokens = list[int](), prompt
+    for row in sorted(rows, key=lambda row: len(completions[row])):
+        if piece and tokens + len(completions[row]) > token_budget:
+            yield piece, tokens
+            piece, tokens = [], prompt
+        piece.append(row)
+        tokens += len(completions[row])
+    yield piece, tokens

@@ -1,0 +1,111 @@
+"""Models and tokenizers: a preset by name, or any HuggingFace folder by path."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from r1kernels.hf import explain_fp8, patch_elementwise, patch_fp8, patch_moe, register_fp8
+from r1train.config.schema import ConfigError
+from r1train.config.sections import Config
+from r1train.model.folder import from_folder, stored_in_fp8
+from r1train.model.limits import check_tokenizer
+from r1train.model.presets import PRESETS, SMOLLM2_FILE, deepseek_v3_mini, smollm2_folder
+
+
+def device_of(config: Config) -> torch.device:
+    """`config.device`, where "auto" is CUDA if there is one and the CPU otherwise."""
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.device == "auto":
+        return torch.device("cuda" if devices else "cpu")
+    device = torch.device(config.device)
+    if device.type == "cuda" and (device.index or 0) >= devices:
+        raise ConfigError(
+            f"device = {config.device!r}: PyTorch {torch.__version__} finds {devices} CUDA devices "
+            "here; choose 'auto' or 'cpu', or see what nvidia-smi says"
+        )
+    return device
+
+
+def load_model(
+    config: Config, texts: Iterable[str] = ()
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of `config.model`, on its device and in its dtype, and its tokenizer.
+
+    `texts` are the rendered prompts that a preset without a tokenizer of its own learns one from.
+    """
+    choice, dtype, stored = config.model, getattr(torch, config.dtype), False
+    if choice.path is not None:
+        folder = Path(choice.path)
+        stored = choice.gguf_file is None and stored_in_fp8(folder)
+        if stored and config.precision != "fp8":
+            raise ConfigError(
+                f"precision = {config.precision!r}: the weights in {str(folder)!r} are FP8, "
+                "which needs precision = 'fp8'"
+            )
+        if stored:
+            register_fp8()
+        loaded = dtype if stored else torch.float32
+        model, tokenizer = from_folder(folder, choice.gguf_file, loaded)
+    elif choice.preset == "deepseek-v3-mini":
+        model, tokenizer = deepseek_v3_mini(texts, config.seed)
+    elif choice.preset == "smollm2":
+        model, tokenizer = from_folder(smollm2_folder(), SMOLLM2_FILE)
+    else:
+        known = ", ".join(PRESETS)
+        reason = f"expected one of {known}, or give model.path, a HuggingFace folder"
+        raise ConfigError(f"model.preset = {choice.preset!r}: {reason}")
+    check_tokenizer(model, tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if stored:  # codes and their scales are no numbers to cast
+        _cast(model, device_of(config), None)
+        _into_fp8(model, config)  # first: FP8 experts run in no other way
+        patch_moe(model)
+    else:
+        patch_moe(model)  # before the cast, so that its routers' biases stay float32
+        _cast(model, device_of(config), dtype)
+        if config.precision == "fp8":  # after it: what is faster depends on device and dtype
+            _into_fp8(model, config)
+    if config.elementwise:
+        patch_elementwise(model)
+    return model.eval(), tokenizer
+
+
+def _into_fp8(model: PreTrainedModel, config: Config) -> None:
+    """Patches what `fp8_layers` names, and says so where that is nothing."""
+    known: dict[tuple[str, ...], bool | str] = {("auto",): "auto", ("all",): True}
+    patterns = config.patterns()
+    try:
+        patch_fp8(model, known.get(patterns, patterns))
+    except ValueError as error:
+        reason = f"expected patterns of names of layers ({error})"
+        raise ConfigError(f"fp8_layers = {config.fp8_layers!r}: {reason}") from None
+    lines = explain_fp8(model).splitlines()
+    if not any(": fp8" in line for line in lines):
+        reason = next((line for line in lines if "high precision" not in line), lines[0])
+        logging.getLogger("r1train").warning(
+            "precision = 'fp8': no layer computes in FP8 here, since none is known to be faster "
+            "(fp8_layers = 'all' takes them anyway). %s",
+            reason,
+        )
+
+
+def _cast(model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Moves the model, and casts its parameters alone.
+
+    Rounded to bfloat16, the frequencies of the positions would be radians off after a thousand
+    tokens.
+    """
+    constants = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    torch.nn.Module.to(model, device, dtype)
+    for module, name, buffer in constants:
+        setattr(module, name, buffer.to(device))

@@ -1,0 +1,1 @@
+"""Records of a run made readable: tables, plots, the terminal."""

@@ -1,0 +1,140 @@
+"""What a run shows on the terminal: a progress bar, completions now and then, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
+from rich.text import Text
+
+from r1train.report.evaluation import EvalResult
+
+CONSOLE = Console(highlight=False)
+PROMPT_CHARACTERS, COMPLETION_CHARACTERS = 200, 400
+
+
+class ProgressBar:
+    """A bar with a few figures behind it; where there is no terminal, about twenty lines."""
+
+    def __init__(self, title: str, total: int, console: Console = CONSOLE) -> None:
+        self.title, self.total, self.console, self.done = title, total, console, 0
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}", style="cyan"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task(title, total=total, figures="")
+
+    def __enter__(self) -> ProgressBar:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+
+    def advance(self, figures: Mapping[str, float]) -> None:
+        """One step is done; `figures` are shown beside the bar."""
+        self.done += 1
+        text = " · ".join(f"{name} {value:.3g}" for name, value in figures.items())
+        self.progress.update(self.task, advance=1, figures=text)
+        if not self.console.is_terminal and self.done % max(1, self.total // 20) == 0:
+            self.console.print(f"{self.title} {self.done}/{self.total} · {text}")
+
+
+def show_completions(
+    step: int,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    rewards: Mapping[str, Sequence[float]],
+    console: Console = CONSOLE,
+) -> None:
+    """A table for each run of equal prompts: its completions and their rewards, by name."""
+    for prompt, rows in groupby(range(len(prompts)), key=lambda row: prompts[row]):
+        title = Text(f"step {step} · {_printable(prompt, PROMPT_CHARACTERS)}", style="bold")
+        table = Table(title=title, title_justify="left", expand=True)
+        table.add_column("completion", ratio=1, overflow="fold")
+        for name in rewards:
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in rows:
+            values = [rewards[name][row] for name in rewards]
+            table.add_row(
+                Text(_printable(completions[row], COMPLETION_CHARACTERS)),
+                *(Text(f"{value:.3g}", style="green" if value > 0 else "red") for value in values),
+                end_section=True,
+            )
+        console.print(table)
+
+
+def show_evaluation(result: EvalResult, console: Console = CONSOLE) -> None:
+    """The figures of one evaluation, with their intervals."""
+    table = Table("", Column(justify="right"), show_header=False, title=_title(result))
+    for name, _, text in _figures(result):
+        table.add_row(name, text)
+    console.print(table)
+    if result.errors or result.timeouts:
+        console.print(f"verifier: {result.errors} errors, {result.timeouts} time-outs")
+
+
+def show_before_after(
+    before: EvalResult, after: EvalResult, plots: Sequence[Path], console: Console = CONSOLE
+) -> None:
+    """Held-out figures before and after training, their change, and where the plots are."""
+    columns = [Column(name, justify="right") for name in ("before", "after", "change")]
+    table = Table("", *columns, title=_title(after))
+    for (name, was, first), (_, now, last) in zip(_figures(before), _figures(after), strict=True):
+        bold = "bold" if name == "pass@1" else ""
+        table.add_row(name, first, last, f"{now - was:+.1f}", style=bold)
+    console.print(table)
+    for path in plots:
+        console.print(path, soft_wrap=True)
+
+
+def _title(result: EvalResult) -> str:
+    return f"held-out: {result.n} problems × {result.k} completions"
+
+
+def _figures(result: EvalResult) -> list[tuple[str, float, str]]:
+    """Name, value (per cent or tokens) and text of every figure of an evaluation."""
+    shares = {
+        "pass@1": (result.pass_at_1, result.pass_at_1_ci),
+        f"cons@{result.k}": (result.cons_at_k, result.cons_at_k_ci),
+        "format": (result.format_rate, None),
+        "truncated": (result.truncated, None),
+    }
+    figures = []
+    for name, (share, interval) in shares.items():
+        bounds = f" ({interval[0]:.1%} – {interval[1]:.1%})" if interval else ""
+        figures.append((name, 100 * share, f"{share:.1%}{bounds}"))
+    length = result.mean_length
+    return [*figures, ("mean length", length, f"{length:.1f} tokens")]
+
+
+def _printable(text: str, limit: int) -> str:
+    """`text` without control characters, shortened in the middle to `limit` characters."""
+    text = "".join(c if c.isprintable() or c == "\n" else "�" for c in text.strip())
+    if len(text) <= limit:
+        return text
+    half = (limit - 3) // 2
+    return f"{text[:half]} … {text[-half:]}"

@@ -1,0 +1,74 @@
+"""Figures of an evaluation, with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf
+from statistics import NormalDist, fmean, variance
+from typing import Any
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Figures of one evaluation; shares are in [0, 1], intervals are Wilson's."""
+
+    pass_at_1: float
+    """Mean accuracy over all completions (R1's pass@1)."""
+    pass_at_1_ci: Interval
+    cons_at_k: float
+    """Share of problems whose most frequent answer is right; the first seen wins a tie.
+
+    Answers are counted together where `verify` finds them equal, and right ones always are."""
+    cons_at_k_ci: Interval
+    k: int
+    """Completions of each problem."""
+    n: int
+    """Number of problems."""
+    mean_length: float
+    """Tokens of a completion."""
+    truncated: float
+    """Share of completions cut off at the length limit."""
+    format_rate: float
+    """Share of completions in the think/answer format."""
+    errors: int
+    """Completions whose verifier failed."""
+    timeouts: int
+    """Completions whose verifier ran out of time."""
+    samples: tuple[dict[str, Any], ...] = field(repr=False)
+    """The first completion of each problem, as samples.jsonl keeps it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For summary.json: the figures without the samples."""
+        return {
+            "pass@1": self.pass_at_1,
+            "pass@1_ci": list(self.pass_at_1_ci),
+            f"cons@{self.k}": self.cons_at_k,
+            f"cons@{self.k}_ci": list(self.cons_at_k_ci),
+            "format": self.format_rate,
+            "mean_length": self.mean_length,
+            "truncated": self.truncated,
+            "problems": self.n,
+            "completions_per_problem": self.k,
+            "errors": self.errors,
+            "timeouts": self.timeouts,
+        }
+
+
+def interval(scores: Sequence[float], confidence: float, k: int = 1) -> Interval:
+    """Wilson's score interval for the mean of per-problem `scores`, each a mean of k in [0, 1].
+
+    k completions of one problem say less than k problems: n is the effective sample size of such
+    clusters, p(1 - p) / Var(mean) (Korn and Graubard 1998), between the problems and completions.
+    """
+    mean, count = fmean(scores), float(len(scores))
+    if count > 1 and 0 < mean < 1:
+        spread = variance(scores) / count
+        effective = mean * (1 - mean) / spread if spread else inf
+        count = min(max(effective, count), count * k)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (mean * (1 - mean) / count + (z / (2 * count)) ** 2) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,1 @@
+"""Verifier processes for hostile answers: `pool` runs them, `worker` is what runs in them."""

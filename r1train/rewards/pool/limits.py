@@ -1,0 +1,62 @@
+"""What the operating system holds a process to that judges answers.
+
+Everywhere: limits of memory, processor time, files and processes, and a session of its own. On
+Linux too: it dies with the process that forked it, gains no privileges, cannot be traced or dumped,
+and a seccomp filter (`pool_seccomp`) leaves it the system calls of a computation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+
+from r1train.rewards.pool.seccomp import Filter
+
+MEMORY_BYTES = 4 << 30  # beyond what was there when the process was forked
+_OPEN_FILES = 64
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+
+
+class Limits:
+    """Prepared once, so that taking them on costs a forked process little."""
+
+    def __init__(self) -> None:
+        self.linux = sys.platform == "linux"
+        if self.linux:
+            self.libc = ctypes.CDLL(None, use_errno=True)
+            self.filter = Filter()
+
+    def take_on(self, parent: int, cpu_seconds: int) -> None:
+        """Give up, for good, what a verifier does not need. `parent` forked this process."""
+        os.setsid()  # a group to be killed as a whole, with no terminal to type into
+        _limit(resource.RLIMIT_CORE, 0)
+        _limit(resource.RLIMIT_FSIZE, 0)
+        _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
+        _limit(resource.RLIMIT_NPROC, 0)  # root is exempt: there the hook and seccomp refuse
+        _limit(resource.RLIMIT_CPU, cpu_seconds)  # the last resort, where nobody is left to kill it
+        if not self.linux:
+            return  # macOS ignores RLIMIT_AS, and has none of what follows
+        with open("/proc/self/statm") as pages:
+            inherited = int(pages.read().split()[0]) * resource.getpagesize()
+        _limit(resource.RLIMIT_AS, inherited + MEMORY_BYTES)
+        self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the signal was asked for
+            os._exit(1)
+        self._prctl(_PR_SET_DUMPABLE, 0)
+        self._prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        self.filter.install(self.libc)
+
+    def _prctl(self, option: int, value: int) -> None:
+        none = ctypes.c_ulong(0)
+        if self.libc.prctl(option, ctypes.c_ulong(value), none, none, none) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+
+
+def _limit(which: int, value: int) -> None:
+    hard = resource.getrlimit(which)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(which, (value, value))

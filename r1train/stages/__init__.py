@@ -1,0 +1,1 @@
+"""What a recipe is made of, one file for each kind of stage."""

@@ -23,7 +23,8 @@ import r1kernels
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from r1train.engine.builtin import Engine, Rollout
+    from r1train.engine.base import Rollout
+    from r1train.engine.builtin import Engine
     from r1train.learn.grpo import Learner
 
 EPSILON = 0.2
@@ -233,7 +234,8 @@ def decoding(task: Task) -> Engine:
 def learning(task: Task) -> tuple[Learner, Rollout]:
     """A learner whose weights stay, and the rollout, with what an engine would have said of it."""
     from r1train.config.sections import GRPOConfig
-    from r1train.engine.builtin import Rollout
+    from r1train.data.encode import distinct
+    from r1train.engine.base import Rollout
     from r1train.learn.grpo import Learner
     from r1train.model.forward import completion_hidden
     from r1train.model.routing import recording
@@ -251,12 +253,17 @@ def learning(task: Task) -> tuple[Learner, Rollout]:
     learner.optimizer = NoStep()
     record = recording(model)
     with torch.no_grad():
-        hidden, target, _ = completion_hidden(model, task.prompts, task.completions, record)
+        hidden, target, cu_seqlens = completion_hidden(
+            model, task.prompts, task.completions, record
+        )
         logprobs = r1kernels.linear_logprob(hidden, model.lm_head.weight, target).logprob
+    prompts, prompt_index = distinct(task.prompts)
     return learner, Rollout(
-        task.prompts,
-        task.completions,
-        list(logprobs.split([len(completion) for completion in task.completions])),
+        [list(prompt) for prompt in prompts],
+        prompt_index,
+        target,
+        cu_seqlens,
+        logprobs,
         [True] * len(task.completions),
         record and record.sequences(task.prompts),
     )

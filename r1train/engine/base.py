@@ -1,8 +1,12 @@
-"""What every rollout engine returns, and what it refuses to sample from."""
+"""What the trainer asks of a rollout engine, and what it is given."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Protocol
 
 from torch import Tensor
 
@@ -14,15 +18,84 @@ class NotANumber(RunError):
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """Sampled completions, in the order of the prompts."""
+class Request:
+    """One prompt and how many completions of it are wanted: n completions, not n copies."""
 
-    prompt_ids: list[list[int]]
-    completion_ids: list[list[int]]
-    """Tokens sampled, the end-of-sequence token included where there is one."""
-    logprobs: list[Tensor]
-    """Log-probability of each sampled token under the distribution it was drawn from, float32."""
+    prompt_ids: Sequence[int]
+    n: int = 1
+    seed: int = 0
+    """Completion j of this request depends on the prompt, this seed and j alone."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn. Training needs the default filters: none."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    """0 takes the most likely token; log-probabilities are then those at 1."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: all."""
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    """Strings after which a completion ends, beside the model's own stop tokens."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B completions of P prompts, packed: completion i is `tokens[cu_seqlens[i]:cu_seqlens[i+1]]`.
+
+    Completions of a request are adjacent, and requests are in the order they were given.
+    """
+
+    prompts: list[list[int]]
+    """[P]: the prompt of each request."""
+    prompt_index: list[int]
+    """[B]: which of them each completion continues. Completions of one request are a group."""
+    tokens: Tensor
+    """int64 [T]: tokens sampled, the one that ended the completion included where there is one."""
+    cu_seqlens: Tensor
+    """int32 [B + 1]."""
+    logprobs: Tensor
+    """float32 [T]: log-probability of each token under the distribution it was drawn from."""
     finished: list[bool]
-    """False where the length limit cut the completion off."""
+    """[B]: False where the length limit cut the completion off."""
     routing: list[Tensor] | None = None
     """Where a mixture of experts sent each sequence (`r1train.model.routing`); else None."""
+    version: int = 0
+    """Of the weights that sampled it."""
+
+    def __len__(self) -> int:
+        return len(self.finished)
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """[B]: tokens of each completion."""
+        return [end - start for start, end in pairwise(self.cu_seqlens.tolist())]
+
+    @cached_property
+    def prompt_ids(self) -> list[list[int]]:
+        """[B]: the prompt of each completion."""
+        return [self.prompts[index] for index in self.prompt_index]
+
+    @cached_property
+    def completion_ids(self) -> list[list[int]]:
+        """[B]: the tokens of each completion, on the host."""
+        return [ids.tolist() for ids in self.tokens.cpu().split(self.lengths)]
+
+
+class Engine(Protocol):
+    """Samples from weights that it was given; the built-in one shares the trainer's."""
+
+    sampling_tolerance: float
+    """Of the mean |Δlogp| against the trainer's own log-probabilities."""
+
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Takes weights by name; `generate` samples from them and says `version`."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Rollout:
+        """`n` completions of every request."""
+
+    def release(self) -> None:
+        """Gives back what is only needed while sampling, such as caches."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1kernels.hf import head_of
+from r1train.data.encode import distinct
 from r1train.engine.base import NotANumber, Rollout
 from r1train.engine.sampling import sample
 from r1train.model.forward import extend, prefill
@@ -50,7 +51,10 @@ class Engine:
         generator = torch.Generator().manual_seed(seed)
         shape = (len(prompts), max_new_tokens)
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
-        rollout = Rollout([list(prompt) for prompt in prompts], [], [], [])
+        shared, row_of = distinct(prompts)
+        tokens_of: list[Tensor] = []
+        logprobs_of: list[Tensor] = []
+        finished: list[bool] = []
         routing: list[Tensor] = []
         for start in range(0, len(prompts), self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -62,10 +66,19 @@ class Engine:
             ends = torch.isin(tokens, self.stop)
             lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, max_new_tokens).tolist()
             for row, length in enumerate(lengths):
-                rollout.completion_ids.append(tokens[row, :length].tolist())
-                rollout.logprobs.append(logprobs[row, :length])
-            rollout.finished.extend(ends.any(1).tolist())
-        return replace(rollout, routing=routing or None)
+                tokens_of.append(tokens[row, :length])
+                logprobs_of.append(logprobs[row, :length])
+            finished.extend(ends.any(1).tolist())
+        lengths = [0, *itertools.accumulate(map(len, tokens_of))]
+        return Rollout(
+            [list(prompt) for prompt in shared],
+            row_of,
+            torch.cat(tokens_of),
+            torch.tensor(lengths, dtype=torch.int32, device=self.model.device),
+            torch.cat(logprobs_of),
+            finished,
+            routing or None,
+        )
 
     def _decode(
         self,

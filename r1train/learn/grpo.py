@@ -58,7 +58,7 @@ class Learner:
         config, device = self.config, self.model.device
         reward = torch.tensor(rewards, dtype=torch.float32, device=device)
         group = torch.arange(len(rewards), device=device) // config.num_generations
-        lengths = torch.tensor([len(ids) for ids in rollout.completion_ids], device=device)
+        lengths = torch.tensor(rollout.lengths, device=device)
         advantages = group_advantage(
             reward,
             group,
@@ -72,7 +72,7 @@ class Learner:
             rollout.prompt_ids,
             rollout.completion_ids,
             advantages,
-            rollout.logprobs,
+            list(rollout.logprobs.split(rollout.lengths)),
             routing=rollout.routing,
         )
         if self.updates > 1:

@@ -245,15 +245,14 @@ def due(step: int, every: int) -> bool:
 
 def describe(rollout: Rollout, rewards: RewardBatch, watch: Stopwatch) -> dict[str, float]:
     """What a step logs of its completions and their rewards, and of its time."""
-    lengths = [len(ids) for ids in rollout.completion_ids]
     return {
         "reward": fmean(rewards.total),
         **{f"rewards/{name}": fmean(values) for name, values in rewards.by_name.items()},
         "verifier/errors": rewards.errors,
         "verifier/timeouts": rewards.timeouts,
-        "completions/mean_length": fmean(lengths),
+        "completions/mean_length": fmean(rollout.lengths),
         "completions/clipped_ratio": 1 - fmean(rollout.finished),
-        "tokens_per_second": sum(lengths) / watch.total(),
+        "tokens_per_second": sum(rollout.lengths) / watch.total(),
         "peak_memory_gib": peak_memory_gib(),
         **watch.seconds,
     }

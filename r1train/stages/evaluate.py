@@ -64,7 +64,7 @@ def evaluate(
         cons_at_k_ci=interval(agreed, config.confidence),
         k=k,
         n=len(problems),
-        mean_length=fmean(len(ids) for ids in rollout.completion_ids),
+        mean_length=fmean(rollout.lengths),
         truncated=fmean(not finished for finished in rollout.finished),
         format_rate=fmean(formatted),
         errors=rewards.errors,

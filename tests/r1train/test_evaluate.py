@@ -25,6 +25,10 @@ class Rollout:
     completion_ids: list
     finished: list
 
+    @property
+    def lengths(self):
+        return [len(ids) for ids in self.completion_ids]
+
 
 class Engine:
     def generate(self, prompts, **options):

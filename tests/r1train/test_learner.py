@@ -105,7 +105,7 @@ def test_a_step_makes_rewarded_completions_more_likely(mini, rollout):
     model, _ = mini
     subject = learner(model, replace(CONFIG, lr_scheduler_type="constant"))
     rewards = [float(i % 4 == 0) for i in range(16)]
-    before = torch.stack([logprobs.mean() for logprobs in rollout.logprobs])
+    before = torch.stack([logprobs.mean() for logprobs in rollout.logprobs.split(rollout.lengths)])
     subject.step(rollout, rewards)
     logprobs = subject._logprobs(model, _batch(rollout))
     gain = torch.stack([x.mean() for x in logprobs]) - before
@@ -128,7 +128,7 @@ def test_old_logprobs_are_those_of_the_sampler(mini, rollout):
     for budget in (1, 100, 10_000):
         subject = learner(model, replace(CONFIG, token_budget=budget))
         logprobs = subject._logprobs(model, _batch(rollout))
-        torch.testing.assert_close(logprobs, rollout.logprobs, atol=1e-4, rtol=0)
+        torch.testing.assert_close(torch.cat(logprobs), rollout.logprobs, atol=1e-4, rtol=0)
 
 
 def test_the_reference_is_replaced_every_so_many_steps(mini, rollout):
@@ -143,7 +143,7 @@ def test_the_reference_is_replaced_every_so_many_steps(mini, rollout):
     metrics = subject.step(rollout, REWARDS)
     assert metrics["kl"] == pytest.approx(0, abs=1e-6)
     assert not same()
-    rollout = replace(rollout, logprobs=subject._logprobs(model, _batch(rollout)))
+    rollout = replace(rollout, logprobs=torch.cat(subject._logprobs(model, _batch(rollout))))
     assert subject.step(rollout, REWARDS)["kl"] > 0
     assert same()
 
@@ -175,5 +175,6 @@ def test_weights_that_are_no_numbers_stop_before_the_update(mini, rollout):
 
 def _batch(rollout):
     advantages = torch.zeros(len(rollout.finished))
-    parts = rollout.prompt_ids, rollout.completion_ids, advantages, rollout.logprobs
+    logprobs = list(rollout.logprobs.split(rollout.lengths))
+    parts = rollout.prompt_ids, rollout.completion_ids, advantages, logprobs
     return Batch(*parts, routing=rollout.routing)

@@ -19,7 +19,7 @@ def test_finished_sequences_end_with_the_stop_token(engine, prompts):
     lengths = [len(ids) for ids in rollout.completion_ids]
     assert rollout.prompt_ids == prompts * 4
     assert len(set(lengths)) > 3
-    assert [len(logprobs) for logprobs in rollout.logprobs] == lengths
+    assert [len(logprobs) for logprobs in rollout.logprobs.split(rollout.lengths)] == lengths
     stop = set(engine.stop.tolist())
     for ids, finished in zip(rollout.completion_ids, rollout.finished, strict=True):
         assert (ids[-1] in stop) == finished
@@ -30,7 +30,12 @@ def test_finished_sequences_end_with_the_stop_token(engine, prompts):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_equal_a_full_forward_pass(engine, prompts, temperature):
     rollout = engine.generate(prompts * 3, max_new_tokens=20, temperature=temperature, seed=2)
-    rows = zip(rollout.prompt_ids, rollout.completion_ids, rollout.logprobs, strict=True)
+    rows = zip(
+        rollout.prompt_ids,
+        rollout.completion_ids,
+        rollout.logprobs.split(rollout.lengths),
+        strict=True,
+    )
     for prompt, completion, logprobs in rows:
         assert logprobs.dtype == torch.float32
         ids = torch.tensor([prompt + completion])

@@ -11,7 +11,7 @@ from r1train.config.sections import (
     RolloutConfig,
     Schedule,
     SFTConfig,
-    Stage,
+    StageConfig,
     TaskConfig,
 )
 
@@ -26,6 +26,6 @@ __all__ = [
     "RolloutConfig",
     "SFTConfig",
     "Schedule",
-    "Stage",
+    "StageConfig",
     "TaskConfig",
 ]

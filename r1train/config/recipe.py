@@ -11,7 +11,7 @@ from textwrap import wrap
 from typing import Any
 
 from r1train.config.schema import ConfigError, Section, build, field_docs, shown
-from r1train.config.sections import Config
+from r1train.config.sections import Config, StageConfig
 
 
 def recipes() -> dict[str, Path]:
@@ -43,7 +43,15 @@ def to_toml(config: Config) -> str:
     """The resolved configuration as TOML that `load_config` reads back to an equal one."""
     import tomli_w
 
-    return tomli_w.dumps(_without_none(asdict(config)))
+    return tomli_w.dumps(_without_none(values(config)))
+
+
+def values(config: Config) -> dict[str, Any]:
+    """The options as a file has them: a stage's own sections stand beside its other keys."""
+    found = asdict(config)
+    for stage in found["stages"]:
+        stage.update(stage.pop("sections"))
+    return found
 
 
 def documented(config: Config) -> str:
@@ -62,7 +70,9 @@ def _documented(section: Section, name: str) -> Iterator[str]:
     for field in fields(section):  # type: ignore[arg-type]
         value = getattr(section, field.name)
         inner = name.strip("[]") + "." * bool(name) + field.name
-        if isinstance(value, Section):
+        if isinstance(section, StageConfig) and field.name == "sections":
+            yield from _own_sections(section)
+        elif isinstance(value, Section):
             tables.append((value, f"[{inner}]"))
         elif isinstance(value, tuple) and value and isinstance(value[0], Section):
             tables.extend((item, f"[[{inner}]]") for item in value)
@@ -78,6 +88,26 @@ def _documented(section: Section, name: str) -> Iterator[str]:
         else:
             key = header.strip("[]").rpartition(".")[2]
             yield from ("", *_comment(docs[key]), header, tomli_w.dumps(value).rstrip())
+
+
+def _own_sections(stage: StageConfig) -> Iterator[str]:
+    """What a stage lays over the sections of the recipe, documented like these."""
+    for name, own in stage.sections.items():
+        docs = field_docs(type(getattr(Config(), name)))
+        yield from ("", f"[stages.{name}]")
+        for key, value in own.items():
+            yield from ("", *_comment(docs.get(key, "")), f"{key} = {_inline(value)}")
+
+
+def _inline(value: Any) -> str:
+    """A value on one line, tables too."""
+    import tomli_w
+
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_inline(item)}' for key, item in value.items())} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_inline, value))}]"
+    return tomli_w.dumps({"_": "none" if value is None else value}).partition("=")[2].strip()
 
 
 def _comment(text: str) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from operator import add
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,29 +25,44 @@ from r1train.model.routing import recording
 from r1train.seeds import derive_seed
 
 
-def supervise(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
-    config: SFTConfig,
-    *,
-    template: str,
-    seed: int,
-) -> Iterator[dict[str, float]]:
-    """Trains on `config.max_steps` batches of fresh demonstrations; yields the metrics of each."""
-    optimizer = Optimizer(
-        model, config, config.max_steps, int(config.warmup_ratio * config.max_steps)
-    )
-    load = ExpertLoad(model, config.expert_bias_update_rate)
-    for step in range(config.max_steps):
-        rng = random.Random(derive_seed(seed, "sft", step))
-        chosen = [rng.choice(problems) for _ in range(config.batch_size)]
-        prompts = encode_prompts(tokenizer, chosen, template)
+class Supervisor:
+    """Trains on batches of fresh demonstrations, `config.max_steps` of them."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        problems: Sequence[Problem],
+        config: SFTConfig,
+        *,
+        template: str,
+        seed: int,
+    ) -> None:
+        self.model, self.tokenizer, self.problems = model, tokenizer, problems
+        self.config, self.template, self.seed, self.done = config, template, seed, 0
+        warmup = int(config.warmup_ratio * config.max_steps)
+        self.optimizer = Optimizer(model, config, config.max_steps, warmup)
+        self.load = ExpertLoad(model, config.expert_bias_update_rate)
+
+    def step(self) -> dict[str, float]:
+        """One update; returns its metrics."""
+        config, tokenizer = self.config, self.tokenizer
+        rng = random.Random(derive_seed(self.seed, "sft", self.done))
+        chosen = [rng.choice(self.problems) for _ in range(config.batch_size)]
+        prompts = encode_prompts(tokenizer, chosen, self.template)
         texts = [demonstration(problem, config, rng) + tokenizer.eos_token for problem in chosen]
         completions = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        _check(model, tokenizer, prompts, completions)
-        loss = accumulate(model, prompts, completions, config.token_budget, load)
-        yield {"loss": loss, **optimizer.step(), **load.step()}
+        _check(self.model, tokenizer, prompts, completions)
+        loss = accumulate(self.model, prompts, completions, config.token_budget, self.load)
+        self.done += 1
+        return {"loss": loss, **self.optimizer.step(), **self.load.step()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.done = state["done"]
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def _check(

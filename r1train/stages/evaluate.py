@@ -5,7 +5,9 @@ Votes are for what an answer says, not for how it is written: 1/2 and 0.5 are on
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -21,6 +23,7 @@ from r1train.model.load import load_model
 from r1train.report.evaluation import EvalResult, interval
 from r1train.rewards.base import RewardPool, extract_answer
 from r1train.seeds import derive_seed, deterministic
+from r1train.stages.base import Stage
 from r1train.verify import LONGEST_COMPARED, equivalent
 
 _MOST_COMPARED = 4_000
@@ -80,6 +83,30 @@ def evaluate(
             for i, problem in enumerate(problems)
         ),
     )
+
+
+class Evaluate(Stage):
+    """Held-out problems, as a stage of its own: a table, and a line of the log."""
+
+    leaves = "table"
+    uses = ("task", "rewards", "rollout", "eval")
+
+    def run(self, folder: Path) -> Path:
+        context = self.context
+        result = evaluate(
+            context.engine,
+            context.tokenizer,
+            context.heldout,
+            context.rewards,
+            context.config.eval,
+            context.config.task.prompt_template,
+            context.seed,
+        )
+        self.results.append(result)
+        folder.mkdir(exist_ok=True)
+        path = folder / "table.json"
+        path.write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
+        return path
 
 
 def evaluate_model(config: Config) -> EvalResult:

@@ -11,7 +11,7 @@ from r1train.data.demonstrations import chain_sum, demonstration
 from r1train.data.problems import Problem, load_problems
 from r1train.learn.expert_load import ExpertLoad
 from r1train.learn.optim import Optimizer, lr_share
-from r1train.learn.sft import accumulate, supervise
+from r1train.learn.sft import Supervisor, accumulate
 from r1train.rewards.base import extract_answer, format_reward
 from r1train.rewards.verifiers import Verifier
 from r1train.seeds import deterministic
@@ -91,9 +91,9 @@ def test_supervision_lowers_the_loss_and_repeats_exactly(mini, problems):
     runs = []
     for _ in range(2):
         model.load_state_dict(start)
-        updates = supervise(model, tokenizer, problems, config, template="plain", seed=1)
+        training = Supervisor(model, tokenizer, problems, config, template="plain", seed=1)
         with deterministic():
-            runs.append([metrics["loss"] for metrics in updates])
+            runs.append([training.step()["loss"] for _ in range(config.max_steps)])
     assert runs[0][-1] < runs[0][0] - 0.5
     assert runs[0] == runs[1]
 
@@ -132,8 +132,8 @@ def test_a_model_that_is_frozen_is_refused(mini):
 def test_a_worked_solution_fits_the_positions(mini):
     model, tokenizer = mini
     model.config.max_position_embeddings = 20
-    training = supervise(
+    training = Supervisor(
         model, tokenizer, [CHAIN_SUM], SFTConfig(max_steps=1), template="plain", seed=0
     )
     with pytest.raises(ConfigError, match=r"worked solution have \d+ tokens, and the model 20 pos"):
-        next(training)
+        training.step()

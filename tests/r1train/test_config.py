@@ -3,7 +3,7 @@ import typing
 
 import pytest
 
-from r1kernels.ops import group_advantage, losses
+from r1kernels.policy import group_advantage, losses
 from r1train import config as module
 from r1train.config import Config, GRPOConfig, RolloutConfig
 from r1train.schema import ConfigError

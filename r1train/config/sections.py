@@ -32,7 +32,7 @@ from r1train.verify import AnswerType
 
 MAX_COMPLETIONS = 1 << 20  # of a rollout, which is kept in memory
 Schedule = Literal["constant", "linear", "cosine"]
-# Those of r1kernels.ops.losses whose update does not depend on how a batch is split.
+# Those of r1kernels.policy.losses whose update does not depend on how a batch is split.
 LossType = Literal[
     "grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo", "gmpo", "cispo", "cispo_clip", "sapo",
     "vespo", "dppo_tv", "dppo_kl", "reinforce",

@@ -3,7 +3,7 @@ import typing
 
 import pytest
 
-from r1kernels.ops import group_advantage, losses
+from r1kernels.policy import group_advantage, losses
 from r1train.config import sections as module
 from r1train.config.recipe import load_config, recipes, to_toml
 from r1train.config.schema import ConfigError

@@ -99,7 +99,7 @@ def evaluate(config: Config, folder: Path, *, dry_run: bool) -> None:
         print(documented(config), end="")
         return
     from r1train.report.console import CONSOLE, show_evaluation
-    from r1train.stages.evaluate import evaluate_model
+    from r1train.run.runner import evaluate_model
 
     result = evaluate_model(config)
     show_evaluation(result)

@@ -104,6 +104,14 @@ class RunFolder:
         """Replace summary.json."""
         return self.write("summary.json", json.dumps(_finite(summary), indent=2) + "\n")
 
+    def summary(self) -> dict[str, Any] | None:
+        """What summary.json holds; None where there is none that can be read."""
+        try:
+            found = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, without lines that a crash has torn."""
         path = self.path / "metrics.jsonl"

@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from r1train.config.recipe import load_config
 from r1train.config.schema import ConfigError
-from r1train.config.sections import Config, ModelConfig
+from r1train.config.sections import Config, StageConfig
 from r1train.data.demonstrations import check_solutions
-from r1train.data.problems import ProblemSet, load_problems
-from r1train.data.prompts import opens_think, render_prompt
-from r1train.engine.builtin import Engine
-from r1train.model.limits import check_problems
-from r1train.model.load import load_model
-from r1train.report.console import CONSOLE, show_before_after
+from r1train.report.console import CONSOLE
 from r1train.report.evaluation import EvalResult
-from r1train.rewards.base import RewardPool
 from r1train.run.artifacts import FILE, Finished, Plan, plan
 from r1train.run.checkpoint import CheckpointStore
 from r1train.run.choice import PLAN, Choice, choose, described, take_up
+from r1train.run.ending import finish
 from r1train.run.export import save_checkpoint
 from r1train.run.folder import RunFolder
 from r1train.run.signals import Signals, stopping_signals
+from r1train.run.supplies import Supplies
 from r1train.run.trainer import Trainer, log_evaluation
 from r1train.seeds import derive_seed, deterministic
 from r1train.stages import check_stages, kind_of
-from r1train.stages.base import Context, TrainStage
-from r1train.stages.evaluate import evaluate
+from r1train.stages.base import TrainStage
+from r1train.stages.evaluate import evaluate_heldout
 
 
 def run(config: Config, *, resume: bool = False) -> dict[str, Any]:
@@ -73,12 +66,23 @@ def resume(folder: Path) -> dict[str, Any]:
     return _start(config, plans, choice)
 
 
+def evaluate_model(config: Config) -> EvalResult:
+    """`config.model` on the held-out problems of `config.task`."""
+    (one,) = plan(replace(config, stages=(StageConfig("evaluate"),)))
+    with deterministic(), ExitStack() as closing:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        context = Supplies(config.seed, {}, closing).context(one)
+        return evaluate_heldout(context, derive_seed(config.seed, "eval"))
+
+
 def _start(config: Config, plans: list[Plan], choice: Choice) -> dict[str, Any]:
     for note in choice.notes:
         CONSOLE.print(note, soft_wrap=True)
     if choice.folder is not None and len(choice.done) == len(plans):
-        summary: dict[str, Any] = json.loads((choice.folder / "summary.json").read_text())
-        return summary
+        summary = RunFolder(choice.folder).summary()
+        if summary is not None and not summary["interrupted"]:
+            return summary  # else it was broken off after its last stage
     # Deterministic before CUDA starts: it is configured there.
     with stopping_signals() as signals, deterministic(), ExitStack() as closing:
         transformers_logging.disable_progress_bar()
@@ -96,7 +100,7 @@ def _start(config: Config, plans: list[Plan], choice: Choice) -> dict[str, Any]:
 
 
 class Run:
-    """What the stages of a run share: problems, rewards, the folder."""
+    """The stages of a run, one after the other, and what they leave in its folder."""
 
     def __init__(
         self,
@@ -106,37 +110,33 @@ class Run:
         signals: Signals,
         closing: ExitStack,
     ) -> None:
-        self.config, self.plans, self.signals, self.closing = config, plans, signals, closing
+        self.config, self.plans, self.signals = config, plans, signals
         self.done = dict(choice.done)
-        self._problems: dict[str, tuple[ProblemSet, ProblemSet]] = {}
-        self._rewards: dict[str, RewardPool] = {}
-        for one in plans:  # what is wrong with any stage is said before the first is trained
-            if one.name not in self.done:
-                train, _ = self.problems(one)
-                if one.stage.kind == "sft":
-                    check_solutions(train)
-        self.trainer: Trainer | None = None
+        self.supplies = supplies = Supplies(config.seed, self.done, closing)
+        self.trainer: Trainer | None = None  # at work
         self.checkpoint: Path | None = None
-        self.parameters: int | None = None
         self.evaluations: dict[str, list[EvalResult]] = {}
         self.warnings: list[str] = []
         self.started = time.perf_counter()
-        waiting = next(one for one in plans if one.name not in self.done)
-        loaded = self.load(waiting)  # before there is a folder: what is wrong leaves none behind
+        waiting = [one for one in plans if one.name not in self.done]
+        for one in waiting:  # what is wrong with any stage is said before the first is trained
+            train, _ = supplies.problems(one)
+            if one.stage.kind == "sft":
+                check_solutions(train)
+        for one in waiting[:1]:  # before there is a folder: what is wrong leaves none behind
+            supplies.loaded[one.name] = supplies.load(one)
         self.folder = RunFolder(choice.folder) if choice.folder else RunFolder.create(config)
         closing.enter_context(self.folder.locked())
         if choice.folder is None:
             self.folder.write(PLAN, described(plans))
-        self._loaded: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {
-            waiting.name: loaded
-        }
-        train, heldout = self.problems(waiting)
-        CONSOLE.print(
-            f"{config.name}: {loaded[0].num_parameters() / 1e6:.1f}M parameters on "
-            f"{loaded[0].device}, seed {config.seed}, {len(train)} problems and {len(heldout)} "
-            f"held out, in {self.folder.path}",
-            soft_wrap=True,
-        )
+        for one in waiting[:1]:
+            model, (train, heldout) = supplies.loaded[one.name][0], supplies.problems(one)
+            CONSOLE.print(
+                f"{config.name}: {model.num_parameters() / 1e6:.1f}M parameters on "
+                f"{model.device}, seed {config.seed}, {len(train)} problems and {len(heldout)} "
+                f"held out, in {self.folder.path}",
+                soft_wrap=True,
+            )
 
     def stages(self) -> None:
         """Every stage in order; of one that is finished, what it left is taken."""
@@ -165,9 +165,13 @@ class Run:
 
     def _run(self, one: Plan, sizes: dict[str, int]) -> None:
         """A stage to its end; `sizes` are those of the logs where it begins."""
-        context = self.context(one)
+        context = self.supplies.context(one)
         stage = kind_of(one.stage.kind)(context)
-        record: dict[str, Any] = {"kind": stage.leaves, "evaluated": one.evaluated}
+        record: dict[str, Any] = {
+            "kind": stage.leaves,
+            "evaluated": one.evaluated,
+            "parameters": context.model.num_parameters(),
+        }
         if isinstance(stage, TrainStage):
             trainer = self._train(one, stage, sizes)
             self.evaluations[one.name] = trainer.evaluations
@@ -190,20 +194,7 @@ class Run:
             self._record(one, record | {"path": path.name, "evaluated": True}, seconds, [])
 
     def _train(self, one: Plan, stage: TrainStage, sizes: dict[str, int]) -> Trainer:
-        context = stage.context
         seed = derive_seed(self.config.seed, "eval")  # of the run: all evaluations compare
-
-        def evaluator() -> EvalResult:
-            return evaluate(
-                context.engine,
-                context.tokenizer,
-                context.heldout,
-                context.rewards,
-                context.config.eval,
-                context.config.task.prompt_template,
-                seed,
-            )
-
         store = CheckpointStore(self.folder.path / one.name, self.config.keep_checkpoints)
         self.trainer = trainer = Trainer(
             stage,
@@ -211,7 +202,7 @@ class Run:
             self.folder,
             store,
             self.signals,
-            evaluator,
+            lambda: evaluate_heldout(stage.context, seed),
             ends_evaluated=one.evaluated,
         )
         if not trainer.restore():
@@ -241,128 +232,35 @@ class Run:
         self.folder.write(f"{one.name}/{FILE}", json.dumps(record, indent=1) + "\n")
         return Finished(self.folder.path / one.name, record)
 
-    def problems(self, one: Plan) -> tuple[ProblemSet, ProblemSet]:
-        """Training and held-out problems, the same for stages of one task."""
-        key = repr(one.config.task)
-        if key not in self._problems:
-            self._problems[key] = load_problems(one.config.task, self.config.seed)
-        return self._problems[key]
-
-    def load(self, one: Plan) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model that a stage starts from, and its tokenizer; every problem fits it."""
-        config, (train, heldout) = one.config, self.problems(one)
-        if isinstance(one.init, Plan):
-            path = str(self.done[one.init.name].artifact.path)
-            config = replace(config, model=ModelConfig(path=path))
-        elif one.init is not None:
-            preset = one.init.removeprefix("preset:")
-            chosen = {"path": one.init} if preset == one.init else {"preset": preset}
-            config = replace(config, model=ModelConfig(**chosen))
-        template = config.task.prompt_template
-        model, tokenizer = load_model(config, (render_prompt(p.prompt, template) for p in train))
-        length = config.rollout.max_completion_length
-        check_problems(model, tokenizer, train, template, length)
-        length = config.eval.max_completion_length or length
-        check_problems(model, tokenizer, heldout[: config.eval.limit], template, length)
-        self.rewards(one, tokenizer)  # a verifier that credits nonsense is refused
-        self.parameters = model.num_parameters()
-        return model, tokenizer
-
-    def rewards(self, one: Plan, tokenizer: PreTrainedTokenizerBase) -> RewardPool:
-        """Verifier processes, the same for stages of one task and the same rewards."""
-        train, template = self.problems(one)[0], one.config.task.prompt_template
-        think_opened = opens_think(render_prompt(train[0].prompt, template, tokenizer))
-        key = repr((one.config.task, one.config.rewards, think_opened))
-        if key not in self._rewards:
-            pool = RewardPool(one.config.rewards, train, think_opened=think_opened)
-            self._rewards[key] = self.closing.enter_context(pool)
-        return self._rewards[key]
-
-    def context(self, one: Plan) -> Context:
-        """What the stage works with."""
-        loaded = self._loaded.pop(one.name, None)
-        model, tokenizer = loaded if loaded is not None else self.load(one)
-        train, heldout = self.problems(one)
-        return Context(
-            config=one.config,
-            seed=one.seed,
-            model=model,
-            tokenizer=tokenizer,
-            engine=Engine(model, tokenizer, one.config.rollout.batch_size),
-            rewards=self.rewards(one, tokenizer),
-            train=train,
-            heldout=heldout,
+    def finish(self, *, stopped_by: BaseException | None = None) -> dict[str, Any]:
+        """What is said at the end; returns what summary.json holds."""
+        trainer, warnings = self.trainer, list(self.warnings)
+        parameters = [stage.record["parameters"] for stage in self.done.values()]
+        if trainer is not None:  # it was broken off
+            self.evaluations[trainer.name] = trainer.evaluations
+            warnings += trainer.stall.said.values()
+            parameters.append(trainer.stage.context.model.num_parameters())
+        evaluated = [results for results in self.evaluations.values() if results]
+        return finish(
+            self.folder,
+            {
+                "name": self.config.name,
+                "seed": self.config.seed,
+                "folder": str(self.folder.path),
+                "parameters": parameters[-1] if parameters else None,
+                "seconds": time.perf_counter() - self.started,
+                "stages": {name: stage.record["seconds"] for name, stage in self.done.items()},
+                "warnings": warnings,
+            },
+            evaluated[-1] if evaluated else [],
+            self.signals,
+            stopped_by=stopped_by,
+            save=self._save,
         )
 
-    def finish(self, *, stopped_by: BaseException | None = None) -> dict[str, Any]:
-        """Checkpoint, plots, summary and the table of before and after.
-
-        What fails of them keeps none of the others from being written, and the summary says so.
-        Then the first failure is raised, or logged where the run ends by `stopped_by` anyway.
-        """
-        failures: list[BaseException] = []
-        plots: list[Path] = []
-        warnings = list(self.warnings)
-        if self.trainer is not None:  # it was broken off
-            self.evaluations[self.trainer.name] = self.trainer.evaluations
-            warnings += self.trainer.stall.said.values()
+    def _save(self) -> Path | None:
+        """The newest model: of the stage that was broken off, or of the last that is finished."""
+        if self.trainer is not None:
             self.checkpoint = None
-            with collected(failures):
-                self.checkpoint = self.folder.link(self.trainer.save())
-        with collected(failures):
-            plots = self.folder.plot()
-        summary: dict[str, Any] = {
-            "name": self.config.name,
-            "seed": self.config.seed,
-            "folder": str(self.folder.path),
-            "checkpoint": str(self.checkpoint) if self.checkpoint else None,
-            "parameters": self.parameters,
-            "seconds": time.perf_counter() - self.started,
-            "stages": {name: stage.record["seconds"] for name, stage in self.done.items()},
-            "interrupted": False,
-        }
-        if warnings := [*warnings, *map(named, failures)]:
-            summary["warnings"] = warnings
-        evaluated = [results for results in self.evaluations.values() if results]
-        ends = {"before": evaluated[-1][0], "after": evaluated[-1][-1]} if evaluated else {}
-        if ends:
-            summary["pass@1"] = {when: result.pass_at_1 for when, result in ends.items()}
-            summary["evaluation"] = {when: result.as_dict() for when, result in ends.items()}
-        with collected(failures):
-            self._summarize(summary, [stopped_by, self.signals.waiting, *failures])
-            if self.signals.waiting:  # it may have come while the summary was written
-                self._summarize(summary, [stopped_by, self.signals.waiting, *failures])
-        with collected(failures):  # last: a terminal that has gone, or a closed pipe, costs nothing
-            if ends:
-                show_before_after(ends["before"], ends["after"], plots)
-            path = self.folder.path / "summary.json"
-            CONSOLE.print(f"{'interrupted; ' * summary['interrupted']}{path}", soft_wrap=True)
-            if summary["interrupted"] and self.checkpoint:
-                CONSOLE.print(f"to go on: r1train resume {self.folder.path}", soft_wrap=True)
-        for failure in failures if stopped_by else failures[1:]:
-            message = "%s is not complete: %s"
-            logging.getLogger("r1train").error(message, self.folder.path, named(failure))
-        if failures and stopped_by is None:
-            raise failures[0]
-        return summary
-
-    def _summarize(self, summary: dict[str, Any], reasons: list[BaseException | None]) -> None:
-        """Writes `summary`, with the first of the `reasons` for which the run ended, if any."""
-        reason = next((reason for reason in reasons if reason is not None), None)
-        if reason is not None:
-            summary |= {"interrupted": True, "stopped_by": named(reason)}
-        self.folder.write_summary(summary)
-
-
-@contextmanager
-def collected(failures: list[BaseException]) -> Iterator[None]:
-    """Within it an exception is appended to `failures` and goes no further."""
-    try:
-        yield
-    except BaseException as error:
-        failures.append(error)
-
-
-def named(error: BaseException) -> str:
-    """Type and message of an exception."""
-    return f"{type(error).__name__}: {error}".rstrip(": ")
+            self.checkpoint = self.folder.link(self.trainer.save())
+        return self.checkpoint

@@ -15,7 +15,7 @@ from r1train.cli import main
 from r1train.config.schema import ConfigError
 from r1train.report import plots
 from r1train.report.console import CONSOLE
-from r1train.run import runner
+from r1train.run import runner, supplies
 from r1train.run.checkpoint import CheckpointStore
 from r1train.run.folder import RunFolder
 from r1train.run.runner import Run, run
@@ -59,7 +59,7 @@ def stages(monkeypatch):
 
         monkeypatch.setattr(Trainer, "fit", fit)
 
-    monkeypatch.setattr(runner, "RewardPool", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(supplies, "RewardPool", lambda *_, **__: nullcontext())
     end(None)
     return end
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from r1train.config.schema import ConfigError, Section, build, field_docs, shown
+from r1train.config.schema import ConfigError, Section, build, field_docs, nearest, shown
 from r1train.config.sections import Config, StageConfig
 
 
@@ -158,6 +158,8 @@ def _parse(text: str) -> dict[str, Any]:
 def _override(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     *sections, key = dotted.strip().split(".")
+    if sections[:1] == ["stages"]:
+        values, sections = _stage(values, override, sections[1:])
     if not equals or not key or len(sections) > 1:
         raise ConfigError(f"override {shown(override)}: expected section.key=value")
     try:
@@ -172,6 +174,22 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"override {shown(override)}: '{section}' is not a section")
     values[key] = value
+
+
+def _stage(
+    values: dict[str, Any], override: str, names: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The table of the stage that `stages.NAME.section.key` is about, and what follows its name."""
+    stages = values.get("stages", [stage.name for stage in Config().stages])
+    if not names or not isinstance(stages, list):
+        raise ConfigError(f"override {shown(override)}: expected stages.NAME.section.key=value")
+    stages = [{"kind": one, "name": one} if isinstance(one, str) else one for one in stages]
+    values["stages"] = stages
+    known = [one.get("name", one.get("kind")) for one in stages if isinstance(one, dict)]
+    if names[0] not in known:
+        reason = nearest(names[0], map(str, known))
+        raise ConfigError(f"override {shown(override)}: no stage {shown(names[0])}: {reason}")
+    return stages[known.index(names[0])], names[1:]
 
 
 def _check_one_model(values: dict[str, Any], path: Path, overrides: Sequence[str]) -> None:

@@ -150,7 +150,7 @@ def _write(folder: Path, place: Place, state: Mapping[str, Any]) -> None:
         if path.is_file()
     }
     manifest = {"format": FORMAT, "place": list(place), "files": files}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
 def _read(folder: Path, device: torch.device) -> dict[str, Any]:

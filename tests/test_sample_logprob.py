@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 import r1kernels
-from r1kernels import sample_logprob, triton
+from r1kernels import Sampled, sample_logprob, triton
 from r1kernels.__main__ import unavailable
 from r1kernels.ops.sample_logprob import BLOCK, SAMPLE_LOGPROB
 from r1kernels.testing.compare import bitwise_problems
@@ -24,6 +25,7 @@ from tests import instruction_sets
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 UNITS = 2**53
 BELOW_ONE = 1 - 1 / UNITS
+TEMPERATURE = 0.8
 
 
 def variants() -> list[tuple[str, str]]:
@@ -71,7 +73,7 @@ def boundaries(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     high = torch.full_like(low, UNITS)
     while (low < high).any():
         middle = (low + high) // 2
-        uniform = middle.clamp(max=UNITS - 1) / UNITS
+        uniform = middle.clamp(max=UNITS - 1).double() / UNITS
         after = sample_logprob(rows, uniform, temperature=temperature).token > kept
         low, high = low.where(after, middle + 1), high.where(~after, middle)
         low = low.minimum(high)
@@ -83,12 +85,26 @@ def boundaries(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 def test_probabilities_are_those_of_softmax(temperature: float, dtype: torch.dtype) -> None:
     logits = spread(60, 3 * BLOCK + 100, dtype)
     kept, ends = boundaries(logits, temperature)
-    got = ends.diff(prepend=torch.zeros(1, dtype=torch.int64)) / UNITS
+    got = ends.diff(prepend=torch.zeros_like(ends[:1])).double() / UNITS
     expected = (logits.double() / temperature).softmax(-1)[0, kept]
-    probable = expected > 1e-6 * expected.max()
-    assert probable.sum() > 20
-    assert (got / expected - 1)[probable].abs().max() < 1e-6
+    for least, error in ((1e-3, 1e-6), (1e-6, 2e-6)):  # what float32 leaves of the exponents
+        probable = expected > least * expected.max()
+        assert probable.sum() > 5
+        assert (got / expected - 1)[probable].abs().max() < error
     assert (got - expected).abs().max() < 1e-6
+
+
+@cache
+def around_boundaries(dtype: torch.dtype) -> tuple[Tensor, Tensor, Sampled]:
+    """Logits, the numbers on both sides of every boundary, and what the reference draws there."""
+    logits = spread(40, BLOCK + 57, dtype)
+    with r1kernels.using("torch", SAMPLE_LOGPROB):
+        kept, ends = boundaries(logits, TEMPERATURE)
+        uniform = torch.cat([ends - 1, ends]).clamp(max=UNITS - 1).double() / UNITS
+        rows = logits.expand(len(uniform), -1)
+        drawn = sample_logprob(rows, uniform, temperature=TEMPERATURE)
+    assert len(drawn.token.unique()) > len(kept) // 2
+    return rows, uniform, drawn
 
 
 @every_variant
@@ -97,29 +113,20 @@ def test_a_token_changes_at_the_same_number_everywhere(
     backend: str, isa: str, dtype: torch.dtype
 ) -> None:
     """To the last bit of 2⁻⁵³: one weight that were rounded otherwise would move the boundaries."""
-    temperature = 0.8
-    logits = spread(100, 2 * BLOCK + 57, dtype)
-    with r1kernels.using("torch", SAMPLE_LOGPROB):
-        kept, ends = boundaries(logits, temperature)
-        around = torch.cat([ends - 1, ends]).clamp(max=UNITS - 1) / UNITS
-        rows = logits.expand(len(around), -1)
-        expected = sample_logprob(rows, around, temperature=temperature)
-    assert len(expected.token.unique()) > len(kept) // 2
+    rows, uniform, expected = around_boundaries(dtype)
     with active(backend, isa) as device:
-        token, logprob = sample_logprob(rows.to(device), around.to(device), temperature=temperature)
-    assert torch.equal(token.cpu(), expected.token)
-    torch.testing.assert_close(logprob.cpu(), expected.logprob, rtol=1e-6, atol=1e-6)
+        drawn = sample_logprob(rows.to(device), uniform.to(device), temperature=TEMPERATURE)
+    assert torch.equal(drawn.token.cpu(), expected.token)
+    torch.testing.assert_close(drawn.logprob.cpu(), expected.logprob, rtol=1e-6, atol=1e-6)
 
 
-@every_variant
-def test_draws_are_as_frequent_as_their_probabilities(backend: str, isa: str) -> None:
-    rows, columns = 20_000 if backend == "triton" else 100_000, 37
+def test_draws_are_as_frequent_as_their_probabilities() -> None:
+    rows, columns = 4000, 37
     rng = torch.Generator().manual_seed(5)
     logits = torch.randn(1, columns, generator=rng)
     uniform = torch.rand(rows, generator=rng, dtype=torch.float64)
-    with active(backend, isa) as device:
-        token, _ = sample_logprob(logits.expand(rows, -1).to(device), uniform.to(device))
-    counts = token.cpu().bincount(minlength=columns).double()
+    token, _ = sample_logprob(logits.expand(rows, -1), uniform)
+    counts = token.bincount(minlength=columns).double()
     expected = rows * logits.double().softmax(-1)[0]
     chi_square = float(((counts - expected) ** 2 / expected).sum())
     assert chi_square < 68  # of 36 degrees of freedom: one in a thousand is larger
@@ -142,6 +149,7 @@ def test_temperature_0_takes_the_first_of_the_largest(backend: str, isa: str) ->
     torch.testing.assert_close(logprob.cpu().double(), exact, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # of Triton's interpreter
 @every_variant
 def test_a_row_without_a_distribution_is_nan_and_no_other(backend: str, isa: str) -> None:
     logits = torch.randn(10, 2 * BLOCK + 9, generator=torch.Generator().manual_seed(2))
@@ -159,7 +167,7 @@ def test_a_row_without_a_distribution_is_nan_and_no_other(backend: str, isa: str
             token, logprob = sample_logprob(
                 logits.to(device), uniform.to(device), temperature=temperature
             )
-            assert logprob.isnan().tolist() == 1 * [False] + 6 * [True] + 3 * [False]
+            assert logprob.isnan().tolist() == [False] + 6 * [True] + 3 * [False]
             assert token[1:7].tolist() == 6 * [0]
             assert token[8] >= BLOCK
 

@@ -54,9 +54,9 @@ def sample_logprob(
 ) -> Sampled:
     """Tokens drawn from softmax(logits/temperature) by inverse transform, with log-probabilities.
 
-    Every backend draws the same token of the same logits and number, and probabilities are exact
-    to 10⁻⁶ of themselves where they are above 10⁻⁶ of the largest. One read of the logits, no copy
-    of them in float32, no wait for the device. There is no gradient.
+    Every backend draws the same token of the same logits and number. A token that is no less than a
+    thousandth as probable as the first comes with its probability to 10⁻⁶ of that. One read of the
+    logits, no copy of them in float32, no wait for the device. There is no gradient.
 
     >>> token, logprob = sample_logprob(logits, torch.rand(B, dtype=torch.float64))
 

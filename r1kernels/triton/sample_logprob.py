@@ -1,4 +1,4 @@
-"""One token a row and its log-probability: one read of the logits, then one block of each row again.
+"""One token a row and its log-probability: one read of the logits, then of one block of each row.
 
 ``weigh`` gives a program a few blocks of a row, ``draw`` a row. The arithmetic is that of
 r1kernels/ops/sample_logprob.py, to the bit; the log-probability alone is made as fast as it can be.
@@ -28,9 +28,7 @@ ROUNDS = tl.constexpr(definition.ROUNDS)
 WHOLE = tl.constexpr(2.0**23)  # a float32 from here on is a whole number
 MOST_OF_BLOCK = tl.constexpr(definition.MOST_OF_BLOCK)
 PER_ONE = tl.constexpr(2.0**-definition.BITS)
-C5, C4, C3, C2, C1, C0 = (
-    tl.constexpr(c * 2.0**definition.BITS) for c in definition.COEFFICIENTS
-)
+C5, C4, C3, C2, C1, C0 = (tl.constexpr(c * 2.0**definition.BITS) for c in definition.COEFFICIENTS)
 
 
 class Rows(NamedTuple):

@@ -203,10 +203,11 @@ std::tuple<Tensor, Tensor> sample_logprob(Tensor logits, Tensor uniform, Optiona
   const int64_t rows = logits.size(0), columns = logits.size(1);
   R1_CHECK(columns > 0, op, ": expected V ≥ 1 tokens to choose from, got 0");
   expect_numel(op, "uniform", uniform, rows);
+  R1_CHECK(uniform.scalar_type() == ScalarType::Long, op, ": uniform: expected the bits of float64");
   if (temperature) expect_numel(op, "temperature", *temperature, rows);
   if (columns > 1 && logits.stride(1) != 1) logits = dense(logits);
   uniform = dense(uniform);
-  if (temperature) temperature = dense(*temperature);
+  if (temperature) temperature = to_dtype(*temperature, ScalarType::Float);
 
   const int64_t row_bytes = logits.stride(0) * logits.element_size();
   const auto row = [&](int64_t b) {
@@ -217,7 +218,7 @@ std::tuple<Tensor, Tensor> sample_logprob(Tensor logits, Tensor uniform, Optiona
   Buffer<float> tops(rows * blocks);
   Buffer<int64_t> weights(rows * blocks);
   const auto weigh = R1_DISPATCH(sample_weigh);
-  const int64_t bytes = std::min(columns, kSampleBlock) * logits.element_size();
+  const int64_t bytes = std::min<int64_t>(columns, kSampleBlock) * sizeof(float);  // as is weighed
   parallel_ranges(rows * blocks, items_a_task(bytes), [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t b = begin / blocks, first = begin % blocks;

@@ -30,8 +30,10 @@ from r1kernels.head.head import LogProb
 from r1kernels.head.kept_memory import kept_memory
 from r1kernels.head.linear_cross_entropy import linear_cross_entropy
 from r1kernels.head.linear_logprob import linear_logprob
+from r1kernels.head.logit_filters import filter_logits
 from r1kernels.head.logprob import logprob
 from r1kernels.head.pack import Packed, pack
+from r1kernels.head.sample_logprob import Sampled, sample_logprob
 from r1kernels.moe.balance import moe_balance_loss, update_expert_bias
 from r1kernels.moe.combine import moe_combine
 from r1kernels.moe.expert_parallel import moe_experts_parallel
@@ -59,10 +61,12 @@ __all__ = [
     "PolicyLoss",
     "PolicyLossOptions",
     "Routing",
+    "Sampled",
     "Sorted",
     "candidates",
     "checked",
     "explain",
+    "filter_logits",
     "fp8_combine",
     "fp8_dequantize",
     "fp8_experts",
@@ -94,6 +98,7 @@ __all__ = [
     "policy_loss",
     "rms_norm",
     "rope",
+    "sample_logprob",
     "swiglu",
     "update_expert_bias",
     "using",

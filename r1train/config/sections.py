@@ -324,6 +324,9 @@ class Config(Section):
     """
     threads: Workers | None = None
     """PyTorch's CPU threads (unset: its default)."""
+    report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Trackers that the figures of metrics.jsonl go to as well; their packages must be installed
+    (TRL's report_to)."""
     stages: tuple[Stage, ...] = ("sft", "grpo")
     """What `r1train run` does, in order."""
     model: ModelConfig = ModelConfig()

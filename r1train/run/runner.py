@@ -13,6 +13,7 @@ from r1train.data.problems import load_problems
 from r1train.data.prompts import opens_think, render_prompt
 from r1train.model.limits import check_problems
 from r1train.model.load import load_model
+from r1train.report.trackers import check_trackers
 from r1train.rewards.base import RewardPool
 from r1train.run.signals import Signals, stopping_signals
 from r1train.run.trainer import Trainer
@@ -35,6 +36,7 @@ def _run(config: Config, signals: Signals) -> dict[str, Any]:
     transformers_logging.disable_progress_bar()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    check_trackers(config.report_to)
     train, heldout = load_problems(config.task, config.seed)
     if "sft" in config.stages:
         check_solutions(train)

@@ -190,6 +190,7 @@ class Trainer:
             self._summarize(summary, [stopped_by, self.signals.waiting, *failures])
             if self.signals.waiting:  # it may have come while the summary was written
                 self._summarize(summary, [stopped_by, self.signals.waiting, *failures])
+        self.folder.close()
         with collected(failures):  # last: a terminal that has gone, or a closed pipe, costs nothing
             if self.evaluations:
                 show_before_after(self.evaluations[0], self.evaluations[-1], plots)

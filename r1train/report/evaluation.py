@@ -39,6 +39,8 @@ class EvalResult:
     """Completions whose verifier ran out of time."""
     samples: tuple[dict[str, Any], ...] = field(repr=False)
     """The first completion of each problem, as samples.jsonl keeps it."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """Mean of each further reward where it applies, NaN where it never does."""
 
     def as_dict(self) -> dict[str, Any]:
         """For summary.json: the figures without the samples."""
@@ -54,6 +56,7 @@ class EvalResult:
             "completions_per_problem": self.k,
             "errors": self.errors,
             "timeouts": self.timeouts,
+            **{f"rewards/{name}": mean for name, mean in self.rewards.items()},
         }
 
 

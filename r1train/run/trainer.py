@@ -15,8 +15,9 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1train.config.sections import Config, Stage
-from r1train.data.encode import decode_completions, encode_prompts
+from r1train.data.encode import encode_prompts
 from r1train.data.problems import Problem, ProblemSet
+from r1train.data.samples import Sample, samples_of
 from r1train.engine.base import Rollout
 from r1train.engine.builtin import Engine
 from r1train.learn.grpo import Learner
@@ -24,7 +25,8 @@ from r1train.learn.sft import supervise
 from r1train.metrics import Stopwatch, peak_memory_gib
 from r1train.report.console import CONSOLE, ProgressBar, show_before_after, show_completions
 from r1train.report.evaluation import EvalResult
-from r1train.rewards.base import RewardBatch, RewardPool
+from r1train.rewards.base import RewardBatch
+from r1train.rewards.manager import RewardManager
 from r1train.run.checkpoint import save_checkpoint
 from r1train.run.folder import RunFolder
 from r1train.run.signals import Signals
@@ -43,7 +45,7 @@ class Trainer:
         config: Config,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        rewards: RewardPool,
+        rewards: RewardManager,
         train: ProblemSet,
         heldout: ProblemSet,
         signals: Signals,
@@ -110,16 +112,23 @@ class Trainer:
                         seed=derive_seed(seed, "rollout", step),
                     )
                 with watch("reward"):
-                    texts = decode_completions(self.tokenizer, rollout.completion_ids)
-                    rewards = self.rewards.score(texts, problems)
+                    samples = samples_of(
+                        problems,
+                        rollout.completion_ids,
+                        rollout.finished,
+                        self.tokenizer,
+                        template,
+                    )
+                    rewards = self.rewards.score(samples)
                 with watch("update"):
                     metrics = learner.step(rollout, rewards.total)
                 metrics |= describe(rollout, rewards, watch)
                 self.folder.log(step, metrics)
                 self.stall.observe(step, metrics)
-                bar.advance({name: metrics[name] for name in ("reward", "rewards/accuracy")})
+                shown = ("reward", *(f"rewards/{name}" for name in rewards.by_name))
+                bar.advance({name: metrics[name] for name in shown[:3]})
                 if due(step, config.log_completions_steps):
-                    self.show(step, problems, texts, rewards)
+                    self.show(step, samples, rewards)
                 if due(step, config.save_steps):
                     self.save(f"checkpoint-{step}")
                 if due(step, config.eval_steps) and step < config.max_steps:
@@ -143,16 +152,14 @@ class Trainer:
         self.folder.log_samples(step, result.samples, stage=stage)
         CONSOLE.print(f"{stage} step {step}: held-out pass@1 {result.pass_at_1:.1%}")
 
-    def show(
-        self, step: int, problems: Sequence[Problem], texts: Sequence[str], rewards: RewardBatch
-    ) -> None:
+    def show(self, step: int, samples: Sequence[Sample], rewards: RewardBatch) -> None:
         """Some completions of the first two prompts, on the terminal."""
         group = self.config.grpo.num_generations
         rows = [start + i for start in (0, group) for i in range(min(group, SHOWN))]
-        rows = [row for row in rows if row < len(texts)]
+        rows = [row for row in rows if row < len(samples)]
         scores = {name: [values[row] for row in rows] for name, values in rewards.by_name.items()}
-        questions = [problems[row].question for row in rows]
-        show_completions(step, questions, [texts[row] for row in rows], scores)
+        questions = [samples[row].problem.question for row in rows]
+        show_completions(step, questions, [samples[row].completion for row in rows], scores)
 
     def save(self, name: str) -> Path:
         with self.signals.held():
@@ -247,10 +254,7 @@ def due(step: int, every: int) -> bool:
 def describe(rollout: Rollout, rewards: RewardBatch, watch: Stopwatch) -> dict[str, float]:
     """What a step logs of its completions and their rewards, and of its time."""
     return {
-        "reward": fmean(rewards.total),
-        **{f"rewards/{name}": fmean(values) for name, values in rewards.by_name.items()},
-        "verifier/errors": rewards.errors,
-        "verifier/timeouts": rewards.timeouts,
+        **rewards.metrics(),
         "completions/mean_length": fmean(rollout.lengths),
         "completions/clipped_ratio": 1 - fmean(rollout.finished),
         "tokens_per_second": sum(rollout.lengths) / watch.total(),

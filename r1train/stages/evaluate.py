@@ -12,14 +12,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from r1train.config.sections import Config, EvalConfig
-from r1train.data.encode import decode_completions, encode_prompts
+from r1train.data.encode import encode_prompts
 from r1train.data.problems import ProblemSet, load_problems
-from r1train.data.prompts import opens_think, render_prompt
+from r1train.data.samples import samples_of
 from r1train.engine.builtin import Engine
 from r1train.model.limits import check_problems
 from r1train.model.load import load_model
 from r1train.report.evaluation import EvalResult, interval
-from r1train.rewards.base import RewardPool, extract_answer
+from r1train.rewards.accuracy import extract_answer
+from r1train.rewards.manager import EVALUATED, RewardManager
 from r1train.seeds import derive_seed, deterministic
 from r1train.verify import LONGEST_COMPARED, equivalent
 
@@ -31,7 +32,7 @@ def evaluate(
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     problems: ProblemSet,
-    reward_pool: RewardPool,
+    rewards: RewardManager,
     config: EvalConfig,
     template: str,
     seed: int,
@@ -48,9 +49,11 @@ def evaluate(
         top_p=config.top_p,
         seed=seed,
     )
-    texts = decode_completions(tokenizer, rollout.completion_ids)
-    rewards = reward_pool.score(texts, [problem for problem in problems for _ in range(k)])
-    accuracy, formatted = rewards.by_name["accuracy"], rewards.by_name["format"]
+    repeated = [problem for problem in problems for _ in range(k)]
+    samples = samples_of(repeated, rollout.completion_ids, rollout.finished, tokenizer, template)
+    scored = rewards.score(samples, also=EVALUATED)
+    texts = [sample.completion for sample in samples]
+    accuracy = [value or 0.0 for value in scored.by_name["accuracy"]]
     groups = [slice(start, start + k) for start in range(0, len(texts), k)]
     solved = [fmean(accuracy[group]) for group in groups]
     agreed = [
@@ -66,18 +69,24 @@ def evaluate(
         n=len(problems),
         mean_length=fmean(rollout.lengths),
         truncated=fmean(not finished for finished in rollout.finished),
-        format_rate=fmean(formatted),
-        errors=rewards.errors,
-        timeouts=rewards.timeouts,
+        format_rate=fmean(value or 0.0 for value in scored.by_name["format"]),
+        errors=scored.errors["accuracy"],
+        timeouts=scored.timeouts["accuracy"],
+        rewards={
+            name: scored.metrics()[f"rewards/{name}"]
+            for name in scored.by_name
+            if name not in EVALUATED
+        },
         samples=tuple(
             {
-                "prompt": problem.question,
+                "prompt": samples[first].prompt,
+                "question": problem.question,
                 "reference": problem.answer,
-                "completion": texts[i * k],
-                "accuracy": accuracy[i * k],
-                "format": formatted[i * k],
+                "completion": texts[first],
+                "finished": samples[first].finished,
+                "rewards": {name: values[first] for name, values in scored.by_name.items()},
             }
-            for i, problem in enumerate(problems)
+            for first, problem in zip(range(0, len(samples), k), problems, strict=True)
         ),
     )
 
@@ -92,14 +101,17 @@ def _evaluate_model(config: Config) -> EvalResult:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     _, heldout = load_problems(config.task, config.seed)
+    with RewardManager(config.rewards, heldout) as rewards:
+        return _evaluate_on(heldout, rewards, config)
+
+
+def _evaluate_on(heldout: ProblemSet, rewards: RewardManager, config: Config) -> EvalResult:
     model, tokenizer = load_model(config)
     engine = Engine(model, tokenizer, config.rollout.batch_size)
     template, length = config.task.prompt_template, config.eval.max_completion_length
     check_problems(model, tokenizer, heldout[: config.eval.limit], template, length or 0)
-    think_opened = opens_think(render_prompt(heldout[0].prompt, template, tokenizer))
-    with RewardPool(config.rewards, heldout, think_opened=think_opened) as rewards:
-        seed = derive_seed(config.seed, "eval")
-        return evaluate(engine, tokenizer, heldout, rewards, config.eval, template, seed)
+    seed = derive_seed(config.seed, "eval")
+    return evaluate(engine, tokenizer, heldout, rewards, config.eval, template, seed)
 
 
 def majority(

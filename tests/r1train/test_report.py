@@ -107,7 +107,7 @@ def test_panels_follow_their_data():
     from r1train.report.plots import _names
 
     records = [{"seconds/rollout": 1.0, "kl": 0.0}, {"seconds/update": 2.0, "kl": None}]
-    assert _names(records, ("seconds/", "kl")) == ["seconds/rollout", "seconds/update"]
+    assert _names(records, ("seconds/*", "kl")) == ["seconds/rollout", "seconds/update"]
 
 
 def test_completions_fit_80_columns_and_cannot_style_the_terminal(console):

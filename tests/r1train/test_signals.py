@@ -57,7 +57,7 @@ def stages(monkeypatch):
 
         monkeypatch.setattr(Trainer, "train_stages", train_stages)
 
-    monkeypatch.setattr(runner, "RewardPool", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(runner, "RewardManager", lambda *_, **__: nullcontext())
     end(None)
     return end
 

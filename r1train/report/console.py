@@ -108,7 +108,7 @@ def show_before_after(
     table = Table("", *columns, title=_title(after))
     for (name, was, first), (_, now, last) in zip(_figures(before), _figures(after), strict=True):
         bold = "bold" if name == "pass@1" else ""
-        table.add_row(name, first, last, f"{now - was:+.1f}", style=bold)
+        table.add_row(name, first, last, f"{now - was:+.3g}", style=bold)
     console.print(table)
     for path in plots:
         console.print(path, soft_wrap=True)

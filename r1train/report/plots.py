@@ -77,25 +77,34 @@ PANELS = (
 
 
 def plot_reward(records: Sequence[Record], path: Path) -> Path | None:
-    """Reward by function and held-out accuracy by GRPO step; None where there is neither."""
+    """Reward by function and held-out accuracy by GRPO step; None where there is neither.
+
+    Functions that leave [0, 1] have a chart of their own below.
+    """
     grpo = [record for record in records if record["stage"] == "grpo"]
     names, heldout = _names(grpo, ("rewards/*",)), _points(grpo, "eval/pass@1")
     if not names and not heldout.x:
         return None
+    curves = {name: _points(grpo, name) for name in names}
+    wide = {name for name, points in curves.items() if not all(0 <= y <= 1 for y in points.y)}
+    rows = 2 if wide else 1
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
-        for name in names:
-            _curve(axes, _points(grpo, name), f"{name.removeprefix('rewards/')} reward, training")
+        figure, grid = plt.subplots(
+            rows, figsize=(7, 1.2 + 2.6 * rows), layout="constrained", squeeze=False, sharex=True
+        )
+        axes, last = grid[0, 0], grid[-1, 0]
+        for color, (name, points) in enumerate(curves.items()):
+            label = f"{name.removeprefix('rewards/')} reward, training"
+            _curve(last if name in wide else axes, points, label, f"C{color}")
         if heldout.x:
             intervals = _points(grpo, "eval/pass@1_ci")
             low, high = zip(*intervals.y, strict=True) if intervals.y else ((), ())
             axes.fill_between(intervals.x, low, high, color=INK, alpha=0.12, linewidth=0)
             label = f"held-out pass@1, {heldout.y[0]:.0%} → {heldout.y[-1]:.0%}"
             axes.plot(heldout.x, heldout.y, "o-", color=INK, markersize=4, label=label)
-        axes.set(xlabel="GRPO step", title="Reward and held-out accuracy")
-        if axes.dataLim.y0 >= 0 and axes.dataLim.y1 <= 1:  # shares, as R1's rewards are
-            axes.set_ylim(0, 1.03)
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set(ylim=(0, 1.03), title="Reward and held-out accuracy")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        last.set_xlabel("GRPO step")
         figure.legend(loc="outside lower center", ncols=3)  # no text among the curves
         return _save(figure, path)
 
@@ -156,13 +165,13 @@ def _points(records: Sequence[Record], name: str) -> Points:
     return Points([record["step"] for record in kept], [record[name] for record in kept])
 
 
-def _curve(axes: Axes, points: Points, label: str | None) -> None:
+def _curve(axes: Axes, points: Points, label: str, color: str | None = None) -> None:
     """The raw values, faint where there are many, and their running mean."""
     window = max(1, len(points.x) // 20)
     around = [slice(max(0, i - window // 2), i + window // 2 + 1) for i in range(len(points.y))]
     smooth = [fmean(points.y[near]) for near in around]
     marker = "o" if len(points.x) == 1 else None
-    (line,) = axes.plot(points.x, smooth, label=label, marker=marker, markersize=4)
+    (line,) = axes.plot(points.x, smooth, label=label, color=color, marker=marker, markersize=4)
     if window > 1:
         axes.plot(points.x, points.y, color=line.get_color(), alpha=0.2, linewidth=0.8, zorder=1)
 

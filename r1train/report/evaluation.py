@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, isnan
 from statistics import NormalDist, fmean, variance
 from typing import Any
 
@@ -43,7 +43,7 @@ class EvalResult:
     """Mean of each further reward where it applies, NaN where it never does."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For summary.json: the figures without the samples."""
+        """For summary.json: the figures without the samples, and NaN as None."""
         return {
             "pass@1": self.pass_at_1,
             "pass@1_ci": list(self.pass_at_1_ci),
@@ -56,7 +56,7 @@ class EvalResult:
             "completions_per_problem": self.k,
             "errors": self.errors,
             "timeouts": self.timeouts,
-            **{f"rewards/{name}": mean for name, mean in self.rewards.items()},
+            **{f"rewards/{k}": None if isnan(v) else v for k, v in self.rewards.items()},
         }
 
 

@@ -32,14 +32,14 @@ class Reward(ABC):
     the training and held-out sets share their sources. It lives as long as the run.
     """
 
-    def __init__(self, config: RewardConfig, problems: ProblemSet) -> None:  # noqa: B027
+    def __init__(self, config: RewardConfig, problems: ProblemSet) -> None:  # noqa: B027 (optional)
         """Raises ConfigError where the reward cannot judge such problems."""
 
     @abstractmethod
     def __call__(self, samples: Sequence[Sample]) -> Scores:
         """One value for each sample. Completions of one problem are adjacent."""
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:  # noqa: B027 (optional)
         """End the processes that it has started, if any."""
 
 

@@ -1,4 +1,5 @@
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -94,6 +95,11 @@ def test_summary_and_samples(result):
     assert (first["prompt"], first["completion"]) == ("User: a Assistant:", answer("1"))
     assert (first["finished"], first["reference"]) == (True, "1")
     assert last["rewards"] == {"brevity": None, "accuracy": 0, "format": 0}
+
+
+def test_a_reward_that_never_applies_is_null_in_the_summary(result):
+    summary = replace(result, rewards={"mine": math.nan}).as_dict()
+    assert summary["rewards/mine"] is None
 
 
 def test_majority_breaks_ties_by_the_first_seen():

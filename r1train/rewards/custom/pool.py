@@ -168,6 +168,6 @@ def _stop(worker: _Worker) -> None:
     if worker.job is None and worker.ready:
         with suppress(subprocess.TimeoutExpired):
             worker.process.wait(2.0)
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):  # it is gone: macOS says the second
         os.killpg(worker.process.pid, signal.SIGKILL)
     worker.process.wait()

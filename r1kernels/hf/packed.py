@@ -106,14 +106,18 @@ def packed_refusal(model: nn.Module) -> str | None:
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
         return f"{name}: layers of other kinds: {', '.join(sorted(kinds))}"
-    for option in ("sliding_window", "attn_logit_softcapping"):
-        value = getattr(config, option, None)
-        if value is not None and getattr(config, "use_sliding_window", True):
+    if getattr(model, "_is_stateful", False):
+        return f"{name}: layers that keep a state"
+    options = ["attn_logit_softcapping"]
+    options += ["sliding_window"] * getattr(config, "use_sliding_window", True)
+    for option in options:
+        if (value := getattr(config, option, None)) is not None:
             return f"{name}: {option} = {value}"
     if any(hasattr(module, "sinks") for module in model.modules()):
         return f"{name}: its attention has sinks"
-    if model.training and getattr(config, "attention_dropout", 0):
-        return f"{name}: attention_dropout = {config.attention_dropout}"
+    dropout = getattr(config, "attention_dropout", None)
+    if model.training and dropout:
+        return f"{name}: attention_dropout = {dropout}"
     return None
 
 
@@ -147,9 +151,11 @@ def packed_forward(
     )
     if given:
         raise ValueError(f"{NAME}: {given[0]}: expected none: it is not computed here")
-    heads = [x[0].transpose(0, 1) for x in (query, key, value)]
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        out = packed_flash(*heads, packing, query.shape[-1] ** -0.5 if scaling is None else scaling)
+        out = packed_flash(
+            q, k, v, packing, query.shape[-1] ** -0.5 if scaling is None else scaling
+        )
     else:
-        out = packed_attention(*heads, packing.cu_seqlens, packing.prefix, scale=scaling)
+        out = packed_attention(q, k, v, packing.cu_seqlens, packing.prefix, scale=scaling)
     return out.unsqueeze(0), None

@@ -25,16 +25,22 @@ REFUSED = ("attention_mask", "sliding_window", "softcap", "s_aux", "position_bia
 class Packing(NamedTuple):
     """Segments of one row of tokens: ``pack_segments`` makes it."""
 
-    cu_seqlens: Tensor  # [S + 1] int32
-    prefix: Tensor  # [S] int32, −1 or a segment
-    longest: int  # tokens of a segment
-    # Segments that have a prefix come last. Where they begin; and for each prefix where the tokens
-    # that see it begin, counted from there, and its own.
+    cu_seqlens: Tensor
+    """[S + 1] int32: segment s is tokens cu_seqlens[s] to cu_seqlens[s + 1]."""
+    prefix: Tensor
+    """[S] int32: −1, or the segment whose keys it sees before its own."""
+    longest: int
+    """Tokens of the longest segment."""
     first: int
-    group_queries: Tensor  # [P + 1] int32
-    group_keys: Tensor  # [P + 1] int32
+    """Where segments that have a prefix begin, which come last."""
+    group_queries: Tensor
+    """[P + 1] int32: where the tokens that see each prefix begin, counted from ``first``."""
+    group_keys: Tensor
+    """[P + 1] int32: where each prefix begins."""
     longest_group: int
+    """Tokens that see the same prefix, at most."""
     longest_prefix: int
+    """Tokens of the longest prefix."""
 
 
 def pack_segments(
@@ -48,6 +54,7 @@ def pack_segments(
     Args:
         lengths: tokens of each segment.
         prefix: for each of them −1, or the segment whose keys it sees before its own.
+        device: of the tensors, which is the model's.
 
     Raises:
         ValueError: they are in another order, or a prefix is empty.

@@ -93,7 +93,8 @@ class Block(NamedTuple):
 
 def blocks(tokens: int, cu_seqlens: Tensor, prefix: Tensor | None) -> Iterator[Block]:
     places = torch.arange(tokens, device=cu_seqlens.device)
-    segment = torch.searchsorted(cu_seqlens[1:], places, right=True, out_int32=True)
+    ends = cu_seqlens[1:].contiguous()
+    segment = torch.searchsorted(ends, places, right=True, out_int32=True)
     before = torch.full_like(segment, -1) if prefix is None else prefix[segment]
     for start in range(0, tokens, BLOCK):
         rows = slice(start, start + BLOCK)

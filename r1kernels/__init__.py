@@ -7,6 +7,7 @@ import warnings
 
 import r1kernels.fp8.scaled_mm
 import r1kernels.triton  # noqa: F401 (imports Triton's kernels when a call could run there)
+from r1kernels.attention.packed_attention import packed_attention
 from r1kernels.core import native
 from r1kernels.core.check import checked
 from r1kernels.core.op import using
@@ -95,6 +96,7 @@ __all__ = [
     "moe_route",
     "moe_sort",
     "pack",
+    "packed_attention",
     "policy_loss",
     "rms_norm",
     "rope",

@@ -40,6 +40,7 @@ from r1kernels.ops.moe_permute import moe_permute
 from r1kernels.ops.moe_route import Routing, moe_route
 from r1kernels.ops.moe_sort import Sorted, moe_sort
 from r1kernels.ops.pack import Packed, pack
+from r1kernels.ops.packed_attention import packed_attention
 from r1kernels.ops.policy_loss import PolicyLoss, policy_loss
 from r1kernels.ops.policy_loss_options import FusedLossOptions, LossOptions, PolicyLossOptions
 from r1kernels.ops.rms_norm import rms_norm
@@ -90,6 +91,7 @@ __all__ = [
     "moe_route",
     "moe_sort",
     "pack",
+    "packed_attention",
     "policy_loss",
     "rms_norm",
     "rope",

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 class Metrics:
@@ -25,6 +26,24 @@ class Metrics:
             total = self.weights[name] = self.weights.get(name, 0.0) + weight
             mean = self.values.get(name, 0.0)
             self.values[name] = mean + (value - mean) * weight / total
+
+
+class Pending:
+    """Figures that are on the device until all of them are read, in one transfer."""
+
+    def __init__(self) -> None:
+        self.names: list[tuple[str, ...]] = []
+        self.values: list[Tensor] = []
+
+    def add(self, figures: Mapping[str, Tensor]) -> None:
+        """Tensors []; a group of them is read as one dictionary."""
+        self.names.append(tuple(figures))
+        self.values.append(torch.stack([value.float() for value in figures.values()]))
+
+    def read(self) -> list[dict[str, float]]:
+        """The groups, in their order. Waits for the device."""
+        values = iter(torch.cat(self.values).tolist())
+        return [dict(zip(names, values, strict=False)) for names in self.names]
 
 
 class Stopwatch:

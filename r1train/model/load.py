@@ -9,7 +9,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from r1kernels.hf import explain_fp8, patch_elementwise, patch_fp8, patch_moe, register_fp8
+from r1kernels.hf import (
+    explain_fp8,
+    patch,
+    patch_elementwise,
+    patch_fp8,
+    patch_moe,
+    register_fp8,
+)
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
 from r1train.model.folder import from_folder, stored_in_fp8
@@ -73,7 +80,7 @@ def load_model(
             _into_fp8(model, config)
     if config.elementwise:
         patch_elementwise(model)
-    return model.eval(), tokenizer
+    return patch(model.eval()), tokenizer
 
 
 def _into_fp8(model: PreTrainedModel, config: Config) -> None:

@@ -22,6 +22,7 @@ from r1train.engine.builtin import Engine
 from r1train.learn.grpo import Learner
 from r1train.learn.sft import supervise
 from r1train.metrics import Stopwatch, peak_memory_gib
+from r1train.model.policy import Policy
 from r1train.report.console import CONSOLE, ProgressBar, show_before_after, show_completions
 from r1train.report.evaluation import EvalResult
 from r1train.rewards.base import RewardBatch, RewardPool
@@ -51,6 +52,7 @@ class Trainer:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.rewards, self.train, self.heldout = rewards, train, heldout
         self.signals = signals
+        self.policy = Policy(model)
         self.engine = Engine(model, tokenizer, config.rollout.batch_size)
         self.folder = RunFolder.create(config)
         self.evaluations: list[EvalResult] = []
@@ -78,7 +80,7 @@ class Trainer:
         config, template = self.config.sft, self.config.task.prompt_template
         seed = derive_seed(self.config.seed, "sft")
         updates = supervise(
-            self.model, self.tokenizer, self.train, config, template=template, seed=seed
+            self.policy, self.tokenizer, self.train, config, template=template, seed=seed
         )
         with ProgressBar("sft", config.max_steps) as bar:
             for step, metrics in enumerate(updates, start=1):
@@ -91,7 +93,7 @@ class Trainer:
         config, sampling = self.config.grpo, self.config.rollout
         template, seed = self.config.task.prompt_template, self.config.seed
         learner = Learner(
-            self.model,
+            self.policy,
             config,
             temperature=sampling.temperature,
             max_completion_length=sampling.max_completion_length,

@@ -14,7 +14,6 @@ from r1kernels.hf.grpo import grpo_loss
 from r1kernels.hf.head import Head, head_of
 from r1kernels.hf.logprobs import logprobs
 from r1kernels.hf.moe import patch_moe, register_experts, unpatch_moe
-from r1kernels.hf.packed import packed_attention_of
 from r1kernels.hf.patched import patch, unpatch, with_hidden
 from r1kernels.hf.routers import Router, routers
 from r1kernels.hf.routing import expert_counts, record_routing, replay_routing
@@ -28,7 +27,6 @@ __all__ = [
     "grpo_loss",
     "head_of",
     "logprobs",
-    "packed_attention_of",
     "patch",
     "patch_elementwise",
     "patch_fp8",

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -63,15 +64,19 @@ class Policy:
         dtype: torch.dtype = self.model.dtype
         return dtype
 
+    @torch.no_grad()
     def run(
         self, batch: Packed, fn: Callable[[Tensor, Head], T], routes: Routes | None = None
     ) -> T:
-        """`fn(hidden, head)`: hidden [T, H] are the states that predict `batch.target`.
+        """`fn(hidden, head)`, without gradients.
 
-        `routes` records or replays where a mixture of experts sends the tokens.
+        hidden [T, H] are the states that predict `batch.target`. `routes` records or replays where
+        a mixture of experts sends the tokens.
         """
         with self._pass(batch, routes) as call:
-            return call(fn)
+            found = call(fn)
+        self._reshard()
+        return found
 
     def accumulate(
         self,
@@ -93,6 +98,14 @@ class Policy:
                     layer.training = False
             loss.backward()
         return loss.detach(), rest
+
+    def _reshard(self) -> None:
+        """Where no backward pass follows, FSDP2 would keep the root's weights gathered.
+
+        Those are other tensors than the parameters that an optimizer knows.
+        """
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()
 
     @contextmanager
     def _pass(
@@ -181,6 +194,7 @@ def why_not_packed(policy: Policy) -> str | None:
         ids = torch.tensor([[*prompt, *completion[:-1]]], device=policy.device)
         found = with_hidden(model, lambda hidden, head: hidden[0], input_ids=ids)
         plain.append(found[len(prompt) - 1 :])
+    policy._reshard()
     expected = torch.cat(plain).double()
     apart = ((hidden.double() - expected).norm() / expected.norm()).item()
     if apart <= TOLERANCE[policy.dtype]:

@@ -130,6 +130,11 @@ def calls() -> dict[str, dict[str, Any]]:
             "q": torch.randn(B, 4, T, H), "k": torch.randn(B, 2, T, H),
             "cos": torch.randn(B, T, H), "sin": torch.randn(B, T, H), "interleaved": False,
         },
+        "packed_attention": {
+            "query": torch.randn(T, 4, H), "key": torch.randn(T, 2, H),
+            "value": torch.randn(T, 2, INNER), "cu_seqlens": starts,
+            "prefix": torch.tensor([-1, 0, 0], dtype=torch.int32), "scale": 0.3,
+        },
         "swiglu": {"gate": x, "up": torch.randn(T, H)},
         "geglu": {"gate": x, "up": torch.randn(T, H), "approximate": "tanh"},
         "fp8_quantize": {

@@ -60,8 +60,9 @@ void weigh(const Block& block, int64_t lane, F scale, I after, int64_t first, fl
   store(softmax.sum + lane, load(softmax.sum + lane) * correction + a + b);
 }
 
+// Whether every result is a number.
 template <class T>
-void forward(const PackedAttention& a, const QueryTile& tile, int64_t key_head, float* scratch) {
+bool forward(const PackedAttention& a, const QueryTile& tile, int64_t key_head, float* scratch) {
   const Lanes lanes(tile, a.group, key_head);
   auto* query = (uint32_t*)scratch;
   float* out = scratch + row_of_sums(a.width) * kPanel;
@@ -85,21 +86,28 @@ void forward(const PackedAttention& a, const QueryTile& tile, int64_t key_head, 
                    out, !first);
     first = false;
   });
+  F total{};
   for (int64_t n = 0; n < lanes.count; n += kWidth) {
     const F sum = load(softmax.sum + n), inverse = splat(1.0f) / sum;
-    for (int64_t i = 0; i < a.value_width; ++i)
-      store(out + i * kPanel + n, load(out + i * kPanel + n) * inverse);
+    for (int64_t i = 0; i < a.value_width; ++i) {
+      const F result = load(out + i * kPanel + n) * inverse;
+      store(out + i * kPanel + n, result);
+      total = total + result * splat(0.0f);
+    }
     store(softmax.sum + n, load(softmax.greatest + n) + log(sum));
   }
   store_queries<T>(lanes, a.out, a.value_width, out);
   for (int64_t i = 0; i < lanes.count; ++i)
     a.lse[lanes.head[i] * a.tokens + lanes.token[i]] = softmax.sum[i];
+  return sum(total) == 0;
 }
 }  // namespace
 
 void packed_attention_tile(const PackedAttention& a, const QueryTile& tile, int64_t key_head,
                            float* scratch) {
-  (a.bf16 ? forward<BF16> : forward<F32>)(a, tile, key_head, scratch);
+  const auto run = a.bf16 ? forward<BF16> : forward<F32>;
+  if (!run(a, tile, key_head, scratch))
+    each_token(tile, [&](const QueryTile& one) { run(a, one, key_head, scratch); });
 }
 }  // namespace r1::R1_ISA
 

@@ -64,10 +64,11 @@ void differentiate(const Block& block, int64_t lane, F scale, F lse, F delta, I 
 
 template <class T>
 void backward(const PackedAttentionBackward& b, const QueryTile& tile, int64_t key_head,
-              const KeySums& own, const KeySums& prefix, float* scratch) {
+              const KeySums& own, const KeySums& prefix, float* all_scratch) {
   using Element = typename T::Element;
   const PackedAttention& a = b.forward;
   const Lanes lanes(tile, a.group, key_head);
+  float* scratch = all_scratch;
   const auto take = [&](int64_t floats) {
     float* taken = scratch;
     scratch += floats * kPanel;
@@ -101,6 +102,12 @@ void backward(const PackedAttentionBackward& b, const QueryTile& tile, int64_t k
       products = products + some_of<T>(out + j, a.value_width - j) * some_of<T>(slope + j, a.value_width - j);
     delta[i] = sum(products);
   }
+  float finite = 0;
+  for (int64_t i = 0; i < lanes.count; ++i) finite += 0 * lse[i] + 0 * delta[i];
+  if (finite != 0 && tile.tokens > 1)
+    return each_token(tile, [&](const QueryTile& one) {
+      backward<T>(b, one, key_head, own, prefix, all_scratch);
+    });
   pack_queries<T>(lanes, a.query, a.width, query);
   pack_queries<T>(lanes, b.dout, a.value_width, dout);
   pack_lane_rows<T>(lanes, a.query, a.width, query_rows);
@@ -112,6 +119,8 @@ void backward(const PackedAttentionBackward& b, const QueryTile& tile, int64_t k
     for (int64_t n = 0; n < lanes.count; n += kWidth)
       differentiate<T>(block, n, splat(a.scale), load(lse + n), load(delta + n),
                        load_as<I>(lanes.after + n), tile.begin, w);
+    if (T::kPerUnit == 2 && lanes.count % 2)  // what shares a unit with the last lane
+      for (int64_t i = lanes.count; i < block.rows * kPanel; i += kPanel) w.rows[i] = w.slopes[i] = 0;
     for (const Span& span : block) {
       const KeySums& sums = span.own ? own : prefix;
       const int64_t row = span.key - sums.first;

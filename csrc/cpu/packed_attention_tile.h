@@ -59,6 +59,15 @@ static inline void each_block(const QueryTile& t, const Body& body) {
   if (block.rows > 0) body(block);
 }
 
+// Calls body(tile) for each token of a tile. Its queries see the same keys, so that no weight of 0
+// meets a NaN that some of them do not see.
+template <class Body>
+static inline void each_token(const QueryTile& t, const Body& body) {
+  QueryTile one = t;
+  one.tokens = 1;
+  for (; one.begin < t.begin + t.tokens; ++one.begin) body(one);
+}
+
 // Where the lanes of a tile lie.
 struct Lanes {
   int64_t count;

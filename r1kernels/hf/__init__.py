@@ -14,12 +14,14 @@ from r1kernels.hf.grpo import grpo_loss
 from r1kernels.hf.head import Head, head_of
 from r1kernels.hf.logprobs import logprobs
 from r1kernels.hf.moe import patch_moe, register_experts, unpatch_moe
+from r1kernels.hf.packed import Packing, pack_segments, packed_refusal, register_packed
 from r1kernels.hf.patched import patch, unpatch, with_hidden
 from r1kernels.hf.routers import Router, routers
 from r1kernels.hf.routing import expert_counts, record_routing, replay_routing
 
 __all__ = [
     "Head",
+    "Packing",
     "Router",
     "expert_counts",
     "explain_elementwise",
@@ -27,6 +29,8 @@ __all__ = [
     "grpo_loss",
     "head_of",
     "logprobs",
+    "pack_segments",
+    "packed_refusal",
     "patch",
     "patch_elementwise",
     "patch_fp8",
@@ -34,6 +38,7 @@ __all__ = [
     "record_routing",
     "register_experts",
     "register_fp8",
+    "register_packed",
     "replay_routing",
     "routers",
     "unpatch",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -26,9 +26,9 @@ def packed_attention(
     """softmax(scale · query·keyᵀ)·value, of each query over the keys that it may see.
 
     Segment s is tokens cu_seqlens[s] to cu_seqlens[s + 1]. A query sees the keys of its own segment
-    up to its own token, and before them all keys of segment prefix[s], if that is not −1: a
-    prompt's, of which there is one for all completions of it. No padding and no mask; softmax and
-    sums are in float32. What a segment gives depends on it and its prefix alone, bit for bit.
+    up to its own token, and before them all keys of segment prefix[s], if that is not −1: those of
+    a prompt, which all completions of it share. No padding and no mask; softmax and sums are in
+    float32. What a segment gives depends on it and its prefix alone, bit for bit.
 
     Args:
         query: [T, Hq, D], float32, bfloat16, float16 or float64, of any strides.
@@ -81,26 +81,24 @@ def _check(
         check.number("packed_attention", "scale", scale)
 
 
-class Seen(NamedTuple):
-    """Queries that see the same keys, but for those behind their own token."""
-
-    queries: slice
-    keys: Tensor  # indices
-    mask: Tensor  # [queries, keys] bool, True where a query sees a key
+BLOCK = 128  # queries whose scores the reference holds at one time
 
 
-def seen(cu_seqlens: Tensor, prefix: Tensor | None) -> Iterator[Seen]:
-    """The segments that have tokens. Waits for the device."""
-    places = torch.arange(int(cu_seqlens[-1]), device=cu_seqlens.device)
-    parts = [slice(*ends) for ends in pairwise(cu_seqlens.tolist())]
-    before = [-1] * len(parts) if prefix is None else prefix.tolist()
-    for own, first in zip(parts, before, strict=True):
-        if own.start == own.stop:
-            continue
-        keys = places[own] if first < 0 else torch.cat([places[parts[first]], places[own]])
-        count = own.stop - own.start
-        mask = torch.ones(count, len(keys), dtype=torch.bool, device=keys.device)
-        yield Seen(own, keys, mask.tril(len(keys) - count))
+class Block(NamedTuple):
+    """Some of the queries, and the keys that they see."""
+
+    rows: slice
+    mask: Tensor  # [queries, T] bool
+
+
+def blocks(tokens: int, cu_seqlens: Tensor, prefix: Tensor | None) -> Iterator[Block]:
+    places = torch.arange(tokens, device=cu_seqlens.device)
+    segment = torch.searchsorted(cu_seqlens[1:], places, right=True, out_int32=True)
+    before = torch.full_like(segment, -1) if prefix is None else prefix[segment]
+    for start in range(0, tokens, BLOCK):
+        rows = slice(start, start + BLOCK)
+        own = (segment[rows, None] == segment) & (places[rows, None] >= places)
+        yield Block(rows, own | (before[rows, None] == segment))
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -109,7 +107,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _grouped(heads: Tensor, key_heads: int) -> Tensor:
-    """[T, Hq, D] as [Hkv, Hq / Hkv, T, D], in the dtype of sums."""
+    """[T, Hq, D] as [Hkv, Hq / Hkv, T, D], in the dtype of sums; keys as [Hkv, 1, T, D]."""
     return _wide(heads).unflatten(1, (key_heads, -1)).permute(1, 2, 0, 3)
 
 
@@ -117,9 +115,10 @@ def _ungrouped(heads: Tensor) -> Tensor:
     return heads.permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def _keyed(heads: Tensor, keys: Tensor) -> Tensor:
-    """[T, Hkv, D] as [Hkv, 1, keys, D], in the dtype of sums."""
-    return _wide(heads)[keys].transpose(0, 1).unsqueeze(1)
+def _product(weights: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
+    """weights·rows, where hidden rows do not count: their weight is 0, but 0·NaN is NaN."""
+    spoilt = mask.to(rows.dtype) @ (~rows.isfinite()).to(rows.dtype) > 0
+    return (weights @ rows.nan_to_num(0, 0, 0)).masked_fill(spoilt, torch.nan)
 
 
 def reference(
@@ -130,13 +129,14 @@ def reference(
     prefix: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
+    key_heads = key.shape[1]
+    q, k, v = (_grouped(t, key_heads) for t in (query, key, value))
     out = query.new_empty(*query.shape[:2], value.shape[2])
-    lse = _wide(query).new_empty(query.shape[1], query.shape[0])
-    for queries, keys, mask in seen(cu_seqlens, prefix):
-        scores = _grouped(query[queries], key.shape[1]) @ _keyed(key, keys).mT * scale
-        scores = scores.masked_fill(~mask, -torch.inf)
-        lse[:, queries] = scores.logsumexp(-1).flatten(0, 1)
-        out[queries] = _ungrouped(scores.softmax(-1) @ _keyed(value, keys)).to(out.dtype)
+    lse = q.new_empty(query.shape[1], query.shape[0])
+    for rows, mask in blocks(query.shape[0], cu_seqlens, prefix):
+        scores = (q[:, :, rows] @ k.mT * scale).masked_fill(~mask, -torch.inf)
+        lse[:, rows] = scores.logsumexp(-1).flatten(0, 1)
+        out[rows] = _ungrouped(_product(scores.softmax(-1), v, mask)).to(out.dtype)
     return out, lse
 
 
@@ -187,18 +187,22 @@ def backward_reference(
     """With weights p = e^(score − lse): dvalue = pᵀ·dout, dp = dout·valueᵀ, and the slope of scores
     is p·(dp − Σ dout·out), which dquery and dkey are products with."""
     key_heads = key.shape[1]
-    dquery = query.new_empty(query.shape)
-    dkey, dvalue = (_wide(t).new_zeros(t.shape) for t in (key, value))
-    for queries, keys, mask in seen(cu_seqlens, prefix):
-        q, slope, result = (_grouped(t[queries], key_heads) for t in (query, dout, out))
-        k, v = _keyed(key, keys), _keyed(value, keys)
-        scores = (q @ k.mT * scale).masked_fill(~mask, -torch.inf)
-        weights = (scores - lse[:, queries].unflatten(0, (key_heads, -1)).unsqueeze(-1)).exp()
-        of_scores = weights * (slope @ v.mT - (slope * result).sum(-1, keepdim=True)) * scale
-        dquery[queries] = _ungrouped(of_scores @ k).to(query.dtype)
-        dkey.index_add_(0, keys, (of_scores.mT @ q).sum(1).transpose(0, 1))
-        dvalue.index_add_(0, keys, (weights.mT @ slope).sum(1).transpose(0, 1))
-    return dquery, dkey.to(key.dtype), dvalue.to(value.dtype)
+    q, k, v, slope, result = (_grouped(t, key_heads) for t in (query, key, value, dout, out))
+    of_lse = lse.unflatten(0, (key_heads, -1)).unsqueeze(-1)
+    delta = (slope * result).sum(-1, keepdim=True)
+    dquery, dkey, dvalue = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    for rows, mask in blocks(query.shape[0], cu_seqlens, prefix):
+        weights = (q[:, :, rows] @ k.mT * scale - of_lse[:, :, rows]).exp()
+        of_scores = weights * (slope[:, :, rows] @ v.mT - delta[:, :, rows]) * scale
+        weights, of_scores = (t.masked_fill(~mask, 0) for t in (weights, of_scores))
+        dquery[:, :, rows] = _product(of_scores, k, mask)
+        dkey += _product(of_scores.mT, q[:, :, rows], mask.mT).sum(1, keepdim=True)
+        dvalue += _product(weights.mT, slope[:, :, rows], mask.mT).sum(1, keepdim=True)
+    return (
+        _ungrouped(dquery).to(query.dtype),
+        _ungrouped(dkey).to(key.dtype),
+        _ungrouped(dvalue).to(value.dtype),
+    )
 
 
 def _backward_fake(

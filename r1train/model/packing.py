@@ -10,6 +10,7 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
+from r1kernels.hf import Packing, pack_segments
 from r1train.data.encode import distinct
 
 
@@ -31,10 +32,8 @@ class Packed:
     """int64 [N]"""
     positions: Tensor
     """int64 [N]: of each token in its sequence, from 0."""
-    cu_seqlens: Tensor
-    """int32 [P + B + 1]: where segments begin and end."""
-    prefix: Tensor
-    """int32 [P + B]: the segment of a completion's prompt; −1 of a prompt."""
+    packing: Packing
+    """Of the segments, for the attention."""
     predictors: Tensor
     """int64 [T]: the token of the row whose hidden state predicts each token of a completion."""
     target: Tensor
@@ -111,15 +110,14 @@ def pack(
         return tensor.to(device, non_blocking=True)
 
     zero = torch.zeros(1, dtype=torch.int64)
-    none = torch.full_like(heads, -1)
+    prefix = [-1] * len(shared) + [prompt_index[row] for row in order]
     return Packed(
         shared,
         prompt_index,
         completions,
         placed(ids),
         placed(positions),
-        placed(torch.cat([zero, ends]).int()),
-        placed(torch.cat([none, index[ordered]]).int()),
+        pack_segments(segments.tolist(), prefix, device),
         placed(predictors),
         placed(torch.tensor([*chain.from_iterable(completions)])),
         placed(torch.cat([zero, stops]).int()),

@@ -13,13 +13,15 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from r1kernels.hf import Head, packed_attention_of, with_hidden
+from r1kernels.hf import Head, packed_refusal, register_packed, with_hidden
 from r1train.config.schema import ConfigError
+from r1train.model.lora import merged_weights
 from r1train.model.packing import Packed, pack
 from r1train.model.padded import padded_pass
 from r1train.model.routing import Routes
 
 T = TypeVar("T")
+PACKED = "r1_packed"  # the name that transformers knows the attention by
 # Of hidden states in the two passes, relative to their norm. In few bits a token near a tie may go
 # to another expert; a pass that mixes sequences differs by as much as the states themselves.
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.2}
@@ -118,7 +120,7 @@ class Policy:
         inputs = {
             "input_ids": batch.ids[None],
             "position_ids": batch.positions[None],
-            "packing": batch,
+            "packing": batch.packing,
         }
 
         def call(fn: Callable[[Tensor, Head], Any]) -> Any:
@@ -127,7 +129,7 @@ class Policy:
 
             return with_hidden(self.model, of_predictors, **inputs)
 
-        with packed_attention_of(self.model):
+        with _packed_attention(self.model):
             if routes is None:
                 yield call
             else:
@@ -137,15 +139,17 @@ class Policy:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight and persistent buffer by name, whole, as an engine takes them.
 
-        Tied weights come under each of their names, so that no engine keeps an old head.
+        Tied weights come under each of their names, so that no engine keeps an old head; adapters
+        are added to the weights that they are of.
         """
-        for name, tensor in self.model.state_dict().items():
+        for name, tensor in merged_weights(self.model):
             whole: Any = tensor
             yield name, whole.full_tensor() if hasattr(whole, "full_tensor") else whole
 
     def moving(self) -> dict[str, Tensor]:
         """What training changes, by name: trained weights, scales of FP8 weights, and buffers."""
-        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+        named = self.model.named_parameters(remove_duplicate=False)
+        frozen = {name for name, parameter in named if not parameter.requires_grad}
         tensors = self.model.state_dict()
         scales = {f"{name}_scale_inv" for name in tensors if name not in frozen}
         return {
@@ -162,6 +166,19 @@ class Policy:
             yield
         finally:
             copy(kept, moving)
+
+
+@contextmanager
+def _packed_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Within it the model takes packed rows; the cache of an engine needs what it had before."""
+    register_packed()
+    config: Any = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = PACKED
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 @torch.no_grad()
@@ -182,12 +199,14 @@ PROBE = (
 def why_not_packed(policy: Policy) -> str | None:
     """Why a packed pass over this model would not be what a plain one is; None if it is."""
     model = policy.model
+    if (refusal := packed_refusal(model)) is not None:
+        return refusal
     prompts, completions = zip(*PROBE, strict=True)
     batch = pack(prompts, completions, policy.device)
+    policy.packs = True
     try:
-        policy.packs = True
         hidden = policy.run(batch, lambda hidden, head: hidden)
-    except (NotImplementedError, TypeError) as error:
+    except (ValueError, TypeError) as error:  # asks of its attention what is not done, or no word
         return str(error)
     plain = []
     for prompt, completion in PROBE:

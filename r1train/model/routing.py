@@ -55,7 +55,7 @@ class Recording:
         first = sum(map(len, batch.prompts))
         self.passes += [ids[:first], ids[first:]]
         owners = torch.tensor(batch.by_prompt, device=ids.device)
-        lengths = batch.cu_seqlens[len(batch.prompts) :].diff()
+        lengths = batch.packing.cu_seqlens[len(batch.prompts) :].diff()
         self.rows += [owners[:0], owners.repeat_interleave(lengths, output_size=len(ids) - first)]
 
     def sequences(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:

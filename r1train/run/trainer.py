@@ -52,7 +52,8 @@ class Trainer:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.rewards, self.train, self.heldout = rewards, train, heldout
         self.signals = signals
-        self.policy = Policy(model)
+        checkpointing = config.model.gradient_checkpointing
+        self.policy = Policy(model, gradient_checkpointing=checkpointing)
         self.engine = Engine(model, tokenizer, config.rollout.batch_size)
         self.folder = RunFolder.create(config)
         self.evaluations: list[EvalResult] = []

@@ -96,8 +96,8 @@ def test_a_packed_batch_holds_every_token_where_it_belongs():
     assert batch.prompt_index == [0, 1, 0]
     assert batch.ids.tolist() == [1, 2, 3, 4, 5, 8]  # the completions of [1, 2] side by side
     assert batch.positions.tolist() == [0, 1, 0, 2, 3, 2]
-    assert batch.cu_seqlens.tolist() == [0, 2, 3, 5, 6, 6]
-    assert batch.prefix.tolist() == [-1, -1, 0, 0, 1]
+    assert batch.packing.cu_seqlens.tolist() == [0, 2, 3, 5, 6, 6]
+    assert batch.packing.prefix.tolist() == [-1, -1, 0, 0, 1]
     assert batch.target.tolist() == [4, 5, 6, 7, 8, 9]
     assert batch.predictors.tolist() == [1, 3, 4, 2, 1, 5]
     assert batch.cu_completions.tolist() == [0, 3, 4, 6]
@@ -137,9 +137,9 @@ def test_a_packed_pass_of_latent_attention_and_experts_is_a_plain_one(mini):
     ("model", "reason"),
     [
         (lambda: made(MistralForCausalLM, MistralConfig, sliding_window=4), "sliding_window"),
-        (lambda: made(Gemma2ForCausalLM, Gemma2Config, head_dim=8), "softcap"),
+        (lambda: made(Gemma2ForCausalLM, Gemma2Config, head_dim=8), "sliding_attention"),
     ],
-    ids=["sliding window", "softcap"],
+    ids=["mistral", "gemma2"],
 )
 def test_a_model_that_cannot_be_packed_is_padded_and_says_why(model, reason, caplog):
     policy = Policy(model())

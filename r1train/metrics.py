@@ -56,7 +56,8 @@ class Stopwatch:
     def __call__(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[f"seconds/{phase}"] = time.perf_counter() - start
+        name, seconds = f"seconds/{phase}", time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def total(self) -> float:
         return sum(self.seconds.values())

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,6 +20,7 @@ from r1train.data.problems import Problem, ProblemSet
 from r1train.engine.base import Rollout
 from r1train.engine.builtin import Engine
 from r1train.learn.grpo import Learner
+from r1train.learn.refill import Scored, refill
 from r1train.learn.sft import supervise
 from r1train.metrics import Stopwatch, peak_memory_gib
 from r1train.model.policy import Policy
@@ -34,6 +35,15 @@ from r1train.seeds import derive_seed
 from r1train.stages.evaluate import evaluate
 
 SHOWN = 4  # completions of a prompt in the printed table
+
+
+class Sampled(NamedTuple):
+    """Completions of a rollout, with what they answer and what they earned."""
+
+    problems: list[Problem]
+    rollout: Rollout
+    texts: list[str]
+    rewards: RewardBatch
 
 
 class Trainer:
@@ -92,7 +102,7 @@ class Trainer:
     def grpo(self) -> None:
         """The reinforcement-learning stage."""
         config, sampling = self.config.grpo, self.config.rollout
-        template, seed = self.config.task.prompt_template, self.config.seed
+        seed = self.config.seed
         learner = Learner(
             self.policy,
             config,
@@ -104,19 +114,20 @@ class Trainer:
             for step in range(1, config.max_steps + 1):
                 watch = Stopwatch()
                 drawn = draw(self.train, config.prompts_per_step, step, seed)
-                problems = [problem for problem in drawn for _ in range(config.num_generations)]
-                with watch("rollout"):
-                    rollout = self.engine.generate(
-                        encode_prompts(self.tokenizer, problems, template),
-                        max_new_tokens=sampling.max_completion_length,
-                        temperature=sampling.temperature,
-                        seed=derive_seed(seed, "rollout", step),
-                    )
-                with watch("reward"):
-                    texts = decode_completions(self.tokenizer, rollout.completion_ids)
-                    rewards = self.rewards.score(texts, problems)
+                sampled = self.sample(drawn, watch, "rollout", step)
+                problems, rollout, texts, rewards = sampled
+
+                def more(count: int, attempt: int, step: int = step, watch: Any = watch) -> Scored:
+                    drawn = draw_extra(self.train, count, step, attempt, seed)
+                    other = self.sample(drawn, watch, "extra", step, attempt)
+                    return Scored(other.rollout, other.rewards.total)
+
+                first = Scored(rollout, rewards.total)
+                scored, extra = refill(first, more, config.max_extra_rollouts)
                 with watch("update"):
-                    metrics = learner.step(rollout, rewards.total)
+                    metrics = learner.step(scored.rollout, scored.rewards)
+                if config.max_extra_rollouts:
+                    metrics["extra_rollouts"] = extra
                 metrics |= describe(rollout, rewards, watch)
                 self.folder.log(step, metrics)
                 self.stall.observe(step, metrics)
@@ -127,6 +138,22 @@ class Trainer:
                     self.save(f"checkpoint-{step}")
                 if due(step, config.eval_steps) and step < config.max_steps:
                     self.evaluate("grpo", step)
+
+    def sample(self, drawn: Sequence[Problem], watch: Stopwatch, *seeds: str | int) -> Sampled:
+        """A group of completions for each of these problems, and their rewards."""
+        config, sampling = self.config.grpo, self.config.rollout
+        problems = [problem for problem in drawn for _ in range(config.num_generations)]
+        with watch("rollout"):
+            rollout = self.engine.generate(
+                encode_prompts(self.tokenizer, problems, self.config.task.prompt_template),
+                max_new_tokens=sampling.max_completion_length,
+                temperature=sampling.temperature,
+                seed=derive_seed(self.config.seed, *seeds),
+            )
+        with watch("reward"):
+            texts = decode_completions(self.tokenizer, rollout.completion_ids)
+            rewards = self.rewards.score(texts, problems)
+        return Sampled(problems, rollout, texts, rewards)
 
     def evaluate(self, stage: Stage, step: int) -> None:
         """Held-out evaluation, always with the same draws, so that evaluations compare."""
@@ -234,6 +261,14 @@ def draw(problems: Sequence[Problem], count: int, step: int, seed: int) -> list[
         problems[_order(len(problems), epoch, seed)[place]]
         for epoch, place in (divmod(i, len(problems)) for i in range(first, first + count))
     ]
+
+
+def draw_extra(
+    problems: Sequence[Problem], count: int, step: int, attempt: int, seed: int
+) -> list[Problem]:
+    """Problems in the place of some of a step's, at random."""
+    rng = random.Random(derive_seed(seed, "extra problems", step, attempt))
+    return [problems[rng.randrange(len(problems))] for _ in range(count)]
 
 
 @lru_cache(maxsize=2)

@@ -44,9 +44,14 @@ def gradients(model, config, rollout, rewards=REWARDS):
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
-def test_the_token_budget_does_not_change_the_gradient(mini, rollout, loss_type):
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "padded"])
+def test_neither_budget_nor_padding_changes_the_gradient(
+    mini, rollout, loss_type, packs, monkeypatch
+):
     model, _ = mini
     whole, metrics = gradients(model, replace(CONFIG, loss_type=loss_type), rollout)
+    if not packs:
+        monkeypatch.setattr("r1train.model.policy.why_not_packed", lambda policy: "to be padded")
     for budget in (1, 100, 300):
         config = replace(CONFIG, loss_type=loss_type, token_budget=budget)
         parts, again = gradients(model, config, rollout)

@@ -320,7 +320,8 @@ class Config(Section):
     device: str = "auto"
     """"auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1"."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of weights and activations."""
+    """Type of weights and activations. Of bfloat16 weights the optimizer steps float32 copies, or
+    most updates would be rounded away."""
     precision: Literal["dtype", "fp8"] = "dtype"
     """Of the products of linear layers and experts: that of `dtype`, or FP8 with block scales.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from r1kernels.nn import FP8Optimizer, with_scales
@@ -42,13 +43,14 @@ class Optimizer:
         names = {parameter: name for name, parameter in model.named_parameters()}
         self.names = [names[parameter] for parameter in self.parameters]
         for parameter in self.parameters:
-            if parameter.dtype in (torch.bfloat16, torch.float16):
+            half = parameter.dtype in (torch.bfloat16, torch.float16)
+            if half and not isinstance(parameter, DTensor):  # FSDP2 has a dtype of its own for it
                 parameter.grad_dtype = torch.float32  # in which the parts of an update add up
 
     def clip(self) -> Tensor:
         """Clips the gradients; [], their norm before, which nobody has waited for."""
         norm: Any = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        found: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        found: Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return found
 
     def step(self, norm: float) -> dict[str, float]:

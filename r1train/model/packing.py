@@ -101,7 +101,9 @@ def pack(
     begins[ordered] = (ends - segments)[len(shared) :]
     stops = lengths.cumsum(0)
     starts = stops - lengths
-    predictors = torch.arange(int(stops[-1])) + (begins - 1 - starts).repeat_interleave(lengths)
+    predictors = torch.arange(sum(map(len, completions))) + (begins - 1 - starts).repeat_interleave(
+        lengths
+    )
     predictors[starts] = ends[index] - 1  # the prompt's last token predicts the first
 
     def placed(tensor: Tensor) -> Tensor:

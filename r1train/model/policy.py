@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -143,8 +144,7 @@ class Policy:
         are added to the weights that they are of.
         """
         for name, tensor in merged_weights(self.model):
-            whole: Any = tensor
-            yield name, whole.full_tensor() if hasattr(whole, "full_tensor") else whole
+            yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
     def moving(self) -> dict[str, Tensor]:
         """What training changes, by name: trained weights, scales of FP8 weights, and buffers."""

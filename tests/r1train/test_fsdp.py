@@ -77,8 +77,9 @@ def test_a_sharded_learner_learns_the_same(mini, prompts, packs, monkeypatch):
         torch.testing.assert_close(reference_[name], reference[name], atol=1e-5, rtol=1e-4)
 
 
-def test_checkpointed_layers_are_sharded_too(mini, prompts):
-    model, _ = mini
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_checkpointed_layers_are_sharded_too(mini, prompts, dtype):
+    model = mini[0].to(dtype)
     policy = Policy(sharded(model), gradient_checkpointing=True)
     learner = SupervisedLearner(policy, replace(SFTConfig(), max_steps=3, learning_rate=1e-3))
     losses = [learner.step(prompts, [[5, 6, 7], [8], [9, 10], [11]])["loss"] for _ in range(3)]

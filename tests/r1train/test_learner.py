@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from r1train.config.sections import GRPOConfig
 from r1train.engine.builtin import Engine, NotANumber
 from r1train.learn.grpo import Learner, SamplingMismatch
+from r1train.metrics import Pending
 from r1train.model.policy import Policy
 
 CONFIG = GRPOConfig(
@@ -107,6 +109,28 @@ def test_constant_groups_never_reach_the_backbone(mini, rollout):
     rows = passes(model)
     subject.step(rollout, REWARDS)
     assert rows == [tokens(rollout, [0, 2])]  # two groups out of four, in one pass
+
+
+class Asked(TorchDispatchMode):
+    """Counts the values that Python asks of tensors."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += "_local_scalar_dense" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{}, {"token_budget": 100}, {"num_minibatches": 2}])
+def test_the_figures_of_an_update_are_read_at_once(mini, rollout, options, monkeypatch):
+    model, _ = mini
+    subject = learner(model, replace(CONFIG, **options))
+    reads, inner = [], Pending.read
+    monkeypatch.setattr(Pending, "read", lambda self: reads.append(1) or inner(self))
+    with Asked() as asked:
+        subject.step(rollout, [0, 0, 0, 1] * 4)
+    assert asked.count == 0  # but what is read as a list
+    assert len(reads) == subject.updates
 
 
 @pytest.mark.parametrize(

@@ -25,16 +25,22 @@ REFUSED = ("attention_mask", "sliding_window", "softcap", "s_aux", "position_bia
 class Packing(NamedTuple):
     """Segments of one row of tokens: ``pack_segments`` makes it."""
 
-    cu_seqlens: Tensor  # [S + 1] int32
-    prefix: Tensor  # [S] int32, −1 or a segment
-    longest: int  # tokens of a segment
-    # Segments that have a prefix come last. Where they begin; and for each prefix where the tokens
-    # that see it begin, counted from there, and its own.
+    cu_seqlens: Tensor
+    """[S + 1] int32: segment s is tokens cu_seqlens[s] to cu_seqlens[s + 1]."""
+    prefix: Tensor
+    """[S] int32: −1, or the segment whose keys it sees before its own."""
+    longest: int
+    """Tokens of the longest segment."""
     first: int
-    group_queries: Tensor  # [P + 1] int32
-    group_keys: Tensor  # [P + 1] int32
+    """Where segments that have a prefix begin, which come last."""
+    group_queries: Tensor
+    """[P + 1] int32: where the tokens that see each prefix begin, counted from ``first``."""
+    group_keys: Tensor
+    """[P + 1] int32: where each prefix begins."""
     longest_group: int
+    """Tokens that see the same prefix, at most."""
     longest_prefix: int
+    """Tokens of the longest prefix."""
 
 
 def pack_segments(
@@ -48,6 +54,7 @@ def pack_segments(
     Args:
         lengths: tokens of each segment.
         prefix: for each of them −1, or the segment whose keys it sees before its own.
+        device: of the tensors, which is the model's.
 
     Raises:
         ValueError: they are in another order, or a prefix is empty.
@@ -106,14 +113,18 @@ def packed_refusal(model: nn.Module) -> str | None:
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
         return f"{name}: layers of other kinds: {', '.join(sorted(kinds))}"
-    for option in ("sliding_window", "attn_logit_softcapping"):
-        value = getattr(config, option, None)
-        if value is not None and getattr(config, "use_sliding_window", True):
+    if getattr(model, "_is_stateful", False):
+        return f"{name}: layers that keep a state"
+    options = ["attn_logit_softcapping"]
+    options += ["sliding_window"] * getattr(config, "use_sliding_window", True)
+    for option in options:
+        if (value := getattr(config, option, None)) is not None:
             return f"{name}: {option} = {value}"
     if any(hasattr(module, "sinks") for module in model.modules()):
         return f"{name}: its attention has sinks"
-    if model.training and getattr(config, "attention_dropout", 0):
-        return f"{name}: attention_dropout = {config.attention_dropout}"
+    dropout = getattr(config, "attention_dropout", None)
+    if model.training and dropout:
+        return f"{name}: attention_dropout = {dropout}"
     return None
 
 
@@ -147,9 +158,11 @@ def packed_forward(
     )
     if given:
         raise ValueError(f"{NAME}: {given[0]}: expected none: it is not computed here")
-    heads = [x[0].transpose(0, 1) for x in (query, key, value)]
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        out = packed_flash(*heads, packing, query.shape[-1] ** -0.5 if scaling is None else scaling)
+        out = packed_flash(
+            q, k, v, packing, query.shape[-1] ** -0.5 if scaling is None else scaling
+        )
     else:
-        out = packed_attention(*heads, packing.cu_seqlens, packing.prefix, scale=scaling)
+        out = packed_attention(q, k, v, packing.cu_seqlens, packing.prefix, scale=scaling)
     return out.unsqueeze(0), None

@@ -96,7 +96,7 @@ class _PackedFlash(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         query, key, value, out, lse = ctx.saved_tensors
         own, of_prefix = _calls(ctx.packing)
         first = ctx.packing.first

@@ -93,7 +93,8 @@ class Block(NamedTuple):
 
 def blocks(tokens: int, cu_seqlens: Tensor, prefix: Tensor | None) -> Iterator[Block]:
     places = torch.arange(tokens, device=cu_seqlens.device)
-    segment = torch.searchsorted(cu_seqlens[1:], places, right=True, out_int32=True)
+    ends = cu_seqlens[1:].contiguous()
+    segment = torch.searchsorted(ends, places, right=True, out_int32=True)
     before = torch.full_like(segment, -1) if prefix is None else prefix[segment]
     for start in range(0, tokens, BLOCK):
         rows = slice(start, start + BLOCK)
@@ -318,11 +319,11 @@ CASES = (
 
 def _backward_case(case: Case) -> Case:
     def make(device: str) -> tuple[Any, ...]:
-        *inputs, cu_seqlens, prefix, scale = case.make(device)
-        out, lse = reference(*inputs, cu_seqlens, prefix, scale)
+        query, key, value, *packed = case.make(device)
+        out, lse = reference(query, key, value, *packed)
         rng = torch.Generator().manual_seed(1)
         dout = torch.randn(out.shape, generator=rng).to(out)
-        return dout, *inputs, out, lse, cu_seqlens, prefix, scale
+        return dout, query, key, value, out, lse, *packed
 
     return Case(case.name, make, flops=2.5 * case.flops, bytes=2 * case.bytes, bench=case.bench)
 
@@ -345,6 +346,8 @@ PACKED_ATTENTION_BACKWARD = Op(
     "-> (Tensor dquery, Tensor dkey, Tensor dvalue)",
     reference=backward_reference,
     fake=_backward_fake,
-    validate=lambda dout, *args: _validate("packed_attention_backward", *args[5:7], dout.shape[0]),
+    validate=lambda dout, _query, _key, _value, _out, _lse, cu_seqlens, prefix, _scale: _validate(
+        "packed_attention_backward", cu_seqlens, prefix, dout.shape[0]
+    ),
     cases=tuple(_backward_case(case) for case in CASES),
 )

@@ -201,6 +201,8 @@ def why_not_packed(policy: Policy) -> str | None:
     model = policy.model
     if (refusal := packed_refusal(model)) is not None:
         return refusal
+    if policy.device.type == "cuda" and policy.dtype.itemsize > 2:
+        return f"on CUDA no kernel for packed attention takes {policy.dtype}; bfloat16 has one"
     prompts, completions = zip(*PROBE, strict=True)
     batch = pack(prompts, completions, policy.device)
     policy.packs = True

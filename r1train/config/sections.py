@@ -49,12 +49,24 @@ class ModelConfig(Section, section="model"):
     """Folder of a HuggingFace checkpoint (config, safetensors, tokenizer)."""
     gguf_file: str | None = None
     """GGUF file inside `path`, for checkpoints that come in that format."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of each layer for the backward pass and compute the rest again: less
+    memory, about a third more work."""
+    lora_rank: CountOrZero = 0
+    """Rank of low-rank adapters, trained in place of the weights (TRL's lora_r); 0: none."""
+    lora_alpha: Positive = 32.0
+    """Their products are scaled by lora_alpha / lora_rank (TRL: 32)."""
+    lora_target_modules: tuple[str, ...] = ()
+    """Names of the linear layers that have one, such as "q_proj"; empty: all but the head, and in a
+    mixture of experts those of the attention."""
 
     def check(self) -> None:
         both = self.preset is not None and self.path is not None
         self.require(not both, "preset", "not both preset and path; the value none clears one")
         homeless = self.gguf_file is not None and self.path is None
         self.require(not homeless, "gguf_file", "names a file inside model.path: give that too")
+        idle = bool(self.lora_target_modules) and self.lora_rank == 0
+        self.require(not idle, "lora_target_modules", "means nothing without model.lora_rank")
 
 
 @dataclass(frozen=True)
@@ -211,6 +223,9 @@ class GRPOConfig(Section, section="grpo"):
     """Distinct prompts in a rollout (R1: 32)."""
     num_generations: Count = 16
     """Completions of each prompt: the group (R1: 16)."""
+    max_extra_rollouts: CountOrZero = 0
+    """Rollouts that a step may add to replace groups whose rewards are all the same, by other
+    prompts (DAPO's dynamic sampling; verl's max_num_gen_batches less 1); 0: none."""
     num_iterations: Count = 1
     """Passes over each rollout, TRL's mu (R1: 1)."""
     num_minibatches: Count = 1
@@ -375,7 +390,8 @@ class Config(Section):
     device: str = "auto"
     """"auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1"."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of weights and activations."""
+    """Type of weights and activations. Of bfloat16 weights the optimizer steps float32 copies, or
+    most updates would be rounded away."""
     precision: Literal["dtype", "fp8"] = "dtype"
     """Of the products of linear layers and experts: that of `dtype`, or FP8 with block scales.
 

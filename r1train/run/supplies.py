@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from r1train.config.sections import ModelConfig
 from r1train.data.problems import ProblemSet, load_problems
 from r1train.data.prompts import render_prompt
 from r1train.engine.builtin import Engine
 from r1train.model.limits import check_problems
 from r1train.model.load import load_model
+from r1train.model.policy import Policy
 from r1train.rewards.manager import RewardManager
 from r1train.run.artifacts import Finished, Plan
 from r1train.stages.base import Context
@@ -41,20 +41,21 @@ class Supplies:
     def load(self, one: Plan) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model that a stage starts from, and its tokenizer; every problem fits it."""
         config, (train, heldout) = one.config, self.problems(one)
-        if isinstance(one.init, Plan):
-            path = str(self.done[one.init.name].artifact.path)
-            config = replace(config, model=ModelConfig(path=path))
-        elif one.init is not None:
-            preset = one.init.removeprefix("preset:")
-            chosen = {"path": one.init} if preset == one.init else {"preset": preset}
-            config = replace(config, model=ModelConfig(**chosen))
+        if one.init is not None:
+            origin = one.init
+            if isinstance(origin, Plan):
+                origin = str(self.done[origin.name].artifact.path)
+            preset = origin.removeprefix("preset:") if origin.startswith("preset:") else None
+            path = None if preset else origin
+            model = replace(config.model, path=path, preset=preset, gguf_file=None)
+            config = replace(config, model=model)
         template = config.task.prompt_template
-        model, tokenizer = load_model(config, (render_prompt(p.prompt, template) for p in train))
+        loaded, tokenizer = load_model(config, (render_prompt(p.prompt, template) for p in train))
         length = config.rollout.max_completion_length
-        check_problems(model, tokenizer, train, template, length)
+        check_problems(loaded, tokenizer, train, template, length)
         length = config.eval.max_completion_length or length
-        check_problems(model, tokenizer, heldout[: config.eval.limit], template, length)
-        return model, tokenizer
+        check_problems(loaded, tokenizer, heldout[: config.eval.limit], template, length)
+        return loaded, tokenizer
 
     def rewards(self, one: Plan) -> RewardManager:
         """The rewards, their processes too, the same for stages of one task and one choice."""
@@ -72,7 +73,7 @@ class Supplies:
         return Context(
             config=one.config,
             seed=one.seed,
-            model=model,
+            policy=Policy(model, gradient_checkpointing=one.config.model.gradient_checkpointing),
             tokenizer=tokenizer,
             engine=Engine(model, tokenizer, one.config.rollout.batch_size),
             rewards=self.rewards(one),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,7 +13,9 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1train.config.sections import Config, Stage
+from r1train.data.demonstrations import Demonstrations
 from r1train.data.encode import decode_completions, encode_prompts
+from r1train.data.epochs import draw
 from r1train.data.problems import Problem, ProblemSet
 from r1train.engine.base import Rollout
 from r1train.engine.builtin import Engine
@@ -46,9 +46,11 @@ class Trainer:
         rewards: RewardPool,
         train: ProblemSet,
         heldout: ProblemSet,
+        demonstrations: Demonstrations | None,
         signals: Signals,
     ) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.demonstrations = demonstrations
         self.rewards, self.train, self.heldout = rewards, train, heldout
         self.signals = signals
         self.engine = Engine(model, tokenizer, config.rollout.batch_size)
@@ -75,11 +77,9 @@ class Trainer:
 
     def sft(self) -> None:
         """The supervised stage."""
-        config, template = self.config.sft, self.config.task.prompt_template
-        seed = derive_seed(self.config.seed, "sft")
-        updates = supervise(
-            self.model, self.tokenizer, self.train, config, template=template, seed=seed
-        )
+        config = self.config.sft
+        assert self.demonstrations is not None  # of a run with this stage
+        updates = supervise(self.model, self.tokenizer, self.demonstrations, config)
         with ProgressBar("sft", config.max_steps) as bar:
             for step, metrics in enumerate(updates, start=1):
                 self.folder.log(step, metrics, stage="sft")
@@ -222,20 +222,6 @@ def collected(failures: list[BaseException]) -> Iterator[None]:
 def named(error: BaseException) -> str:
     """Type and message of an exception."""
     return f"{type(error).__name__}: {error}".rstrip(": ")
-
-
-def draw(problems: Sequence[Problem], count: int, step: int, seed: int) -> list[Problem]:
-    """The problems of a step, counted from 1: epoch after epoch, each in an order of its own."""
-    first = (step - 1) * count
-    return [
-        problems[_order(len(problems), epoch, seed)[place]]
-        for epoch, place in (divmod(i, len(problems)) for i in range(first, first + count))
-    ]
-
-
-@lru_cache(maxsize=2)
-def _order(size: int, epoch: int, seed: int) -> Sequence[int]:
-    return random.Random(derive_seed(seed, "order", epoch)).sample(range(size), size)
 
 
 def due(step: int, every: int) -> bool:

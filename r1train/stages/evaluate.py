@@ -16,7 +16,7 @@ from r1train.data.encode import decode_completions, encode_prompts
 from r1train.data.problems import ProblemSet, load_problems
 from r1train.data.prompts import opens_think, render_prompt
 from r1train.engine.builtin import Engine
-from r1train.model.limits import check_problems
+from r1train.model.limits import fitting_problems
 from r1train.model.load import load_model
 from r1train.report.evaluation import EvalResult, interval
 from r1train.rewards.base import RewardPool, extract_answer
@@ -95,7 +95,8 @@ def _evaluate_model(config: Config) -> EvalResult:
     model, tokenizer = load_model(config)
     engine = Engine(model, tokenizer, config.rollout.batch_size)
     template, length = config.task.prompt_template, config.eval.max_completion_length
-    check_problems(model, tokenizer, heldout[: config.eval.limit], template, length or 0)
+    heldout = heldout[: config.eval.limit]
+    heldout = fitting_problems(model, tokenizer, heldout, template, length or 0)
     think_opened = opens_think(render_prompt(heldout[0].prompt, template, tokenizer))
     with RewardPool(config.rewards, heldout, think_opened=think_opened) as rewards:
         seed = derive_seed(config.seed, "eval")

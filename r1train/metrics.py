@@ -30,14 +30,15 @@ class Metrics:
 class Stopwatch:
     """Seconds by phase: `with watch("rollout"): …`."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, seconds: Mapping[str, float] | None = None) -> None:
+        self.seconds: dict[str, float] = dict(seconds or {})
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[f"seconds/{phase}"] = time.perf_counter() - start
+        name = f"seconds/{phase}"
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def total(self) -> float:
         return sum(self.seconds.values())

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.peers import cce, elementwise, fp8, hf, hf_train, liger, plain, quack, trl
 from benchmarks.peers.adapt import Peer, bind
 from benchmarks.tasks import Loss
-from r1kernels.op import Op
+from r1kernels.core.op import Op
 
 PEERS: tuple[Peer, ...] = (
     *plain.PEERS, *trl.PEERS, *liger.PEERS, *cce.PEERS, *quack.PEERS, *hf.PEERS, *hf_train.PEERS,

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from r1kernels import check
+from r1kernels.core import check
+from r1kernels.fp8.dequantize import fp8_dequantize
+from r1kernels.fp8.format import BLOCK, E4M3, SCALE_FORMATS, blocks
+from r1kernels.fp8.quantize import fp8_quantize
 from r1kernels.nn.fp8_rounding import write_back
-from r1kernels.ops.fp8_dequantize import fp8_dequantize
-from r1kernels.ops.fp8_format import BLOCK, E4M3, SCALE_FORMATS, blocks
-from r1kernels.ops.fp8_quantize import fp8_quantize
 
 SCALE_SUFFIX = "_scale_inv"
 E8M0 = torch.float8_e8m0fnu  # a power of two from 2^-127 on, by its exponent

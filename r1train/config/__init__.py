@@ -12,7 +12,7 @@ from r1train.config.sections import (
     RolloutConfig,
     Schedule,
     SFTConfig,
-    Stage,
+    StageConfig,
     TaskConfig,
 )
 
@@ -28,6 +28,6 @@ __all__ = [
     "RolloutConfig",
     "SFTConfig",
     "Schedule",
-    "Stage",
+    "StageConfig",
     "TaskConfig",
 ]

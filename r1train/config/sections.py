@@ -7,10 +7,12 @@ An optional field is None by default, so that leaving it out of a written TOML f
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from r1train.config.schema import (
+    ConfigError,
     Count,
     CountOrZero,
     Decay,
@@ -22,14 +24,16 @@ from r1train.config.schema import (
     Share,
     Size,
     Workers,
+    build,
+    nearest,
+    shown,
 )
 from r1train.verify import AnswerType
 
 MAX_COMPLETIONS = 1 << 20  # of a rollout, which is kept in memory
 Schedule = Literal["constant", "linear", "cosine"]
-Stage = Literal["sft", "grpo"]
 OnBadRow = Literal["error", "skip"]
-# Those of r1kernels.ops.losses whose update does not depend on how a batch is split.
+# Those of r1kernels.policy.losses whose update does not depend on how a batch is split.
 LossType = Literal[
     "grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo", "gmpo", "cispo", "cispo_clip", "sapo",
     "vespo", "dppo_tv", "dppo_kl", "reinforce",
@@ -232,6 +236,9 @@ class SFTConfig(Section, section="sft"):
     (DeepSeek-V3: 1e-3); routers without a bias, and dense models, have nothing to update."""
     token_budget: Count = 16384
     """Tokens of a micro-batch: each prompt once, its completions, no padding."""
+    save_steps: CountOrZero | None = None
+    """Steps between checkpoints that a run can be resumed from; 0: none (unset: as many as two
+    minutes take)."""
     teacher_accuracy: Share = 1.0
     """Share of worked solutions whose answer is right; below 1 leaves RL something to improve."""
     teacher_format: Share = 1.0
@@ -301,8 +308,9 @@ class GRPOConfig(Section, section="grpo"):
     """Tokens of a micro-batch: each prompt once, its completions, no padding. Groups stay whole."""
     eval_steps: CountOrZero = 0
     """Steps between held-out evaluations; 0: only before and after."""
-    save_steps: CountOrZero = 0
-    """Steps between checkpoints; 0: only the last."""
+    save_steps: CountOrZero | None = None
+    """Steps between checkpoints that a run can be resumed from; 0: none (unset: as many as two
+    minutes take)."""
     log_completions_steps: CountOrZero = 0
     """Steps between printed tables of completions; 0: none."""
 
@@ -338,6 +346,66 @@ class EvalConfig(Section, section="eval"):
         self.require(self.top_p > 0, "top_p", "expected a value > 0")
 
 
+OWN_SECTIONS = ("task", "rewards", "rollout", "sft", "grpo", "eval")
+"""Sections that a stage can have of its own."""
+KINDS = {"grpo": "rl"}
+"""Older names of kinds of stages."""
+
+
+@dataclass(frozen=True)
+class StageConfig(Section, section="stages"):
+    """One stage of a recipe. What it sets in sections of its own, as in [stages.grpo], overrides
+    those of the recipe, key by key; the same kind may come many times."""
+
+    kind: str
+    """What it does: "sft", "rl" or "evaluate"; those of `r1train.stages`."""
+    name: str | None = None
+    """Its name in the log and of its folder (unset: the kind, and a number from the second on)."""
+    init: str | None = None
+    """Where its model comes from: the name of a stage before it, the path of a HuggingFace folder,
+    or "preset:" and a name (unset: the stage before it, and for the first the section [model])."""
+    seed: Seed | None = None
+    """Its random draws follow from it (unset: from the run's seed and the stage's name)."""
+    evaluate: bool | None = None
+    """Whether held-out problems are evaluated before and after it (unset: of the last stage)."""
+    sections: dict[str, Any] = field(default_factory=dict)
+    """In Python, its own sections by name: {"grpo": {"learning_rate": 1e-6}}."""
+
+    @classmethod
+    def coerce(cls, value: Any, key: str) -> StageConfig:
+        """From the table that a file has, whose own sections stand beside its keys; or a kind."""
+        if isinstance(value, str):
+            value = {"kind": KINDS.get(value, value), "name": value}
+        if not isinstance(value, Mapping) or "kind" not in value:
+            raise ConfigError(f"{key} = {shown(value)}: expected a table with a kind, or a kind")
+        own = {f.name for f in fields(cls)}
+        sections = dict(value.get("sections", {}))
+        for name in value:
+            if name in OWN_SECTIONS:
+                sections[name] = value[name]
+            elif name not in own:
+                raise ConfigError(f"unknown key '{name}' in {key}: {nearest(name, own)}")
+        values = {name: value[name] for name in value if name in own}
+        return cls(**{**values, "sections": sections})
+
+    def check(self) -> None:
+        object.__setattr__(self, "kind", KINDS.get(self.kind, self.kind))
+        for name, values in self.sections.items():
+            self.require(name in OWN_SECTIONS, "sections", nearest(name, OWN_SECTIONS))
+            self.require(isinstance(values, Mapping), "sections", f"expected a table as {name}")
+        if self.name is not None:
+            self.require(names_a_folder(self.name), "name", FOLDER_RULE)
+            self.require(not self.name.startswith("checkpoint"), "name", "a checkpoint's name")
+
+
+FOLDER_RULE = "it names a folder: expected 1 to 200 printable characters, no slash, not only dots"
+
+
+def names_a_folder(name: str) -> bool:
+    plain = name.isprintable() and not {"/", "\\"} & {*name}
+    return plain and name.strip(". ") != "" and len(name.encode()) <= 200
+
+
 @dataclass(frozen=True)
 class Config(Section):
     """A whole run."""
@@ -370,8 +438,13 @@ class Config(Section):
     """
     threads: Workers | None = None
     """PyTorch's CPU threads (unset: its default)."""
-    stages: tuple[Stage, ...] = ("sft", "grpo")
-    """What `r1train run` does, in order."""
+    keep_checkpoints: CountOrZero = 2
+    """How many of a stage's checkpoints to resume from are kept, the newest; 0: all."""
+    stages: tuple[StageConfig, ...] = (
+        StageConfig("sft", name="sft"),
+        StageConfig("rl", name="grpo"),
+    )
+    """What `r1train run` does, in order: tables [[stages]], or a list of kinds."""
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
     rewards: RewardConfig = RewardConfig()
@@ -382,10 +455,7 @@ class Config(Section):
 
     def check(self) -> None:
         self.require(bool(self.stages), "stages", "give at least one of sft, grpo")
-        plain = self.name.isprintable() and not {"/", "\\"} & {*self.name}
-        plain = plain and self.name.strip(". ") != "" and len(self.name.encode()) <= 200
-        rule = "it names a folder: expected 1 to 200 printable characters, no slash, not only dots"
-        self.require(plain, "name", rule)
+        self.require(names_a_folder(self.name), "name", FOLDER_RULE)
         prompted = any(dataset.system_prompt is not None for dataset in self.sft.datasets)
         reason = 'a system_prompt needs task.prompt_template = "chat"'
         chat = self.task.prompt_template == "chat"
@@ -403,6 +473,41 @@ class Config(Section):
         if self.eval.max_completion_length is None:
             length = self.rollout.max_completion_length
             object.__setattr__(self, "eval", replace(self.eval, max_completion_length=length))
+        object.__setattr__(self, "stages", self._named_stages())
+        for stage in self.stages:
+            if stage.sections:
+                self.of(stage)  # which says what is wrong with them
+
+    def _named_stages(self) -> tuple[StageConfig, ...]:
+        """The stages, each with a name of its own."""
+        given = [stage.name for stage in self.stages if stage.name is not None]
+        named: list[StageConfig] = []
+        for stage in self.stages:
+            names = [other.name for other in named]
+            name = stage.name or stage.kind
+            bare = not (stage.sections or stage.init or stage.seed is not None)
+            if stage.name in names and not bare:
+                raise ConfigError(f"stages: two are named {shown(name)}: give each its own name")
+            number = 1
+            while name in names or (name != stage.name and name in given):
+                number += 1
+                name = f"{stage.name or stage.kind}-{number}"
+            named.append(replace(stage, name=name))
+        return tuple(named)
+
+    def of(self, stage: StageConfig) -> Config:
+        """The options of one stage: those of the run, with its own sections laid over them."""
+        own = {**stage.sections}
+        if self.eval.max_completion_length == self.rollout.max_completion_length:
+            own["eval"] = {"max_completion_length": None, **own.get("eval", {})}
+        try:
+            sections = {
+                name: build(type(getattr(self, name)), {**asdict(getattr(self, name)), **values})
+                for name, values in own.items()
+            }
+        except ConfigError as error:
+            raise ConfigError(f"stage {shown(stage.name)}: {error}") from None
+        return replace(self, stages=(replace(stage, sections={}),), **sections)
 
     def patterns(self) -> tuple[str, ...]:
         """`fp8_layers` as what it names, without the spaces around."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,9 +53,59 @@ class Learner:
         self.load = ExpertLoad(model, config.expert_bias_update_rate)
         self.generator = torch.Generator().manual_seed(seed)  # order of the minibatches
         self.steps = 0
+        self._batch: Batch | None = None
+        self._constant = torch.empty(0)
+        self._queue: list[list[int]] = []
+        self._metrics = Metrics()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the model's weights and the rollout that was started."""
+        old = None if self._batch is None else self._batch.old_logprobs
+        return {
+            "steps": self.steps,
+            "optimizer": self.optimizer.state_dict(),
+            "reference": None if self.reference is None else dict(self.reference.state_dict()),
+            "generator": self.generator.get_state(),
+            "queue": self._queue,
+            "old_logprobs": None if old is None else torch.cat(old),
+            "metrics": {"values": self._metrics.values, "weights": self._metrics.weights},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there; the rollout in use, if there is one, was started before."""
+        self.steps, self._queue = state["steps"], [list(rows) for rows in state["queue"]]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.reference is not None:
+            self.reference.load_state_dict(state["reference"])
+        self.generator.set_state(state["generator"].cpu())
+        self._metrics = Metrics()
+        self._metrics.values = dict(state["metrics"]["values"])
+        self._metrics.weights = dict(state["metrics"]["weights"])
+        if state["old_logprobs"] is not None:
+            assert self._batch is not None
+            lengths = [len(completion) for completion in self._batch.completions]
+            old = state["old_logprobs"].to(self.model.device).split(lengths)
+            self._batch = replace(self._batch, old_logprobs=list(old))
 
     def step(self, rollout: Rollout, rewards: Sequence[float]) -> dict[str, float]:
         """Every update of one rollout; each prompt's `num_generations` completions are adjacent."""
+        self.start(rollout, rewards)
+        while self.pending:
+            self.update()
+        return self.finish()
+
+    @property
+    def pending(self) -> int:
+        """Updates that are still to be made of the rollout that was started."""
+        return len(self._queue)
+
+    @property
+    def updates_done(self) -> int:
+        """Updates made of the rollout that was started."""
+        return self.updates - len(self._queue) if self._batch is not None else 0
+
+    def start(self, rollout: Rollout, rewards: Sequence[float]) -> None:
+        """Takes a rollout to be learned from; nothing changes before the first `update`."""
         config, device = self.config, self.model.device
         reward = torch.tensor(rewards, dtype=torch.float32, device=device)
         group = torch.arange(len(rewards), device=device) // config.num_generations
@@ -75,14 +126,24 @@ class Learner:
             list(rollout.logprobs.split(rollout.lengths)),
             routing=rollout.routing,
         )
-        if self.updates > 1:
-            batch = replace(batch, old_logprobs=self._logprobs(self.model, batch))
-        metrics = Metrics()
-        metrics.add({"frac_reward_zero_std": constant.float().mean().item()})
-        for rows in self._minibatches(len(batch)):
-            metrics.add(self._update(batch.take(rows), constant[rows]))
+        self._batch, self._constant, self._metrics = batch, constant, Metrics()
+        self._metrics.add({"frac_reward_zero_std": constant.float().mean().item()})
+        self._queue = list(self._minibatches(len(batch)))
+
+    def update(self) -> None:
+        """One optimizer step on the next minibatch."""
+        assert self._batch is not None  # start
+        if self.updates > 1 and self._batch.old_logprobs is None:
+            logprobs = self._logprobs(self.model, self._batch)
+            self._batch = replace(self._batch, old_logprobs=logprobs)
+        rows = self._queue.pop(0)
+        self._metrics.add(self._update(self._batch.take(rows), self._constant[rows]))
+
+    def finish(self) -> dict[str, float]:
+        """The figures of the rollout's updates, once none is pending."""
+        metrics, self._batch = self._metrics, None
         self.steps += 1
-        every = config.ref_model_sync_steps
+        every = self.config.ref_model_sync_steps
         if self.reference is not None and every and self.steps % every == 0:
             self.reference.load_state_dict(self.model.state_dict())
         return metrics.values

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -59,6 +61,23 @@ class Optimizer:
         rate = self._rate()
         self.done += 1
         return {"learning_rate": rate}
+
+    def state_dict(self) -> dict[str, Any]:
+        """TEMPORARY until the learner branch."""
+        state = self.adamw.state_dict()
+        return {
+            "done": self.done,
+            "state": {str(k): v for k, v in state["state"].items()},
+            "masters": state["fp8"]["masters"],
+            "fp8_steps": state["fp8"]["steps"],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.done = state["done"]
+        now = self.adamw.state_dict()
+        now["state"] = {int(k): dict(v) for k, v in state["state"].items()}
+        now["fp8"] = {"steps": state["fp8_steps"], "masters": state["masters"]}
+        self.adamw.load_state_dict(now)
 
     def _rate(self) -> float:
         config = self.config

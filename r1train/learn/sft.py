@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,22 +22,36 @@ from r1train.model.limits import check_sequences, positions
 from r1train.model.routing import recording
 
 
-def supervise(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    demonstrations: Demonstrations,
-    config: SFTConfig,
-) -> Iterator[dict[str, float]]:
-    """Trains on `config.max_steps` batches of demonstrations; yields the metrics of each."""
-    optimizer = Optimizer(
-        model, config, config.max_steps, int(config.warmup_ratio * config.max_steps)
-    )
-    load = ExpertLoad(model, config.expert_bias_update_rate)
-    for step in range(config.max_steps):
-        batch = demonstrations.batch(step)
-        _check(model, tokenizer, batch)
-        loss = accumulate(model, batch, config.token_budget, load)
-        yield {"loss": loss, **optimizer.step(), **load.step()}
+class Supervisor:
+    """Trains on demonstrations, `config.max_steps` batches of them."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        demonstrations: Demonstrations,
+        config: SFTConfig,
+    ) -> None:
+        self.model, self.tokenizer, self.demonstrations = model, tokenizer, demonstrations
+        self.config, self.done = config, 0
+        warmup = int(config.warmup_ratio * config.max_steps)
+        self.optimizer = Optimizer(model, config, config.max_steps, warmup)
+        self.load = ExpertLoad(model, config.expert_bias_update_rate)
+
+    def step(self) -> dict[str, float]:
+        """One update; returns its metrics."""
+        batch = self.demonstrations.batch(self.done)
+        _check(self.model, self.tokenizer, batch)
+        loss = accumulate(self.model, batch, self.config.token_budget, self.load)
+        self.done += 1
+        return {"loss": loss, **self.optimizer.step(), **self.load.step()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.done = state["done"]
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def _check(

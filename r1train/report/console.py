@@ -28,8 +28,10 @@ PROMPT_CHARACTERS, COMPLETION_CHARACTERS = 200, 400
 class ProgressBar:
     """A bar with a few figures behind it; where there is no terminal, about twenty lines."""
 
-    def __init__(self, title: str, total: int, console: Console = CONSOLE) -> None:
-        self.title, self.total, self.console, self.done = title, total, console, 0
+    def __init__(
+        self, title: str, total: int, console: Console = CONSOLE, *, done: int = 0
+    ) -> None:
+        self.title, self.total, self.console, self.done = title, total, console, done
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
@@ -40,7 +42,7 @@ class ProgressBar:
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.progress.add_task(title, total=total, figures="")
+        self.task = self.progress.add_task(title, total=total, completed=done, figures="")
 
     def __enter__(self) -> ProgressBar:
         self.progress.start()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from math import inf
 from statistics import NormalDist, fmean, variance
 from typing import Any
@@ -39,6 +39,17 @@ class EvalResult:
     """Completions whose verifier ran out of time."""
     samples: tuple[dict[str, Any], ...] = field(repr=False)
     """The first completion of each problem, as samples.jsonl keeps it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it but the samples, which are logged."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "samples"}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> EvalResult:
+        values: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in state.items()
+        }
+        return cls(**values, samples=())
 
     def as_dict(self) -> dict[str, Any]:
         """For summary.json: the figures without the samples."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from r1train.config.sections import RewardConfig
 from r1train.data.problems import Problem, ProblemSet
@@ -54,6 +55,13 @@ class RewardBatch:
     """Completions whose verifier raised or died; their accuracy is 0."""
     timeouts: int
     """Completions whose verifier ran out of time; their accuracy is 0."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> RewardBatch:
+        return cls(**state)
 
 
 class RewardPool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 PATIENCE = 5  # steps in a row; one or two without a gradient happen
 
@@ -18,6 +19,13 @@ class Stall:
         self.said: dict[str, str] = {}  # the last of each kind, for the summary
         self.steps: dict[str, int] = {}
         self.next: dict[str, int] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"said": self.said, "steps": self.steps, "next": self.next}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.said, self.steps = dict(state["said"]), dict(state["steps"])
+        self.next = dict(state["next"])
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
         """The metrics of step `step`, of either stage."""

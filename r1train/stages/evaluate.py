@@ -5,22 +5,20 @@ Votes are for what an answer says, not for how it is written: 1/2 and 0.5 are on
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from r1train.config.sections import Config, EvalConfig
+from r1train.config.sections import EvalConfig
 from r1train.data.encode import decode_completions, encode_prompts
-from r1train.data.problems import ProblemSet, load_problems
-from r1train.data.prompts import opens_think, render_prompt
+from r1train.data.problems import ProblemSet
 from r1train.engine.builtin import Engine
-from r1train.model.limits import fitting_problems
-from r1train.model.load import load_model
 from r1train.report.evaluation import EvalResult, interval
 from r1train.rewards.base import RewardPool, extract_answer
-from r1train.seeds import derive_seed, deterministic
+from r1train.stages.base import Context, Stage
 from r1train.verify import LONGEST_COMPARED, equivalent
 
 _MOST_COMPARED = 4_000
@@ -82,25 +80,32 @@ def evaluate(
     )
 
 
-def evaluate_model(config: Config) -> EvalResult:
-    """Load `config.model` and evaluate it on the held-out problems of `config.task`."""
-    with deterministic():
-        return _evaluate_model(config)
+def evaluate_heldout(context: Context, seed: int) -> EvalResult:
+    """The held-out problems of a stage, with its own options."""
+    return evaluate(
+        context.engine,
+        context.tokenizer,
+        context.heldout,
+        context.rewards,
+        context.config.eval,
+        context.config.task.prompt_template,
+        seed,
+    )
 
 
-def _evaluate_model(config: Config) -> EvalResult:
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    _, heldout = load_problems(config.task, config.seed)
-    model, tokenizer = load_model(config)
-    engine = Engine(model, tokenizer, config.rollout.batch_size)
-    template, length = config.task.prompt_template, config.eval.max_completion_length
-    heldout = heldout[: config.eval.limit]
-    heldout = fitting_problems(model, tokenizer, heldout, template, length or 0)
-    think_opened = opens_think(render_prompt(heldout[0].prompt, template, tokenizer))
-    with RewardPool(config.rewards, heldout, think_opened=think_opened) as rewards:
-        seed = derive_seed(config.seed, "eval")
-        return evaluate(engine, tokenizer, heldout, rewards, config.eval, template, seed)
+class Evaluate(Stage):
+    """Held-out problems, as a stage of its own: a table, and a line of the log."""
+
+    leaves = "table"
+    uses = ("task", "rewards", "rollout", "eval")
+
+    def run(self, folder: Path) -> Path:
+        result = evaluate_heldout(self.context, self.context.seed)
+        self.results.append(result)
+        folder.mkdir(exist_ok=True)
+        path = folder / "table.json"
+        path.write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
+        return path
 
 
 def majority(

@@ -18,8 +18,8 @@ from r1train.model.folder import from_folder
 from r1train.model.limits import fitting_problems
 from r1train.model.load import load_model
 from r1train.model.presets import mini_tokenizer
-from r1train.run import checkpoint
-from r1train.run.checkpoint import save_checkpoint
+from r1train.run import export
+from r1train.run.export import save_checkpoint
 
 
 def qwen(tokenizer, **options):
@@ -182,8 +182,8 @@ def test_prompts_that_are_too_long_are_skipped_where_the_dataset_says_so(folder,
 def test_the_old_checkpoint_is_gone_only_when_the_new_one_is_whole(tokenizer, folder, monkeypatch):
     """Wherever writing stops, one whole checkpoint is there."""
     model = qwen(tokenizer)
-    stages = ["_sync", "_sync_folder", "_remove"]
-    for module, name in [(checkpoint, stage) for stage in stages] + [(os, "rename")]:
+    stages = ["synced", "synced_folder", "removed"]
+    for module, name in [(export, stage) for stage in stages] + [(os, "rename")]:
         for call in range(3):
             calls = 0
             true = getattr(module, name)

@@ -16,7 +16,7 @@ from r1train.learn.sft import accumulate
 from r1train.model.forward import completion_hidden
 from r1train.model.load import load_model
 from r1train.model.routing import Recording, Replay, recording
-from r1train.run.checkpoint import save_checkpoint
+from r1train.run.export import save_checkpoint
 
 CONFIG = GRPOConfig(
     max_steps=4, prompts_per_step=2, num_generations=4, learning_rate=1e-3, beta=0.0

@@ -12,7 +12,7 @@ from r1train.data.problems import Problem, ProblemSet, load_problems
 from r1train.data.worked_solutions import WorkedSolutions, chain_sum, worked_solution
 from r1train.learn.expert_load import ExpertLoad
 from r1train.learn.optim import Optimizer, lr_share
-from r1train.learn.sft import accumulate, supervise
+from r1train.learn.sft import Supervisor, accumulate
 from r1train.rewards.base import extract_answer, format_reward
 from r1train.rewards.verifiers import Verifier
 from r1train.seeds import deterministic
@@ -96,9 +96,9 @@ def test_supervision_lowers_the_loss_and_repeats_exactly(mini, problems):
     for _ in range(2):
         model.load_state_dict(start)
         solutions = WorkedSolutions(problems, config, tokenizer, template="plain", seed=1)
-        updates = supervise(model, tokenizer, solutions, config)
+        training = Supervisor(model, tokenizer, solutions, config)
         with deterministic():
-            runs.append([metrics["loss"] for metrics in updates])
+            runs.append([training.step()["loss"] for _ in range(config.max_steps)])
     assert runs[0][-1] < runs[0][0] - 0.5
     assert runs[0] == runs[1]
 
@@ -141,4 +141,4 @@ def test_a_worked_solution_fits_the_positions(mini):
     config = SFTConfig(max_steps=1)
     solutions = WorkedSolutions(problems, config, tokenizer, template="plain", seed=0)
     with pytest.raises(ConfigError, match=r"problem 1: .* have \d+ tokens, and the model 20 pos"):
-        next(supervise(model, tokenizer, solutions, config))
+        Supervisor(model, tokenizer, solutions, config).step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -126,8 +127,8 @@ def _files(value: Any, key: str = "") -> Iterator[str]:
             yield from _files(item, key)
     elif isinstance(value, str):
         file = value.partition(":")[0] if key == "functions" and ".py:" in value else value
-        if (key in FILES or file != value) and Path(file).exists():
-            yield file
+        if key in FILES or file != value:
+            yield from [file] if Path(file).exists() else glob.glob(file)
 
 
 def digest_of(path: Path) -> str:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from r1train.data.problems import ProblemSet, load_problems
 from r1train.data.prompts import render_prompt
 from r1train.engine.builtin import Engine
-from r1train.model.limits import check_problems
+from r1train.model.limits import fitting_problems
 from r1train.model.load import load_model
 from r1train.model.policy import Policy
 from r1train.rewards.manager import RewardManager
@@ -29,6 +29,7 @@ class Supplies:
         self.seed, self.done, self.closing = seed, done, closing
         self.loaded: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {}
         self._problems: dict[str, tuple[ProblemSet, ProblemSet]] = {}
+        self._fitting: dict[str, tuple[ProblemSet, ProblemSet]] = {}
         self._rewards: dict[str, RewardManager] = {}
 
     def problems(self, one: Plan) -> tuple[ProblemSet, ProblemSet]:
@@ -39,7 +40,8 @@ class Supplies:
         return self._problems[key]
 
     def load(self, one: Plan) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model that a stage starts from, and its tokenizer; every problem fits it."""
+        """The model that a stage starts from, and its tokenizer; its problems are those
+        that fit it."""
         config, (train, heldout) = one.config, self.problems(one)
         if one.init is not None:
             origin = one.init
@@ -52,9 +54,10 @@ class Supplies:
         template = config.task.prompt_template
         loaded, tokenizer = load_model(config, (render_prompt(p.prompt, template) for p in train))
         length = config.rollout.max_completion_length
-        check_problems(loaded, tokenizer, train, template, length)
-        length = config.eval.max_completion_length or length
-        check_problems(loaded, tokenizer, heldout[: config.eval.limit], template, length)
+        train = fitting_problems(loaded, tokenizer, train, template, length)
+        length, heldout = config.eval.max_completion_length or length, heldout[: config.eval.limit]
+        heldout = fitting_problems(loaded, tokenizer, heldout, template, length)
+        self._fitting[one.name] = train, heldout
         return loaded, tokenizer
 
     def rewards(self, one: Plan) -> RewardManager:
@@ -69,7 +72,7 @@ class Supplies:
         """What the stage works with."""
         loaded = self.loaded.pop(one.name, None)
         model, tokenizer = loaded if loaded is not None else self.load(one)
-        train, heldout = self.problems(one)
+        train, heldout = self._fitting.pop(one.name)
         return Context(
             config=one.config,
             seed=one.seed,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
 from r1train.data.encode import encode_prompts
+from r1train.data.epochs import draw
 from r1train.data.problems import Problem
 from r1train.data.samples import Sample, samples_of
 from r1train.engine.base import Rollout
@@ -176,26 +176,12 @@ class RL(TrainStage):
         self.learner.load_state_dict(state["learner"])
 
 
-def draw(problems: Sequence[Problem], count: int, step: int, seed: int) -> list[Problem]:
-    """The problems of a step, counted from 1: epoch after epoch, each in an order of its own."""
-    first = (step - 1) * count
-    return [
-        problems[_order(len(problems), epoch, seed)[place]]
-        for epoch, place in (divmod(i, len(problems)) for i in range(first, first + count))
-    ]
-
-
 def draw_extra(
     problems: Sequence[Problem], count: int, step: int, attempt: int, seed: int
 ) -> list[Problem]:
     """Problems in the place of some of a step's, at random."""
     rng = random.Random(derive_seed(seed, "extra problems", step, attempt))
     return [problems[rng.randrange(len(problems))] for _ in range(count)]
-
-
-@lru_cache(maxsize=2)
-def _order(size: int, epoch: int, seed: int) -> Sequence[int]:
-    return random.Random(derive_seed(seed, "order", epoch)).sample(range(size), size)
 
 
 def describe(work: Work) -> dict[str, float]:

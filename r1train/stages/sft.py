@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping
-from operator import add
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from r1train.config.schema import ConfigError
-from r1train.data.demonstrations import demonstration
-from r1train.data.encode import encode_prompts
+from r1train.config.sections import Config
+from r1train.data.demonstrations import Demonstration, Demonstrations, RecordedDemonstrations
+from r1train.data.problems import ProblemSet
+from r1train.data.sources import open_rows
+from r1train.data.worked_solutions import WorkedSolutions, check_solutions
 from r1train.learn.sft import SupervisedLearner
 from r1train.model.limits import check_sequences, positions
-from r1train.seeds import derive_seed
 from r1train.stages.base import Context, TrainStage
 
 
@@ -24,25 +27,19 @@ class SFT(TrainStage):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self.config = context.config.sft
-        self.max_steps, self.save_steps = self.config.max_steps, self.config.save_steps
-        self.learner = SupervisedLearner(context.policy, self.config)
+        config = context.config
+        self.max_steps, self.save_steps = config.sft.max_steps, config.sft.save_steps
+        self.demonstrations = demonstrations(context)
+        self.learner = SupervisedLearner(context.policy, config.sft)
 
     def update(self) -> dict[str, float]:
-        context, config, tokenizer = self.context, self.config, self.context.tokenizer
-        rng = random.Random(derive_seed(context.seed, "sft", self.step))
-        chosen = [rng.choice(context.train) for _ in range(config.batch_size)]
-        prompts = encode_prompts(tokenizer, chosen, context.config.task.prompt_template)
-        texts = [demonstration(problem, config, rng) + tokenizer.eos_token for problem in chosen]
-        completions = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        check_sequences(context.model, tokenizer, completions)
-        longest, limit = max(map(len, map(add, prompts, completions))), positions(context.model)
-        if limit is not None and longest > limit:
-            raise ConfigError(
-                f"a problem and its worked solution have {longest} tokens, and the model {limit} "
-                "positions: make the problems of task.datasets shorter"
-            )
-        metrics = self.learner.step(prompts, completions)
+        batch = self.demonstrations.batch(self.step)
+        check_lengths(self.context.model, self.context.tokenizer, batch)
+        metrics = self.learner.step(
+            [one.prompt for one in batch],
+            [one.completion for one in batch],
+            [one.learned for one in batch],
+        )
         self.step += 1
         return metrics
 
@@ -52,3 +49,40 @@ class SFT(TrainStage):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.step = state["step"]
         self.learner.load_state_dict(state["learner"])
+
+
+def check_demonstrations(config: Config, train: ProblemSet) -> None:
+    """There is something to learn from: said before anything is loaded or trained."""
+    for dataset in config.sft.datasets:
+        open_rows(dataset.path)
+    if not config.sft.datasets:
+        check_solutions(train.sources)
+
+
+def demonstrations(context: Context) -> Demonstrations:
+    """Those of files, or worked solutions of the problems."""
+    config, tokenizer, seed = context.config, context.tokenizer, context.seed
+    if config.sft.datasets:
+        limit = positions(context.model)
+        return RecordedDemonstrations(
+            config.sft, config.task, tokenizer, positions=limit, seed=seed
+        )
+    template = config.task.prompt_template
+    return WorkedSolutions(context.train, config.sft, tokenizer, template=template, seed=seed)
+
+
+def check_lengths(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[Demonstration]
+) -> None:
+    """The model knows the tokens of every demonstration, and has a position for each."""
+    check_sequences(model, tokenizer, chain(*((d.prompt, d.completion) for d in batch)))
+    longest, limit = max(batch, key=_length), positions(model)
+    if limit is not None and _length(longest) > limit:
+        raise ConfigError(
+            f"{longest.where}: the prompt and what is to be said have {_length(longest)} tokens, "
+            f"and the model {limit} positions: make it shorter, or leave it out"
+        )
+
+
+def _length(demonstration: Demonstration) -> int:
+    return len(demonstration.prompt) + len(demonstration.completion)

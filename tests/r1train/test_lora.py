@@ -16,7 +16,7 @@ from r1train.learn.sft import SupervisedLearner
 from r1train.model.load import load_model
 from r1train.model.lora import add_lora
 from r1train.model.policy import Policy
-from r1train.run.checkpoint import save_checkpoint
+from r1train.run.export import save_checkpoint
 from tests.r1train.conftest import TEXTS
 
 pytest.importorskip("peft")

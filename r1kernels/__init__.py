@@ -32,6 +32,7 @@ from r1kernels.ops.head import LogProb
 from r1kernels.ops.kept_memory import kept_memory
 from r1kernels.ops.linear_cross_entropy import linear_cross_entropy
 from r1kernels.ops.linear_logprob import linear_logprob
+from r1kernels.ops.logit_filters import filter_logits
 from r1kernels.ops.logprob import logprob
 from r1kernels.ops.moe_balance import moe_balance_loss, update_expert_bias
 from r1kernels.ops.moe_combine import moe_combine
@@ -44,6 +45,7 @@ from r1kernels.ops.policy_loss import PolicyLoss, policy_loss
 from r1kernels.ops.policy_loss_options import FusedLossOptions, LossOptions, PolicyLossOptions
 from r1kernels.ops.rms_norm import rms_norm
 from r1kernels.ops.rope import rope
+from r1kernels.ops.sample_logprob import Sampled, sample_logprob
 
 __version__ = "0.1.0"
 
@@ -58,10 +60,12 @@ __all__ = [
     "PolicyLoss",
     "PolicyLossOptions",
     "Routing",
+    "Sampled",
     "Sorted",
     "candidates",
     "checked",
     "explain",
+    "filter_logits",
     "fp8_combine",
     "fp8_dequantize",
     "fp8_experts",
@@ -93,6 +97,7 @@ __all__ = [
     "policy_loss",
     "rms_norm",
     "rope",
+    "sample_logprob",
     "swiglu",
     "update_expert_bias",
     "using",

@@ -92,6 +92,12 @@ def calls() -> dict[str, dict[str, Any]]:
             "logits": torch.randn(T, V), "temperature": 0.7, "top_k": 3, "top_p": 0.9,
             "target": target,
         },
+        "sample_logprob": {
+            "logits": torch.randn(T, V), "uniform": torch.rand(T).double(), "temperature": 0.7,
+        },
+        "filter_logits": {
+            "logits": torch.randn(T, V), "temperature": 0.7, "top_k": 3, "top_p": 0.9, "min_p": 0.1,
+        },
         "pack": {
             "hidden_states": torch.randn(B, 7, H), "input_ids": torch.randint(V, (B, 7)),
             "completion_mask": torch.tensor([[0, 1, 1, 0, 0, 1, 0]] * B),

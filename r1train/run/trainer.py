@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from r1train.config.sections import Config, Stage
 from r1train.data.encode import decode_completions, encode_prompts
 from r1train.data.problems import Problem, ProblemSet
-from r1train.engine.base import Rollout
-from r1train.engine.builtin import Engine
+from r1train.engine.base import Request, Rollout, Sampling
+from r1train.engine.builtin import BuiltinEngine
+from r1train.engine.sync import WeightSync
 from r1train.learn.grpo import Learner
 from r1train.learn.sft import supervise
 from r1train.metrics import Stopwatch, peak_memory_gib
@@ -33,6 +34,7 @@ from r1train.seeds import derive_seed
 from r1train.stages.evaluate import evaluate
 
 SHOWN = 4  # completions of a prompt in the printed table
+PROBED = 2  # prompts by which the engine's weights are checked
 
 
 class Trainer:
@@ -51,7 +53,7 @@ class Trainer:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.rewards, self.train, self.heldout = rewards, train, heldout
         self.signals = signals
-        self.engine = Engine(model, tokenizer, config.rollout.batch_size)
+        self.engine = BuiltinEngine.from_config(model, tokenizer, config.rollout)
         self.folder = RunFolder.create(config)
         self.evaluations: list[EvalResult] = []
         self.stall = Stall()
@@ -88,27 +90,38 @@ class Trainer:
 
     def grpo(self) -> None:
         """The reinforcement-learning stage."""
-        config, sampling = self.config.grpo, self.config.rollout
+        config, rollout_config = self.config.grpo, self.config.rollout
+        sampling = Sampling(
+            max_new_tokens=rollout_config.max_completion_length,
+            temperature=rollout_config.temperature,
+            stop=rollout_config.stop,
+        )
         template, seed = self.config.task.prompt_template, self.config.seed
         learner = Learner(
             self.model,
             config,
             temperature=sampling.temperature,
-            max_completion_length=sampling.max_completion_length,
+            max_completion_length=sampling.max_new_tokens,
+            sampling_tolerance=self.engine.sampling_tolerance,
             seed=derive_seed(seed, "minibatches"),
         )
+        probe = encode_prompts(self.tokenizer, self.train[:PROBED], template)
+        sync = WeightSync(self.engine, self.model, probe)
         with ProgressBar("grpo", config.max_steps) as bar:
             for step in range(1, config.max_steps + 1):
                 watch = Stopwatch()
                 drawn = draw(self.train, config.prompts_per_step, step, seed)
                 problems = [problem for problem in drawn for _ in range(config.num_generations)]
                 with watch("rollout"):
-                    rollout = self.engine.generate(
-                        encode_prompts(self.tokenizer, problems, template),
-                        max_new_tokens=sampling.max_completion_length,
-                        temperature=sampling.temperature,
-                        seed=derive_seed(seed, "rollout", step),
-                    )
+                    sync(step)
+                    prompts = encode_prompts(self.tokenizer, drawn, template)
+                    requests = [
+                        Request(
+                            prompt, config.num_generations, derive_seed(seed, "rollout", step, i)
+                        )
+                        for i, prompt in enumerate(prompts)
+                    ]
+                    rollout = self.engine.generate(requests, sampling)
                 with watch("reward"):
                     texts = decode_completions(self.tokenizer, rollout.completion_ids)
                     rewards = self.rewards.score(texts, problems)
@@ -136,6 +149,7 @@ class Trainer:
             self.config.eval,
             template,
             seed,
+            self.config.rollout.stop,
         )
         self.evaluations.append(result)
         figures = {f"eval/{name}": value for name, value in result.as_dict().items()}

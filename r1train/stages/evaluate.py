@@ -15,7 +15,8 @@ from r1train.config.sections import Config, EvalConfig
 from r1train.data.encode import decode_completions, encode_prompts
 from r1train.data.problems import ProblemSet, load_problems
 from r1train.data.prompts import opens_think, render_prompt
-from r1train.engine.builtin import Engine
+from r1train.engine.base import Engine, Request, Sampling
+from r1train.engine.builtin import BuiltinEngine
 from r1train.model.limits import check_problems
 from r1train.model.load import load_model
 from r1train.report.evaluation import EvalResult, interval
@@ -35,19 +36,23 @@ def evaluate(
     config: EvalConfig,
     template: str,
     seed: int,
+    stop: tuple[str, ...] = (),
 ) -> EvalResult:
-    """Sample `config.k` completions of every problem and score them."""
+    """Sample `config.k` completions of every problem, up to a string of `stop`, and score them."""
     if config.max_completion_length is None:
         raise ValueError("eval.max_completion_length is None: a Config sets it from the rollout's")
     problems, k = problems[: config.limit], config.k
     prompts = encode_prompts(tokenizer, problems, template)
-    rollout = engine.generate(
-        [prompt for prompt in prompts for _ in range(k)],
+    sampling = Sampling(
         max_new_tokens=config.max_completion_length,
         temperature=config.temperature,
         top_p=config.top_p,
-        seed=seed,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        stop=stop,
     )
+    requests = [Request(prompt, k, derive_seed(seed, i)) for i, prompt in enumerate(prompts)]
+    rollout = engine.generate(requests, sampling)
     texts = decode_completions(tokenizer, rollout.completion_ids)
     rewards = reward_pool.score(texts, [problem for problem in problems for _ in range(k)])
     accuracy, formatted = rewards.by_name["accuracy"], rewards.by_name["format"]
@@ -93,13 +98,14 @@ def _evaluate_model(config: Config) -> EvalResult:
         torch.set_num_threads(config.threads)
     _, heldout = load_problems(config.task, config.seed)
     model, tokenizer = load_model(config)
-    engine = Engine(model, tokenizer, config.rollout.batch_size)
+    engine = BuiltinEngine.from_config(model, tokenizer, config.rollout)
     template, length = config.task.prompt_template, config.eval.max_completion_length
     check_problems(model, tokenizer, heldout[: config.eval.limit], template, length or 0)
     think_opened = opens_think(render_prompt(heldout[0].prompt, template, tokenizer))
     with RewardPool(config.rewards, heldout, think_opened=think_opened) as rewards:
         seed = derive_seed(config.seed, "eval")
-        return evaluate(engine, tokenizer, heldout, rewards, config.eval, template, seed)
+        stop = config.rollout.stop
+        return evaluate(engine, tokenizer, heldout, rewards, config.eval, template, seed, stop)
 
 
 def majority(

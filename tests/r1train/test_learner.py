@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from r1train.config.sections import GRPOConfig
-from r1train.engine.builtin import Engine, NotANumber
+from r1train.engine.base import NotANumber, Request, Sampling
+from r1train.engine.builtin import BuiltinEngine
 from r1train.learn.batch import Batch
 from r1train.learn.grpo import Learner, SamplingMismatch
 
@@ -19,11 +20,11 @@ LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "gspo", "reinforce")
 
 @pytest.fixture
 def rollout(mini, prompts):
-    engine = Engine(*mini)
+    engine = BuiltinEngine(*mini)
     engine.stop = torch.arange(1, 290, 13)  # completions of many lengths
     prompts = [prompts[1], prompts[2], prompts[3], prompts[1] + prompts[3]]
-    grouped = [prompt for prompt in prompts for _ in range(4)]
-    return engine.generate(grouped, max_new_tokens=16, seed=3)
+    requests = [Request(prompt, 4, seed) for seed, prompt in enumerate(prompts)]
+    return engine.generate(requests, Sampling(16))
 
 
 def learner(model, config, temperature=1.0):
@@ -60,10 +61,10 @@ def test_a_prompt_is_encoded_once_where_its_group_fits(mini, rollout):
         lambda module, arguments, keywords: rows.append(len(keywords["input_ids"])),
         with_kwargs=True,
     )
-    group = sum(map(len, rollout.completion_ids[:4])) + len(rollout.prompt_ids[0])
-    learner(model, replace(CONFIG, token_budget=group)).step(rollout, [0, 0, 0, 1] * 4)
+    groups = [sum(rollout.lengths[i : i + 4]) + len(rollout.prompt_ids[i]) for i in range(0, 16, 4)]
+    learner(model, replace(CONFIG, token_budget=max(groups))).step(rollout, [0, 0, 0, 1] * 4)
     prompts = rows[::2]  # each part's prompts, then its completions
-    assert sum(prompts) <= 5  # at most one group of four is larger than the first, and in two parts
+    assert sum(prompts) == 4
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 
@@ -17,11 +18,13 @@ class Graphs:
     def __init__(self) -> None:
         self.made_for: Hashable = None
         self.graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
+        self.pool: Any = None  # one memory for all: they never run together
 
     def keep_for(self, addresses: Hashable) -> None:
         """Forgets every graph unless what they read and write still lies at `addresses`."""
         if addresses != self.made_for:
             self.graphs.clear()
+            self.pool = None
             self.made_for = addresses
 
     def run(self, shape: Hashable, step: Callable[[], None]) -> None:
@@ -32,9 +35,10 @@ class Graphs:
             return
         graph = self.graphs[shape]
         if graph is None:
-            graph = self.graphs[shape] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool):
                 step()
+            self.graphs[shape], self.pool = graph, graph.pool()
         graph.replay()
 
     @staticmethod

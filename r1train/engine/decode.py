@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -48,7 +48,17 @@ class Slots:
     done: Tensor  # [B] bool, True in empty slots
     tokens: Tensor  # [B, N]
     logprobs: Tensor  # [B, N]
-    routing: Tensor  # [B, N, L, k] int16; L is 0 where there are no routers
+    routing: Tensor  # [B, N, L, k]; L is 0 where there are no routers
+
+
+TYPES = {
+    **dict.fromkeys(("last", "places", "keys", "tokens"), torch.int64),
+    "done": torch.bool,
+    "logprobs": torch.float32,
+    "routing": torch.int16,
+}
+KEPT = ("tokens", "logprobs", "routing")
+"""What is kept of a row that has ended."""
 
 
 @dataclass(frozen=True)
@@ -112,34 +122,40 @@ class Decoding:
         work, rows = self.work, len(self.work.prompt_of)
         self.grid = self._arranged(range(rows))
         hidden = self.prefix.start(work.prompts, self.grid, self.room)
+        lengths = torch.tensor([len(prompt) for prompt in work.prompts])
         valid = self.prefix.valid
         routing = self.log.take(valid.numel(), self.device).unflatten(0, valid.shape)
-        lengths = torch.tensor([len(prompt) for prompt in work.prompts])
-        shape = (rows, self.room)
         self.prompt_routing = routing[valid].split(lengths.tolist())
-        shape = (rows, self.room)
-        self.tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)
-        self.logprobs = torch.zeros(shape, device=self.device)
-        shape = (*shape, *self.log.shape)
-        self.routing = torch.zeros(shape, dtype=torch.int16, device=self.device)
+        shapes = self._shapes(len(work.prompt_of))
+        self.rows = {
+            name: torch.zeros(shapes[name], dtype=TYPES[name], device=self.device) for name in KEPT
+        }
         self.cut: dict[int, int] = {}  # tokens of the rows that a string ended
-        rows_of = torch.tensor(self.grid.rows).clamp(min=0)
-        prompts = torch.tensor(self.grid.prompts).repeat_interleave(self.grid.group)
-        shape = (len(rows_of), self.room)
-        self.slots = Slots(
-            self._take("last", shape[:1], torch.int64),
-            self._take("places", shape[:1], torch.int64).copy_(lengths[prompts]),
-            self._take("keys", shape[:1], torch.int64).copy_(work.keys[rows_of]),
-            self._take("done", shape[:1], torch.bool).copy_(self._empty()),
-            self._take("tokens", shape, torch.int64),
-            self._take("logprobs", shape, torch.float32),
-            self._take("routing", (*shape, *self.log.shape), torch.int16),
-        )
+        shapes = self._shapes(len(self.grid.rows))
+        self.slots = Slots(**{name: self._take(name, shapes[name]) for name in TYPES})
+        row_of = torch.tensor(self.grid.rows)
+        prompt_of = torch.tensor(self.grid.prompts).repeat_interleave(self.grid.group)
+        self.slots.places.copy_(lengths[prompt_of])
+        self.slots.keys.copy_(work.keys[row_of.clamp(min=0)])
+        self.slots.done.copy_(row_of < 0)
+        self._keep_graphs()
+        return hidden
+
+    def _keep_graphs(self) -> None:
+        """Those that still read and write where everything lies."""
         if self.graphs is not None:
             read = [*self.model.parameters(), *self.model.buffers(), self.work.stop]
             addresses = tuple(tensor.data_ptr() for tensor in read)
             self.graphs.keep_for((self.workspace.moves, addresses))
-        return hidden
+
+    def _shapes(self, count: int) -> dict[str, tuple[int, ...]]:
+        """Of the fields of `Slots`."""
+        each, tokens = (count,), (count, self.room)
+        return {
+            **dict.fromkeys(("last", "places", "keys", "done"), each),
+            **dict.fromkeys(("tokens", "logprobs"), tokens),
+            "routing": (*tokens, *self.log.shape),
+        }
 
     def _due(self, step: int) -> bool:
         return self.device.type == "cpu" or step == 1 or step % LOOK_EVERY == 0
@@ -206,36 +222,40 @@ class Decoding:
         self.grid = self._arranged([row for row, ended in pairs if not ended])
         self.prefix.rearrange(self.grid, step - 1)  # the last token has not been in the model yet
         moved = torch.tensor(self.grid.slots_of(old), device=self.device)
-        for field in fields(Slots):
-            kept = getattr(self.slots, field.name)[moved]
-            setattr(self.slots, field.name, self._take(field.name, kept.shape, kept.dtype))
-            getattr(self.slots, field.name).copy_(kept)
-        self.slots.done.copy_(self._empty())
+        kept = {name: getattr(self.slots, name)[moved] for name in TYPES}
+        self.slots = Slots(
+            **{name: self._take(name, each.shape).copy_(each) for name, each in kept.items()}
+        )
+        self.slots.done.copy_(torch.tensor(self.grid.rows) < 0)
+        self._keep_graphs()  # a prompt in more groups than before may need more room
 
     def _keep(self, rows: Sequence[int]) -> None:
         """Writes what the slots hold to the results of `rows`, of which −1 is none."""
         pairs = [(row, slot) for slot, row in enumerate(rows) if row >= 0]
         if pairs:
             row, slot = torch.tensor(pairs, device=self.device).T
-            for name in ("tokens", "logprobs", "routing"):
-                getattr(self, name)[row] = getattr(self.slots, name)[slot]
+            for name in KEPT:
+                self.rows[name][row] = getattr(self.slots, name)[slot]
 
     def _packed(self) -> Sampled:
-        ends = torch.isin(self.tokens, self.work.stop)
+        tokens = self.rows["tokens"]
+        ends = torch.isin(tokens, self.work.stop)
         lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, self.room).tolist()
         finished = ends.any(1).tolist()
         for row, length in self.cut.items():
             lengths[row], finished[row] = length, True
         counts = torch.tensor(lengths, device=self.device)
         kept = torch.arange(self.room, device=self.device) < counts[:, None]
-        tails = [ids[: length - 1] for ids, length in zip(self.routing, lengths, strict=True)]
+        tails = [
+            ids[: length - 1] for ids, length in zip(self.rows["routing"], lengths, strict=True)
+        ]
         routing = [
             torch.cat([self.prompt_routing[prompt], tail])
             for prompt, tail in zip(self.work.prompt_of, tails, strict=True)
         ]
         return Sampled(
-            self.tokens[kept],
-            self.logprobs[kept],
+            tokens[kept],
+            self.rows["logprobs"][kept],
             lengths,
             finished,
             routing if self.log.routers else [],
@@ -258,8 +278,5 @@ class Decoding:
     def _arranged(self, rows: Sequence[int]) -> Grid:
         return arrange(rows, self.work.prompt_of, powers_of_two=self.device.type == "cuda")
 
-    def _empty(self) -> Tensor:
-        return torch.tensor(self.grid.rows) < 0
-
-    def _take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        return self.workspace.take(name, shape, dtype)
+    def _take(self, name: str, shape: Sequence[int]) -> Tensor:
+        return self.workspace.take(name, shape, TYPES[name])

@@ -40,7 +40,7 @@ def arrange(rows: Sequence[int], prompt_of: Sequence[int], *, powers_of_two: boo
     """
     members = [list(found) for _, found in groupby(rows, prompt_of.__getitem__)]
     counts = [len(found) for found in members]
-    sizes = range(max(counts), 0, -1)
+    sizes = [*range(max(counts), 0, -1)]
     if powers_of_two:
         sizes = [1 << bit for bit in reversed(range(max(counts).bit_length()))]
     group = next(

@@ -29,8 +29,12 @@ class Growing:
     def start(self, prompts: Sequence[Sequence[int]], grid: Grid, room: int) -> Tensor:
         self.prefix, self.grid = prefill(self.model, prompts), grid
         self.valid = self.prefix.mask
-        layers = [layer for layer in self.prefix.cache.layers if hasattr(layer, "keys")]
-        kept = [t for layer in layers for t in (layer.keys, layer.values) if t is not None]
+        kept = [
+            tensor
+            for layer in self.prefix.cache.layers
+            for name in ("keys", "values")
+            if (tensor := getattr(layer, name, None)) is not None
+        ]
         # Twice, for the cache is copied as it grows.
         self.bytes_per_token = 2 * sum(t.shape[1] * t.shape[-1] * t.element_size() for t in kept)
         groups = torch.tensor(grid.prompts, device=self.model.device)

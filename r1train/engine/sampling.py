@@ -33,11 +33,11 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
     Those are of the distribution that was drawn from: after the filters, at the temperature. With
     temperature 0 the token is the most likely one and its log-probability that at 1.
     """
-    filters = {
-        "top_k": sampling.top_k or None,
-        "top_p": sampling.top_p if sampling.top_p < 1 else None,
-        "min_p": sampling.min_p or None,
-    }
-    if sampling.temperature and any(value is not None for value in filters.values()):
-        logits = filter_logits(logits, temperature=sampling.temperature, **filters)
-    return sample_logprob(logits, uniform, temperature=sampling.temperature)
+    temperature = sampling.temperature
+    top_k, top_p = sampling.top_k or None, sampling.top_p if sampling.top_p < 1 else None
+    min_p = sampling.min_p or None
+    if temperature and (top_k or top_p or min_p):
+        logits = filter_logits(
+            logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+        )
+    return sample_logprob(logits, uniform, temperature=temperature)

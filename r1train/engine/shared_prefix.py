@@ -254,13 +254,13 @@ def decode_attention(
 @contextmanager
 def attention_of(model: PreTrainedModel) -> Iterator[None]:
     """Within it the layers of `model` attend by `decode_attention`, and no mask is made."""
-    found = (getattr(module, "config", None) for module in model.modules())
-    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
-    before = {key: config._attn_implementation for key, config in configs.items()}
-    for config in configs.values():
+    every: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(each): each for each in every if hasattr(each, "_attn_implementation")}
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    for config, _ in before:
         config._attn_implementation = NAME
     try:
         yield
     finally:
-        for key, config in configs.items():
-            config._attn_implementation = before[key]
+        for config, name in before:
+            config._attn_implementation = name

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MARGIN = 8
-"""Tokens decoded before those that a string may span: some texts begin otherwise than they go on."""
+"""Tokens decoded before those that a string may span: the first of a text may lose its space."""
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -38,5 +38,5 @@ class StopStrings:
         return next(ends, None)
 
     def _found(self, ids: Sequence[int]) -> bool:
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)
-        return any(string in text for string in self.strings)
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        return any(string in str(text) for string in self.strings)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from r1kernels.hf import Head
     from r1train.engine.base import Rollout
-    from r1train.engine.builtin import Engine
+    from r1train.engine.builtin import BuiltinEngine
     from r1train.learn.grpo import Learner
 
 EPSILON = 0.2
@@ -216,20 +216,22 @@ def update(task: Task) -> tuple[Tensor, ...]:
 
 def rollout(task: Task) -> tuple[Tensor]:
     """What r1train's engine decodes: tokens [B, N]."""
+    from r1train.engine.base import Request, Sampling
     from r1train.seeds import deterministic
 
     engine = decoding(task)
+    requests = [Request(prompt, task.group) for prompt in task.prompts[:: task.group]]
     with deterministic():
-        texts = engine.generate(task.prompts, max_new_tokens=task.longest, temperature=0)
+        texts = engine.generate(requests, Sampling(task.longest, temperature=0))
     return (torch.tensor(texts.completion_ids, device=engine.model.device),)
 
 
 @lru_cache(maxsize=1)
-def decoding(task: Task) -> Engine:
-    from r1train.engine.builtin import Engine
+def decoding(task: Task) -> BuiltinEngine:
+    from r1train.engine.builtin import BuiltinEngine
 
     never = SimpleNamespace(eos_token_id=-1)  # all that the engine asks of a tokenizer
-    return Engine(patched(task), never, batch_size=len(task.prompts))
+    return BuiltinEngine(patched(task), never, batch_size=len(task.prompts))
 
 
 @lru_cache(maxsize=1)

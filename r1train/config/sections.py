@@ -183,10 +183,21 @@ class RolloutConfig(Section, section="rollout"):
     """Must stay 1 in training."""
     max_completion_length: Count = 256
     """Tokens after which a completion is cut off (R1: 32,768, then 65,536)."""
+    stop: tuple[str, ...] = ()
+    """Strings after which a completion ends, beside the model's stop tokens (vLLM's stop; it keeps
+    them); evaluation has the same."""
     batch_size: Count = 256
-    """Completions decoded at the same time."""
+    """Completions decoded at the same time, at most."""
+    max_memory_gib: Positive | None = None
+    """What decoding may take beside the weights, by which batches become smaller (unset: half of
+    what is free)."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of a copy of the weights that rollouts are sampled from (unset: the trainer's own
+    weights, and no copy)."""
 
     def check(self) -> None:
+        empty = "an empty string would end every completion"
+        self.require(all(self.stop), "stop", empty)
         reason = (
             "training needs top_p = 1: with less, completions come from another distribution than "
             "the one the policy gradient is taken of (evaluation has eval.top_p)"
@@ -351,6 +362,10 @@ class EvalConfig(Section, section="eval"):
     """Sampling temperature; 0 is greedy."""
     top_p: Share = 0.95
     """Probability mass that is sampled from."""
+    top_k: CountOrZero = 0
+    """How many of the most probable tokens are sampled from; 0: all."""
+    min_p: Share = 0.0
+    """Least probability of a token, as a share of the most probable one's; 0: any."""
     max_completion_length: Count | None = None
     """Tokens after which a completion is cut off (unset: as in training)."""
     limit: Count | None = None

@@ -13,7 +13,7 @@ from r1kernels import FusedLoss, fused_linear_grpo_loss, group_advantage, linear
 from r1kernels.hf import Head
 from r1train.config.schema import RunError
 from r1train.config.sections import GRPOConfig
-from r1train.engine.base import NotANumber, Rollout
+from r1train.engine.base import SAMPLING_TOLERANCE, NotANumber, Rollout
 from r1train.learn.batch import Batch, micro_batches
 from r1train.learn.expert_load import ExpertLoad
 from r1train.learn.optim import Optimizer
@@ -22,10 +22,6 @@ from r1train.metrics import Metrics, Pending
 from r1train.model.packing import Packed, pack
 from r1train.model.policy import Policy, copy
 from r1train.model.routing import Comparison, Replay
-
-# Limit of the mean |Δlogp| between sampler and trainer. Rounding alone stays a hundred times below.
-# The maximum is logged but has no limit: one near-tie in an expert router may move it by 1.
-MAX_SAMPLING_DELTA = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 class SamplingMismatch(RunError):
@@ -71,10 +67,13 @@ class Learner:
         *,
         temperature: float,
         max_completion_length: int,
+        sampling_tolerance: float | None = None,
         seed: int = 0,
     ) -> None:
         self.policy, self.config, self.temperature = policy, config, temperature
         self.max_completion_length = max_completion_length
+        # Of the engine; unset: of one that samples in the dtype of the model.
+        self.sampling_tolerance = sampling_tolerance or SAMPLING_TOLERANCE[policy.dtype]
         self.updates = config.num_iterations * config.num_minibatches  # of one rollout
         warmup = config.warmup_steps * self.updates
         self.optimizer = Optimizer(policy.model, config, config.max_steps * self.updates, warmup)
@@ -318,7 +317,7 @@ class Learner:
 
     def _check_sampler(self, mean: float) -> None:
         """Before the weights change: the engine must have sampled from the trainer's model."""
-        limit = MAX_SAMPLING_DELTA[self.policy.dtype]
+        limit = self.sampling_tolerance
         if mean != mean:
             raise NotANumber(
                 "the trainer's log-probabilities of the sampled tokens are NaN: its weights have "
@@ -327,7 +326,7 @@ class Learner:
         if not mean <= limit:
             raise SamplingMismatch(
                 f"log-probabilities of the sampled tokens differ by {mean:.3g} on average between "
-                f"rollout and trainer (limit {limit:g} in {self.policy.dtype}): the rollout engine "
+                f"rollout and trainer (limit {limit:g}): the rollout engine "
                 "has other weights, another temperature or another head than the trainer"
             )
 

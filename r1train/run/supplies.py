@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1train.data.problems import ProblemSet, load_problems
 from r1train.data.prompts import render_prompt
-from r1train.engine.builtin import Engine
+from r1train.engine.builtin import BuiltinEngine
 from r1train.model.limits import fitting_problems
 from r1train.model.load import load_model
 from r1train.model.policy import Policy
@@ -78,7 +78,7 @@ class Supplies:
             seed=one.seed,
             policy=Policy(model, gradient_checkpointing=one.config.model.gradient_checkpointing),
             tokenizer=tokenizer,
-            engine=Engine(model, tokenizer, one.config.rollout.batch_size),
+            engine=BuiltinEngine.from_config(model, tokenizer, one.config.rollout),
             rewards=self.rewards(one),
             train=train,
             heldout=heldout,

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1train.config.sections import Config
 from r1train.data.problems import ProblemSet
-from r1train.engine.builtin import Engine
+from r1train.engine.base import Engine
 from r1train.model.policy import Policy
 from r1train.report.evaluation import EvalResult
 from r1train.rewards.manager import RewardManager

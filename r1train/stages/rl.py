@@ -12,7 +12,8 @@ from r1train.data.encode import encode_prompts
 from r1train.data.epochs import draw
 from r1train.data.problems import Problem
 from r1train.data.samples import Sample, samples_of
-from r1train.engine.base import Rollout
+from r1train.engine.base import Request, Rollout, Sampling
+from r1train.engine.sync import WeightSync
 from r1train.learn.grpo import Learner
 from r1train.learn.refill import Scored, refill
 from r1train.metrics import Stopwatch, peak_memory_gib
@@ -22,6 +23,7 @@ from r1train.seeds import derive_seed
 from r1train.stages.base import Context, TrainStage
 
 SHOWN = 4  # completions of a prompt in the printed table
+PROBED = 2  # prompts by which the engine's weights are checked
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,17 @@ class RL(TrainStage):
             config.grpo,
             temperature=config.rollout.temperature,
             max_completion_length=config.rollout.max_completion_length,
+            sampling_tolerance=context.engine.sampling_tolerance,
             seed=derive_seed(context.seed, "minibatches"),
         )
+        self.sampling = Sampling(
+            max_new_tokens=config.rollout.max_completion_length,
+            temperature=config.rollout.temperature,
+            stop=config.rollout.stop,
+        )
+        self.template = config.task.prompt_template
+        probe = encode_prompts(context.tokenizer, context.train[:PROBED], self.template)
+        self.sync = WeightSync(context.engine, context.model, probe)
         self.work: Work | None = None
 
     @property
@@ -93,38 +104,38 @@ class RL(TrainStage):
         """Completions of a step's problems, and others in the place of groups without a gradient,
         as far as `max_extra_rollouts` goes."""
         seed, train, watch = self.context.seed, self.context.train, Stopwatch()
-        problems = self._problems(self._drawn(step))
-        rollout, rewards = self._sample(problems, watch, "rollout", step)
+        drawn = self._drawn(step)
+        with watch("rollout"):
+            self.sync(self.learner.steps)
+        rollout, rewards = self._sample(drawn, watch, "rollout", step)
 
         def more(count: int, attempt: int) -> Scored:
-            others = self._problems(draw_extra(train, count, step, attempt, seed))
+            others = draw_extra(train, count, step, attempt, seed)
             other, scores = self._sample(others, watch, "extra", step, attempt)
             return Scored(other, scores.total)
 
         first = Scored(rollout, rewards.total)
         learned, extra = refill(first, more, self.config.max_extra_rollouts)
-        return Work(problems, rollout, rewards, watch, learned, extra)
+        return Work(self._problems(drawn), rollout, rewards, watch, learned, extra)
 
     def _sample(
-        self, problems: Sequence[Problem], watch: Stopwatch, *purpose: str | int
+        self, drawn: Sequence[Problem], watch: Stopwatch, *purpose: str | int
     ) -> tuple[Rollout, RewardBatch]:
-        """A completion for each of these, and their rewards."""
-        context, sampling = self.context, self.context.config.rollout
-        template = context.config.task.prompt_template
+        """A group of completions for each of these, and their rewards."""
+        context, n = self.context, self.config.num_generations
         with watch("rollout"):
-            rollout = context.engine.generate(
-                encode_prompts(context.tokenizer, problems, template),
-                max_new_tokens=sampling.max_completion_length,
-                temperature=sampling.temperature,
-                seed=derive_seed(context.seed, *purpose),
-            )
+            requests = [
+                Request(prompt, n, derive_seed(context.seed, *purpose, i))
+                for i, prompt in enumerate(encode_prompts(context.tokenizer, drawn, self.template))
+            ]
+            rollout = context.engine.generate(requests, self.sampling)
         with watch("reward"):
-            rewards = context.rewards.score(self._samples(problems, rollout))
+            rewards = context.rewards.score(self._samples(self._problems(drawn), rollout))
         return rollout, rewards
 
     def _samples(self, problems: Sequence[Problem], rollout: Rollout) -> list[Sample]:
-        template, tokenizer = self.context.config.task.prompt_template, self.context.tokenizer
-        return samples_of(problems, rollout.completion_ids, rollout.finished, tokenizer, template)
+        ids, ended = rollout.completion_ids, rollout.finished
+        return samples_of(problems, ids, ended, self.context.tokenizer, self.template)
 
     def _show(self, work: Work) -> None:
         """Some completions of the first two prompts, on the terminal."""

@@ -12,7 +12,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from r1train.config.sections import GRPOConfig, SFTConfig
-from r1train.engine.builtin import Engine
+from r1train.engine.base import Request, Sampling
+from r1train.engine.builtin import BuiltinEngine
 from r1train.learn.grpo import Learner
 from r1train.learn.sft import SupervisedLearner
 from r1train.model.policy import Policy
@@ -56,8 +57,8 @@ def test_a_sharded_learner_learns_the_same(mini, prompts, packs, monkeypatch):
     if not packs:
         monkeypatch.setattr("r1train.model.policy.why_not_packed", lambda policy: "to be padded")
     model, tokenizer = mini
-    grouped = [prompt for prompt in prompts[1:3] for _ in range(4)]
-    rollout = Engine(model, tokenizer).generate(grouped, max_new_tokens=8, seed=0)
+    requests = [Request(prompt, 4, seed) for seed, prompt in enumerate(prompts[1:3])]
+    rollout = BuiltinEngine(model, tokenizer).generate(requests, Sampling(8))
     again = copy.deepcopy(model)
     found = []
     for policy in (Policy(model), Policy(sharded(again))):

@@ -7,7 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from r1train.config.sections import GRPOConfig
-from r1train.engine.builtin import Engine, NotANumber
+from r1train.engine.base import NotANumber, Request, Sampling
+from r1train.engine.builtin import BuiltinEngine
 from r1train.learn.grpo import Learner, SamplingMismatch
 from r1train.metrics import Pending
 from r1train.model.policy import Policy
@@ -21,11 +22,11 @@ LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "gspo", "reinforce")
 
 @pytest.fixture
 def rollout(mini, prompts):
-    engine = Engine(*mini)
+    engine = BuiltinEngine(*mini)
     engine.stop = torch.arange(1, 290, 13)  # completions of many lengths
     prompts = [prompts[1], prompts[2], prompts[3], prompts[1] + prompts[3]]
-    grouped = [prompt for prompt in prompts for _ in range(4)]
-    return engine.generate(grouped, max_new_tokens=16, seed=3)
+    requests = [Request(prompt, 4, seed) for seed, prompt in enumerate(prompts)]
+    return engine.generate(requests, Sampling(16))
 
 
 def learner(model, config, temperature=1.0):

@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from r1kernels.hf import patch
 from r1train.config.sections import GRPOConfig, SFTConfig
-from r1train.engine.builtin import Engine
+from r1train.engine.base import Request, Sampling
+from r1train.engine.builtin import BuiltinEngine
 from r1train.learn.grpo import Learner
 from r1train.learn.optim import Optimizer
 from r1train.learn.sft import SupervisedLearner
@@ -44,9 +45,9 @@ def grpo(model):
 
 
 def grpo_step(learner, tokenizer, prompts):
-    engine = Engine(learner.policy.model, tokenizer)
-    grouped = [prompt for prompt in prompts[1:3] for _ in range(4)]
-    rollout = engine.generate(grouped, max_new_tokens=8, seed=learner.steps)
+    engine = BuiltinEngine(learner.policy.model, tokenizer)
+    requests = [Request(prompt, 4, 10 * i + learner.steps) for i, prompt in enumerate(prompts[1:3])]
+    rollout = engine.generate(requests, Sampling(8))
     return learner.step(rollout, REWARDS)
 
 

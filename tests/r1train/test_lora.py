@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config, GRPOConfig, ModelConfig, SFTConfig
-from r1train.engine.builtin import Engine
+from r1train.engine.base import Request, Sampling
+from r1train.engine.builtin import BuiltinEngine
 from r1train.learn.grpo import Learner
 from r1train.learn.sft import SupervisedLearner
 from r1train.model.load import load_model
@@ -81,7 +82,8 @@ def test_the_reference_is_the_adapters_as_they_were(adapted, prompts):
     assert all("lora_" in name or "bias" in name for name in learner.reference)
     kl = []
     for seed in range(2):
-        rollout = Engine(model, tokenizer).generate(prompts[:2] * 2, max_new_tokens=4, seed=seed)
+        requests = [Request(prompts[0], 4, seed)]
+        rollout = BuiltinEngine(model, tokenizer).generate(requests, Sampling(4))
         kl.append(learner.step(rollout, [0.0, 1.0, 0.0, 2.0])["kl"])
     assert kl[0] == pytest.approx(0, abs=1e-6)
     assert kl[1] > 1e-6

@@ -8,7 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from r1kernels.hf import patch, record_routing, routers
 from r1train.config.sections import Config, GRPOConfig, ModelConfig, SFTConfig
-from r1train.engine.builtin import Engine
+from r1train.engine.base import Request, Sampling
+from r1train.engine.builtin import BuiltinEngine
 from r1train.learn.expert_load import ExpertLoad
 from r1train.learn.grpo import Learner
 from r1train.learn.sft import SupervisedLearner
@@ -26,10 +27,10 @@ REWARDS = [1, 0, 0, 2, 0, 1, 1, 0]
 
 @pytest.fixture
 def rollout(mini, prompts):
-    engine = Engine(*mini, batch_size=5)
+    engine = BuiltinEngine(*mini, batch_size=5)
     engine.stop = torch.arange(1, 290, 13)  # completions of many lengths
-    grouped = [prompt for prompt in prompts[1:3] for _ in range(4)]
-    return engine.generate(grouped, max_new_tokens=12, seed=3)
+    requests = [Request(prompt, 4, seed) for seed, prompt in enumerate(prompts[1:3])]
+    return engine.generate(requests, Sampling(12))
 
 
 @pytest.fixture
@@ -217,7 +218,7 @@ def test_a_checkpoint_keeps_small_steps_of_large_biases(mini, tmp_path):
 
 
 def test_a_dense_model_has_no_routing(mini, dense, prompts):
-    rollout = Engine(dense, mini[1]).generate(prompts[:2] * 4, max_new_tokens=4)
+    rollout = BuiltinEngine(dense, mini[1]).generate([Request(prompts[0], 8)], Sampling(4))
     assert recording(dense) is None
     assert rollout.routing is None
     metrics = learner(dense).step(rollout, REWARDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -152,9 +153,49 @@ def plain_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_flash, "flash_backward", backward)
 
 
-def test_two_calls_merged_by_log_sum_exp_are_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs on a GPU, but for the kernels: values narrower than keys, both of odd widths."""
+def flash_attn_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package flash-attn, by the signatures of 2.7 and with the plain calls in it."""
+    ours = packed_flash.flash_forward, packed_flash.flash_backward
     plain_calls(monkeypatch)
+    forward, backward = packed_flash.flash_forward, packed_flash.flash_backward
+
+    def varlen_forward(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale,
+        causal, window_size_left=-1, window_size_right=-1, softcap=0.0, alibi_slopes=None,
+        return_softmax=False,
+    ):  # fmt: skip
+        assert dropout_p == 0.0
+        of = packed_flash.Sequences(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
+        return *forward(q, k, v, of, softmax_scale), torch.empty(0), torch.empty(2)
+
+    def varlen_backward(
+        dout, q, k, v, out, softmax_lse, dq, dk, dv, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
+        max_seqlen_k, dropout_p, softmax_scale, causal, window_size_left, window_size_right,
+        softcap, alibi_slopes, deterministic, rng_state=None,
+    ):  # fmt: skip
+        assert (dropout_p, window_size_left, window_size_right, softcap) == (0.0, -1, -1, 0.0)
+        assert deterministic is torch.are_deterministic_algorithms_enabled()
+        of = packed_flash.Sequences(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
+        found = backward(dout, q, k, v, out, softmax_lse, of, softmax_scale)
+        for target, value in zip((dq, dk, dv), found, strict=True):
+            target.copy_(value)
+        return softmax_lse
+
+    package = SimpleNamespace(
+        _wrapped_flash_attn_varlen_forward=varlen_forward,
+        _wrapped_flash_attn_varlen_backward=varlen_backward,
+    )
+    monkeypatch.setattr(packed_flash, "flash_forward", ours[0])
+    monkeypatch.setattr(packed_flash, "flash_backward", ours[1])
+    monkeypatch.setattr(packed_flash, "flash_attn", lambda: package)
+
+
+@pytest.mark.parametrize("kernels", [plain_calls, flash_attn_package])
+def test_two_calls_merged_by_log_sum_exp_are_the_op(
+    monkeypatch: pytest.MonkeyPatch, kernels: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    """What runs on a GPU, but for the kernels: values narrower than keys, both of odd widths."""
+    kernels(monkeypatch)
     packing = packed_row()[2]
     tokens = int(packing.cu_seqlens[-1])
     shapes = (6, 13), (2, 13), (2, 11)

@@ -1,4 +1,7 @@
-"""Packed attention on a GPU by two calls of PyTorch's flash attention, merged by log-sum-exp.
+"""Packed attention on a GPU by two calls of flash attention, merged by log-sum-exp.
+
+The kernels are those of the package flash-attn where it is installed, whose backward pass has a
+fixed order where PyTorch is told to be deterministic; else PyTorch's own.
 
 One call has every segment by itself, causal. The other has the queries of all segments of a prefix
 as one sequence and the prefix as its keys. The backward pass calls both again, with the merged
@@ -7,6 +10,9 @@ result and log-sum-exp, and adds.
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -39,10 +45,24 @@ def packed_flash(
     return out[..., : value.shape[2]]
 
 
+@cache
+def flash_attn() -> Any:
+    """The package's functions; None where it is not installed."""
+    if find_spec("flash_attn") is None:
+        return None
+    return import_module("flash_attn.flash_attn_interface")
+
+
 def flash_forward(
     query: Tensor, key: Tensor, value: Tensor, of: Sequences, scale: float
 ) -> tuple[Tensor, Tensor]:
     """(out [T, Hq, D], log-sum-exp [Hq, T])."""
+    if (package := flash_attn()) is not None:
+        out, lse, *_ = package._wrapped_flash_attn_varlen_forward(
+            query, key, value, of.queries, of.keys, of.longest_queries, of.longest_keys, 0.0,
+            scale, of.causal,
+        )  # fmt: skip
+        return out, lse
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
         query, key, value, of.queries, of.keys, of.longest_queries, of.longest_keys, 0.0, of.causal,
         False, scale=scale,
@@ -54,6 +74,15 @@ def flash_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
     of: Sequences, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    if (package := flash_attn()) is not None:
+        grads = [torch.empty_like(x) for x in (query, key, value)]
+        package._wrapped_flash_attn_varlen_backward(
+            grad.contiguous(), query, key, value, out, lse, *grads, of.queries, of.keys,
+            of.longest_queries, of.longest_keys, 0.0, scale, of.causal,
+            window_size_left=-1, window_size_right=-1, softcap=0.0, alibi_slopes=None,
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+        )  # fmt: skip
+        return grads[0], grads[1], grads[2]
     rng_state = torch.empty(2, dtype=torch.uint64, device=query.device)  # of no dropout
     dquery, dkey, dvalue = torch.ops.aten._flash_attention_backward(
         grad.contiguous(), query, key, value, out.contiguous(), lse.contiguous(), of.queries,

@@ -20,6 +20,10 @@ OPTIONS = (
     *("grpo.num_generations=4", "rollout.max_completion_length=8", "eval.k=1", "grpo.beta=0.0"),
     "grpo.eval_steps=200",
 )
+REWARD = """
+def parity(completions, **columns):
+    return [float(sum(text.encode()) % 2) for text in completions]
+"""
 PAGE = os.sysconf("SC_PAGE_SIZE")
 WARM_UP = 0.1  # of the steps
 
@@ -46,7 +50,10 @@ def main() -> int:
         scratch, runs, recipe = Path(name, "tmp"), Path(name, "runs"), Path(name, "soak.toml")
         scratch.mkdir()
         recipe.write_text("")
+        reward = Path(name, "rewards.py")
+        reward.write_text(REWARD)
         command = [sys.executable, "-m", "r1train", "run", str(recipe), f"output_dir={runs}"]
+        command.append(f'rewards.functions=["{reward}:parity", "format"]')
         process = subprocess.Popen(
             [*command, *OPTIONS, f"grpo.max_steps={steps}"],
             stdout=subprocess.DEVNULL,
@@ -66,8 +73,11 @@ def main() -> int:
         last = [one for one in seen if one[0] >= (1 - WARM_UP) * steps]
         before, after = (median(one[1] for one in part) for part in (warm, last))
         alive = [child for child in helpers if Path(f"/proc/{child}").exists()]
-        files = [path.name for path in scratch.rglob("*")]
+        # PyTorch makes an empty folder for its compiler there when transformers is imported.
+        files = [path.name for path in scratch.rglob("*") if path.is_file()]
         growth = after / before - 1
+        for step, size, _ in seen[:: max(1, len(seen) // 20)]:
+            print(f"step {step}: {size / 2**20:.1f} MiB")
         print(f"status {process.returncode}, {seen[-1][0]} steps")
         print(f"resident {before / 2**20:.1f} -> {after / 2**20:.1f} MiB: {growth:+.2%}")
         print(f"descriptors {warm[0][2]} -> {last[-1][2]}")

@@ -6,8 +6,8 @@ TRITON := triton==3.6.0
 WORKERS = $(shell $(PYTHON) -c "import xdist; print('-n auto')" 2>/dev/null)
 WITH_TRAINER = $(shell $(PYTHON) -c "import reasoning_gym, tomli_w" 2>/dev/null && \
 	echo tests/r1train/test_trainer.py)
-GPU_TESTS = tests/test_ops.py $(WITH_TRAINER) \
-	$(filter-out %_build.py,$(wildcard tests/test_triton_*.py tests/test_cuda_*.py))
+GPU_TESTS = tests/core/test_ops.py $(WITH_TRAINER) \
+	$(filter-out %_build.py,$(wildcard tests/*/test_triton_*.py tests/*/test_cuda_*.py))
 # Of csrc/cuda alone: the checkers run a kernel up to a hundred times as slowly.
 SANITIZER := compute-sanitizer --error-exitcode 1 --kernel-regex kns=_ZN2r1
 # Each, whatever becomes of the others. Running out of time is no failure: what was recorded stays.
@@ -16,7 +16,7 @@ ALL_PASSED = test -z "$$failed" || { echo "failed$$failed"; false; }
 GPU_OPS := logprob logprob_backward moe_route moe_sort fp8_gemm fp8_grouped_gemm fp8_grouped_wgrad \
 	fp8_quantize fp8_linear_forward \
 	linear_logprob linear_logprob_backward
-INPUTS := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
+INPUTS := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*.h csrc/*/*/*)
 
 .PHONY: setup demo test test-rest test-all style bench wheel \
 	gpu gpu-build gpu-test gpu-sanitize gpu-bench gpu-ops clean
@@ -77,9 +77,9 @@ gpu-test: gpu-build
 # the last 16 bytes, which it may.
 gpu-sanitize: gpu-build
 	@$(EACH) for tool in racecheck synccheck memcheck; do try timeout -s INT 120 $(SANITIZER) \
-	--tool $$tool $(PYTHON) -m pytest -q tests/test_ops.py -k "equals and cuda-cuda"; done; \
+	--tool $$tool $(PYTHON) -m pytest -q tests/core/test_ops.py -k "equals and cuda-cuda"; done; \
 	export PYTORCH_NO_CUDA_MEMORY_CACHING=1; try timeout -s INT 120 $(SANITIZER) \
-	$(PYTHON) -m pytest -q tests/test_ops.py -k "equals and cuda-cuda and not logprob"; $(ALL_PASSED)
+	$(PYTHON) -m pytest -q tests/core/test_ops.py -k "equals and cuda-cuda and not logprob"; $(ALL_PASSED)
 
 gpu-bench: gpu-build
 	@$(EACH) export PYTHONUNBUFFERED=1; try timeout 150 $(PYTHON) -m benchmarks head; \
@@ -123,5 +123,5 @@ SANITIZED = R1KERNELS_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_misma
 .PHONY: test-sanitize
 test-sanitize: setup
 	R1KERNELS_SANITIZE=1 $(BIN)/python setup.py build_ext --inplace
-	$(SANITIZED) $(BIN)/python -m pytest -q -s tests/test_hostile_arguments.py -k cpp
-	$(SANITIZED) $(BIN)/python -m pytest -q -s tests/test_ops.py -k "equals and cpp"
+	$(SANITIZED) $(BIN)/python -m pytest -q -s tests/core/test_hostile_arguments.py -k cpp
+	$(SANITIZED) $(BIN)/python -m pytest -q -s tests/core/test_ops.py -k "equals and cpp"

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent
 OLDEST_TORCH = (2, 11)  # that can load the libraries
 TORCH_TARGET_VERSION = f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
 
-# Every file of csrc/cpu is compiled once for each of these; csrc/cpu/isa.h chooses at run time.
+# Every file of csrc/cpu is compiled once for each of these; its common/isa.h chooses at run time.
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 AVX512BF16 = [*AVX512, "-mavx512bf16", "-mavx512vbmi"]
 X86_ISAS = {
@@ -61,6 +61,7 @@ def find_torch() -> Path | None:
 
 
 COMPILER = {"cpp": os.environ.get("CXX", "g++"), "cuda": "nvcc"}
+FOLDERS = {"cpp": "csrc/cpu", "cuda": "csrc/cuda"}
 
 
 def lacking(backend: str) -> str | None:
@@ -116,17 +117,18 @@ class BuildKernels(build_ext):
         folder = ROOT / "build/objects" / f"{name}-torch-{version_of(torch)}"
         folder.mkdir(parents=True, exist_ok=True)
         if backend == "cpp":  # the algebra of the losses is written once, in Python
-            algebra = ROOT / "r1kernels/ops/surrogates.py"
+            algebra = ROOT / "r1kernels/policy/surrogates.py"
+            translator = ROOT / "csrc/cpu/policy/surrogates_header.py"
             generated = folder / "surrogates.h"
-            run([sys.executable, str(ROOT / "csrc/surrogates.py"), str(algebra), str(generated)])
+            run([sys.executable, str(translator), str(algebra), str(generated)])
             includes.append(f"-I{folder}")
         commands = [
             [compiler, *flags, *includes, *defines, "-c", source, "-o", str(folder / name)]
             for source in ext.sources
             for name, flags in make(source)
         ]
-        folders = {str(Path(source).parent) for source in ext.sources} | {"csrc/common"}
-        headers = [path for each in (*folders, folder) for path in (ROOT / each).glob("*.h")]
+        folders = (ROOT / FOLDERS[backend], ROOT / "csrc/common", folder)
+        headers = [path for each in folders for path in each.rglob("*.h")]
         newest_header = max(path.stat().st_mtime for path in headers)
         stale = [command for command in commands if is_stale(command, newest_header)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -148,8 +150,8 @@ class BuildKernels(build_ext):
             isas, extra = of_this_machine(isas), ["-O1", "-g1", *SANITIZERS]
         available = [f"-DR1_HAS_{isa.upper()}" for isa in isas]
         return [
-            (f"{Path(source).stem}.{isa}.o", [*CPU_FLAGS, *flags, *extra, *available,
-                                             f"-DR1_ISA={isa}", f"-DR1_ISA_IS_{isa.upper()}"])
+            (f"{object_name(source)}.{isa}.o", [*CPU_FLAGS, *flags, *extra, *available,
+                                                f"-DR1_ISA={isa}", f"-DR1_ISA_IS_{isa.upper()}"])
             for isa, flags in isas.items()
         ]  # fmt: skip
 
@@ -159,7 +161,7 @@ class BuildKernels(build_ext):
         known = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True).stdout
         archs = [arch for arch in CUDA_ARCHS[suffix] if f"sm_{arch.rstrip('a')}" in known.split()]
         gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-        return [(f"{stem}.o", [*CUDA_FLAGS, *gencode])]
+        return [(f"{object_name(source)}.o", [*CUDA_FLAGS, *gencode])]
 
 
 class AnyPythonWheel(bdist_wheel):
@@ -175,6 +177,11 @@ def of_this_machine(isas: dict[str, list[str]]) -> dict[str, list[str]]:
     words = {word.replace("_", "") for word in info.read_text().split()} if info.exists() else set()
     able = [isa for isa, flags in isas.items() if {f[2:].replace("-", "") for f in flags} <= words]
     return {isa: isas[isa] for isa in able if isa in ("scalar", "avx2", able[-1])}
+
+
+def object_name(source: str) -> str:
+    """moe.route of csrc/cpu/moe/route.cpp: several families have a file of the same name."""
+    return ".".join(Path(source).with_suffix("").parts[2:])
 
 
 def is_stale(command: list[str], newest_header: float) -> bool:
@@ -196,10 +203,10 @@ def run(command: list[str]) -> None:
 
 
 def sources(folder: str, suffix: str) -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / folder).glob(f"*{suffix}"))
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob(f"*{suffix}"))
 
 
-LIBRARIES = {"cpp": sources("csrc/cpu", ".cpp"), "cuda": sources("csrc/cuda", ".cu")}
+LIBRARIES = {"cpp": sources(FOLDERS["cpp"], ".cpp"), "cuda": sources(FOLDERS["cuda"], ".cu")}
 if SANITIZE:
     del LIBRARIES["cuda"]
 

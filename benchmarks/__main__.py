@@ -36,7 +36,7 @@ from benchmarks import (
     train,
 )
 from benchmarks.record import Row
-from r1kernels.op import OPS
+from r1kernels.core.op import OPS
 
 MEASURE = ("ops", "moe", "fp8", "elementwise", "head", "scaling", "train")
 

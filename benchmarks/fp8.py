@@ -8,7 +8,7 @@ from benchmarks.fp8_tasks import Scenario
 from benchmarks.record import Row
 from benchmarks.table import show
 from benchmarks.whole import SECONDS, measure, title
-from r1kernels.ops.fp8_gemm import SHAPES
+from r1kernels.fp8.gemm import SHAPES
 
 FORWARD = ("bf16", "torch._scaled_mm", "eager")
 TRAINED = ("bf16", "eager")

@@ -1,4 +1,4 @@
-"""``fp8_speed.json`` from the records: what the layers of ``benchmarks fp8`` took, trained."""
+"""``fp8/speed.json`` from the records: what the layers of ``benchmarks fp8`` took, trained."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.fp8 import TRAINED_CASE
 from benchmarks.whole import NAME, WE
-from r1kernels import fp8_speed
+from r1kernels.fp8 import speed
 
 DTYPES = {"bf16": "bfloat16"}  # of the peers that FP8 is compared with
 Record = dict[str, Any]
@@ -37,7 +37,7 @@ def write(records: list[Record]) -> None:
     text = json.dumps(speeds(records), ensure_ascii=False, indent=2)
     numbers = re.compile(r"\[([\s\d.,e-]+)\]")  # of one measurement, on one line
     text = numbers.sub(lambda row: f"[{' '.join(row[1].split())}]", text)
-    fp8_speed.FILE.write_text(text + "\n")
+    speed.FILE.write_text(text + "\n")
 
 
 def processor_of(record: Record) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import r1kernels
 from r1kernels import FP8Tensor
-from r1kernels.ops import fp8_format
+from r1kernels.fp8 import format as fp8_format
 
 
 class Task(NamedTuple):

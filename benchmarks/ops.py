@@ -16,7 +16,7 @@ from benchmarks import peers, status
 from benchmarks.record import Row
 from benchmarks.table import show
 from r1kernels.__main__ import unavailable
-from r1kernels.op import OPS, PREFERENCE, Case, Op
+from r1kernels.core.op import OPS, PREFERENCE, Case, Op
 from r1kernels.testing import peaks
 from r1kernels.testing.compare import Parity, Truth
 from r1kernels.testing.memory import extra_peak

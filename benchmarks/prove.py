@@ -1,6 +1,6 @@
-"""``proven.json`` from the records: where a guarded kernel was right, and faster than the next.
+"""``device_records.json`` from the records: where a guarded kernel was right, and the fastest.
 
-And ``fp8_speed.json``: where FP8 layers are faster than others.
+And ``fp8/speed.json``: where FP8 layers are faster than others.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmarks import fp8_speed
 from benchmarks.status import source_hash
-from r1kernels import proven
-from r1kernels.op import OPS, PREFERENCE, Op
+from r1kernels.core import device_records
+from r1kernels.core.op import OPS, PREFERENCE, Op
 
 Record = dict[str, Any]
 
@@ -30,7 +30,7 @@ def prove(records: list[Record]) -> dict[str, dict[str, list[str]]]:
 
 
 def write(records: list[Record]) -> None:
-    proven.FILE.write_text(json.dumps(prove(records), indent=2, ensure_ascii=False) + "\n")
+    device_records.FILE.write_text(json.dumps(prove(records), indent=2, ensure_ascii=False) + "\n")
     fp8_speed.write(records)
 
 

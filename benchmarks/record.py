@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from r1kernels import native
+from r1kernels.core import native
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

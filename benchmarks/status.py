@@ -15,27 +15,22 @@ from pathlib import Path
 
 from benchmarks import record
 from benchmarks.record import ROOT
-from r1kernels.op import OPS, PREFERENCE, Op
+from r1kernels.core.op import OPS, PREFERENCE, Op
 
-FOLDERS = {"cpp": "csrc/cpu", "cuda": "csrc/cuda", "triton": "r1kernels/triton"}
-# What an import must lead to, to count: the rest of the package does not decide a kernel's speed.
-FOLLOWED = ("r1kernels.ops", "r1kernels.triton")
+BACKENDS = ("cpp", "cuda", "triton")
+FOLDERS = {"cpp": "csrc/cpu", "cuda": "csrc/cuda"}
+# An import of these does not count: what all ops stand on does not decide a kernel's speed.
+NOT_FOLLOWED = "r1kernels.core"
 INCLUDE = re.compile(r'^\s*#include "([\w/.]+)"', re.MULTILINE)
 
 
 def sources(op: Op, backend: str) -> list[Path]:
     """The files that make ``op`` on ``backend``; empty when it has no kernel there."""
-    made = re.compile(
-        rf'^def {op.name}\(|impl\(\s*"{op.name}"|plug_in\(\s*{op.name.upper()}\b', re.MULTILINE
-    )
-    folder = sorted((ROOT / FOLDERS[backend]).glob("*.*"))
-    roots = [path for path in folder if made.search(path.read_text())]
+    roots = _triton(op) if backend == "triton" else _native(op, ROOT / FOLDERS[backend])
     if not roots:
         return []
-    # Beside logprob.cu, logprob_sm90.cu: linked with it, and included by nothing.
-    beside = [path for path in folder if path.stem.startswith(tuple(p.stem for p in roots))]
-    declared = [p for p in (ROOT / "r1kernels/ops").glob("*.py") if f'"{op.name}(' in p.read_text()]
-    waiting = [path.relative_to(ROOT) for path in (*beside, *declared)]
+    declared = [p for p in (ROOT / "r1kernels").glob("*/*.py") if f'"{op.name}(' in p.read_text()]
+    waiting = [path.relative_to(ROOT) for path in (*roots, *declared)]
     found: set[Path] = set()
     while waiting:
         path = waiting.pop()
@@ -47,7 +42,7 @@ def sources(op: Op, backend: str) -> list[Path]:
 
 def source_hash(op: Op, backend: str) -> str:
     """Of the kernel's files, or "" for what is no kernel of this repository."""
-    if backend not in FOLDERS:
+    if backend not in BACKENDS:
         return ""
     digest = hashlib.sha256()
     for path in sources(op, backend):
@@ -84,6 +79,19 @@ def _problem(known: list[dict | None], source: str) -> str | None:
     return None
 
 
+def _triton(op: Op) -> list[Path]:
+    module = op.modules.get("triton")
+    return [] if module is None else [ROOT.joinpath(*module.split(".")).with_suffix(".py")]
+
+
+def _native(op: Op, folder: Path) -> list[Path]:
+    """The files that register its kernel, and what is linked with them but included by nothing."""
+    registers = re.compile(rf'impl\(\s*"{op.name}"')
+    found = [p for p in sorted(folder.rglob("*.c*")) if registers.search(p.read_text())]
+    # Beside logprob.cu, logprob_sm90.cu.
+    return [other for one in found for other in sorted(one.parent.glob(f"{one.stem}*"))]
+
+
 @cache  # a header is part of many kernels
 def _needs(path: Path) -> tuple[Path, ...]:
     return tuple(_parts(path))
@@ -102,5 +110,5 @@ def _parts(path: Path) -> Iterator[Path]:
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         for module in modules:
-            if module.startswith(FOLLOWED):
+            if module.startswith("r1kernels.") and not module.startswith(NOT_FOLLOWED):
                 yield Path(*module.split(".")).with_suffix(".py")

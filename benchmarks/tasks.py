@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import r1kernels
-from r1kernels.ops.head import accumulate_dtype
+from r1kernels.head.head import accumulate_dtype
 
 SEQUENCE = 64  # rows of one completion
 EPSILON = 0.2

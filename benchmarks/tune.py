@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import tune_fp8
 from benchmarks.ops import call_backend
-from r1kernels.op import OPS
+from r1kernels.core.op import OPS
 from r1kernels.testing.compare import Truth
 from r1kernels.testing.timing import interleaved
 from r1kernels.triton import launch
@@ -82,7 +82,7 @@ def neighbours(parameters: Parameters) -> Iterator[Parameters]:
 
 
 def cases(module: str, device: str) -> Iterator[Checked]:
-    """The benchmark cases of the ops that ``r1kernels/triton/<module>.py`` implements."""
+    """The benchmark cases of the ops whose names begin with ``module``."""
     for op in OPS.values():
         for case in op.cases:
             if op.name.startswith(module) and case.timed_on(device):

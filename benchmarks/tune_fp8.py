@@ -2,7 +2,7 @@
 
 A multiprocessor that has ``turns`` tiles, each over ``blocks`` of 128 of the reduction, takes
 turns · (blocks · block + rest): each kind of tile is timed in products of several shapes, and the
-two costs are those that fit its times best. ``csrc/cuda/fp8_choice.h`` chooses by them, after the
+two costs are those that fit its times best. ``csrc/cuda/fp8/choice.h`` chooses by them, after the
 next build.
 """
 
@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from r1kernels import native
-from r1kernels.op import OPS
-from r1kernels.ops.fp8_gemm import ROWS, SHAPES, SQUARES
+from r1kernels.core import native
+from r1kernels.core.op import OPS
+from r1kernels.fp8.gemm import ROWS, SHAPES, SQUARES
 from r1kernels.testing.timing import interleaved
 
-COSTS = Path(__file__).parents[1] / "csrc/cuda/fp8_costs.h"
+COSTS = Path(__file__).parents[1] / "csrc/cuda/fp8/costs.h"
 ROWS_OF_A = 4096
 SECONDS = 0.05  # of timing, for each tile and shape
 TILES = ((256, 128, False), (128, 192, False), (128, 128, False), (128, 128, True))

@@ -5,47 +5,49 @@
 
 import warnings
 
-import r1kernels.ops.fp8_scaled_mm  # noqa: F401 (a backend to pin)
-from r1kernels import native
-from r1kernels.check import checked
+import r1kernels.fp8.scaled_mm
+import r1kernels.triton  # noqa: F401 (imports Triton's kernels when a call could run there)
+from r1kernels.attention.packed_attention import packed_attention
+from r1kernels.core import native
+from r1kernels.core.check import checked
+from r1kernels.core.op import using
+from r1kernels.elementwise.gated_activation import geglu, swiglu
+from r1kernels.elementwise.rms_norm import rms_norm
+from r1kernels.elementwise.rope import rope
 from r1kernels.explanation import explain
-from r1kernels.op import using
-from r1kernels.ops.candidates import Candidates, candidates
-from r1kernels.ops.expert_parallel import moe_experts_parallel
-from r1kernels.ops.fp8_combine import fp8_combine
-from r1kernels.ops.fp8_dequantize import fp8_dequantize
-from r1kernels.ops.fp8_experts import fp8_experts
-from r1kernels.ops.fp8_format import FP8Tensor
-from r1kernels.ops.fp8_gemm import fp8_gemm
-from r1kernels.ops.fp8_grouped_gemm import fp8_grouped_gemm
-from r1kernels.ops.fp8_grouped_wgrad import fp8_grouped_wgrad
-from r1kernels.ops.fp8_linear import fp8_linear
-from r1kernels.ops.fp8_quantize import fp8_quantize
-from r1kernels.ops.fp8_swiglu import fp8_swiglu, fp8_swiglu_backward
-from r1kernels.ops.fused_linear_grpo_loss import fused_linear_grpo_loss
-from r1kernels.ops.fused_linear_loss import FusedLoss, fused_linear_loss
-from r1kernels.ops.gated_activation import geglu, swiglu
-from r1kernels.ops.gdpo_advantage import gdpo_advantage
-from r1kernels.ops.group_advantage import group_advantage
-from r1kernels.ops.grouped_mm import grouped_mm
-from r1kernels.ops.head import LogProb
-from r1kernels.ops.kept_memory import kept_memory
-from r1kernels.ops.linear_cross_entropy import linear_cross_entropy
-from r1kernels.ops.linear_logprob import linear_logprob
-from r1kernels.ops.logit_filters import filter_logits
-from r1kernels.ops.logprob import logprob
-from r1kernels.ops.moe_balance import moe_balance_loss, update_expert_bias
-from r1kernels.ops.moe_combine import moe_combine
-from r1kernels.ops.moe_experts import moe_experts
-from r1kernels.ops.moe_permute import moe_permute
-from r1kernels.ops.moe_route import Routing, moe_route
-from r1kernels.ops.moe_sort import Sorted, moe_sort
-from r1kernels.ops.pack import Packed, pack
-from r1kernels.ops.policy_loss import PolicyLoss, policy_loss
-from r1kernels.ops.policy_loss_options import FusedLossOptions, LossOptions, PolicyLossOptions
-from r1kernels.ops.rms_norm import rms_norm
-from r1kernels.ops.rope import rope
-from r1kernels.ops.sample_logprob import Sampled, sample_logprob
+from r1kernels.fp8.combine import fp8_combine
+from r1kernels.fp8.dequantize import fp8_dequantize
+from r1kernels.fp8.experts import fp8_experts
+from r1kernels.fp8.format import FP8Tensor
+from r1kernels.fp8.gemm import fp8_gemm
+from r1kernels.fp8.grouped_gemm import fp8_grouped_gemm
+from r1kernels.fp8.grouped_wgrad import fp8_grouped_wgrad
+from r1kernels.fp8.linear import fp8_linear
+from r1kernels.fp8.quantize import fp8_quantize
+from r1kernels.fp8.swiglu import fp8_swiglu, fp8_swiglu_backward
+from r1kernels.head.candidates import Candidates, candidates
+from r1kernels.head.fused_linear_loss import FusedLoss, fused_linear_loss
+from r1kernels.head.head import LogProb
+from r1kernels.head.kept_memory import kept_memory
+from r1kernels.head.linear_cross_entropy import linear_cross_entropy
+from r1kernels.head.linear_logprob import linear_logprob
+from r1kernels.head.logit_filters import filter_logits
+from r1kernels.head.logprob import logprob
+from r1kernels.head.pack import Packed, pack
+from r1kernels.head.sample_logprob import Sampled, sample_logprob
+from r1kernels.moe.balance import moe_balance_loss, update_expert_bias
+from r1kernels.moe.combine import moe_combine
+from r1kernels.moe.expert_parallel import moe_experts_parallel
+from r1kernels.moe.experts import moe_experts
+from r1kernels.moe.grouped_mm import grouped_mm
+from r1kernels.moe.permute import moe_permute
+from r1kernels.moe.route import Routing, moe_route
+from r1kernels.moe.sort import Sorted, moe_sort
+from r1kernels.policy.fused_linear_grpo_loss import fused_linear_grpo_loss
+from r1kernels.policy.gdpo_advantage import gdpo_advantage
+from r1kernels.policy.group_advantage import group_advantage
+from r1kernels.policy.policy_loss import PolicyLoss, policy_loss
+from r1kernels.policy.policy_loss_options import FusedLossOptions, LossOptions, PolicyLossOptions
 
 __version__ = "0.1.0"
 
@@ -94,6 +96,7 @@ __all__ = [
     "moe_route",
     "moe_sort",
     "pack",
+    "packed_attention",
     "policy_loss",
     "rms_norm",
     "rope",

@@ -10,8 +10,9 @@ from itertools import chain
 import torch
 
 import r1kernels
-from r1kernels import native, triton
-from r1kernels.op import OPS, PREFERENCE, Op
+from r1kernels import triton
+from r1kernels.core import native
+from r1kernels.core.op import OPS, PREFERENCE, Op
 
 WIDTH = 80
 BACKENDS = ("torch", *chain.from_iterable(reversed(PREFERENCE.values())))

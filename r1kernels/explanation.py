@@ -19,9 +19,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import r1kernels
-from r1kernels import check
-from r1kernels.names import nearest
-from r1kernels.op import OPS, Op, find, is_pinned
+from r1kernels.core import check
+from r1kernels.core.names import nearest
+from r1kernels.core.op import OPS, Op, find, is_pinned
 
 NAMESPACE = "r1kernels"
 
@@ -42,7 +42,7 @@ def explain(function: Callable[..., Any] | Op | str, *args: Any, **kwargs: Any) 
 
     Args:
         function: a function of r1kernels or its name, a module or a function of your own that
-            calls some, or an op (``r1kernels.op.OPS`` has them) or its name.
+            calls some, or an op (``r1kernels.core.op.OPS`` has them) or its name.
         args, kwargs: what it is called with; of an op, the arguments of its schema.
 
     Raises:

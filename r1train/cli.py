@@ -16,21 +16,25 @@ from pathlib import Path
 
 from r1train.config.recipe import documented, load_config, recipes
 from r1train.config.schema import ConfigError, RunError
-from r1train.config.sections import Config, Stage
+from r1train.config.sections import KINDS, Config, StageConfig
 from r1train.run.extras import require_extras
 from r1train.run.signals import Stopped
+from r1train.stages import check_stages
 
 COMMANDS = """\
 commands:
-  run     every stage of a recipe, held-out evaluation before and after
-  sft     the supervised stage alone
-  grpo    the reinforcement learning stage alone
+  run     the stages of a recipe that are not finished yet, with held-out evaluation
+  resume  goes on with a run folder that was broken off, as if it had not been
+  sft     the supervised stages alone
+  grpo    the reinforcement learning stages alone
   eval    pass@1 and cons@k of a run folder, or of a HuggingFace checkpoint
+  config  every option of a recipe, set or not, with its documentation, as TOML
   doctor  versions, devices, kernels and recipes
 
 examples:
   r1train run r1-zero-mini
-  r1train run r1-zero-mini grpo.max_steps=10 seed=1 --dry-run
+  r1train run r1-zero-mini grpo.max_steps=10 seed=1 --resume auto
+  r1train resume runs/r1-zero-mini
   r1train grpo my-recipe.toml model.path=checkpoints/base
   r1train eval runs/r1-zero-mini eval.k=16
 """
@@ -47,12 +51,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "doctor":
             print(doctor())
+        elif arguments.command == "config":
+            print(documented(_train_settings(arguments)), end="")
+        elif arguments.command == "resume":
+            require_extras()
+            resume(_run_folder(arguments))
         elif arguments.command == "eval":
             require_extras()
             evaluate(*_eval_settings(arguments), dry_run=arguments.dry_run)
         else:
             require_extras()
-            train(_train_settings(arguments), dry_run=arguments.dry_run)
+            settings = _train_settings(arguments)
+            train(settings, dry_run=arguments.dry_run, resume=arguments.resume == "auto")
     except ConfigError as error:
         return _failed(str(error), 2)
     except OSError as error:  # a file that cannot be read or written, a disk that is full
@@ -66,14 +76,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train(config: Config, *, dry_run: bool) -> None:
+def train(config: Config, *, dry_run: bool, resume: bool = False) -> None:
     """`r1train run|sft|grpo`: the stages of `config`."""
     if dry_run:
         print(documented(config), end="")
         return
     from r1train.run.runner import run
 
-    run(config)
+    run(config, resume=resume)
+
+
+def resume(folder: Path) -> None:
+    """`r1train resume`: what is left of the run in `folder`."""
+    from r1train.run.runner import resume
+
+    resume(folder)
 
 
 def evaluate(config: Config, folder: Path, *, dry_run: bool) -> None:
@@ -82,7 +99,7 @@ def evaluate(config: Config, folder: Path, *, dry_run: bool) -> None:
         print(documented(config), end="")
         return
     from r1train.report.console import CONSOLE, show_evaluation
-    from r1train.stages.evaluate import evaluate_model
+    from r1train.run.runner import evaluate_model
 
     result = evaluate_model(config)
     show_evaluation(result)
@@ -107,17 +124,20 @@ def _parser() -> argparse.ArgumentParser:
         epilog=COMMANDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = ("run", "sft", "grpo", "eval", "doctor")
+    commands = ("run", "resume", "sft", "grpo", "eval", "config", "doctor")
     parser.add_argument("command", choices=commands, help="see below")
     parser.add_argument("source", nargs="?", help="recipe, TOML file, or what to evaluate")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings")
     parser.add_argument("--config", metavar="FILE", help="TOML file (or recipe) of settings")
+    parser.add_argument(
+        "--resume", choices=("auto",), help="go on with such a run where one was broken off"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the settings and stop")
     return parser
 
 
 def _train_settings(arguments: argparse.Namespace) -> Config:
-    """Configuration of run, sft or grpo; the last two are `run` with one stage."""
+    """Configuration of run, config, sft or grpo; the last two are `run` with stages of a kind."""
     source, overrides = arguments.source, list(arguments.overrides)
     if source is not None and (arguments.config is not None or "=" in source):
         overrides.insert(0, source)
@@ -126,8 +146,23 @@ def _train_settings(arguments: argparse.Namespace) -> Config:
     if source is None:
         raise ConfigError(f"name a recipe ({', '.join(recipes())}) or give --config FILE")
     config = load_config(source, overrides)
-    stages: dict[str, tuple[Stage, ...]] = {"sft": ("sft",), "grpo": ("grpo",)}
-    return replace(config, stages=stages.get(arguments.command, config.stages))
+    check_stages(config)
+    if arguments.command not in ("sft", "grpo"):
+        return config
+    kind = KINDS.get(arguments.command, arguments.command)
+    stages = tuple(stage for stage in config.stages if stage.kind == kind)
+    return replace(config, stages=stages or (StageConfig(kind, name=arguments.command),))
+
+
+def _run_folder(arguments: argparse.Namespace) -> Path:
+    """The folder that `resume` goes on with. Its options are those that it was started with."""
+    if arguments.source is None:
+        raise ConfigError("name the run folder to go on with, such as runs/r1-zero-mini")
+    if arguments.overrides or arguments.config:
+        raise ConfigError(
+            "resume takes no options: a run goes on as it was started (config.toml in its folder)"
+        )
+    return Path(arguments.source)
 
 
 def _eval_settings(arguments: argparse.Namespace) -> tuple[Config, Path]:
@@ -152,8 +187,10 @@ def _checkpoint(folder: Path) -> Path:
     """`folder` itself if it is a HuggingFace checkpoint, else the last one of the run."""
     if (folder / "config.json").is_file():
         return folder
+    if (folder / "checkpoint" / "config.json").is_file():
+        return folder / "checkpoint"
     found = [path.parent for path in folder.glob("**/config.json")]
-    found = [path for path in found if path.suffix != ".partial"]
+    found = [path for path in found if path.suffix not in (".partial", ".previous")]
     if not found:
         raise ConfigError(f"{folder}: neither a HuggingFace checkpoint nor a run that has one")
     return max(found, key=lambda path: (path / "config.json").stat().st_mtime)

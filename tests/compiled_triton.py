@@ -22,10 +22,12 @@ def printed(name: str, *program: str) -> str:
         assert run.returncode == 0, run.stderr
         (folder / "printed").write_text(run.stdout)
 
+    families = [path.parent for path in (ROOT / "r1kernels").glob("*/triton")]
     sources = [
         path
-        for folder in ("r1kernels/triton", "r1kernels/ops")
-        for path in sorted((ROOT / folder).glob("*.*"))
+        for folder in (ROOT / "r1kernels/triton", *sorted(families))
+        for suffix in ("*.py", "*.json")
+        for path in sorted(folder.rglob(suffix))
     ]
     folder = cached_build(f"triton-{name}", [version("triton"), *program, *sources], make)
     return (folder / "printed").read_text()

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from r1kernels import native
+from r1kernels.core import native
 from tests.build_cache import cached_build
 
 ROOT = Path(__file__).parents[1]
 TORCH = Path(torch.__file__).parent
-SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+SOURCES = sorted((ROOT / "csrc/cuda").rglob("*.cu"))
 
 
 class Kernels(NamedTuple):
@@ -44,7 +44,10 @@ def emulated() -> Any:
         def make(folder: Path) -> None:
             run("g++", *FLAGS, "-x", "c++", "-c", source, "-o", folder / "kernels.o")
 
-        return cached_build(f"emulated-{source.stem}", [*shared, source], make) / "kernels.o"
+        return (
+            cached_build(f"emulated-{source.parent.name}-{source.stem}", [*shared, source], make)
+            / "kernels.o"
+        )
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compiled, SOURCES))

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from tests.fp8 import squares
+from tests.fp8_measures import squares
 
 VOCABULARY = 96
 KEPT = ("embed", "lm_head", "norm", "mlp.gate.")  # in high precision, by parts of their names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from r1kernels import native
+from r1kernels.core import native
 
 BUILT = ("scalar", "avx2", "avx512", "avx512bf16", "amx")  # by setup.py or some, weakest first
 

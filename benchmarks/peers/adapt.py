@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.tasks import Loss
-from r1kernels.op import Op
+from r1kernels.core.op import Op
 
 # Takes an op's arguments by name. Gives its outputs by name, without those that it does not
 # compute, or its only output.

@@ -11,17 +11,20 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.peers.adapt import Peer
 from benchmarks.tasks import Loss, Task, clipped_loss, losses_of, plain_logprob
-from r1kernels.op import Op
+from r1kernels.core.op import Op
 
-# Their references loop over experts with the counts in Python: there is nothing to compile.
-ON_THE_HOST = ("grouped_mm", "moe_experts", "fp8_grouped_gemm", "fp8_grouped_wgrad")
+# Their references loop over experts with the counts in Python, or over blocks of queries: there is
+# nothing to compile.
+ON_THE_HOST = (
+    "grouped_mm", "moe_experts", "fp8_grouped_gemm", "fp8_grouped_wgrad", "packed_attention",
+)  # fmt: skip
 CHUNK = {"cpu": 128, "cuda": 1024}  # rows that become logits at once
 
 
 def of_op(op: Op) -> dict[str, Callable[..., Any]]:
     """The reference of any op, eager and compiled."""
     reference = op.backends["torch"].run
-    if op.module in ON_THE_HOST:
+    if op.forward_name in ON_THE_HOST:
         return {"eager": reference}
     return {"eager": reference, "compile": torch.compile(reference, dynamic=False)}
 

@@ -7,12 +7,12 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from r1kernels import check
-from r1kernels.hf.head import Head
+from r1kernels.core import check
+from r1kernels.head.fused_linear_loss import FusedLoss
+from r1kernels.hf.head.head import Head
 from r1kernels.hf.patched import run_with_hidden
-from r1kernels.ops.fused_linear_grpo_loss import fused_linear_grpo_loss
-from r1kernels.ops.fused_linear_loss import FusedLoss
-from r1kernels.ops.policy_loss_options import FusedLossOptions
+from r1kernels.policy.fused_linear_grpo_loss import fused_linear_grpo_loss
+from r1kernels.policy.policy_loss_options import FusedLossOptions
 
 NAME = "grpo_loss"
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from r1kernels.hf.head import Head
+from r1kernels.head.head import LogProb
+from r1kernels.head.linear_logprob import linear_logprob
+from r1kernels.hf.head.head import Head
 from r1kernels.hf.patched import run_with_hidden
-from r1kernels.ops.head import LogProb
-from r1kernels.ops.linear_logprob import linear_logprob
 
 IGNORED = -100
 

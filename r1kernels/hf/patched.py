@@ -15,14 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from r1kernels.head.linear_cross_entropy import linear_cross_entropy
 from r1kernels.hf.bound import Bound
-from r1kernels.hf.elementwise import patch_elementwise, patched_modules, unpatch_elementwise
-from r1kernels.hf.fp8 import patch_fp8, unpatch_fp8
-from r1kernels.hf.head import Head, read_head
-from r1kernels.hf.logit_map import watch
-from r1kernels.hf.moe import patch_moe, unpatch_moe
+from r1kernels.hf.elementwise.elementwise import (
+    patch_elementwise,
+    patched_modules,
+    unpatch_elementwise,
+)
+from r1kernels.hf.experts.moe import patch_moe, unpatch_moe
+from r1kernels.hf.fp8.layers import patch_fp8, unpatch_fp8
+from r1kernels.hf.head.head import Head, read_head
+from r1kernels.hf.head.logit_map import watch
 from r1kernels.hf.unwrap import unwrap
-from r1kernels.ops.linear_cross_entropy import linear_cross_entropy
 
 M = TypeVar("M")
 T = TypeVar("T")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from r1kernels import check
+from r1kernels.core import check
+from r1kernels.head.linear_cross_entropy import REDUCTIONS, linear_cross_entropy
 from r1kernels.nn.logit_sums import predicted_tokens, target_logits, weighted_logit_sums
-from r1kernels.ops.linear_cross_entropy import REDUCTIONS, linear_cross_entropy
 
 NAME = "FusedLinearCrossEntropy"
 

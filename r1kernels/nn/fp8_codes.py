@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from r1kernels.ops.fp8_format import BLOCK, E4M3, FP8Tensor
-from r1kernels.ops.fp8_quantize import fp8_quantize
+from r1kernels.fp8.format import BLOCK, E4M3, FP8Tensor
+from r1kernels.fp8.quantize import fp8_quantize
 
 _steps = 0  # of every optimizer of this process
 

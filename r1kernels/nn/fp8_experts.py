@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from r1kernels import check
+from r1kernels.core import check
+from r1kernels.fp8.experts import fp8_experts
+from r1kernels.fp8.format import SCALE_FORMATS
+from r1kernels.moe.route import Routing
 from r1kernels.nn.fp8_codes import Codes
-from r1kernels.ops.fp8_experts import fp8_experts
-from r1kernels.ops.fp8_format import SCALE_FORMATS
-from r1kernels.ops.moe_route import Routing
 
 
 class FP8Experts(nn.Module):

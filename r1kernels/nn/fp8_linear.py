@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from r1kernels import check
+from r1kernels.core import check
+from r1kernels.fp8.format import SCALE_FORMATS
+from r1kernels.fp8.linear import fp8_linear
 from r1kernels.nn.fp8_codes import Codes
-from r1kernels.ops.fp8_format import SCALE_FORMATS
-from r1kernels.ops.fp8_linear import fp8_linear
 
 
 class FP8Linear(nn.Linear):

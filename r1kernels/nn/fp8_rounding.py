@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from r1kernels.ops.fp8_format import (
+from r1kernels.core.quotient import quotient
+from r1kernels.fp8.format import (
     BLOCK,
     E4M3,
     LARGEST,
@@ -18,7 +19,6 @@ from r1kernels.ops.fp8_format import (
     magnitudes,
     spread,
 )
-from r1kernels.ops.quotient import quotient
 
 MANTISSA_BITS, LEAST_EXPONENT = 3, -6  # of e4m3; below 2^-6 its steps are all the same
 

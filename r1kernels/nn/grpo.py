@@ -8,12 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from r1kernels import check
+from r1kernels.core import check
+from r1kernels.head.fused_linear_loss import through_head
+from r1kernels.head.linear_logprob import linear_logprob
 from r1kernels.nn.options import options_of
-from r1kernels.ops.fused_linear_loss import through_head
-from r1kernels.ops.linear_logprob import linear_logprob
-from r1kernels.ops.losses import LOSSES
-from r1kernels.ops.policy_loss import policy_loss
+from r1kernels.policy.losses import LOSSES
+from r1kernels.policy.policy_loss import policy_loss
 
 NAME = "FusedLinearGRPOLoss"
 LEVELS = ("token", "sequence")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from r1kernels import check
-from r1kernels.ops.losses import LEVELS, LOSSES
+from r1kernels.core import check
+from r1kernels.policy.losses import LEVELS, LOSSES
 
 
 def options_of(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r1kernels.op import Case, Op
+from r1kernels.core.op import Case, Op
 
 FORWARD_FACTOR, BACKWARD_FACTOR = 2.0, 3.0
 SLACK = 1e-6  # of the largest true magnitude, or of 1 where all is 0: a few float32 roundings
@@ -89,7 +89,7 @@ class Truth:
         # only token there is: a kernel that fuses a product into it keeps the product's rounding.
         scale = float(exact.abs().max()) or 1.0
         factor = BACKWARD_FACTOR if self.op.name.endswith("_backward") else FORWARD_FACTOR
-        slack = SLACK_OF_FP8 if got.is_cuda and self.op.module in FP8_PRODUCTS else SLACK
+        slack = SLACK_OF_FP8 if got.is_cuda and self.op.forward_name in FP8_PRODUCTS else SLACK
         # Nobody can do better than the truth rounded once, and nobody is asked to.
         ours, theirs, rounded = (
             (tensor.double() - exact).abs().nan_to_num(nan=float("inf"))

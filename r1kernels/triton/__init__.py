@@ -1,8 +1,9 @@
-"""Triton kernels: importing ``<module>.py`` plugs in those for ``r1kernels/ops/<module>.py``.
+"""What all Triton kernels share: how they are plugged in, launched, compiled and interpreted.
 
-It is imported at the first call that could run there, since importing Triton takes a second. With
-``TRITON_INTERPRET=1`` in the environment before that, kernels run in Triton's interpreter, on CPU
-tensors too where the backend is pinned: slowly, for tests.
+An op names the module of its family that plugs in its kernel. It is imported at the first call that
+could run there, since importing Triton takes a second. With ``TRITON_INTERPRET=1`` in the
+environment before that, kernels run in Triton's interpreter, on CPU tensors too where the backend
+is pinned: slowly, for tests.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import os
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from r1kernels.op import Op, Predicate, always
+from r1kernels.core.op import LOADERS, Op, Predicate, always
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -33,19 +33,19 @@ def next_power_of_2(count: int) -> int:
 
 @cache
 def load(module: str) -> str | None:
-    """Import the kernels of ``module`` once; the reason why there are none, or None."""
-    if not (Path(__file__).parent / f"{module}.py").exists():
-        return "r1kernels/triton has no kernel of it"
+    """Import ``module``, which plugs in kernels, once; the reason why there are none, or None."""
     try:
         if INTERPRETED:
             import_module(f"{__name__}.interpreted")
-        import_module(f"{__name__}.{module}")
+        import_module(module)
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
         return "Triton is not installed (pip install triton)"
     return None
 
+
+LOADERS["triton"] = load
 
 # torch.cuda.current_device without its questions whether CUDA is there: a tensor on it is.
 current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)

@@ -1,4 +1,4 @@
-"""Compile every Triton kernel without a GPU: ``python -m r1kernels.triton.build [module …]``.
+"""Compile every Triton kernel without a GPU: ``python -m r1kernels.triton.build [family …]``.
 
 Prints one JSON line for each kernel and target: registers, spilled bytes, shared memory, and which
 of the expected instructions are missing. Not for use together with ``TRITON_INTERPRET``.
@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -119,12 +119,15 @@ def assembled(ptx: str) -> tuple[int, int]:
     return registers, spills
 
 
-def builds(modules: list[str]) -> Iterator[tuple[str, Build, int | str]]:
-    known = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
-    for name in modules or known:
-        for build in getattr(import_module(f"r1kernels.triton.{name}"), "BUILDS", ()):
+def builds(names: Sequence[str] = ()) -> Iterator[tuple[str, Build, int | str]]:
+    """Of some families or modules, such as "moe" and "moe.route"; of all where none is named."""
+    for path in sorted(Path(__file__).parents[1].glob("*/triton/[!_]*.py")):
+        family, module = path.parts[-3], path.stem
+        if names and not {family, f"{family}.{module}"} & set(names):
+            continue
+        for build in getattr(import_module(f"r1kernels.{family}.triton.{module}"), "BUILDS", ()):
             for arch in build.targets:
-                yield name, build, arch
+                yield f"{family}.{module}", build, arch
 
 
 def main() -> None:

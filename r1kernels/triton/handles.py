@@ -18,12 +18,15 @@ from torch import Tensor
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from r1kernels.reading import Reading, reading
+from r1kernels.core.reading import Reading, reading
 from r1kernels.triton import INTERPRETED, current_device
 
 # ``build[grid](*args)`` is the same, and as slow as Triton's own launch: it makes a dictionary and
 # calls two lists of hooks each time. What it calls in the end has these arguments in this version.
 DIRECT = triton.__version__.startswith("3.6.")
+
+# An option of launches: what is rounded twice must not be fused into one.
+UNFUSED = {"enable_fp_fusion": False}
 
 current_stream: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 

@@ -3,6 +3,7 @@
 from r1train.config.sections import (
     Config,
     DatasetConfig,
+    DemonstrationsConfig,
     EvalConfig,
     GRPOConfig,
     LossType,
@@ -11,13 +12,14 @@ from r1train.config.sections import (
     RolloutConfig,
     Schedule,
     SFTConfig,
-    Stage,
+    StageConfig,
     TaskConfig,
 )
 
 __all__ = [
     "Config",
     "DatasetConfig",
+    "DemonstrationsConfig",
     "EvalConfig",
     "GRPOConfig",
     "LossType",
@@ -26,6 +28,6 @@ __all__ = [
     "RolloutConfig",
     "SFTConfig",
     "Schedule",
-    "Stage",
+    "StageConfig",
     "TaskConfig",
 ]

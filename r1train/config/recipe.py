@@ -10,8 +10,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from r1train.config.schema import ConfigError, Section, build, field_docs, shown
-from r1train.config.sections import Config
+from r1train.config.schema import ConfigError, Section, build, field_docs, nearest, shown
+from r1train.config.sections import Config, StageConfig
 
 
 def recipes() -> dict[str, Path]:
@@ -43,7 +43,15 @@ def to_toml(config: Config) -> str:
     """The resolved configuration as TOML that `load_config` reads back to an equal one."""
     import tomli_w
 
-    return tomli_w.dumps(_without_none(asdict(config)))
+    return tomli_w.dumps(_without_none(values(config)))
+
+
+def values(config: Config) -> dict[str, Any]:
+    """The options as a file has them: a stage's own sections stand beside its other keys."""
+    found = asdict(config)
+    for stage in found["stages"]:
+        stage.update(stage.pop("sections"))
+    return found
 
 
 def documented(config: Config) -> str:
@@ -62,7 +70,9 @@ def _documented(section: Section, name: str) -> Iterator[str]:
     for field in fields(section):  # type: ignore[arg-type]
         value = getattr(section, field.name)
         inner = name.strip("[]") + "." * bool(name) + field.name
-        if isinstance(value, Section):
+        if isinstance(section, StageConfig) and field.name == "sections":
+            yield from _own_sections(section)
+        elif isinstance(value, Section):
             tables.append((value, f"[{inner}]"))
         elif isinstance(value, tuple) and value and isinstance(value[0], Section):
             tables.extend((item, f"[[{inner}]]") for item in value)
@@ -78,6 +88,26 @@ def _documented(section: Section, name: str) -> Iterator[str]:
         else:
             key = header.strip("[]").rpartition(".")[2]
             yield from ("", *_comment(docs[key]), header, tomli_w.dumps(value).rstrip())
+
+
+def _own_sections(stage: StageConfig) -> Iterator[str]:
+    """What a stage lays over the sections of the recipe, documented like these."""
+    for name, own in stage.sections.items():
+        docs = field_docs(type(getattr(Config(), name)))
+        yield from ("", f"[stages.{name}]")
+        for key, value in own.items():
+            yield from ("", *_comment(docs.get(key, "")), f"{key} = {_inline(value)}")
+
+
+def _inline(value: Any) -> str:
+    """A value on one line, tables too."""
+    import tomli_w
+
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_inline(item)}' for key, item in value.items())} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_inline, value))}]"
+    return tomli_w.dumps({"_": "none" if value is None else value}).partition("=")[2].strip()
 
 
 def _comment(text: str) -> list[str]:
@@ -128,6 +158,8 @@ def _parse(text: str) -> dict[str, Any]:
 def _override(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     *sections, key = dotted.strip().split(".")
+    if sections[:1] == ["stages"]:
+        values, sections = _stage(values, override, sections[1:])
     if not equals or not key or len(sections) > 1:
         raise ConfigError(f"override {shown(override)}: expected section.key=value")
     try:
@@ -142,6 +174,22 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"override {shown(override)}: '{section}' is not a section")
     values[key] = value
+
+
+def _stage(
+    values: dict[str, Any], override: str, names: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The table of the stage that `stages.NAME.section.key` is about, and what follows its name."""
+    stages = values.get("stages", [stage.name for stage in Config().stages])
+    if not names or not isinstance(stages, list):
+        raise ConfigError(f"override {shown(override)}: expected stages.NAME.section.key=value")
+    stages = [{"kind": one, "name": one} if isinstance(one, str) else one for one in stages]
+    values["stages"] = stages
+    known = [one.get("name", one.get("kind")) for one in stages if isinstance(one, dict)]
+    if names[0] not in known:
+        reason = nearest(names[0], map(str, known))
+        raise ConfigError(f"override {shown(override)}: no stage {shown(names[0])}: {reason}")
+    return stages[known.index(names[0])], names[1:]
 
 
 def _check_one_model(values: dict[str, Any], path: Path, overrides: Sequence[str]) -> None:

@@ -98,6 +98,13 @@ class Section:
     def key(cls, name: str) -> str:
         return f"{cls.section}.{name}" if cls.section else name
 
+    @classmethod
+    def coerce(cls, value: Any, key: str) -> Any:
+        """An instance from what a file has at `key`: a table."""
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key} = {shown(value)}: expected a table")
+        return build(cls, value)
+
     def require(self, rule: bool, name: str, reason: str) -> None:
         if not rule:
             raise ConfigError(f"{self.key(name)} = {shown(getattr(self, name))}: {reason}")
@@ -163,12 +170,8 @@ def accept(value: Any, hint: Any, key: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{key} = {shown(value)}: expected a table")
         return dict(value)
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, Mapping):
-            return build(hint, value)  # type: ignore[arg-type]
-        if isinstance(value, hint):  # type: ignore[arg-type]
-            return value
-        raise ConfigError(f"{key} = {shown(value)}: expected a table")
+    if isinstance(hint, type) and issubclass(hint, Section):
+        return value if isinstance(value, hint) else hint.coerce(value, key)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)

@@ -7,10 +7,12 @@ An optional field is None by default, so that leaving it out of a written TOML f
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from r1train.config.schema import (
+    ConfigError,
     Count,
     CountOrZero,
     Decay,
@@ -22,13 +24,16 @@ from r1train.config.schema import (
     Share,
     Size,
     Workers,
+    build,
+    nearest,
+    shown,
 )
 from r1train.verify import AnswerType
 
 MAX_COMPLETIONS = 1 << 20  # of a rollout, which is kept in memory
 Schedule = Literal["constant", "linear", "cosine"]
-Stage = Literal["sft", "grpo"]
-# Those of r1kernels.ops.losses whose update does not depend on how a batch is split.
+OnBadRow = Literal["error", "skip"]
+# Those of r1kernels.policy.losses whose update does not depend on how a batch is split.
 LossType = Literal[
     "grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo", "gmpo", "cispo", "cispo_clip", "sapo",
     "vespo", "dppo_tv", "dppo_kl", "reinforce",
@@ -45,31 +50,54 @@ class ModelConfig(Section, section="model"):
     """Folder of a HuggingFace checkpoint (config, safetensors, tokenizer)."""
     gguf_file: str | None = None
     """GGUF file inside `path`, for checkpoints that come in that format."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of each layer for the backward pass and compute the rest again: less
+    memory, about a third more work."""
+    lora_rank: CountOrZero = 0
+    """Rank of low-rank adapters, trained in place of the weights (TRL's lora_r); 0: none."""
+    lora_alpha: Positive = 32.0
+    """Their products are scaled by lora_alpha / lora_rank (TRL: 32)."""
+    lora_target_modules: tuple[str, ...] = ()
+    """Names of the linear layers that have one, such as "q_proj"; empty: all but the head, and in a
+    mixture of experts those of the attention."""
 
     def check(self) -> None:
         both = self.preset is not None and self.path is not None
         self.require(not both, "preset", "not both preset and path; the value none clears one")
         homeless = self.gguf_file is not None and self.path is None
         self.require(not homeless, "gguf_file", "names a file inside model.path: give that too")
+        idle = bool(self.lora_target_modules) and self.lora_rank == 0
+        self.require(not idle, "lora_target_modules", "means nothing without model.lora_rank")
 
 
 @dataclass(frozen=True)
 class DatasetConfig(Section, section="task.datasets"):
-    """One source of problems: a reasoning-gym dataset (`name`) or a file (`jsonl`)."""
+    """One source of problems: a reasoning-gym dataset (`name`), or a file or folder (`path`)."""
 
     name: str | None = None
     """reasoning-gym dataset, such as "chain_sum"; it brings its own verifier."""
+    path: str | None = None
+    """JSONL, Parquet or Arrow file, folder of such files or of `datasets`, or a pattern with *;
+    its answers are verified by `r1train.verify`. Rows are read when they are drawn."""
+    heldout_path: str | None = None
+    """The held-out problems of `path`; unset: a random part of `path` is held out."""
     jsonl: str | None = None
-    """File of {"prompt": …, "answer": …} lines, verified by `r1train.verify`."""
+    """Older name of `path`."""
     heldout_jsonl: str | None = None
-    """File of the held-out problems of `jsonl`; unset: a random part of that file is held out."""
+    """Older name of `heldout_path`."""
     prompt_field: str | None = None
     """Key of the question, text or chat messages, such as "problem"; a path has dots, such as
     "extra.question" (unset: "prompt" or "question")."""
     answer_field: str | None = None
-    """Key of the reference answer, such as "reward_model.ground_truth" (unset: "answer")."""
+    """Key of the reference answer, such as "reward_model.ground_truth" (unset: "answer"); "" where
+    there are none, which needs rewards.functions without "accuracy"."""
     answer_type: AnswerType = "auto"
-    """How answers are compared on lines that give no "answer_type" of their own."""
+    """How answers are compared on rows that give no "answer_type" of their own."""
+    system_prompt: str | None = None
+    """System message of this source's prompts (unset: task.system_prompt)."""
+    on_bad_row: OnBadRow = "error"
+    """What a row does that cannot be used, or whose prompt is too long for the model: "error" ends
+    the run before it starts, naming all of them; "skip" leaves them out with a warning."""
     weight: Positive | None = None
     """Share of the problems that comes from this source, relative to the other weights (unset: 1;
     if train_size is unset too, files have a share by their size)."""
@@ -77,18 +105,19 @@ class DatasetConfig(Section, section="task.datasets"):
     """Keyword arguments of the reasoning-gym dataset's configuration (not size, not seed)."""
 
     def check(self) -> None:
-        one = (self.name is None) != (self.jsonl is None)
-        self.require(one, "name", "give exactly one of name and jsonl")
-        self.require(self.jsonl is None or not self.params, "params", "a jsonl file takes none")
-        for name in ("heldout_jsonl", "prompt_field", "answer_field"):
-            given = getattr(self, name) is not None
-            self.require(
-                not given or self.jsonl is not None, name, "is for a jsonl file: give jsonl"
-            )
-        typed = self.answer_type != "auto" and self.jsonl is None
-        self.require(
-            not typed, "answer_type", "is for a jsonl file: a dataset has its own verifier"
-        )
+        for older, name in (("jsonl", "path"), ("heldout_jsonl", "heldout_path")):
+            both = getattr(self, older) is not None and getattr(self, name) is not None
+            self.require(not both, older, f"is an older name of {name}: give only that")
+            if getattr(self, older) is not None:
+                object.__setattr__(self, name, getattr(self, older))
+                object.__setattr__(self, older, None)
+        one = (self.name is None) != (self.path is None)
+        self.require(one, "name", "give exactly one of name and path")
+        self.require(self.path is None or not self.params, "params", "a file takes none")
+        unset = {"answer_type": "auto", "on_bad_row": "error"}
+        for name in ("heldout_path", "prompt_field", "answer_field", *unset):
+            given = getattr(self, name) != unset.get(name)
+            self.require(not given or self.path is not None, name, "is for a file: give path")
         reserved = {"size", "seed"} & self.params.keys()
         self.require(not reserved, "params", "size and seed follow from task.train_size and seed")
 
@@ -106,9 +135,15 @@ class TaskConfig(Section, section="task"):
     a held-out file)."""
     prompt_template: str = "r1-zero"
     """"r1-zero" (R1, table 1), "plain", "chat" (the tokenizer's own), or text with {question}."""
+    system_prompt: str | None = None
+    """System message of "chat" prompts that bring none (unset: R1-Zero's instruction; "": none)."""
 
     def check(self) -> None:
         self.require(bool(self.datasets), "datasets", "give at least one dataset")
+        given = [self.system_prompt, *(dataset.system_prompt for dataset in self.datasets)]
+        unused = self.prompt_template != "chat" and given != [None] * len(given)
+        reason = 'takes no system_prompt, but for "chat": it has an instruction of its own'
+        self.require(not unused, "prompt_template", reason)
         known = ("r1-zero", "plain", "chat")
         valid = self.prompt_template in known or "{question}" in self.prompt_template
         accepted = f"expected one of {', '.join(known)}, or text that contains {{question}}"
@@ -119,20 +154,22 @@ class TaskConfig(Section, section="task"):
 class RewardConfig(Section, section="rewards"):
     """Reward functions and the processes they run in."""
 
-    functions: tuple[Literal["accuracy", "format"], ...] = ("accuracy", "format")
-    """Rule-based rewards, each in [0, 1] (R1 uses these two for R1-Zero)."""
-    weights: tuple[NonNegative, ...] = (1.0, 1.0)
-    """Weight of each function in the sum (TRL's reward_weights; R1 weighs both alike)."""
+    functions: tuple[str, ...] = ("accuracy", "format")
+    """Built-in rewards (R1 uses these two for R1-Zero), and functions of your own with TRL's
+    signature, as "file.py:name" or "package.module:name"."""
+    weights: tuple[NonNegative, ...] | None = None
+    """Weight of each function in the sum (unset: 1; TRL's reward_weights; R1 weighs both alike)."""
     timeout: Seconds = 5.0
-    """Seconds one completion may take before its worker is killed and the time-out counted."""
+    """Seconds that a verifier may take for one answer, and a function of your own for a batch,
+    before its process is killed and the time-out counted."""
     workers: Workers = 1
-    """Number of verifier processes."""
+    """Number of verifier processes, and of processes for each function of your own."""
 
     def check(self) -> None:
         self.require(bool(self.functions), "functions", "give at least one reward function")
         unique = len(set(self.functions)) == len(self.functions)
         self.require(unique, "functions", "each function at most once")
-        paired = len(self.weights) == len(self.functions)
+        paired = self.weights is None or len(self.weights) == len(self.functions)
         self.require(paired, "weights", f"expected {len(self.functions)}, one for each function")
 
 
@@ -169,9 +206,36 @@ class RolloutConfig(Section, section="rollout"):
 
 
 @dataclass(frozen=True)
+class DemonstrationsConfig(Section, section="sft.datasets"):
+    """One source of demonstrations: prompts with completions, or conversations."""
+
+    path: str
+    """JSONL, Parquet or Arrow file, folder of such files or of `datasets`, or a pattern with *."""
+    prompt_field: str | None = None
+    """Key of the prompt, text or chat messages (unset: "prompt" or "question")."""
+    completion_field: str | None = None
+    """Key of what is to be said, text or one message of the assistant (unset: "completion")."""
+    messages_field: str = "messages"
+    """Key of a conversation; a row that has it needs no prompt and no completion."""
+    learned_turns: Literal["last", "all"] = "last"
+    """Which of the assistant's messages of a conversation the loss is of: the last, which must end
+    it, or all of them (TRL's assistant_only_loss). Prompts have no loss."""
+    system_prompt: str | None = None
+    """System message of this source's "chat" prompts (unset: task.system_prompt)."""
+    on_bad_row: OnBadRow = "error"
+    """What a row does that cannot be used, or has more tokens than the model positions: "error"
+    ends the run before it starts, naming them all; "skip" leaves them out with a warning."""
+    weight: Positive | None = None
+    """Share of the demonstrations, relative to the other weights (unset: 1; if none is given, all
+    files are used whole)."""
+
+
+@dataclass(frozen=True)
 class SFTConfig(Section, section="sft"):
     """Supervised phase before RL: a cold start, or what stands in for pre-training."""
 
+    datasets: tuple[DemonstrationsConfig, ...] = ()
+    """Demonstrations to learn from (unset: worked solutions of task.datasets, by rule)."""
     max_steps: Count = 200
     """Optimizer steps."""
     batch_size: Count = 128
@@ -197,10 +261,13 @@ class SFTConfig(Section, section="sft"):
     (DeepSeek-V3: 1e-3); routers without a bias, and dense models, have nothing to update."""
     token_budget: Count = 16384
     """Tokens of a micro-batch: each prompt once, its completions, no padding."""
+    save_steps: CountOrZero | None = None
+    """Steps between checkpoints that a run can be resumed from; 0: none (unset: as many as two
+    minutes take)."""
     teacher_accuracy: Share = 1.0
-    """Share of demonstrations whose answer is right; below 1 leaves a model that RL can improve."""
+    """Share of worked solutions whose answer is right; below 1 leaves RL something to improve."""
     teacher_format: Share = 1.0
-    """Share of demonstrations with the right tags."""
+    """Share of worked solutions with the right tags."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +280,9 @@ class GRPOConfig(Section, section="grpo"):
     """Distinct prompts in a rollout (R1: 32)."""
     num_generations: Count = 16
     """Completions of each prompt: the group (R1: 16)."""
+    max_extra_rollouts: CountOrZero = 0
+    """Rollouts that a step may add to replace groups whose rewards are all the same, by other
+    prompts (DAPO's dynamic sampling; verl's max_num_gen_batches less 1); 0: none."""
     num_iterations: Count = 1
     """Passes over each rollout, TRL's mu (R1: 1)."""
     num_minibatches: Count = 1
@@ -266,8 +336,9 @@ class GRPOConfig(Section, section="grpo"):
     """Tokens of a micro-batch: each prompt once, its completions, no padding. Groups stay whole."""
     eval_steps: CountOrZero = 0
     """Steps between held-out evaluations; 0: only before and after."""
-    save_steps: CountOrZero = 0
-    """Steps between checkpoints; 0: only the last."""
+    save_steps: CountOrZero | None = None
+    """Steps between checkpoints that a run can be resumed from; 0: none (unset: as many as two
+    minutes take)."""
     log_completions_steps: CountOrZero = 0
     """Steps between printed tables of completions; 0: none."""
 
@@ -307,6 +378,66 @@ class EvalConfig(Section, section="eval"):
         self.require(self.top_p > 0, "top_p", "expected a value > 0")
 
 
+OWN_SECTIONS = ("task", "rewards", "rollout", "sft", "grpo", "eval")
+"""Sections that a stage can have of its own."""
+KINDS = {"grpo": "rl"}
+"""Older names of kinds of stages."""
+
+
+@dataclass(frozen=True)
+class StageConfig(Section, section="stages"):
+    """One stage of a recipe. What it sets in sections of its own, as in [stages.grpo], overrides
+    those of the recipe, key by key; the same kind may come many times."""
+
+    kind: str
+    """What it does: "sft", "rl" or "evaluate"; those of `r1train.stages`."""
+    name: str | None = None
+    """Its name in the log and of its folder (unset: the kind, and a number from the second on)."""
+    init: str | None = None
+    """Where its model comes from: the name of a stage before it, the path of a HuggingFace folder,
+    or "preset:" and a name (unset: the stage before it, and for the first the section [model])."""
+    seed: Seed | None = None
+    """Its random draws follow from it (unset: from the run's seed and the stage's name)."""
+    evaluate: bool | None = None
+    """Whether held-out problems are evaluated before and after it (unset: of the last stage)."""
+    sections: dict[str, Any] = field(default_factory=dict)
+    """In Python, its own sections by name: {"grpo": {"learning_rate": 1e-6}}."""
+
+    @classmethod
+    def coerce(cls, value: Any, key: str) -> StageConfig:
+        """From the table that a file has, whose own sections stand beside its keys; or a kind."""
+        if isinstance(value, str):
+            value = {"kind": KINDS.get(value, value), "name": value}
+        if not isinstance(value, Mapping) or "kind" not in value:
+            raise ConfigError(f"{key} = {shown(value)}: expected a table with a kind, or a kind")
+        own = {f.name for f in fields(cls)}
+        sections = dict(value.get("sections", {}))
+        for name in value:
+            if name in OWN_SECTIONS:
+                sections[name] = value[name]
+            elif name not in own:
+                raise ConfigError(f"unknown key '{name}' in {key}: {nearest(name, own)}")
+        values = {name: value[name] for name in value if name in own}
+        return cls(**{**values, "sections": sections})
+
+    def check(self) -> None:
+        object.__setattr__(self, "kind", KINDS.get(self.kind, self.kind))
+        for name, values in self.sections.items():
+            self.require(name in OWN_SECTIONS, "sections", nearest(name, OWN_SECTIONS))
+            self.require(isinstance(values, Mapping), "sections", f"expected a table as {name}")
+        if self.name is not None:
+            self.require(names_a_folder(self.name), "name", FOLDER_RULE)
+            self.require(not self.name.startswith("checkpoint"), "name", "a checkpoint's name")
+
+
+FOLDER_RULE = "it names a folder: expected 1 to 200 printable characters, no slash, not only dots"
+
+
+def names_a_folder(name: str) -> bool:
+    plain = name.isprintable() and not {"/", "\\"} & {*name}
+    return plain and name.strip(". ") != "" and len(name.encode()) <= 200
+
+
 @dataclass(frozen=True)
 class Config(Section):
     """A whole run."""
@@ -320,7 +451,8 @@ class Config(Section):
     device: str = "auto"
     """"auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1"."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of weights and activations."""
+    """Type of weights and activations. Of bfloat16 weights the optimizer steps float32 copies, or
+    most updates would be rounded away."""
     precision: Literal["dtype", "fp8"] = "dtype"
     """Of the products of linear layers and experts: that of `dtype`, or FP8 with block scales.
 
@@ -339,8 +471,16 @@ class Config(Section):
     """
     threads: Workers | None = None
     """PyTorch's CPU threads (unset: its default)."""
-    stages: tuple[Stage, ...] = ("sft", "grpo")
-    """What `r1train run` does, in order."""
+    report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Trackers that the figures of metrics.jsonl go to as well; their packages must be installed
+    (TRL's report_to)."""
+    keep_checkpoints: CountOrZero = 2
+    """How many of a stage's checkpoints to resume from are kept, the newest; 0: all."""
+    stages: tuple[StageConfig, ...] = (
+        StageConfig("sft", name="sft"),
+        StageConfig("rl", name="grpo"),
+    )
+    """What `r1train run` does, in order: tables [[stages]], or a list of kinds."""
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
     rewards: RewardConfig = RewardConfig()
@@ -351,10 +491,15 @@ class Config(Section):
 
     def check(self) -> None:
         self.require(bool(self.stages), "stages", "give at least one of sft, grpo")
-        plain = self.name.isprintable() and not {"/", "\\"} & {*self.name}
-        plain = plain and self.name.strip(". ") != "" and len(self.name.encode()) <= 200
-        rule = "it names a folder: expected 1 to 200 printable characters, no slash, not only dots"
-        self.require(plain, "name", rule)
+        self.require(names_a_folder(self.name), "name", FOLDER_RULE)
+        prompted = any(dataset.system_prompt is not None for dataset in self.sft.datasets)
+        reason = 'a system_prompt needs task.prompt_template = "chat"'
+        chat = self.task.prompt_template == "chat"
+        self.sft.require(chat or not prompted, "datasets", reason)
+        unanswered = any(dataset.answer_field == "" for dataset in self.task.datasets)
+        accurate = unanswered and "accuracy" in self.rewards.functions
+        reason = 'accuracy compares with an answer, and a dataset has none (answer_field = "")'
+        self.rewards.require(not accurate, "functions", reason)
         layers = all(self.patterns())
         self.require(layers, "fp8_layers", "expected auto, all, or patterns of names by commas")
         chosen = self.precision == "fp8" or self.fp8_layers == "auto"
@@ -364,6 +509,41 @@ class Config(Section):
         if self.eval.max_completion_length is None:
             length = self.rollout.max_completion_length
             object.__setattr__(self, "eval", replace(self.eval, max_completion_length=length))
+        object.__setattr__(self, "stages", self._named_stages())
+        for stage in self.stages:
+            if stage.sections:
+                self.of(stage)  # which says what is wrong with them
+
+    def _named_stages(self) -> tuple[StageConfig, ...]:
+        """The stages, each with a name of its own."""
+        given = [stage.name for stage in self.stages if stage.name is not None]
+        named: list[StageConfig] = []
+        for stage in self.stages:
+            names = [other.name for other in named]
+            name = stage.name or stage.kind
+            bare = not (stage.sections or stage.init or stage.seed is not None)
+            if stage.name in names and not bare:
+                raise ConfigError(f"stages: two are named {shown(name)}: give each its own name")
+            number = 1
+            while name in names or (name != stage.name and name in given):
+                number += 1
+                name = f"{stage.name or stage.kind}-{number}"
+            named.append(replace(stage, name=name))
+        return tuple(named)
+
+    def of(self, stage: StageConfig) -> Config:
+        """The options of one stage: those of the run, with its own sections laid over them."""
+        own = {**stage.sections}
+        if self.eval.max_completion_length == self.rollout.max_completion_length:
+            own["eval"] = {"max_completion_length": None, **own.get("eval", {})}
+        try:
+            sections = {
+                name: build(type(getattr(self, name)), {**asdict(getattr(self, name)), **values})
+                for name, values in own.items()
+            }
+        except ConfigError as error:
+            raise ConfigError(f"stage {shown(stage.name)}: {error}") from None
+        return replace(self, stages=(replace(stage, sections={}),), **sections)
 
     def patterns(self) -> tuple[str, ...]:
         """`fp8_layers` as what it names, without the spaces around."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -73,6 +73,25 @@ class Rollout:
     """Where a mixture of experts sent each sequence (`r1train.model.routing`); else None."""
     version: int = 0
     """Of the weights that sampled it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data, to go on from in another process."""
+        routing = self.routing
+        return {
+            **{field.name: getattr(self, field.name) for field in fields(self)},
+            "routing": None if routing is None else torch.cat(list(routing)),
+            "routing_lengths": None if routing is None else [len(ids) for ids in routing],
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], device: torch.device) -> Rollout:
+        """The rollout of a `state_dict`, on `device`."""
+        values: dict[str, Any] = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in state.items()
+        }
+        lengths, routing = values.pop("routing_lengths"), values.pop("routing")
+        return cls(**values, routing=None if routing is None else list(routing.split(lengths)))
 
     def __len__(self) -> int:
         return len(self.finished)

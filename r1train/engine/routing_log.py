@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from r1kernels.hf import routers
-from r1kernels.hf.routers import Router
 
 
 class RoutingLog:
@@ -35,8 +34,8 @@ class RoutingLog:
             for router in self.routers:
                 router.recording = None
 
-    def see(self, router: Router, ids: Tensor) -> None:
-        self.ids[router.layer] = ids
+    def see(self, layer: int, ids: Tensor) -> None:
+        self.ids[layer] = ids
 
     def take(self, tokens: int, device: torch.device) -> Tensor:
         """int16 [T, L, k]: those of the last pass, of T tokens; L is 0 without routers."""

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME
 
-from r1kernels.hf.fp8_checkpoint import METHOD
+from r1kernels.hf.fp8.checkpoint import METHOD
 from r1train.config.schema import ConfigError
 
 JSON_FILES = (

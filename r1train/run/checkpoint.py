@@ -1,71 +1,240 @@
-"""Checkpoints: HuggingFace folders with safetensors, which every other tool can load."""
+"""Checkpoints that training goes on from, bit for bit, after whatever happened to the process.
+
+A checkpoint is a folder `checkpoint-STEP`, or `checkpoint-STEP-UPDATE` between the updates of a
+step: a HuggingFace model, and in `state` everything else. Tensors are safetensors, written through
+torch.distributed.checkpoint by the names of parameters, so that other numbers of processes can read
+them; the rest is JSON. `state/manifest.json` is written last, with size and SHA-256 of every file.
+Nothing is unpickled.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
-import shutil
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from r1train.config.schema import ConfigError
+from r1train.run.export import PREVIOUS, UNFINISHED, removed, synced, synced_folder
 
-UNFINISHED, PREVIOUS = ".partial", ".previous"
-
-
-def save_checkpoint(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> Path:
-    """Writes model and tokenizer to `folder`, replacing it only once all of it is on the disk.
-
-    At every moment one whole checkpoint is there, after a crash or a power cut too: the old one
-    until the new one is written and synced, as `folder` or, between two renames, as
-    `folder.previous`. `folder.partial` is what was not finished. Raises ConfigError where it cannot
-    be written, as on a full disk.
-    """
-    partial = folder.with_name(folder.name + UNFINISHED)
-    previous = folder.with_name(folder.name + PREVIOUS)
-    try:
-        _remove(partial)
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        _sync(partial)
-        if folder.exists():
-            _remove(previous)
-            os.rename(folder, previous)
-        os.rename(partial, folder)
-        _sync_folder(folder.parent)
-        _remove(previous)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"the checkpoint {folder} cannot be written: {reason}; make room, or choose another "
-            "output_dir"
-        ) from error
-    return folder
+FORMAT = 1
+TENSOR = "$tensor"
+NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?")
+Place = tuple[int, int]
+"""Complete steps of the stage, and updates since."""
 
 
-def _sync(folder: Path) -> None:
-    """Everything below `folder` is on the disk, and not only in the system's memory."""
-    for place, _, names in os.walk(folder):
-        for name in names:
-            descriptor = os.open(Path(place, name), os.O_RDONLY)
+class Damaged(Exception):
+    """Why a checkpoint cannot be gone on from."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read."""
+
+    path: Path
+    place: Place
+    state: dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints of one stage, in its folder; the newest `keep` of them stay (0: all)."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def save(
+        self, place: Place, state: Mapping[str, Any] | None, export: Callable[[Path], None]
+    ) -> Path:
+        """Writes `state` and what `export` puts beside it; replaces nothing before it is whole.
+
+        Without a state it is a model alone, which is not gone on from. At every moment, after a
+        crash or a power cut too, the checkpoints before are there. Raises ConfigError where it
+        cannot be written, as on a full disk.
+        """
+        path = self.folder / name_of(place)
+        if (path / "state" / "manifest.json").exists() and _fault(path) is None:
+            return path  # of the same place: the same state
+        partial = path.with_name(path.name + UNFINISHED)
+        try:
+            removed(partial)
+            partial.mkdir(parents=True)
+            export(partial)
+            if state is not None:
+                _write(partial / "state", place, state)
+            synced(partial)
+            removed(path)
+            os.rename(partial, path)
+            synced_folder(self.folder)
+        except (OSError, SafetensorError, CheckpointException) as error:
+            with suppress(OSError):
+                removed(partial)  # what it holds is room for nothing
+            raise ConfigError(
+                f"the checkpoint {path} cannot be written: {_reason(error)}; make room, or choose "
+                "another output_dir. The checkpoints before it stay: r1train resume goes on from "
+                "the last"
+            ) from error
+        self._prune()
+        return path
+
+    def restore(self, device: torch.device) -> Saved | None:
+        """The newest checkpoint that is whole, its tensors on `device`; None where there is none.
+
+        Says which newer ones were passed over, and why.
+        """
+        for path in reversed(self.whole()):
             try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        _sync_folder(Path(place))
+                if fault := _fault(path):
+                    raise Damaged(fault)
+                return Saved(path, _place_of(path), _read(path / "state", device))
+            except (Damaged, OSError, ValueError, KeyError, SafetensorError) as error:
+                logging.getLogger("r1train").warning(
+                    "%s cannot be gone on from (%s): the one before it is taken", path, error
+                )
+        return None
+
+    def whole(self) -> list[Path]:
+        """The checkpoints that were written to their end, oldest first."""
+        found = self.folder.glob("checkpoint-*/state/manifest.json")
+        paths = (manifest.parent.parent for manifest in found)
+        return sorted((p for p in paths if NAME.fullmatch(p.name)), key=_place_of)
+
+    def _prune(self) -> None:
+        for path in self.whole()[: -self.keep] if self.keep else ():
+            # Renamed first: a folder that is half removed must not look like a checkpoint.
+            gone = path.with_name(path.name + PREVIOUS)
+            with suppress(OSError):
+                os.rename(path, gone)
+                removed(gone)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def name_of(place: Place) -> str:
+    step, update = place
+    return f"checkpoint-{step}" + f"-{update}" * bool(update)
+
+
+def _place_of(path: Path) -> Place:
+    match = NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1]), int(match[2] or 0)
+
+
+def _write(folder: Path, place: Place, state: Mapping[str, Any]) -> None:
+    tensors: dict[str, Tensor] = {}
+    tree = _split(state, "", tensors, {})
+    folder.mkdir()
+    with _quiet():
+        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder)))
+    (folder / "state.json").write_text(json.dumps(tree))
+    files = {
+        str(path.relative_to(folder.parent)): [path.stat().st_size, digest(path)]
+        for path in sorted(folder.parent.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {"format": FORMAT, "place": list(place), "files": files}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def _read(folder: Path, device: torch.device) -> dict[str, Any]:
+    reader = HuggingFaceStorageReader(str(folder))
+    described: Any = reader.read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(meta.size, dtype=meta.properties.dtype, device=device)
+        for name, meta in described.items()
+    }
+    if tensors:
+        with _quiet():
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+    state = _joined(json.loads((folder / "state.json").read_text()), tensors)
+    assert isinstance(state, dict)
+    return state
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None where each is as it was written."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        manifest = json.loads((path / "state" / "manifest.json").read_text())
+        if manifest["format"] != FORMAT:
+            return f"its format is {manifest['format']}, and {FORMAT} is known"
+        for name, (size, expected) in manifest["files"].items():
+            file = path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes instead of {size}"
+            if digest(file) != expected:
+                return f"{name} is not what was written: its checksum differs"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"state/manifest.json cannot be read: {error}"
+    return None
 
 
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _split(
+    value: Any, name: str, tensors: dict[str, Tensor], known: dict[tuple[Any, ...], str]
+) -> Any:
+    """`value` with every tensor in `tensors` and its name in its place; a shared one once."""
+    if isinstance(value, Tensor):
+        same = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
+        if value.numel() == 0 or same not in known:
+            known[same] = name
+            tensors[name] = value.detach().contiguous()
+        return {TENSOR: known[same]}
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(f"{name}: a state's keys are strings, got {list(value)[:3]}")
+        return {key: _split(item, f"{name}.{key}".lstrip("."), tensors, known)
+                for key, item in value.items()}  # fmt: skip
+    if isinstance(value, list | tuple):
+        return [_split(item, f"{name}.{i}", tensors, known) for i, item in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{name}: {type(value).__name__} is neither a tensor nor plain data")
+
+
+def _joined(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(tree, dict):
+        if tree.keys() == {TENSOR}:
+            return tensors[tree[TENSOR]]
+        return {key: _joined(item, tensors) for key, item in tree.items()}
+    if isinstance(tree, list):
+        return [_joined(item, tensors) for item in tree]
+    return tree
+
+
+def _reason(error: BaseException) -> str:
+    causes = getattr(error, "failures", None)
+    if causes:  # of torch.distributed.checkpoint, by rank: an exception and its traceback
+        error = next(iter(causes.values()))[0]
+    return str(getattr(error, "strerror", None) or error)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch.distributed's word that there is one process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

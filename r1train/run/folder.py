@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from typing import Any
 from r1train.config.recipe import to_toml
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
+from r1train.report.trackers import Trackers
+from r1train.run.export import synced_folder
 
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
+LOGS = ("metrics.jsonl", "samples.jsonl")
 
 
 class RunFolder:
-    """A folder with config.toml, metrics.jsonl, samples.jsonl, summary.json and PNG plots.
+    """A folder with config.toml, metrics.jsonl, samples.jsonl, summary.json and PNG plots, and one
+    for each stage. `checkpoint` leads to the newest model.
 
     A line is written when `log` returns, so a run that is interrupted leaves a usable folder; of a
     machine that is, the last line may be torn, and is read past. Raises ConfigError where the
@@ -27,6 +32,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.trackers = Trackers()
 
     @classmethod
     def create(cls, config: Config) -> RunFolder:
@@ -44,12 +50,55 @@ class RunFolder:
                 reason = f"{path} cannot be made: {error.strerror}"
                 raise ConfigError(f"output_dir = {config.output_dir!r}: {reason}") from None
         folder = cls(path)
-        folder._replace("config.toml", to_toml(config))
+        folder.write("config.toml", to_toml(config))
+        folder.trackers.open(config, path)
         return folder
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within it no other process writes to the folder. Raises ConfigError where one does."""
+        with self._writing(".lock"), open(self.path / ".lock", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(f"{self.path}: another process is at work on this run") from None
+            yield
+
+    def link(self, checkpoint: Path) -> Path:
+        """Lets `checkpoint` lead to a model inside the folder."""
+        link, new = self.path / "checkpoint", self.path / "checkpoint.partial"
+        with self._writing("checkpoint"):
+            new.unlink(missing_ok=True)
+            new.symlink_to(os.path.relpath(checkpoint, self.path))
+            os.replace(new, link)
+        return link
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the logs, which are on the disk now: what `cut` goes back to."""
+        found = {}
+        for name in LOGS:
+            path = self.path / name
+            if path.exists():
+                with self._writing(name), open(path, "rb") as file:
+                    os.fsync(file.fileno())
+            found[name] = path.stat().st_size if path.exists() else 0
+        return found
+
+    def cut(self, sizes: Mapping[str, int]) -> None:
+        """Takes back what was logged after `sizes` were these."""
+        for name in LOGS:
+            path = self.path / name
+            if path.exists() and path.stat().st_size > sizes.get(name, 0):
+                with self._writing(name):
+                    os.truncate(path, sizes.get(name, 0))
+
     def log(self, step: int, metrics: Mapping[str, float], stage: str = "grpo") -> None:
-        """Append one line to metrics.jsonl; figures that are not finite become null."""
+        """Append one line to metrics.jsonl; figures that are not finite become null.
+
+        The trackers of `report_to` are told what is finite.
+        """
         self._append("metrics.jsonl", [{"step": step, "stage": stage, **metrics}])
+        self.trackers.log(step, metrics, stage)
 
     def log_samples(
         self, step: int, samples: Iterable[Mapping[str, Any]], stage: str = "grpo"
@@ -58,9 +107,21 @@ class RunFolder:
         lines = [{"step": step, "stage": stage, **sample} for sample in samples]
         self._append("samples.jsonl", lines)
 
+    def close(self) -> None:
+        """The run is over: trackers send what they still hold."""
+        self.trackers.close()
+
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
-        """Replace summary.json as a whole: a reader never sees half of it."""
-        return self._replace("summary.json", json.dumps(_finite(summary), indent=2) + "\n")
+        """Replace summary.json."""
+        return self.write("summary.json", json.dumps(_finite(summary), indent=2) + "\n")
+
+    def summary(self) -> dict[str, Any] | None:
+        """What summary.json holds; None where there is none that can be read."""
+        try:
+            found = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, without lines that a crash has torn."""
@@ -72,8 +133,13 @@ class RunFolder:
         """Draw what metrics.jsonl holds: reward.png and training.png, each if it has data."""
         from r1train.report.plots import plot_reward, plot_training  # matplotlib is slow to import
 
-        drawn = [plot_reward(self.metrics(), self.path / "reward.png")]
-        drawn.append(plot_training(self.metrics(), self.path / "training.png"))
+        records = self.metrics()
+        drawn = []
+        for suffix, names in _plotted(records):
+            own = [record for record in records if record["stage"] in names]
+            own = [{**record, "stage": names[record["stage"]]} for record in own]
+            drawn.append(plot_reward(own, self.path / f"reward{suffix}.png"))
+            drawn.append(plot_training(own, self.path / f"training{suffix}.png"))
         return [path for path in drawn if path is not None]
 
     def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
@@ -81,13 +147,26 @@ class RunFolder:
         with self._writing(name), open(self.path / name, "a", **TEXT) as file:
             file.write("".join(lines))
 
-    def _replace(self, name: str, text: str) -> Path:
+    def write(self, name: str, text: str) -> Path:
+        """Replaces a file as a whole, which is on the disk then: a reader never sees half of it."""
         path = self.path / name
-        partial = path.with_name(name + ".partial")
+        partial = path.with_name(path.name + ".partial")
         with self._writing(name):
-            partial.write_text(text, **TEXT)
+            with open(partial, "w", **TEXT) as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(partial, path)
+            synced_folder(path.parent)
         return path
+
+    def copy_logs(self, other: Path, stage: str) -> None:
+        """Appends the lines of one stage of another run."""
+        for name in LOGS:
+            path = other / name
+            lines = path.read_bytes().split(b"\n") if path.exists() else []
+            records = (record for line in lines if (record := _record(line)) is not None)
+            self._append(name, [record for record in records if record["stage"] == stage])
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[None]:
@@ -98,6 +177,21 @@ class RunFolder:
                 f"{self.path / name} cannot be written: {error.strerror}; make room, or choose "
                 "another output_dir"
             ) from error
+
+
+def _plotted(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, str]]]:
+    """Suffixes of plots, and the stages on each with what they are: "sft" or "grpo".
+
+    One supervised and one reinforcement-learning stage share a plot; of more, each has its own.
+    """
+    kinds: dict[str, str] = {}
+    for record in records:
+        if any(name.startswith("rewards/") for name in record) or record["stage"] not in kinds:
+            rewarded = any(name.startswith("rewards/") for name in record)
+            kinds[record["stage"]] = "grpo" if rewarded or record["stage"] == "grpo" else "sft"
+    if len(set(kinds.values())) == len(kinds):
+        return [("", kinds)]
+    return [(f"-{name}", {name: kind}) for name, kind in kinds.items()]
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -1,58 +1,271 @@
-"""A run from its configuration: everything is loaded and checked before anything is trained."""
+"""A run: the stages of a recipe in order, each in its folder, and what is said at the end."""
 
 from __future__ import annotations
 
+import json
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
-from r1train.config.sections import Config
-from r1train.data.demonstrations import check_solutions
-from r1train.data.problems import load_problems
-from r1train.data.prompts import opens_think, render_prompt
-from r1train.model.limits import check_problems
-from r1train.model.load import load_model
-from r1train.rewards.base import RewardPool
+from r1train.config.recipe import load_config
+from r1train.config.schema import ConfigError
+from r1train.config.sections import Config, StageConfig
+from r1train.report.console import CONSOLE
+from r1train.report.evaluation import EvalResult
+from r1train.report.trackers import check_trackers
+from r1train.run.artifacts import FILE, Finished, Plan, plan
+from r1train.run.checkpoint import CheckpointStore
+from r1train.run.choice import PLAN, Choice, choose, described, take_up
+from r1train.run.ending import finish
+from r1train.run.export import save_checkpoint
+from r1train.run.folder import RunFolder
 from r1train.run.signals import Signals, stopping_signals
-from r1train.run.trainer import Trainer
-from r1train.seeds import deterministic
+from r1train.run.supplies import Supplies
+from r1train.run.trainer import Trainer, log_evaluation
+from r1train.seeds import derive_seed, deterministic
+from r1train.stages import check_stages, kind_of
+from r1train.stages.base import TrainStage
+from r1train.stages.evaluate import evaluate_heldout
+from r1train.stages.sft import check_demonstrations
 
 
-def run(config: Config) -> dict[str, Any]:
-    """The stages of `config` in a new run folder; returns what its summary.json holds.
+def run(config: Config, *, resume: bool = False) -> dict[str, Any]:
+    """The stages of `config` that are not finished yet; returns what summary.json holds.
 
-    Held-out problems are evaluated before and after the last stage. After Ctrl-C, SIGTERM or an
-    error the folder has a checkpoint, plots and a summary that says so all the same, and the
-    exception goes on to the caller. While they are written, a signal waits.
+    A run is in `output_dir/name`; where the folder of another is there, in `name-2` and so on.
+    Finished stages with the same inputs are taken from those folders. With `resume` a run with the
+    same inputs that was broken off is gone on with, where there is one.
+
+    After Ctrl-C, SIGTERM or an error the folder has a checkpoint, plots and a summary that says so
+    all the same, and the exception goes on to the caller. While they are written, a signal waits.
     """
+    check_stages(config)
+    plans = plan(config)
+    return _start(config, plans, choose(config, plans, resume=resume))
+
+
+def resume(folder: Path) -> dict[str, Any]:
+    """Goes on with the run in `folder`, from its last checkpoint that is whole.
+
+    What comes is what would have come without a break: bit for bit on a CPU. Raises ConfigError
+    where there is no such run, or where its data or options are no longer what they were.
+    """
+    if not (folder / "config.toml").is_file():
+        raise ConfigError(f"{folder} is no run folder: it has no config.toml")
+    config = load_config(folder / "config.toml")
+    check_stages(config)
+    plans = plan(config)
+    choice = take_up(folder, plans)
+    if len(choice.done) == len(plans):
+        choice.notes.append(f"{folder}: every stage is finished")
+    return _start(config, plans, choice)
+
+
+def evaluate_model(config: Config) -> EvalResult:
+    """`config.model` on the held-out problems of `config.task`."""
+    (one,) = plan(replace(config, stages=(StageConfig("evaluate"),)))
+    with deterministic(), ExitStack() as closing:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        context = Supplies(config.seed, {}, closing).context(one)
+        return evaluate_heldout(context, derive_seed(config.seed, "eval"))
+
+
+def _start(config: Config, plans: list[Plan], choice: Choice) -> dict[str, Any]:
+    for note in choice.notes:
+        CONSOLE.print(note, soft_wrap=True)
+    if choice.folder is not None and len(choice.done) == len(plans):
+        summary = RunFolder(choice.folder).summary()
+        if summary is not None and not summary["interrupted"]:
+            return summary  # else it was broken off after its last stage
     # Deterministic before CUDA starts: it is configured there.
-    with stopping_signals() as signals, deterministic():
-        return _run(config, signals)
-
-
-def _run(config: Config, signals: Signals) -> dict[str, Any]:
-    transformers_logging.disable_progress_bar()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    train, heldout = load_problems(config.task, config.seed)
-    if "sft" in config.stages:
-        check_solutions(train)
-    template = config.task.prompt_template
-    model, tokenizer = load_model(config, (render_prompt(p.prompt, template) for p in train))
-    longest = config.rollout.max_completion_length
-    check_problems(model, tokenizer, train, template, longest)
-    longest = config.eval.max_completion_length or longest
-    check_problems(model, tokenizer, heldout[: config.eval.limit], template, longest)
-    think_opened = opens_think(render_prompt(train[0].prompt, template, tokenizer))
-    pool = RewardPool(config.rewards, train, think_opened=think_opened)
-    with pool as rewards:
-        trainer = Trainer(config, model, tokenizer, rewards, train, heldout, signals)
+    with stopping_signals() as signals, deterministic(), ExitStack() as closing:
+        transformers_logging.disable_progress_bar()
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        work = Run(config, plans, choice, signals, closing)
         with signals.held():
             try:
                 with signals.released():  # in here alone: so no signal comes between the two
-                    trainer.train_stages()
+                    work.stages()
             except BaseException as error:
-                trainer.finish(stopped_by=error)
+                work.finish(stopped_by=error)
                 raise
-            return trainer.finish()
+            return work.finish()
+
+
+class Run:
+    """The stages of a run, one after the other, and what they leave in its folder."""
+
+    def __init__(
+        self,
+        config: Config,
+        plans: list[Plan],
+        choice: Choice,
+        signals: Signals,
+        closing: ExitStack,
+    ) -> None:
+        check_trackers(config.report_to)
+        self.config, self.plans, self.signals = config, plans, signals
+        self.done = dict(choice.done)
+        self.supplies = supplies = Supplies(config.seed, self.done, closing)
+        self.trainer: Trainer | None = None  # at work
+        self.checkpoint: Path | None = None
+        self.evaluations: dict[str, list[EvalResult]] = {}
+        self.warnings: list[str] = []
+        self.started = time.perf_counter()
+        waiting = [one for one in plans if one.name not in self.done]
+        for one in waiting:  # what is wrong with any stage is said before the first is trained
+            train, _ = supplies.problems(one)
+            if one.stage.kind == "sft":
+                check_demonstrations(one.config, train)
+            supplies.rewards(one)
+        for one in waiting[:1]:  # before there is a folder: what is wrong leaves none behind
+            supplies.loaded[one.name] = supplies.load(one)
+        self.folder = RunFolder(choice.folder) if choice.folder else RunFolder.create(config)
+        closing.enter_context(self.folder.locked())
+        if choice.folder is None:
+            self.folder.write(PLAN, described(plans))
+        else:
+            self.folder.trackers.open(config, choice.folder)
+        for one in waiting[:1]:
+            model, (train, heldout) = supplies.loaded[one.name][0], supplies.problems(one)
+            CONSOLE.print(
+                f"{config.name}: {model.num_parameters() / 1e6:.1f}M parameters on "
+                f"{model.device}, seed {config.seed}, {len(train)} problems and {len(heldout)} "
+                f"held out, in {self.folder.path}",
+                soft_wrap=True,
+            )
+
+    def stages(self) -> None:
+        """Every stage in order; of one that is finished, what it left is taken."""
+        sizes: dict[str, int] = {}
+        for one in self.plans:
+            if one.name in self.done:
+                self._take(one, self.done[one.name])
+            else:
+                self._run(one, sizes)
+            sizes = self.done[one.name].record["log"]
+
+    def _take(self, one: Plan, stage: Finished) -> None:
+        """A finished stage, of this folder or of another; its lines are in the logs of both."""
+        if stage.folder.parent.resolve() != self.folder.path.resolve():
+            path = os.path.relpath(stage.artifact.path, self.folder.path / one.name)
+            self.folder.copy_logs(stage.folder.parent, one.name)
+            record = {**stage.record, "path": path, "log": self.folder.sizes()}
+            stage = self._write_record(one, record)
+        self.done[one.name] = stage
+        self.evaluations[one.name] = [
+            EvalResult.from_state(result) for result in stage.record["evaluations"]
+        ]
+        self.warnings += stage.record["warnings"]
+        if stage.artifact.kind == "checkpoint":
+            self.checkpoint = self.folder.link(stage.artifact.path)
+
+    def _run(self, one: Plan, sizes: dict[str, int]) -> None:
+        """A stage to its end; `sizes` are those of the logs where it begins."""
+        context = self.supplies.context(one)
+        stage = kind_of(one.stage.kind)(context)
+        record: dict[str, Any] = {
+            "kind": stage.leaves,
+            "evaluated": one.evaluated,
+            "parameters": context.model.num_parameters(),
+        }
+        if isinstance(stage, TrainStage):
+            trainer = self._train(one, stage, sizes)
+            self.evaluations[one.name] = trainer.evaluations
+            seconds, warnings = trainer.elapsed(), [*trainer.stall.said.values()]
+            with self.signals.held():
+                path = self.folder.path / one.name / "checkpoint"
+                save_checkpoint(context.model, context.tokenizer, path)
+                self.checkpoint, self.trainer = self.folder.link(path), None
+                self.warnings += warnings
+                self._record(one, record | {"path": path.name}, seconds, warnings)
+            return
+        self.folder.cut(sizes)
+        started = time.perf_counter()
+        path = stage.run(self.folder.path / one.name)
+        with self.signals.held():
+            for result in stage.results:
+                log_evaluation(self.folder, one.name, 0, result)
+            self.evaluations[one.name] = stage.results
+            seconds = time.perf_counter() - started
+            self._record(one, record | {"path": path.name, "evaluated": True}, seconds, [])
+
+    def _train(self, one: Plan, stage: TrainStage, sizes: dict[str, int]) -> Trainer:
+        seed = derive_seed(self.config.seed, "eval")  # of the run: all evaluations compare
+        store = CheckpointStore(self.folder.path / one.name, self.config.keep_checkpoints)
+        self.trainer = trainer = Trainer(
+            stage,
+            one.name,
+            self.folder,
+            store,
+            self.signals,
+            lambda: evaluate_heldout(stage.context, seed),
+            ends_evaluated=one.evaluated,
+        )
+        if not trainer.restore():
+            self.folder.cut(sizes)
+        trainer.fit()
+        return trainer
+
+    def _record(
+        self, one: Plan, record: dict[str, Any], seconds: float, warnings: list[str]
+    ) -> None:
+        """The stage is finished: from here on it is not repeated."""
+        evaluations = [result.state_dict() for result in self.evaluations[one.name]]
+        self.done[one.name] = self._write_record(
+            one,
+            {
+                **record,
+                "evaluations": evaluations,
+                "warnings": warnings,
+                "seconds": seconds,
+                "log": self.folder.sizes(),
+            },
+        )
+
+    def _write_record(self, one: Plan, record: dict[str, Any]) -> Finished:
+        record |= {"inputs_hash": one.inputs_hash, "inputs": one.inputs}
+        (self.folder.path / one.name).mkdir(exist_ok=True)
+        self.folder.write(f"{one.name}/{FILE}", json.dumps(record, indent=1) + "\n")
+        return Finished(self.folder.path / one.name, record)
+
+    def finish(self, *, stopped_by: BaseException | None = None) -> dict[str, Any]:
+        """What is said at the end; returns what summary.json holds."""
+        trainer, warnings = self.trainer, list(self.warnings)
+        parameters = [stage.record["parameters"] for stage in self.done.values()]
+        if trainer is not None:  # it was broken off
+            self.evaluations[trainer.name] = trainer.evaluations
+            warnings += trainer.stall.said.values()
+            parameters.append(trainer.stage.context.model.num_parameters())
+        evaluated = [results for results in self.evaluations.values() if results]
+        return finish(
+            self.folder,
+            {
+                "name": self.config.name,
+                "seed": self.config.seed,
+                "folder": str(self.folder.path),
+                "parameters": parameters[-1] if parameters else None,
+                "seconds": time.perf_counter() - self.started,
+                "stages": {name: stage.record["seconds"] for name, stage in self.done.items()},
+                "warnings": warnings,
+            },
+            evaluated[-1] if evaluated else [],
+            self.signals,
+            stopped_by=stopped_by,
+            save=self._save,
+        )
+
+    def _save(self) -> Path | None:
+        """The newest model: of the stage that was broken off, or of the last that is finished."""
+        if self.trainer is not None:
+            self.checkpoint = None
+            self.checkpoint = self.folder.link(self.trainer.save())
+        return self.checkpoint

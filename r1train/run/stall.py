@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 PATIENCE = 5  # steps in a row; one or two without a gradient happen
 
@@ -18,6 +19,13 @@ class Stall:
         self.said: dict[str, str] = {}  # the last of each kind, for the summary
         self.steps: dict[str, int] = {}
         self.next: dict[str, int] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"said": self.said, "steps": self.steps, "next": self.next}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.said, self.steps = dict(state["said"]), dict(state["steps"])
+        self.next = dict(state["next"])
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
         """The metrics of step `step`, of either stage."""
@@ -50,7 +58,8 @@ EMPTY_GRADIENT = (
 def constant_reason(metrics: Mapping[str, float]) -> str:
     """Why the completions of every group have the same reward, as far as the figures say."""
     reward, clipped = metrics.get("reward", 0.0), metrics.get("completions/clipped_ratio", 0.0)
-    failed = metrics.get("verifier/errors", 0.0) + metrics.get("verifier/timeouts", 0.0)
+    failures = ("rewards/accuracy/errors", "rewards/accuracy/timeouts")
+    failed = sum(metrics.get(name, 0.0) for name in failures)
     if reward != 0.0:
         return (
             f"the completions of every group have equal rewards (mean {reward:.3g}): the problems "
@@ -63,7 +72,9 @@ def constant_reason(metrics: Mapping[str, float]) -> str:
             f"{clipped:.0%} of the completions are cut off (raise rollout.max_completion_length)"
         )
     if failed:
-        causes.append(f"{failed:.0f} verifications of a step fail (see verifier/*)")
+        causes.append(
+            f"{failed:.0f} verifications of a step fail (see rewards/accuracy/errors and /timeouts)"
+        )
     causes.append(
         "the model may not know the <think> and <answer> format (a supervised stage, or a prompt "
         "that asks for it), or the problems are too hard"

@@ -1,1 +1,41 @@
-"""What a recipe is made of, one file for each kind of stage."""
+"""What a recipe is made of, one file for each kind of stage.
+
+A kind is registered here by the class that runs it, which is imported when a recipe has such a
+stage.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from r1train.config.schema import ConfigError, nearest, shown
+
+if TYPE_CHECKING:
+    from r1train.config.sections import Config
+    from r1train.stages.base import Stage
+
+KINDS = {
+    "sft": "r1train.stages.sft:SFT",
+    "rl": "r1train.stages.rl:RL",
+    "evaluate": "r1train.stages.evaluate:Evaluate",
+}
+
+
+def kind_of(kind: str) -> type[Stage]:
+    """The class that runs stages of this kind."""
+    module, name = KINDS[kind].split(":")
+    found: type[Stage] = getattr(import_module(module), name)
+    return found
+
+
+def check_stages(config: Config) -> None:
+    """Every kind is known, and `init` names what is there before the stage. Raises ConfigError."""
+    if not config.stages:
+        raise ConfigError(f"stages = []: give at least one of {', '.join(KINDS)}")
+    for stage in config.stages:
+        if stage.kind not in KINDS:
+            raise ConfigError(
+                f"stage {shown(stage.name)}: kind = {shown(stage.kind)}: "
+                f"{nearest(stage.kind, KINDS)}"
+            )

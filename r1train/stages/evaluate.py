@@ -5,23 +5,23 @@ Votes are for what an answer says, not for how it is written: 1/2 and 0.5 are on
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from r1train.config.sections import Config, EvalConfig
-from r1train.data.encode import decode_completions, encode_prompts
-from r1train.data.problems import ProblemSet, load_problems
-from r1train.data.prompts import opens_think, render_prompt
+from r1train.config.sections import EvalConfig
+from r1train.data.encode import encode_prompts
+from r1train.data.problems import ProblemSet
+from r1train.data.samples import samples_of
 from r1train.engine.base import Engine, Request, Sampling
-from r1train.engine.builtin import BuiltinEngine
-from r1train.model.limits import check_problems
-from r1train.model.load import load_model
 from r1train.report.evaluation import EvalResult, interval
-from r1train.rewards.base import RewardPool, extract_answer
-from r1train.seeds import derive_seed, deterministic
+from r1train.rewards.accuracy import extract_answer
+from r1train.rewards.manager import EVALUATED, RewardManager
+from r1train.seeds import derive_seed
+from r1train.stages.base import Context, Stage
 from r1train.verify import LONGEST_COMPARED, equivalent
 
 _MOST_COMPARED = 4_000
@@ -32,7 +32,7 @@ def evaluate(
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     problems: ProblemSet,
-    reward_pool: RewardPool,
+    rewards: RewardManager,
     config: EvalConfig,
     template: str,
     seed: int,
@@ -53,9 +53,11 @@ def evaluate(
     )
     requests = [Request(prompt, k, derive_seed(seed, i)) for i, prompt in enumerate(prompts)]
     rollout = engine.generate(requests, sampling)
-    texts = decode_completions(tokenizer, rollout.completion_ids)
-    rewards = reward_pool.score(texts, [problem for problem in problems for _ in range(k)])
-    accuracy, formatted = rewards.by_name["accuracy"], rewards.by_name["format"]
+    repeated = [problem for problem in problems for _ in range(k)]
+    samples = samples_of(repeated, rollout.completion_ids, rollout.finished, tokenizer, template)
+    scored = rewards.score(samples, also=EVALUATED)
+    texts = [sample.completion for sample in samples]
+    accuracy = [value or 0.0 for value in scored.by_name["accuracy"]]
     groups = [slice(start, start + k) for start in range(0, len(texts), k)]
     solved = [fmean(accuracy[group]) for group in groups]
     agreed = [
@@ -71,41 +73,55 @@ def evaluate(
         n=len(problems),
         mean_length=fmean(rollout.lengths),
         truncated=fmean(not finished for finished in rollout.finished),
-        format_rate=fmean(formatted),
-        errors=rewards.errors,
-        timeouts=rewards.timeouts,
+        format_rate=fmean(value or 0.0 for value in scored.by_name["format"]),
+        errors=scored.errors["accuracy"],
+        timeouts=scored.timeouts["accuracy"],
+        rewards={
+            name: scored.metrics()[f"rewards/{name}"]
+            for name in scored.by_name
+            if name not in EVALUATED
+        },
         samples=tuple(
             {
-                "prompt": problem.question,
+                "prompt": samples[first].prompt,
+                "question": problem.question,
                 "reference": problem.answer,
-                "completion": texts[i * k],
-                "accuracy": accuracy[i * k],
-                "format": formatted[i * k],
+                "completion": texts[first],
+                "finished": samples[first].finished,
+                "rewards": {name: values[first] for name, values in scored.by_name.items()},
             }
-            for i, problem in enumerate(problems)
+            for first, problem in zip(range(0, len(samples), k), problems, strict=True)
         ),
     )
 
 
-def evaluate_model(config: Config) -> EvalResult:
-    """Load `config.model` and evaluate it on the held-out problems of `config.task`."""
-    with deterministic():
-        return _evaluate_model(config)
+def evaluate_heldout(context: Context, seed: int) -> EvalResult:
+    """The held-out problems of a stage, with its own options."""
+    return evaluate(
+        context.engine,
+        context.tokenizer,
+        context.heldout,
+        context.rewards,
+        context.config.eval,
+        context.config.task.prompt_template,
+        seed,
+        context.config.rollout.stop,
+    )
 
 
-def _evaluate_model(config: Config) -> EvalResult:
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    _, heldout = load_problems(config.task, config.seed)
-    model, tokenizer = load_model(config)
-    engine = BuiltinEngine.from_config(model, tokenizer, config.rollout)
-    template, length = config.task.prompt_template, config.eval.max_completion_length
-    check_problems(model, tokenizer, heldout[: config.eval.limit], template, length or 0)
-    think_opened = opens_think(render_prompt(heldout[0].prompt, template, tokenizer))
-    with RewardPool(config.rewards, heldout, think_opened=think_opened) as rewards:
-        seed = derive_seed(config.seed, "eval")
-        stop = config.rollout.stop
-        return evaluate(engine, tokenizer, heldout, rewards, config.eval, template, seed, stop)
+class Evaluate(Stage):
+    """Held-out problems, as a stage of its own: a table, and a line of the log."""
+
+    leaves = "table"
+    uses = ("task", "rewards", "rollout", "eval")
+
+    def run(self, folder: Path) -> Path:
+        result = evaluate_heldout(self.context, self.context.seed)
+        self.results.append(result)
+        folder.mkdir(exist_ok=True)
+        path = folder / "table.json"
+        path.write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
+        return path
 
 
 def majority(

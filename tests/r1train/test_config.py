@@ -3,7 +3,7 @@ import typing
 
 import pytest
 
-from r1kernels.ops import group_advantage, losses
+from r1kernels.policy import group_advantage, losses
 from r1train.config import sections as module
 from r1train.config.recipe import load_config, recipes, to_toml
 from r1train.config.schema import ConfigError
@@ -28,7 +28,7 @@ def path(tmp_path):
 def test_toml_fills_the_dataclasses(path):
     config = load_config(path)
     assert config.name == "my-run"  # the file's name unless it gives one
-    assert config.stages == ("sft",)
+    assert [(stage.kind, stage.name) for stage in config.stages] == [("sft", "sft")]
     assert config.grpo == GRPOConfig(max_steps=7)
     assert config.task.datasets[0].params == {"max_terms": 3}
     assert config.task.datasets[1].weight == 2.0
@@ -61,7 +61,7 @@ def test_overrides_win_and_have_types(path):
         ("grpo.max_step=3", r"unknown key 'max_step' in section \[grpo\].*'max_steps'"),
         ("gpro.max_steps=3", r"unknown key 'gpro' in the top level.*'grpo'"),
         ('task.datasets=[{nme="x"}]', r"unknown key 'nme' in section \[task.datasets\].*'name'"),
-        ("task.datasets=[{weight=1}]", "exactly one of name and jsonl"),
+        ("task.datasets=[{weight=1}]", "exactly one of name and path"),
         ('task.datasets=[{name="a",params={seed=1}}]', "seed"),
         ("grpo.max_steps=many", "grpo.max_steps = 'many': expected an integer"),
         ("grpo.max_steps=1.5", "grpo.max_steps = 1.5: expected an integer"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from r1kernels import check
+from r1kernels.core import check
 from r1train.engine import decode
 from r1train.engine.base import Request, Sampling
 from r1train.engine.builtin import BuiltinEngine

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from r1kernels import fp8_speed, native
+from r1kernels.core import native
+from r1kernels.fp8 import speed
 from r1kernels.hf import explain_fp8, unregister_fp8
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config, ModelConfig
@@ -63,8 +64,8 @@ def test_layers_that_are_not_known_to_be_faster_are_left_with_a_warning(caplog):
 
 def test_the_dtype_that_the_weights_are_cast_to_decides(monkeypatch):
     here = native.processor(torch.device("cpu"))
-    faster = fp8_speed.Speed(1, 1, 512, 1e-3, 2e-3)
-    monkeypatch.setattr(fp8_speed, "table", lambda: {here: {"bfloat16": [faster]}})
+    faster = speed.Speed(1, 1, 512, 1e-3, 2e-3)
+    monkeypatch.setattr(speed, "table", lambda: {here: {"bfloat16": [faster]}})
     for dtype in ("float32", "bfloat16"):
         mini = ModelConfig(preset="deepseek-v3-mini")
         model, _ = load_model(Config(model=mini, precision="fp8", dtype=dtype), TEXTS)

@@ -12,7 +12,7 @@ from r1train.config.sections import Config, ModelConfig
 from r1train.data.prompts import TAGS
 from r1train.model.load import load_model
 from r1train.model.presets import mini_tokenizer
-from r1train.run.checkpoint import save_checkpoint
+from r1train.run.export import save_checkpoint
 
 
 def config(seed=0, **model):

@@ -15,9 +15,10 @@ from r1train.cli import main
 from r1train.config.schema import ConfigError
 from r1train.report import plots
 from r1train.report.console import CONSOLE
-from r1train.run import runner, trainer
+from r1train.run import runner, supplies
+from r1train.run.checkpoint import CheckpointStore
 from r1train.run.folder import RunFolder
-from r1train.run.runner import run
+from r1train.run.runner import Run, run
 from r1train.run.signals import Stopped, stopping_signals
 from r1train.run.trainer import Trainer
 
@@ -45,19 +46,29 @@ def sent_before(monkeypatch):
     return patch
 
 
+class NoRewards(nullcontext):
+    """In the place of those of a run: there is nothing to be judged."""
+
+    weights = ()
+
+    def __init__(self, *_):
+        super().__init__(self)
+
+
 @pytest.fixture
 def stages(monkeypatch):
-    """A run without its stages, which are not what is tested: `stages(raises)` ends them."""
+    """A run whose stages do nothing, since they are not what is tested: `stages(raises)` ends
+    them."""
 
     def end(error):
-        def train_stages(self):
+        def fit(self):
             self.folder.log(1, {"loss": 1.0}, stage="sft")
             if error is not None:
                 raise error
 
-        monkeypatch.setattr(Trainer, "train_stages", train_stages)
+        monkeypatch.setattr(Trainer, "fit", fit)
 
-    monkeypatch.setattr(runner, "RewardPool", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(supplies, "RewardManager", NoRewards)
     end(None)
     return end
 
@@ -83,17 +94,18 @@ def load_model_of(checkpoint):
     AutoModelForCausalLM.from_pretrained(checkpoint)
 
 
-SAVING = [
-    (trainer, "save_checkpoint"),
+ENDING = [
     (os, "rename"),  # of the checkpoint, when it is written
     (plots, "plot_training"),
     (RunFolder, "plot"),
     (RunFolder, "write_summary"),
-    (Trainer, "finish"),
+    (Run, "finish"),
 ]
+FINISHED = [(runner, "save_checkpoint"), (Run, "_record"), *ENDING]
+BROKEN_OFF = [(Trainer, "save"), (CheckpointStore, "save"), *ENDING]
 
 
-@pytest.mark.parametrize(("owner", "name"), SAVING)
+@pytest.mark.parametrize(("owner", "name"), FINISHED)
 @pytest.mark.parametrize("numbers", [(TERM,), (TERM, HUP, TERM)], ids=["one", "several"])
 def test_sigterm_in_the_last_save(config, folder, stages, sent_before, capfd, owner, name, numbers):
     sent_before(owner, name, *numbers)
@@ -112,13 +124,13 @@ def test_sigterm_in_the_last_save(config, folder, stages, sent_before, capfd, ow
     [(HUP, Stopped, "Stopped: SIGHUP"), (INT, KeyboardInterrupt, "KeyboardInterrupt")],
 )
 def test_other_signals_in_the_last_save(config, folder, stages, sent_before, number, raised, said):
-    sent_before(trainer, "save_checkpoint", number)
+    sent_before(runner, "save_checkpoint", number)
     with pytest.raises(raised):
         run(config())
     assert summary_of(folder)["stopped_by"] == said
 
 
-@pytest.mark.parametrize(("owner", "name"), SAVING)
+@pytest.mark.parametrize(("owner", "name"), BROKEN_OFF)
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -143,7 +155,7 @@ def test_what_stops_a_run_is_not_disturbed_by_a_second_signal(
     config, folder, stages, sent_before, numbers
 ):
     stages(Stopped(TERM))
-    sent_before(trainer, "save_checkpoint", *numbers)
+    sent_before(CheckpointStore, "save", *numbers)
     with pytest.raises(Stopped) as stopped:
         run(config())
     assert stopped.value.code == 143
@@ -152,7 +164,7 @@ def test_what_stops_a_run_is_not_disturbed_by_a_second_signal(
 
 def test_ctrl_c_while_ctrl_c_is_saved_waits_once(config, folder, stages, sent_before):
     stages(KeyboardInterrupt())
-    sent_before(trainer, "save_checkpoint", INT)
+    sent_before(CheckpointStore, "save", INT)
     with pytest.raises(KeyboardInterrupt):
         run(config())
     assert summary_of(folder)["stopped_by"] == "KeyboardInterrupt"
@@ -161,35 +173,43 @@ def test_ctrl_c_while_ctrl_c_is_saved_waits_once(config, folder, stages, sent_be
 def test_a_second_ctrl_c_breaks_off_a_save_and_leaves_a_summary(
     config, folder, stages, sent_before
 ):
-    sent_before(trainer, "save_checkpoint", INT, INT)
+    stages(ArithmeticError("fire"))
+    sent_before(CheckpointStore, "save", INT, INT)
     with pytest.raises(KeyboardInterrupt):
         run(config())
     summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["checkpoint"], summary["stopped_by"]) == (None, "KeyboardInterrupt")
+    assert (summary["checkpoint"], summary["interrupted"]) == (None, True)
 
 
 def full(*_, **__):
     raise ConfigError("the disk is full")
 
 
-@pytest.mark.parametrize(("owner", "name"), [(trainer, "save_checkpoint"), (RunFolder, "plot")])
 def test_what_fails_at_the_end_keeps_nothing_else_from_being_written(
-    config, folder, stages, monkeypatch, caplog, owner, name
+    config, folder, stages, monkeypatch, caplog
 ):
-    monkeypatch.setattr(owner, name, full)
+    monkeypatch.setattr(RunFolder, "plot", full)
     with pytest.raises(ConfigError, match="the disk is full"):
         run(config())
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["stopped_by"] == "ConfigError: the disk is full"
     assert summary["warnings"] == ["ConfigError: the disk is full"]
-    assert (folder / "checkpoint").exists() == (name == "plot") == bool(summary["checkpoint"])
-    assert (folder / "training.png").exists() == (name != "plot")
+    assert (folder / "checkpoint" / "config.json").exists()
+    assert not (folder / "training.png").exists()
     assert caplog.messages == []  # it is raised: once is enough
+
+
+def test_a_model_that_cannot_be_written_ends_the_run(config, folder, stages, monkeypatch):
+    monkeypatch.setattr(runner, "save_checkpoint", full)
+    with pytest.raises(ConfigError, match="the disk is full"):
+        run(config())
+    assert summary_of(folder)["stopped_by"] == "ConfigError: the disk is full"
+    assert not (folder / "sft" / "artifact.json").exists()  # it is not finished
 
 
 def test_a_failing_save_does_not_hide_why_a_run_ended(config, folder, stages, monkeypatch, caplog):
     stages(ArithmeticError("fire"))
-    monkeypatch.setattr(trainer, "save_checkpoint", full)
+    monkeypatch.setattr(CheckpointStore, "save", full)
     with pytest.raises(ArithmeticError, match="fire"):
         run(config())
     summary = json.loads((folder / "summary.json").read_text())
@@ -198,13 +218,14 @@ def test_a_failing_save_does_not_hide_why_a_run_ended(config, folder, stages, mo
 
 
 def test_a_failing_save_and_sigterm(config, folder, stages, monkeypatch, sent_before):
-    monkeypatch.setattr(trainer, "save_checkpoint", full)
-    sent_before(trainer, "save_checkpoint", TERM)
+    stages(ArithmeticError("fire"))
+    monkeypatch.setattr(CheckpointStore, "save", full)
+    sent_before(CheckpointStore, "save", TERM)
     with pytest.raises(Stopped) as stopped:
         run(config())
-    assert isinstance(stopped.value.__cause__, ConfigError)
+    assert isinstance(stopped.value.__cause__, ArithmeticError)
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["stopped_by"] == "Stopped: SIGTERM"
+    assert summary["stopped_by"] == "ArithmeticError: fire"
     assert summary["warnings"] == ["ConfigError: the disk is full"]
 
 
@@ -212,12 +233,12 @@ def test_a_terminal_that_has_gone_costs_nothing(config, folder, stages, monkeypa
     def gone(*_, **__):
         raise OSError(5, "Input/output error")
 
-    def train_stages(self):
+    def fit(self):
         self.folder.log(1, {"loss": 1.0}, stage="sft")
         monkeypatch.setattr(CONSOLE, "print", gone)
         raise Stopped(HUP)
 
-    monkeypatch.setattr(Trainer, "train_stages", train_stages)
+    monkeypatch.setattr(Trainer, "fit", fit)
     with pytest.raises(Stopped) as stopped:
         run(config())
     assert stopped.value.code == 129
@@ -230,14 +251,14 @@ def test_sigterm_in_a_periodic_save_acts_when_it_is_whole(config, folder, monkey
     with pytest.raises(Stopped):
         run(config('stages=["grpo"]', "grpo.save_steps=1"))
     assert summary_of(folder)["stopped_by"] == "Stopped: SIGTERM"
-    load_model_of(folder / "checkpoint-1")
-    assert not (folder / "checkpoint-2").exists()
+    load_model_of(folder / "grpo" / "checkpoint-1")
+    assert not (folder / "grpo" / "checkpoint-2").exists()
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
     assert steps == [1]
 
 
 def test_sigterm_in_the_last_evaluation(config, folder, monkeypatch):
-    monkeypatch.setattr(Trainer, "evaluate", lambda _, stage, step: step and send(TERM))
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: self.stage.step and send(TERM))
     with pytest.raises(Stopped):
         run(config('stages=["sft"]', "sft.max_steps=1"))
     assert summary_of(folder)["stopped_by"] == "Stopped: SIGTERM"
@@ -245,7 +266,7 @@ def test_sigterm_in_the_last_evaluation(config, folder, monkeypatch):
 
 def test_the_status_of_the_command(config, folder, stages, sent_before, monkeypatch, capsys):
     stages(ArithmeticError("fire"))
-    sent_before(trainer, "save_checkpoint", TERM)
+    sent_before(CheckpointStore, "save", TERM)
     monkeypatch.setattr(r1train.cli, "_train_settings", lambda _: config())
     assert main(["run"]) == 143
     expected = "r1train: stopped by SIGTERM, after ArithmeticError: fire\n"

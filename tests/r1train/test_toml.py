@@ -9,7 +9,11 @@ from r1train.config import sections as config
 from r1train.config.recipe import documented, load_config, recipes
 from r1train.config.schema import ConfigError, field_docs
 
-CLASSES = [each for each in vars(config).values() if dataclasses.is_dataclass(each)]
+CLASSES = [
+    each
+    for each in vars(config).values()
+    if dataclasses.is_dataclass(each) and each.__module__ == config.__name__
+]
 
 
 @pytest.fixture
@@ -43,7 +47,7 @@ def test_unset_options_are_there_with_their_documentation(write):
 def test_every_option_is_documented(section):
     docs = field_docs(section)
     undocumented = {field.name for field in dataclasses.fields(section) if not docs[field.name]}
-    inner = {section.section for section in CLASSES}
+    inner = {section.section for section in CLASSES} - {"stages"}
     assert undocumented == (inner & docs.keys() if section is config.Config else set())
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from r1train.config.recipe import load_config
+from r1train.data.epochs import draw
 from r1train.learn.grpo import Learner
-from r1train.run import trainer
 from r1train.run.runner import run
 from r1train.run.signals import Stopped
-from r1train.run.trainer import draw
+from r1train.stages.sft import SFT
 
 
 def records(folder, name="metrics.jsonl"):
@@ -28,8 +28,10 @@ def test_a_run_leaves_a_complete_folder(config, folder):
     summary = run(config())
     assert {path.name for path in folder.iterdir()} >= {
         *("config.toml", "metrics.jsonl", "samples.jsonl", "summary.json", "training.png"),
-        *("reward.png", "checkpoint", "checkpoint-2"),
+        *("reward.png", "checkpoint", "plan.json"),
     }
+    assert (folder / "checkpoint").resolve() == folder / "grpo" / "checkpoint"
+    assert (folder / "grpo" / "checkpoint-2" / "model.safetensors").is_file()
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert set(summary["pass@1"]) == {"before", "after"}
     assert summary["seconds"] > 0
@@ -43,15 +45,16 @@ def test_a_run_leaves_a_complete_folder(config, folder):
 
 
 def test_a_run_repeats_exactly(config, tmp_path):
-    for _ in range(2):
-        run(config("threads=2", "grpo.max_steps=2", "grpo.save_steps=0"))
+    for name in ("one", "two"):
+        output = f"output_dir={tmp_path}/{name}"
+        run(config("threads=2", "grpo.max_steps=2", "grpo.save_steps=0", output))
     timed = ("seconds/", "tokens_per_second", "peak_memory_gib")
     first, second = (
         [{k: v for k, v in r.items() if not k.startswith(timed)} for r in records(folder)]
-        for folder in (tmp_path / "runs" / "tiny", tmp_path / "runs" / "tiny-2")
+        for folder in (tmp_path / "one" / "tiny", tmp_path / "two" / "tiny")
     )
     assert first == second
-    samples = [records(tmp_path / "runs" / name, "samples.jsonl") for name in ("tiny", "tiny-2")]
+    samples = [records(tmp_path / name / "tiny", "samples.jsonl") for name in ("one", "two")]
     assert samples[0] == samples[1]
 
 
@@ -78,14 +81,14 @@ def fail():
 def test_whatever_ends_a_run_leaves_a_usable_folder(
     config, folder, monkeypatch, capsys, happens, raised, stopped_by
 ):
-    step = Learner.step
+    start = Learner.start
 
     def interrupted(self, *arguments):
         if self.steps == 1:
             happens()
-        return step(self, *arguments)
+        return start(self, *arguments)
 
-    monkeypatch.setattr(Learner, "step", interrupted)
+    monkeypatch.setattr(Learner, "start", interrupted)
     with pytest.raises(raised):
         run(config('stages=["grpo"]'))
     summary = json.loads((folder / "summary.json").read_text())
@@ -99,11 +102,10 @@ def test_whatever_ends_a_run_leaves_a_usable_folder(
 
 
 def test_ctrl_c_before_any_evaluation_leaves_one_too(config, folder, monkeypatch):
-    def interrupted(*arguments, **options):
-        yield {"loss": 1.0}
+    def interrupted(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "supervise", interrupted)
+    monkeypatch.setattr(SFT, "update", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(config())
     assert "pass@1" not in json.loads((folder / "summary.json").read_text())

@@ -1,0 +1,158 @@
+// What linear_logprob and its backward pass do around the kernels: checks of the arguments, the
+// order of the rows, operands packed for gemm.h, and the memory of what is kept between the passes.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "cpu/head/linear_logprob.h"
+#include "cpu/common/outputs.h"
+#include "cpu/common/parallel.h"
+#include "cpu/common/rows.h"
+
+namespace r1 {
+namespace {  // Tensor itself is hidden in each library
+// Kept tiles, [column of tiles][block], side by side at the beginning of memory for as many rows as
+// may be kept: what fewer leave is never touched. At the end, how many blocks there are: other backends
+// keep none, and the logits are then made again, through the same rounding.
+struct Kept {
+  static constexpr int64_t kState = 64;
+  int64_t blocks, stride;  // stride: bytes from one column of tiles to the next
+  Tensor tensor;
+
+  static int64_t tile_bytes(const Head& h) { return kRows * (kCols * (h.bf16 ? 2 : 4) + 4); }
+  // For at most `rows` rows, of which `blocks` blocks come.
+  static Kept make(const Tensor& like, const Head& h, int64_t rows, int64_t blocks) {
+    const int64_t most = rows / kRows * ceil_div(h.columns, kCols) * tile_bytes(h);
+    Kept kept{smaller(blocks, rows / kRows), 0,
+              new_output(like, {most + kState}, ScalarType::Byte)};
+    kept.stride = kept.blocks * tile_bytes(h);
+    std::memcpy(kept.state(), &kept.blocks, sizeof(kept.blocks));
+    return kept;
+  }
+  static Kept of(const Tensor& tensor, const Head& h) {
+    R1_CHECK(tensor.scalar_type() == ScalarType::Byte && tensor.numel() >= kState,
+             "linear_logprob_backward: kept: expected what the forward pass gave");
+    Kept kept{0, 0, dense(tensor)};
+    std::memcpy(&kept.blocks, kept.state(), sizeof(kept.blocks));
+    const int64_t most = (tensor.numel() - kState) / (ceil_div(h.columns, kCols) * tile_bytes(h));
+    R1_CHECK(kept.blocks >= 0 && kept.blocks <= most,
+             "linear_logprob_backward: kept: expected what the forward pass gave of this head");
+    kept.stride = kept.blocks * tile_bytes(h);
+    return kept;
+  }
+  uint8_t* tiles() const { return data<uint8_t>(tensor); }
+  uint8_t* state() const { return tiles() + tensor.numel() - kState; }
+};
+
+struct Inputs {
+  Tensor hidden, weight, targets;
+  OptionalTensor bias, temperature, keep;
+  Head head;
+  int64_t rows, ignore_index;
+  bool sharded;
+
+  Inputs(const Tensor& h, const Tensor& w, const Tensor& y, const OptionalTensor& b,
+         const OptionalTensor& can_have_gradient, const OptionalTensor& row_temperature,
+         double logit_scale, std::optional<double> softcap, int64_t ignored, bool is_shard)
+      : hidden(whole_units(h)), weight(whole_units(w)), targets(to_dtype(y, ScalarType::Long)),
+        rows(h.size(0)), ignore_index(ignored), sharded(is_shard) {
+    R1_CHECK(h.dim() == 2 && w.dim() == 2 && h.size(1) == w.size(1),
+             "linear_logprob: weight: expected [V, H] with the H of hidden");
+    R1_CHECK(h.scalar_type() == w.scalar_type(), "linear_logprob: weight: expected dtype of hidden");
+    R1_CHECK(w.size(0) > 0, "linear_logprob: weight: expected V ≥ 1, got 0");
+    R1_CHECK(y.dim() == 1 && y.size(0) == rows, "linear_logprob: target: expected shape [T]");
+    if (b) {
+      expect_numel("linear_logprob", "bias", *b, w.size(0));
+      bias = to_dtype(*b, ScalarType::Float);
+    }
+    if (can_have_gradient) {
+      expect_numel("linear_logprob", "keep", *can_have_gradient, rows);
+      keep = to_dtype(*can_have_gradient, ScalarType::Bool);
+    }
+    if (row_temperature) {
+      R1_CHECK(row_temperature->dim() == 1 && row_temperature->size(0) == rows,
+               "linear_logprob: temperature: expected shape [T]");
+      temperature = to_dtype(*row_temperature, ScalarType::Float);
+    }
+    head = Head{is_bf16(h), w.size(0), w.size(1), weight.size(1) / (is_bf16(h) ? 2 : 1),
+                data<uint32_t>(weight), data<uint32_t>(hidden), data_or_null<float>(bias),
+                static_cast<float>(logit_scale), static_cast<float>(softcap.value_or(0.0)),
+                !b && !softcap && logit_scale == 1 && !row_temperature};
+  }
+
+  float temperature_of(int64_t t) const { return temperature ? data<float>(*temperature)[t] : 1.0f; }
+  bool ignored(int64_t t) const { return data<int64_t>(targets)[t] == ignore_index; }
+  bool keeps(int64_t t) const { return !keep || data<bool>(*keep)[t]; }
+  int64_t target(int64_t t) const {  // -1 where another shard has it
+    const int64_t column = data<int64_t>(targets)[t];
+    const bool here = column >= 0 && column < head.columns;
+    R1_CHECK(here || sharded, "linear_logprob: target[", t, "]: expected 0 ≤ target < ",
+             head.columns, ", got ", column);
+    return here ? column : -1;
+  }
+};
+
+// The order in which rows are taken. A row of index -1 is blank: it holds a place, as the padding
+// after the last one does.
+struct Order {
+  const Inputs& in;
+  std::vector<int64_t> index, target;
+  std::vector<float> factor;
+
+  explicit Order(const Inputs& inputs) : in(inputs) {}
+  void add(int64_t row) {
+    const Head& h = in.head;
+    index.push_back(row);
+    target.push_back(in.target(row));
+    factor.push_back((h.softcap != 0 ? h.softcap : h.logit_scale) / in.temperature_of(row));
+  }
+  void add_blank() {
+    index.push_back(-1);
+    target.push_back(-1);
+    factor.push_back(1.0f);
+  }
+  const uint32_t* row(int64_t i) const {  // null where blank
+    return i < size() && index[i] >= 0 ? in.head.hidden + index[i] * in.head.units : nullptr;
+  }
+  int64_t size() const { return static_cast<int64_t>(index.size()); }
+  int64_t padded() const { return ceil_div(size(), kRows) * kRows; }
+  Rows rows(const uint32_t* panels) {
+    target.resize(padded(), -1);
+    factor.resize(padded(), 1.0f);
+    return Rows{size(), index.data(), target.data(), factor.data(), panels};
+  }
+};
+
+inline void pack_panels(const Order& order, uint32_t* panels) {
+  const Head& h = order.in.head;
+  parallel(order.padded() / kRows, [&](int64_t block, int) {
+    for (int64_t lane = 0; lane < kRows; ++lane) {
+      const int64_t i = block * kRows + lane;
+      const uint32_t* row = order.row(i);
+      uint32_t* out = panels + block * kRows * h.units + lane;
+      for (int64_t k = 0; k < h.units; ++k) out[k * kRows] = row ? row[k] : 0;
+    }
+  });
+}
+
+// [panel of H][unit of rows][kPanel], a unit being one element, or those of two rows in turn.
+inline void pack_row_pairs(const Order& order, uint32_t* pairs) {
+  const Head& h = order.in.head;
+  const int64_t per_unit = h.bf16 ? 2 : 1, depth = order.padded() / per_unit;
+  auto bits = [&](int64_t i, int64_t j) -> uint32_t {
+    const uint32_t* row = order.row(i);
+    if (!row || j >= h.width) return 0;
+    return h.bf16 ? reinterpret_cast<const uint16_t*>(row)[j] : row[j];
+  };
+  parallel(h.lanes() / kPanel, [&](int64_t panel, int) {
+    uint32_t* out = pairs + panel * depth * kPanel;
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t n = 0; n < kPanel; ++n, ++out) {
+        const int64_t j = panel * kPanel + n;
+        *out = h.bf16 ? bits(2 * k, j) | bits(2 * k + 1, j) << 16 : bits(k, j);
+      }
+  });
+}
+}  // namespace
+}  // namespace r1

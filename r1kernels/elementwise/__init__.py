@@ -1,0 +1,1 @@
+"""Ops between the products of a transformer: norms, rotations and gates."""

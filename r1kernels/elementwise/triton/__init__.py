@@ -1,0 +1,1 @@
+"""Triton kernels of norms, rotations and gates."""

@@ -1,0 +1,1 @@
+"""Triton kernels on FP8 tensors."""

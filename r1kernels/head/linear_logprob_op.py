@@ -1,0 +1,295 @@
+"""The ops behind linear_logprob: log-probabilities from a linear head, and their backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1kernels.core import check
+from r1kernels.core.op import Case, Op
+from r1kernels.head import head
+
+# A backend may keep the unnormalised probabilities of some rows for the backward pass, in tiles of
+# this many rows and columns.
+TILE_ROWS, TILE_COLS = 48, 64
+KEPT_STATE = 64  # bytes after the tiles: whether they are still there
+
+
+def tile_row_bytes(hidden: Tensor, weight: Tensor) -> int:
+    """Bytes of TILE_ROWS kept rows: a tile is its elements and then one fp32 maximum a row."""
+    element = min(hidden.element_size(), 4)
+    return -(-weight.shape[0] // TILE_COLS) * TILE_ROWS * (TILE_COLS * element + 4)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    z = hidden @ weight.T
+    if bias is not None:
+        z = z + bias
+    return z.to(head.accumulate_dtype(hidden.dtype))
+
+
+def _outputs(
+    hidden: Tensor, weight: Tensor, want_entropy: bool, kept_rows: int, frozen_head: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows, dtype = hidden.shape[0], head.accumulate_dtype(hidden.dtype)
+    return (
+        hidden.new_empty(rows, dtype=dtype),
+        hidden.new_empty(rows if want_entropy else 0, dtype=dtype),
+        hidden.new_empty(rows, dtype=dtype),
+        hidden.new_empty(
+            kept_rows // TILE_ROWS * tile_row_bytes(hidden, weight) + KEPT_STATE, dtype=torch.uint8
+        ),
+        hidden.new_empty((rows if frozen_head else 0, hidden.shape[1]), dtype=dtype),
+    )
+
+
+def _fake(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *_, want_entropy, _, kept_rows, frozen_head, _, _ = rest
+    return _outputs(hidden, weight, want_entropy, kept_rows, frozen_head)
+
+
+def _reference(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    keep: Tensor | None,
+    temperature: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+    want_entropy: bool,
+    entropy_grad: bool,
+    kept_rows: int,
+    frozen_head: bool,
+    ignore_index: int,
+    sharded: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *_, kept, dhidden = _outputs(hidden, weight, want_entropy, kept_rows, frozen_head)
+    kept[-KEPT_STATE:] = 0  # no tile is there
+    z = head.scale(_logits(hidden, weight, bias), temperature, logit_scale, softcap)
+    logprob, entropy, lse = head.statistics(z, target, ignore_index, want_entropy, sharded)
+    if frozen_head:
+        dz = head.statistics_backward(
+            torch.ones_like(logprob), entropy.new_empty(0), z, target, lse, entropy, ignore_index,
+            sharded,
+        )  # fmt: skip
+        dz = head.scale_backward(dz, z, temperature, logit_scale, softcap)
+        counted = head.counted(target, ignore_index)
+        if keep is not None:
+            counted = counted & keep
+        dz = dz.where(counted[:, None], 0)
+        dhidden = (dz.to(weight.dtype) @ weight).to(dz.dtype).where(counted[:, None], 0)
+    return logprob, entropy, lse, kept, dhidden
+
+
+def _validate(hidden: Tensor, weight: Tensor, target: Tensor, *rest: Any) -> None:
+    _, _, temperature, *_, ignore_index, sharded = rest
+    head.check_rows("linear_logprob", weight.shape[0], temperature)
+    if not sharded:
+        check.in_range("linear_logprob", "target", target, weight.shape[0], ignore=ignore_index)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, target, bias, keep, temperature, *options = inputs
+    *options, _, entropy_grad, _, frozen_head, ignore_index, sharded = options
+    logprob, entropy, lse, kept, dhidden = output
+    ctx.set_materialize_grads(False)  # zeros for `kept` would cost as much as it does
+    constants = (lse, kept, dhidden) if entropy_grad else (entropy, lse, kept, dhidden)
+    ctx.mark_non_differentiable(*constants)
+    ctx.frozen_head, ctx.options = frozen_head, (*options, entropy_grad, ignore_index, sharded)
+    ctx.dtype = hidden.dtype
+    if frozen_head:
+        ctx.save_for_backward(dhidden)
+    else:
+        ctx.save_for_backward(
+            hidden, weight, target, bias, keep, logprob, lse, entropy, kept, temperature
+        )
+
+
+def _backward(
+    ctx: Any, dlogprob: Tensor | None, dentropy: Tensor | None, *_: Any
+) -> tuple[Any, ...]:
+    if dlogprob is None and dentropy is None:
+        return (None,) * 14
+    need_hidden, need_weight, _, need_bias = ctx.needs_input_grad[:4]
+    if ctx.frozen_head:
+        (dhidden,) = ctx.saved_tensors
+        assert dlogprob is not None  # the only output with a gradient
+        product = (dlogprob[:, None] * dhidden).masked_fill_((dlogprob == 0)[:, None], 0)
+        return (product.to(ctx.dtype), *[None] * 13)
+    saved = ctx.saved_tensors  # asked for once: under checkpointing each is handed out once
+    lse = saved[6]
+    if dlogprob is None:
+        dlogprob = torch.zeros_like(lse)
+    if dentropy is None:
+        dentropy = lse.new_empty(0)
+    dhidden, dweight, dbias = LINEAR_LOGPROB_BACKWARD(
+        dlogprob, dentropy, *saved, *ctx.options, need_hidden, need_weight, need_bias
+    )
+    return (
+        dhidden if need_hidden else None,
+        dweight if need_weight else None,
+        None,
+        dbias if need_bias else None,
+        *[None] * 10,
+    )
+
+
+def _backward_reference(
+    dlogprob: Tensor,
+    dentropy: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    keep: Tensor | None,
+    logprob: Tensor,
+    lse: Tensor,
+    entropy: Tensor,
+    kept: Tensor,
+    temperature: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+    entropy_grad: bool,
+    ignore_index: int,
+    sharded: bool,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    z = head.scale(_logits(hidden, weight, bias), temperature, logit_scale, softcap)
+    dz = head.statistics_backward(
+        dlogprob, dentropy, z, target, lse, entropy, ignore_index, sharded
+    )
+    dz = head.scale_backward(dz, z, temperature, logit_scale, softcap)
+    dhidden, dweight, dbias = head.empty_gradients(
+        hidden, weight, need_hidden, need_weight, need_bias
+    )
+    narrow = dz.to(weight.dtype)
+    skipped = ~head.with_gradient(dlogprob, dentropy, target, ignore_index)[:, None]
+    if need_hidden:
+        dhidden = (narrow @ weight).masked_fill(skipped, 0)
+    if need_weight:
+        dweight = narrow.T @ hidden.masked_fill(skipped, 0)
+    if need_bias:
+        dbias = dz.sum(0).to(weight.dtype)
+    return dhidden, dweight, dbias
+
+
+def _case(
+    name: str,
+    rows: int,
+    width: int,
+    columns: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    bias: bool = False,
+    options: tuple[float | None, float, float | None] = (None, 1.0, None),
+    entropy: bool = False,
+    frozen_head: bool = False,
+    ignored: bool = False,
+    sharded: bool = False,
+    bench: bool | str = False,
+) -> Case:
+    def make(device: str) -> tuple[Any, ...]:
+        rng = torch.Generator().manual_seed(rows + width + columns)
+        hidden = torch.randn(rows, width, generator=rng).to(device, dtype)
+        weight = (torch.randn(columns, width, generator=rng) / width**0.5).to(device, dtype)
+        target = torch.randint(columns, (rows,), generator=rng).to(device)
+        offset = torch.randn(columns, generator=rng).to(device, dtype) if bias else None
+        if ignored:
+            target[::3] = -100
+        if sharded:
+            target[1::2] += columns
+        base, *rest = options
+        temperature = None
+        if base is not None:
+            temperature = base + torch.rand(rows, generator=rng).to(device)
+        return (
+            hidden, weight, target, offset, None, temperature, *rest, entropy, entropy, 0,
+            frozen_head, -100 if ignored else head.NO_IGNORE, sharded,
+        )  # fmt: skip
+
+    product = 2.0 * rows * width * columns
+    size = dtype.itemsize
+    return Case(
+        name,
+        make,
+        flops=product * (2 if frozen_head else 1),
+        bytes=size * width * (rows + columns) + 8.0 * rows,
+        bench=bench,
+    )
+
+
+CAPPED = (0.7, 1.5, 3.0)
+CASES = (
+    _case("fp32", 33, 64, 250),
+    _case("bf16", 100, 96, 1000, torch.bfloat16),
+    _case("odd sizes", 7, 33, 131, torch.bfloat16),
+    _case("one row", 1, 16, 70),
+    _case("no rows", 0, 16, 70),
+    _case("all options", 50, 48, 301, bias=True, options=CAPPED, entropy=True),
+    _case("all options bf16", 50, 47, 301, torch.bfloat16, bias=True, options=CAPPED, entropy=True),
+    _case("frozen head", 50, 40, 333, frozen_head=True),
+    _case(
+        "frozen head softcap bf16", 61, 40, 333, torch.bfloat16, options=CAPPED, frozen_head=True
+    ),
+    _case("frozen head entropy", 50, 40, 333, entropy=True, frozen_head=True),
+    _case("ignored rows", 50, 40, 333, ignored=True),
+    _case("shard", 50, 40, 333, entropy=True, ignored=True, sharded=True),
+    _case("shard frozen head bf16", 50, 40, 333, torch.bfloat16, frozen_head=True, sharded=True),
+    _case("lm_head", 1024, 576, 49152, torch.bfloat16, bench="cpu"),
+    _case("lm_head frozen", 1024, 576, 49152, torch.bfloat16, frozen_head=True, bench="cpu"),
+    _case("large head", 4096, 4096, 128256, torch.bfloat16, bench="cuda"),
+    _case("large head frozen", 4096, 4096, 128256, torch.bfloat16, frozen_head=True, bench="cuda"),
+)
+
+
+def _backward_case(case: Case) -> Case:
+    def make(device: str) -> tuple[Any, ...]:
+        inputs = case.make(device)
+        hidden, weight, target, bias, keep, *options = inputs
+        *options, _, entropy_grad, _, _, ignore_index, sharded = options
+        logprob, entropies, lse, kept, _ = _reference(*inputs)
+        rng = torch.Generator().manual_seed(1)
+        dlogprob = torch.randn(lse.shape, generator=rng).to(lse)
+        dlogprob[1::4] = 0  # rows that are skipped
+        dentropy = torch.randn(entropies.shape, generator=rng).to(lse)
+        return (
+            dlogprob, dentropy, hidden, weight, target, bias, keep, logprob, lse, entropies,
+            kept, *options, entropy_grad, ignore_index, sharded, True, True, bias is not None,
+        )  # fmt: skip
+
+    # Three quarters of the rows: logits again, gradient of hidden, gradient of weight.
+    return Case(
+        case.name, make, flops=0.75 * 3 * case.flops, bytes=2 * case.bytes, bench=case.bench
+    )
+
+
+LINEAR_LOGPROB = Op(
+    "linear_logprob(Tensor hidden, Tensor weight, Tensor target, Tensor? bias, Tensor? keep, "
+    "Tensor? temperature, float logit_scale, float? softcap, bool want_entropy, "
+    "bool entropy_grad, SymInt kept_rows, bool frozen_head, int ignore_index, bool sharded) "
+    "-> (Tensor logprob, Tensor entropy, Tensor lse, Tensor kept, Tensor dhidden)",
+    reference=_reference,
+    fake=_fake,
+    save=_save,
+    backward=_backward,
+    validate=_validate,
+    cases=CASES,
+    opaque=(3,),
+    triton="r1kernels.head.triton.linear_logprob",
+)
+LINEAR_LOGPROB_BACKWARD = Op(
+    "linear_logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor hidden, Tensor weight, "
+    "Tensor target, Tensor? bias, Tensor? keep, Tensor logprob, Tensor lse, Tensor entropy, "
+    "Tensor kept, Tensor? temperature, float logit_scale, float? softcap, bool entropy_grad, "
+    "int ignore_index, bool sharded, bool need_hidden, bool need_weight, bool need_bias) "
+    "-> (Tensor dhidden, Tensor dweight, Tensor dbias)",
+    reference=_backward_reference,
+    fake=head.backward_fake,
+    cases=tuple(_backward_case(case) for case in CASES if "frozen" not in case.name),
+    triton="r1kernels.head.triton.linear_logprob",
+)

@@ -1,0 +1,1 @@
+"""Norms, rotations and gates in the layers of HuggingFace models."""

@@ -1,0 +1,1 @@
+"""Routers and experts of HuggingFace models."""

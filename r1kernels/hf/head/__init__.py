@@ -1,0 +1,1 @@
+"""The output head of a HuggingFace model, and what it does to its logits."""

@@ -1,0 +1,1 @@
+"""Losses of policy optimization, and the advantages that they take."""

@@ -1,0 +1,190 @@
+"""What a stage was made from, so that none is repeated whose inputs are the same."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import r1kernels
+from r1train.config.schema import ConfigError, shown
+from r1train.config.sections import Config, StageConfig
+from r1train.run.checkpoint import digest
+from r1train.seeds import derive_seed
+from r1train.stages import kind_of
+from r1train.stages.base import Artifact, ArtifactKind
+
+FILE = "artifact.json"
+# They decide what is shown, and how soon, but nothing that a stage leaves.
+WITHOUT_EFFECT = {"log_completions_steps", "save_steps", "workers"}
+OF_THE_RUN = ("dtype", "precision", "fp8_layers", "elementwise", "threads", "model")
+ORIGIN = {"preset", "path", "gguf_file"}
+FILES = {"jsonl", "heldout_jsonl", "path", "heldout_path"}
+"""Options that name a file or a folder whose contents are an input."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stage of a run, with its own options and seed, and what it is made from."""
+
+    stage: StageConfig
+    config: Config
+    seed: int
+    init: Plan | str | None
+    """The stage, or the folder or preset that its model comes from; None: the section [model]."""
+    inputs: dict[str, Any]
+    evaluated: bool
+    """Whether held-out problems are evaluated before and after it."""
+
+    @property
+    def name(self) -> str:
+        return str(self.stage.name)
+
+    @property
+    def inputs_hash(self) -> str:
+        text = json.dumps(self.inputs, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def plan(config: Config) -> list[Plan]:
+    """The stages of a recipe in order. Raises ConfigError where `init` names nothing."""
+    plans: list[Plan] = []
+    for stage in config.stages:
+        own = config.of(stage)
+        init = _init(stage, plans)
+        seed = stage.seed
+        if seed is None:
+            seed = derive_seed(config.seed, "stage", stage.name)
+        evaluated = stage.evaluate
+        if evaluated is None:
+            evaluated = stage is config.stages[-1]
+        inputs = _inputs(stage, own, seed, init)
+        plans.append(Plan(stage, own, seed, init, inputs, evaluated))
+    return plans
+
+
+def _init(stage: StageConfig, before: list[Plan]) -> Plan | str | None:
+    models = [plan for plan in before if kind_of(plan.stage.kind).leaves == "checkpoint"]
+    if stage.init is None:
+        return models[-1] if models else None
+    for plan in models:
+        if plan.name == stage.init:
+            return plan
+    if stage.init.startswith("preset:") or Path(stage.init).is_dir():
+        return stage.init
+    names = ", ".join(plan.name for plan in models) or "none"
+    raise ConfigError(
+        f"stage {shown(stage.name)}: init = {shown(stage.init)}: expected a stage before it that "
+        f"leaves a model ({names}), a folder that is there, or preset:NAME"
+    )
+
+
+def _inputs(
+    stage: StageConfig, config: Config, seed: int, init: Plan | str | None
+) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    kind = kind_of(stage.kind)
+    for name in (*kind.uses, *OF_THE_RUN):
+        value = getattr(config, name)
+        options[name] = value if isinstance(value, str | int | bool | None) else asdict(value)
+    if init is not None:  # in the place of what [model] says of where it comes from
+        options["model"] = {k: v for k, v in options["model"].items() if k not in ORIGIN}
+    options = _plain(options)
+    if isinstance(init, Plan):
+        origin: dict[str, Any] = {"stage": init.name, "inputs": init.inputs_hash}
+    elif init is not None:
+        folder = Path(init)
+        origin = {"init": init, "contents": digest_of(folder) if folder.is_dir() else ""}
+    else:
+        origin = {}
+    return {
+        "kind": stage.kind,
+        "seed": seed,
+        **options,
+        "init": origin,
+        "files": {path: digest_of(Path(path)) for path in sorted(set(_files(options)))},
+        "r1kernels": r1kernels.__version__,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if key not in WITHOUT_EFFECT}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _files(value: Any, key: str = "") -> Iterator[str]:
+    """Paths of files and folders among options, and of Python files that hold functions."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _files(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _files(item, key)
+    elif isinstance(value, str):
+        file = value.partition(":")[0] if key == "functions" and ".py:" in value else value
+        if key in FILES or file != value:
+            yield from [file] if Path(file).exists() else glob.glob(file)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file; of a folder, of its files' names and contents."""
+    if path.is_file():
+        return digest(path)
+    found = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            found.update(f"{file.relative_to(path)}\0{digest(file)}\n".encode())
+    return found.hexdigest()
+
+
+def difference(new: Mapping[str, Any], old: Mapping[str, Any], where: str = "") -> str | None:
+    """The first input that is not the same, as `grpo.learning_rate is 0.0005, was 0.0004`."""
+    for key in (*new, *(key for key in old if key not in new)):
+        now, before = new.get(key), old.get(key)
+        name = f"{where}.{key}".lstrip(".")
+        if now == before:
+            continue
+        if isinstance(now, Mapping) and isinstance(before, Mapping):
+            return difference(now, before, name)
+        if where == "files":
+            return f"the contents of {key} changed"
+        if where == "init":
+            return "the stage it starts from is another" if key == "inputs" else f"{name} changed"
+        return f"{name} is {shown(now)}, was {shown(before)}"
+    return None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A stage that is finished, as its folder says."""
+
+    folder: Path
+    """Of the stage."""
+    record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def artifact(self) -> Artifact:
+        kind: ArtifactKind = self.record["kind"]
+        return Artifact(kind, self.folder / self.record["path"], self.record["inputs_hash"])
+
+
+def finished(run: Path) -> dict[str, Finished]:
+    """The finished stages of a run folder, by name; those whose artifact is there still."""
+    found: dict[str, Finished] = {}
+    for file in sorted(run.glob(f"*/{FILE}")):
+        try:
+            stage = Finished(file.parent, json.loads(file.read_text()))
+            if stage.artifact.path.exists():
+                found[stage.name] = stage
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged: the stage is run again
+    return found

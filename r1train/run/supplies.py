@@ -1,0 +1,85 @@
+"""What stages work with: problems, models and verifier processes, each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from r1train.data.problems import ProblemSet, load_problems
+from r1train.data.prompts import render_prompt
+from r1train.engine.builtin import BuiltinEngine
+from r1train.model.limits import fitting_problems
+from r1train.model.load import load_model
+from r1train.model.policy import Policy
+from r1train.rewards.manager import RewardManager
+from r1train.run.artifacts import Finished, Plan
+from r1train.stages.base import Context
+
+
+class Supplies:
+    """For the stages of one run; `closing` ends the processes.
+
+    `done` has the stages that are finished, whose models others start from.
+    """
+
+    def __init__(self, seed: int, done: Mapping[str, Finished], closing: ExitStack) -> None:
+        self.seed, self.done, self.closing = seed, done, closing
+        self.loaded: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {}
+        self._problems: dict[str, tuple[ProblemSet, ProblemSet]] = {}
+        self._fitting: dict[str, tuple[ProblemSet, ProblemSet]] = {}
+        self._rewards: dict[str, RewardManager] = {}
+
+    def problems(self, one: Plan) -> tuple[ProblemSet, ProblemSet]:
+        """Training and held-out problems, the same for stages of one task."""
+        key = repr(one.config.task)
+        if key not in self._problems:
+            self._problems[key] = load_problems(one.config.task, self.seed)
+        return self._problems[key]
+
+    def load(self, one: Plan) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model that a stage starts from, and its tokenizer; its problems are those
+        that fit it."""
+        config, (train, heldout) = one.config, self.problems(one)
+        if one.init is not None:
+            origin = one.init
+            if isinstance(origin, Plan):
+                origin = str(self.done[origin.name].artifact.path)
+            preset = origin.removeprefix("preset:") if origin.startswith("preset:") else None
+            path = None if preset else origin
+            model = replace(config.model, path=path, preset=preset, gguf_file=None)
+            config = replace(config, model=model)
+        template = config.task.prompt_template
+        loaded, tokenizer = load_model(config, (render_prompt(p.prompt, template) for p in train))
+        length = config.rollout.max_completion_length
+        train = fitting_problems(loaded, tokenizer, train, template, length)
+        length, heldout = config.eval.max_completion_length or length, heldout[: config.eval.limit]
+        heldout = fitting_problems(loaded, tokenizer, heldout, template, length)
+        self._fitting[one.name] = train, heldout
+        return loaded, tokenizer
+
+    def rewards(self, one: Plan) -> RewardManager:
+        """The rewards, their processes too, the same for stages of one task and one choice."""
+        key = repr((one.config.task, one.config.rewards))
+        if key not in self._rewards:
+            manager = RewardManager(one.config.rewards, self.problems(one)[0])
+            self._rewards[key] = self.closing.enter_context(manager)
+        return self._rewards[key]
+
+    def context(self, one: Plan) -> Context:
+        """What the stage works with."""
+        loaded = self.loaded.pop(one.name, None)
+        model, tokenizer = loaded if loaded is not None else self.load(one)
+        train, heldout = self._fitting.pop(one.name)
+        return Context(
+            config=one.config,
+            seed=one.seed,
+            policy=Policy(model, gradient_checkpointing=one.config.model.gradient_checkpointing),
+            tokenizer=tokenizer,
+            engine=BuiltinEngine.from_config(model, tokenizer, one.config.rollout),
+            rewards=self.rewards(one),
+            train=train,
+            heldout=heldout,
+        )

@@ -1,0 +1,108 @@
+"""What a stage is: what it is given, what it leaves, and what a training stage can be asked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from r1train.config.sections import Config
+from r1train.data.problems import ProblemSet
+from r1train.engine.base import Engine
+from r1train.model.policy import Policy
+from r1train.report.evaluation import EvalResult
+from r1train.rewards.manager import RewardManager
+
+ArtifactKind = Literal["checkpoint", "samples", "table"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a finished stage leaves for others."""
+
+    kind: ArtifactKind
+    path: Path
+    """A HuggingFace folder, a JSONL file of samples, or a JSON file."""
+    inputs_hash: str
+    """Of everything it was made from."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage works with: its own options and seed, its model, problems and rewards."""
+
+    config: Config
+    seed: int
+    policy: Policy
+    tokenizer: PreTrainedTokenizerBase
+    engine: Engine
+    rewards: RewardManager
+    train: ProblemSet
+    heldout: ProblemSet
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.policy.model
+
+
+class Stage(ABC):
+    """One stage of a recipe; a kind is a subclass, registered in `r1train.stages.KINDS`."""
+
+    leaves: ClassVar[ArtifactKind]
+    uses: ClassVar[tuple[str, ...]]
+    """The sections of the options that decide what it leaves."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.results: list[EvalResult] = []
+
+    def run(self, folder: Path) -> Path:
+        """Leaves an artifact in `folder`, and evaluations, if any, in `results`."""
+        raise NotImplementedError  # of a TrainStage: it is trained
+
+
+class TrainStage(Stage):
+    """A stage that changes the model, an update at a time, and can be left and taken up anywhere.
+
+    A step is what is logged as one line; it has one update or several. Everything that a later
+    update depends on is in `state_dict`, the weights that are trained too.
+    """
+
+    leaves = "checkpoint"
+    max_steps: int
+    eval_steps: int = 0
+    save_steps: int | None = None
+    shown: tuple[str, ...]
+    """The figures beside the progress bar."""
+    step = 0
+    """Steps that are complete."""
+
+    def prepare(self) -> None:
+        """What comes before the next update and may take long, such as a rollout.
+
+        It may be broken off and started again: what has been computed is kept only at its end.
+        """
+
+    @abstractmethod
+    def update(self) -> dict[str, float] | None:
+        """One optimizer step; the figures of the step where it completes one."""
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Complete steps, and updates made since."""
+        return self.step, 0
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data, named by parameter where there is one for each."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what another `state_dict` has."""
+
+    def show(self) -> None:
+        """What a complete step may print."""

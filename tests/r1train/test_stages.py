@@ -1,0 +1,177 @@
+"""Recipes of stages: their own options, where their models come from, what is not repeated."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from r1train.config.recipe import documented, load_config, to_toml
+from r1train.config.schema import ConfigError
+from r1train.config.sections import Config, StageConfig
+from r1train.run import artifacts
+from r1train.run.artifacts import difference, plan
+from r1train.run.runner import run
+from r1train.stages import check_stages
+
+STAGES = """
+[[stages]]
+kind = "sft"
+name = "base"
+
+[[stages]]
+kind = "rl"
+name = "zero"
+[stages.grpo]
+max_steps = 1
+learning_rate = 1e-4
+[stages.task]
+datasets = [{ name = "chain_sum", params = { max_terms = 3, max_digits = 1 } }]
+
+[[stages]]
+kind = "sft"
+name = "again"
+init = "base"
+[stages.sft]
+max_steps = 2
+
+[[stages]]
+kind = "evaluate"
+name = "exam"
+init = "zero"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """The tiny recipe with four stages, as `recipe(*overrides)`."""
+    from tests.r1train.conftest import RECIPE
+
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE.replace("eval_steps = 2", "eval_steps = 0") + STAGES)
+    return lambda *overrides: load_config(path, [f"output_dir={tmp_path}/runs", *overrides])
+
+
+def records(folder, name="metrics.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def test_stages_have_options_of_their_own(recipe):
+    base, zero, again, _ = plan(recipe())
+    assert [p.config.sft.max_steps for p in (base, zero, again)] == [3, 3, 2]
+    assert zero.config.grpo.learning_rate == 1e-4
+    assert zero.config.grpo.prompts_per_step == 2  # of the recipe
+    assert zero.config.task.datasets[0].params == {"max_terms": 3, "max_digits": 1}
+    assert zero.config.task.train_size == 32
+    assert base.config.task.datasets[0].params["max_terms"] == 2
+    assert len({p.seed for p in (base, zero, again)}) == 3
+
+
+@pytest.mark.parametrize("write", [to_toml, documented])
+def test_stages_are_written_as_they_are_read(recipe, tmp_path, write):
+    path = tmp_path / "written.toml"
+    path.write_text(write(recipe()))
+    assert load_config(path) == recipe()
+
+
+def test_an_override_reaches_one_stage(recipe):
+    config = recipe("stages.zero.grpo.max_steps=7", "stages.again.init=zero", "sft.max_steps=5")
+    _, zero, again, _ = plan(config)
+    assert (zero.config.grpo.max_steps, again.config.sft.max_steps) == (7, 2)
+    assert (again.init.name, plan(config)[0].config.sft.max_steps) == ("zero", 5)
+    with pytest.raises(ConfigError, match=r"no stage 'zeor': did you mean 'zero'\?"):
+        recipe("stages.zeor.grpo.max_steps=7")
+
+
+def test_a_list_of_kinds_is_a_list_of_stages():
+    config = Config(stages=("sft", "grpo", "sft", "grpo"))
+    kinds = [(stage.kind, stage.name) for stage in config.stages]
+    assert kinds == [("sft", "sft"), ("rl", "grpo"), ("sft", "sft-2"), ("rl", "grpo-2")]
+    seeds = {p.seed for p in plan(config)}
+    assert len(seeds) == 4  # each draws its own
+    assert [p.init and p.init.name for p in plan(config)] == [None, "sft", "grpo", "sft-2"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "reason"),
+    [
+        (("sfft",), r"stage 'sfft': kind = 'sfft': did you mean 'sft'\?"),
+        (({"name": "a"},), "expected a table with a kind"),
+        (({"kind": "sft", "gpro": {}},), r"unknown key 'gpro' in stages\[0\]"),
+        (({"kind": "sft", "sft": {"max_step": 1}},), r"stage 'sft': unknown key 'max_step'"),
+        (({"kind": "sft", "sft": {"max_steps": 0}},), r"stage 'sft': sft.max_steps = 0"),
+        (({"kind": "rl", "name": "a/b"},), "stages.name = 'a/b'"),
+        (({"kind": "sft", "init": "x", "name": "a"}, {"kind": "rl", "init": "y", "name": "a"}),
+         "two are named 'a'"),
+    ],
+)  # fmt: skip
+def test_a_stage_that_cannot_be_is_named(stages, reason):
+    with pytest.raises(ConfigError, match=reason):
+        check_stages(Config(stages=stages))
+
+
+def test_where_a_model_cannot_come_from():
+    stages = (StageConfig("sft", name="a"), StageConfig("rl", init="b"))
+    reason = r"stage 'rl': init = 'b': expected a stage before it that leaves a model \(a\), a f"
+    with pytest.raises(ConfigError, match=reason):
+        plan(Config(stages=stages))
+
+
+def test_a_recipe_runs_stage_by_stage(recipe, tmp_path, capsys):
+    summary = run(recipe())
+    folder = tmp_path / "runs" / "tiny"
+    steps = [(r["stage"], r["step"]) for r in records(folder)]
+    assert steps == [
+        *(("base", step) for step in (1, 2, 3)),
+        ("zero", 1),
+        *(("again", step) for step in (1, 2)),
+        ("exam", 0),
+    ]
+    assert list(summary["stages"]) == ["base", "zero", "again", "exam"]
+    table = json.loads((folder / "exam" / "table.json").read_text())
+    assert summary["pass@1"]["after"] == table["pass@1"]
+    capsys.readouterr()
+
+    # Again: nothing to do. With another learning rate of one stage: what depends on it, only.
+    assert run(recipe()) == summary
+    assert "every stage is finished" in capsys.readouterr().out
+    run(recipe("stages.zero.grpo.learning_rate=2e-4"))
+    said = capsys.readouterr().out
+    assert f"base: taken from {folder}/base: its inputs are the same" in said
+    assert "zero: run again" in said
+    assert "grpo.learning_rate is 0.0002, was 0.0001" in said
+    assert f"again: taken from {folder}/again" in said
+    assert "exam: run again" in said
+    assert "the stage it starts from is another" in said
+    second = tmp_path / "runs" / "tiny-2"
+    assert [(r["stage"], r["step"]) for r in records(second)] == steps
+    assert (second / "base" / "artifact.json").exists()
+    assert not (second / "base" / "checkpoint").exists()  # it is the other run's
+
+
+def test_what_a_stage_is_made_from_is_more_than_options(recipe, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "1 + 1", "answer": "2"}\n')
+    jsonl = f'task.datasets=[{{jsonl="{data}"}}]'
+    first = plan(recipe(jsonl))[0]
+    data.write_text('{"prompt": "1 + 1", "answer": "3"}\n')
+    second = plan(recipe(jsonl))[0]
+    assert difference(second.inputs, first.inputs) == f"the contents of {data} changed"
+    assert plan(recipe("seed=1"))[0].inputs_hash != plan(recipe())[0].inputs_hash
+    for same in ("grpo.log_completions_steps=1", "keep_checkpoints=5", "rewards.workers=2"):
+        assert [p.inputs_hash for p in plan(recipe(same))] == [
+            p.inputs_hash for p in plan(recipe())
+        ]
+
+
+def test_a_finished_stage_whose_model_is_gone_is_run_again(recipe, tmp_path):
+    import shutil
+
+    options = ('stages=["sft"]', "sft.max_steps=1")
+    run(recipe(*options))
+    folder = tmp_path / "runs" / "tiny"
+    assert list(artifacts.finished(folder)) == ["sft"]
+    shutil.rmtree(folder / "sft" / "checkpoint")
+    assert artifacts.finished(folder) == {}
+    run(recipe(*options))
+    assert (tmp_path / "runs" / "tiny-2" / "sft" / "checkpoint").is_dir()

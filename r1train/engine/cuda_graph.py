@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -12,13 +13,15 @@ class Graphs:
     """One graph for each shape of a step, kept from one rollout to the next.
 
     A step writes everything it changes in place, so that the first call of a shape, which runs as
-    it is, warms up the libraries and does its work too. The second is captured.
+    it is, warms up the libraries and does its work too. The second is captured. A model that asks
+    for a value within its forward cannot be: it runs as it is, and that is said once.
     """
 
     def __init__(self) -> None:
         self.made_for: Hashable = None
         self.graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self.pool: Any = None  # one memory for all: they never run together
+        self.refused = False
 
     def keep_for(self, addresses: Hashable) -> None:
         """Forgets every graph unless what they read and write still lies at `addresses`."""
@@ -29,17 +32,34 @@ class Graphs:
 
     def run(self, shape: Hashable, step: Callable[[], None]) -> None:
         """`step()`, which must do the same at every call for one `shape`."""
+        if self.refused:
+            step()
+            return
         if shape not in self.graphs:
             self.graphs[shape] = None
             self._beside(step)
             return
-        graph = self.graphs[shape]
+        graph = self.graphs[shape] or self._captured(step)
         if graph is None:
-            graph = torch.cuda.CUDAGraph()
+            step()
+            return
+        self.graphs[shape] = graph
+        graph.replay()
+
+    def _captured(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+        graph = torch.cuda.CUDAGraph()
+        try:
             with torch.cuda.graph(graph, pool=self.pool):
                 step()
-            self.graphs[shape], self.pool = graph, graph.pool()
-        graph.replay()
+        except RuntimeError as error:
+            self.refused = True
+            reason = str(error).partition("\n")[0]
+            logging.getLogger("r1train").warning(
+                "decoding is not captured in CUDA graphs, which is slower: %s", reason
+            )
+            return None
+        self.pool = graph.pool()
+        return graph
 
     @staticmethod
     def _beside(step: Callable[[], None]) -> None:

@@ -23,7 +23,7 @@ from r1train.engine.stopping import StopStrings
 from r1train.engine.workspace import Workspace
 
 LOOK_EVERY = 8
-"""Steps between two looks of the host at what a GPU has done: each waits for it."""
+"""Steps between two looks of the host where they cost something: a wait for a GPU, or texts."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ class Decoding:
             name: torch.zeros(shapes[name], dtype=TYPES[name], device=self.device) for name in KEPT
         }
         self.cut: dict[int, int] = {}  # tokens of the rows that a string ended
+        self.read: set[int] = set()  # rows in whose text no string is looked for any more
         shapes = self._shapes(len(self.grid.rows))
         self.slots = Slots(**{name: self._take(name, shapes[name]) for name in TYPES})
         row_of = torch.tensor(self.grid.rows)
@@ -158,7 +159,8 @@ class Decoding:
         }
 
     def _due(self, step: int) -> bool:
-        return self.device.type == "cpu" or step == 1 or step % LOOK_EVERY == 0
+        cheap = self.device.type == "cpu" and self.work.strings is None
+        return cheap or step == 1 or step % LOOK_EVERY == 0
 
     def _advance(self, step: int) -> None:
         """Token `step` of every slot."""
@@ -174,7 +176,8 @@ class Decoding:
         """Through the model and the sampler, without a look at any value."""
         slots = self.slots
         hidden = self.prefix.forward(slots.last, slots.places + before.value, before)
-        before.put(slots.routing, 1, self.log.take(len(hidden), self.device))
+        if self.log.routers:
+            before.put(slots.routing, 1, self.log.take(len(hidden), self.device))
         if clock.now is not None:
             clock.now.add_(1)
         self._sample(hidden, clock)
@@ -199,27 +202,37 @@ class Decoding:
             self._fail(step)
         going = len(done) - ended
         if 0 < 2 * going <= len(done):
-            self._compact(step)
+            self._compact(step, done.tolist())
         return going > 0
 
     def _stop_at_strings(self, strings: StopStrings, looked: int, step: int) -> None:
         first = max(looked - strings.window, 0)
-        ids = self.slots.tokens[:, first:step].tolist()
-        ended = []
-        for slot, done in enumerate(self.slots.done.tolist()):
-            end = None if done else strings.end(ids[slot], step - looked)
+        stop, ended = set(self.work.stop.tolist()), []
+        for slot, ids in enumerate(self.slots.tokens[:, first:step].tolist()):
+            row = self.grid.rows[slot]
+            if row < 0 or row in self.read:
+                continue
+            fresh = ids[looked - first :]
+            count = next((i + 1 for i, token in enumerate(fresh) if token in stop), None)
+            if count is not None:  # whatever follows its last token is not its text
+                self.read.add(row)
+                ids, fresh = ids[: looked - first + count], fresh[:count]
+            end = strings.end(ids, len(fresh))
             if end is not None:
+                self.read.add(row)
+                self.cut[row] = looked + end
                 ended.append(slot)
-                self.cut[self.grid.rows[slot]] = looked + end
         if ended:
             self.slots.done[torch.tensor(ended, device=self.device)] = True
 
-    def _compact(self, step: int) -> None:
+    def _compact(self, step: int, done: Sequence[bool]) -> None:
         """Leaves the rows that have ended out of the grid."""
-        old, done = self.grid, self.slots.done.tolist()
-        pairs = list(zip(old.rows, done, strict=True))
+        old, pairs = self.grid, list(zip(self.grid.rows, done, strict=True))
+        grid = self._arranged([row for row, ended in pairs if not ended])
+        if len(grid.rows) >= len(old.rows):
+            return  # of powers of two there may be none in between
+        self.grid = grid
         self._keep([row if ended else -1 for row, ended in pairs])
-        self.grid = self._arranged([row for row, ended in pairs if not ended])
         self.prefix.rearrange(self.grid, step - 1)  # the last token has not been in the model yet
         moved = torch.tensor(self.grid.slots_of(old), device=self.device)
         kept = {name: getattr(self.slots, name)[moved] for name in TYPES}

@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from r1kernels.hf import record_routing, routers
 from r1train.config.sections import Config, GRPOConfig, ModelConfig
+from r1train.data.demonstrations import Demonstration
 from r1train.engine.builtin import Engine
 from r1train.learn.batch import Batch
 from r1train.learn.expert_load import ExpertLoad
@@ -156,12 +157,15 @@ def test_the_token_budget_does_not_change_biases_or_loads(mini, rollout):
 def test_supervision_counts_every_token_of_every_sequence(mini, prompts):
     model, tokenizer = mini
     completions = tokenizer(["<think>5", "a longer completion</answer>", "4", "12"])["input_ids"]
-    pairs = zip(prompts, completions, strict=True)
-    valid = sum(len(prompt) + len(completion) - 1 for prompt, completion in pairs)
+    batch = [
+        Demonstration("", prompt, completion, [True] * len(completion))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    valid = sum(len(one.prompt) + len(one.completion) - 1 for one in batch)
     found = []
     for budget in (1, 40, 1000):
         load = ExpertLoad(model, 0.0)
-        accumulate(model, prompts, completions, budget, load)
+        accumulate(model, batch, budget, load)
         found.append(load.counts.tolist())
     assert found[0] == found[1] == found[2]
     assert [sum(layer) for layer in found[0]] == [4 * valid] * 2

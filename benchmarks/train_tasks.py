@@ -23,8 +23,9 @@ import r1kernels
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from r1kernels.hf import Head
     from r1train.engine.base import Rollout
-    from r1train.engine.builtin import Engine
+    from r1train.engine.builtin import BuiltinEngine
     from r1train.learn.grpo import Learner
 
 EPSILON = 0.2
@@ -208,39 +209,42 @@ def update(task: Task) -> tuple[Tensor, ...]:
     learner, rollout = learning(task)
     with deterministic():  # as in a run
         figures = learner.step(rollout, task.rewards)
-    loss = torch.tensor(figures["loss"], device=learner.model.device)
-    return loss, *take_gradients(learner.model)
+    model = learner.policy.model
+    loss = torch.tensor(figures["loss"], device=model.device)
+    return loss, *take_gradients(model)
 
 
 def rollout(task: Task) -> tuple[Tensor]:
     """What r1train's engine decodes: tokens [B, N]."""
+    from r1train.engine.base import Request, Sampling
     from r1train.seeds import deterministic
 
     engine = decoding(task)
+    requests = [Request(prompt, task.group) for prompt in task.prompts[:: task.group]]
     with deterministic():
-        texts = engine.generate(task.prompts, max_new_tokens=task.longest, temperature=0)
+        texts = engine.generate(requests, Sampling(task.longest, temperature=0))
     return (torch.tensor(texts.completion_ids, device=engine.model.device),)
 
 
 @lru_cache(maxsize=1)
-def decoding(task: Task) -> Engine:
-    from r1train.engine.builtin import Engine
+def decoding(task: Task) -> BuiltinEngine:
+    from r1train.engine.builtin import BuiltinEngine
 
     never = SimpleNamespace(eos_token_id=-1)  # all that the engine asks of a tokenizer
-    return Engine(patched(task), never, batch_size=len(task.prompts))
+    return BuiltinEngine(patched(task), never, batch_size=len(task.prompts))
 
 
 @lru_cache(maxsize=1)
 def learning(task: Task) -> tuple[Learner, Rollout]:
     """A learner whose weights stay, and the rollout, with what an engine would have said of it."""
     from r1train.config.sections import GRPOConfig
-    from r1train.data.encode import distinct
     from r1train.engine.base import Rollout
     from r1train.learn.grpo import Learner
-    from r1train.model.forward import completion_hidden
+    from r1train.model.packing import pack
+    from r1train.model.policy import Policy
     from r1train.model.routing import recording
 
-    model = patched(task)
+    policy = Policy(patched(task))
     config = GRPOConfig(
         num_generations=task.group,
         loss_type=LOSS_TYPE,
@@ -249,20 +253,21 @@ def learning(task: Task) -> tuple[Learner, Rollout]:
         expert_bias_update_rate=0.0,
         token_budget=task.token_budget,
     )
-    learner = Learner(model, config, temperature=1.0, max_completion_length=task.longest)
+    learner = Learner(policy, config, temperature=1.0, max_completion_length=task.longest)
     learner.optimizer = NoStep()
-    record = recording(model)
+    record = recording(policy.model)
+    packed = pack(task.prompts, task.completions, policy.device)
+
+    def score(hidden: Tensor, head: Head) -> Tensor:
+        return r1kernels.linear_logprob(hidden, head.weight, packed.target).logprob
+
     with torch.no_grad():
-        hidden, target, cu_seqlens = completion_hidden(
-            model, task.prompts, task.completions, record
-        )
-        logprobs = r1kernels.linear_logprob(hidden, model.lm_head.weight, target).logprob
-    prompts, prompt_index = distinct(task.prompts)
+        logprobs = policy.run(packed, score, record)
     return learner, Rollout(
-        [list(prompt) for prompt in prompts],
-        prompt_index,
-        target,
-        cu_seqlens,
+        [list(prompt) for prompt in packed.prompts],
+        packed.prompt_index,
+        packed.target,
+        packed.cu_completions,
         logprobs,
         [True] * len(task.completions),
         record and record.sequences(task.prompts),
@@ -272,17 +277,18 @@ def learning(task: Task) -> tuple[Learner, Rollout]:
 class NoStep:
     """In the place of the learner's optimizer: weights and gradients stay as they are."""
 
-    def step(self) -> dict[str, float]:
+    def clip(self) -> Tensor:
+        return torch.zeros(())
+
+    def step(self, norm: float) -> dict[str, float]:
         return {}
 
 
 def patched(task: Task) -> PreTrainedModel:
     """A copy of the model as r1train loads it."""
-    from r1kernels.hf import patch_moe
+    from r1kernels.hf import patch
 
-    model = copy.deepcopy(task.model)
-    patch_moe(model)
-    return model
+    return patch(copy.deepcopy(task.model))
 
 
 OURS: dict[str, Callable[[Task], tuple[Tensor, ...]]] = {"update": update, "rollout": rollout}

@@ -50,12 +50,24 @@ class ModelConfig(Section, section="model"):
     """Folder of a HuggingFace checkpoint (config, safetensors, tokenizer)."""
     gguf_file: str | None = None
     """GGUF file inside `path`, for checkpoints that come in that format."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of each layer for the backward pass and compute the rest again: less
+    memory, about a third more work."""
+    lora_rank: CountOrZero = 0
+    """Rank of low-rank adapters, trained in place of the weights (TRL's lora_r); 0: none."""
+    lora_alpha: Positive = 32.0
+    """Their products are scaled by lora_alpha / lora_rank (TRL: 32)."""
+    lora_target_modules: tuple[str, ...] = ()
+    """Names of the linear layers that have one, such as "q_proj"; empty: all but the head, and in a
+    mixture of experts those of the attention."""
 
     def check(self) -> None:
         both = self.preset is not None and self.path is not None
         self.require(not both, "preset", "not both preset and path; the value none clears one")
         homeless = self.gguf_file is not None and self.path is None
         self.require(not homeless, "gguf_file", "names a file inside model.path: give that too")
+        idle = bool(self.lora_target_modules) and self.lora_rank == 0
+        self.require(not idle, "lora_target_modules", "means nothing without model.lora_rank")
 
 
 @dataclass(frozen=True)
@@ -142,20 +154,22 @@ class TaskConfig(Section, section="task"):
 class RewardConfig(Section, section="rewards"):
     """Reward functions and the processes they run in."""
 
-    functions: tuple[Literal["accuracy", "format"], ...] = ("accuracy", "format")
-    """Rule-based rewards, each in [0, 1] (R1 uses these two for R1-Zero)."""
-    weights: tuple[NonNegative, ...] = (1.0, 1.0)
-    """Weight of each function in the sum (TRL's reward_weights; R1 weighs both alike)."""
+    functions: tuple[str, ...] = ("accuracy", "format")
+    """Built-in rewards (R1 uses these two for R1-Zero), and functions of your own with TRL's
+    signature, as "file.py:name" or "package.module:name"."""
+    weights: tuple[NonNegative, ...] | None = None
+    """Weight of each function in the sum (unset: 1; TRL's reward_weights; R1 weighs both alike)."""
     timeout: Seconds = 5.0
-    """Seconds one completion may take before its worker is killed and the time-out counted."""
+    """Seconds that a verifier may take for one answer, and a function of your own for a batch,
+    before its process is killed and the time-out counted."""
     workers: Workers = 1
-    """Number of verifier processes."""
+    """Number of verifier processes, and of processes for each function of your own."""
 
     def check(self) -> None:
         self.require(bool(self.functions), "functions", "give at least one reward function")
         unique = len(set(self.functions)) == len(self.functions)
         self.require(unique, "functions", "each function at most once")
-        paired = len(self.weights) == len(self.functions)
+        paired = self.weights is None or len(self.weights) == len(self.functions)
         self.require(paired, "weights", f"expected {len(self.functions)}, one for each function")
 
 
@@ -169,10 +183,21 @@ class RolloutConfig(Section, section="rollout"):
     """Must stay 1 in training."""
     max_completion_length: Count = 256
     """Tokens after which a completion is cut off (R1: 32,768, then 65,536)."""
+    stop: tuple[str, ...] = ()
+    """Strings after which a completion ends, beside the model's stop tokens (vLLM's stop; it keeps
+    them); evaluation has the same."""
     batch_size: Count = 256
-    """Completions decoded at the same time."""
+    """Completions decoded at the same time, at most."""
+    max_memory_gib: Positive | None = None
+    """What decoding may take beside the weights, by which batches become smaller (unset: half of
+    what is free)."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of a copy of the weights that rollouts are sampled from (unset: the trainer's own
+    weights, and no copy)."""
 
     def check(self) -> None:
+        empty = "an empty string would end every completion"
+        self.require(all(self.stop), "stop", empty)
         reason = (
             "training needs top_p = 1: with less, completions come from another distribution than "
             "the one the policy gradient is taken of (evaluation has eval.top_p)"
@@ -255,6 +280,9 @@ class GRPOConfig(Section, section="grpo"):
     """Distinct prompts in a rollout (R1: 32)."""
     num_generations: Count = 16
     """Completions of each prompt: the group (R1: 16)."""
+    max_extra_rollouts: CountOrZero = 0
+    """Rollouts that a step may add to replace groups whose rewards are all the same, by other
+    prompts (DAPO's dynamic sampling; verl's max_num_gen_batches less 1); 0: none."""
     num_iterations: Count = 1
     """Passes over each rollout, TRL's mu (R1: 1)."""
     num_minibatches: Count = 1
@@ -334,6 +362,10 @@ class EvalConfig(Section, section="eval"):
     """Sampling temperature; 0 is greedy."""
     top_p: Share = 0.95
     """Probability mass that is sampled from."""
+    top_k: CountOrZero = 0
+    """How many of the most probable tokens are sampled from; 0: all."""
+    min_p: Share = 0.0
+    """Least probability of a token, as a share of the most probable one's; 0: any."""
     max_completion_length: Count | None = None
     """Tokens after which a completion is cut off (unset: as in training)."""
     limit: Count | None = None
@@ -419,7 +451,8 @@ class Config(Section):
     device: str = "auto"
     """"auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1"."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of weights and activations."""
+    """Type of weights and activations. Of bfloat16 weights the optimizer steps float32 copies, or
+    most updates would be rounded away."""
     precision: Literal["dtype", "fp8"] = "dtype"
     """Of the products of linear layers and experts: that of `dtype`, or FP8 with block scales.
 
@@ -438,6 +471,9 @@ class Config(Section):
     """
     threads: Workers | None = None
     """PyTorch's CPU threads (unset: its default)."""
+    report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Trackers that the figures of metrics.jsonl go to as well; their packages must be installed
+    (TRL's report_to)."""
     keep_checkpoints: CountOrZero = 2
     """How many of a stage's checkpoints to resume from are kept, the newest; 0: all."""
     stages: tuple[StageConfig, ...] = (

@@ -1,101 +1,90 @@
-"""The supervised phase: next-token prediction on demonstrations."""
+"""The supervised phase: next-token prediction on worked solutions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import chain
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
 
 from r1kernels import linear_cross_entropy
-from r1kernels.hf import head_of
-from r1train.config.schema import ConfigError
+from r1kernels.hf import Head
 from r1train.config.sections import SFTConfig
-from r1train.data.demonstrations import Demonstration, Demonstrations
 from r1train.learn.batch import micro_batches
 from r1train.learn.expert_load import ExpertLoad
 from r1train.learn.optim import Optimizer
-from r1train.model.forward import completion_hidden
-from r1train.model.limits import check_sequences, positions
+from r1train.metrics import Pending
+from r1train.model.packing import pack
+from r1train.model.policy import Policy, copy
 from r1train.model.routing import recording
 
+Loss: TypeAlias = tuple[Tensor, None]
+IGNORED = -100  # a target that does not count
 
-class Supervisor:
-    """Trains on demonstrations, `config.max_steps` batches of them."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        demonstrations: Demonstrations,
-        config: SFTConfig,
-    ) -> None:
-        self.model, self.tokenizer, self.demonstrations = model, tokenizer, demonstrations
-        self.config, self.done = config, 0
+class SupervisedLearner:
+    """Next-token prediction on completions: one `step` for every batch."""
+
+    def __init__(self, policy: Policy, config: SFTConfig) -> None:
+        self.policy, self.config = policy, config
         warmup = int(config.warmup_ratio * config.max_steps)
-        self.optimizer = Optimizer(model, config, config.max_steps, warmup)
-        self.load = ExpertLoad(model, config.expert_bias_update_rate)
+        self.optimizer = Optimizer(policy.model, config, config.max_steps, warmup)
+        self.load = ExpertLoad(policy.model, config.expert_bias_update_rate)
 
-    def step(self) -> dict[str, float]:
-        """One update; returns its metrics."""
-        batch = self.demonstrations.batch(self.done)
-        _check(self.model, self.tokenizer, batch)
-        loss = accumulate(self.model, batch, self.config.token_budget, self.load)
-        self.done += 1
-        return {"loss": loss, **self.optimizer.step(), **self.load.step()}
+    def step(
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        learned: Sequence[Sequence[bool]] | None = None,
+    ) -> dict[str, float]:
+        """One optimizer step on the mean cross-entropy of the tokens of the completions, or of
+        those that are to be `learned`."""
+        pending = Pending()
+        loss = self.accumulate(prompts, completions, learned)
+        pending.add({"loss": loss, "grad_norm": self.optimizer.clip(), **self.load.figures()})
+        (figures,) = pending.read()
+        self.load.step()
+        return figures | self.optimizer.step(figures["grad_norm"])
+
+    def accumulate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        learned: Sequence[Sequence[bool]] | None = None,
+    ) -> Tensor:
+        """Adds the gradient of that mean, and what each expert had to do; returns the mean []."""
+        total = torch.zeros((), device=self.policy.device)
+        count = sum(map(len, completions)) if learned is None else sum(map(sum, learned))
+        for rows in micro_batches(prompts, completions, self.config.token_budget):
+            part = [prompts[row] for row in rows]
+            packed = pack(part, [completions[row] for row in rows], self.policy.device)
+            wanted = packed.target
+            if learned is not None:
+                flags = torch.tensor([flag for row in rows for flag in learned[row]])
+                wanted = wanted.masked_fill(~flags.to(wanted.device), IGNORED)
+
+            def loss(hidden: Tensor, head: Head, target: Tensor = wanted) -> Loss:
+                summed = linear_cross_entropy(
+                    head.rows(hidden), head.weight, target, reduction="sum", **head.options
+                )
+                return summed / count, None
+
+            record = recording(self.policy.model)
+            mean, _ = self.policy.accumulate(packed, loss, record)
+            if record is not None:
+                self.load.add(record.sequences(part))
+            total += mean
+        return total
 
     def state_dict(self) -> dict[str, Any]:
-        return {"done": self.done, "optimizer": self.optimizer.state_dict()}
+        """Everything that the next step depends on: the weights too, all of it by name.
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.done = state["done"]
+        Tensors are those in use: copy or write them before the next step.
+        """
+        return {"policy": self.policy.moving(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was made; the configuration must be the same."""
+        copy(state["policy"], self.policy.moving())
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-def _check(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[Demonstration]
-) -> None:
-    check_sequences(model, tokenizer, chain(*((d.prompt, d.completion) for d in batch)))
-    longest, limit = max(batch, key=_length), positions(model)
-    if limit is not None and _length(longest) > limit:
-        raise ConfigError(
-            f"{longest.where}: the prompt and what is to be said have {_length(longest)} tokens, "
-            f"and the model {limit} positions: make it shorter, or leave it out"
-        )
-
-
-def _length(demonstration: Demonstration) -> int:
-    return len(demonstration.prompt) + len(demonstration.completion)
-
-
-def accumulate(
-    model: PreTrainedModel,
-    batch: Sequence[Demonstration],
-    token_budget: int,
-    load: ExpertLoad,
-) -> float:
-    """Adds the gradient of the mean cross-entropy of all tokens to learn; returns that mean.
-
-    What each expert had to do is added to `load`.
-    """
-    prompts, completions = [d.prompt for d in batch], [d.completion for d in batch]
-    total, count = 0.0, sum(sum(d.learned) for d in batch)
-    for rows in micro_batches(prompts, completions, token_budget):
-        part, record = [prompts[row] for row in rows], recording(model)
-        hidden, target, _ = completion_hidden(
-            model, part, [completions[row] for row in rows], record
-        )
-        if record is not None:
-            load.add(record.sequences(part))
-        learned = torch.tensor([flag for row in rows for flag in batch[row].learned])
-        target = target.masked_fill(~learned.to(target.device), -100)  # what does not count
-        head = head_of(model)
-        loss = linear_cross_entropy(
-            head.rows(hidden), head.weight, target, reduction="sum", **head.options
-        )
-        loss = loss / count
-        loss.backward()
-        total += loss.item()
-    return total

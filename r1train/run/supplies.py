@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from r1train.config.sections import ModelConfig
 from r1train.data.problems import ProblemSet, load_problems
-from r1train.data.prompts import opens_think, render_prompt
-from r1train.engine.builtin import Engine
+from r1train.data.prompts import render_prompt
+from r1train.engine.builtin import BuiltinEngine
 from r1train.model.limits import fitting_problems
 from r1train.model.load import load_model
-from r1train.rewards.base import RewardPool
+from r1train.model.policy import Policy
+from r1train.rewards.manager import RewardManager
 from r1train.run.artifacts import Finished, Plan
 from r1train.stages.base import Context
 
@@ -30,7 +30,7 @@ class Supplies:
         self.loaded: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {}
         self._problems: dict[str, tuple[ProblemSet, ProblemSet]] = {}
         self._fitting: dict[str, tuple[ProblemSet, ProblemSet]] = {}
-        self._rewards: dict[str, RewardPool] = {}
+        self._rewards: dict[str, RewardManager] = {}
 
     def problems(self, one: Plan) -> tuple[ProblemSet, ProblemSet]:
         """Training and held-out problems, the same for stages of one task."""
@@ -43,31 +43,29 @@ class Supplies:
         """The model that a stage starts from, and its tokenizer; its problems are those
         that fit it."""
         config, (train, heldout) = one.config, self.problems(one)
-        if isinstance(one.init, Plan):
-            path = str(self.done[one.init.name].artifact.path)
-            config = replace(config, model=ModelConfig(path=path))
-        elif one.init is not None:
-            preset = one.init.removeprefix("preset:")
-            chosen = {"path": one.init} if preset == one.init else {"preset": preset}
-            config = replace(config, model=ModelConfig(**chosen))
+        if one.init is not None:
+            origin = one.init
+            if isinstance(origin, Plan):
+                origin = str(self.done[origin.name].artifact.path)
+            preset = origin.removeprefix("preset:") if origin.startswith("preset:") else None
+            path = None if preset else origin
+            model = replace(config.model, path=path, preset=preset, gguf_file=None)
+            config = replace(config, model=model)
         template = config.task.prompt_template
-        model, tokenizer = load_model(config, (render_prompt(p.prompt, template) for p in train))
+        loaded, tokenizer = load_model(config, (render_prompt(p.prompt, template) for p in train))
         length = config.rollout.max_completion_length
-        train = fitting_problems(model, tokenizer, train, template, length)
+        train = fitting_problems(loaded, tokenizer, train, template, length)
         length, heldout = config.eval.max_completion_length or length, heldout[: config.eval.limit]
-        heldout = fitting_problems(model, tokenizer, heldout, template, length)
+        heldout = fitting_problems(loaded, tokenizer, heldout, template, length)
         self._fitting[one.name] = train, heldout
-        self.rewards(one, tokenizer)  # a verifier that credits nonsense is refused
-        return model, tokenizer
+        return loaded, tokenizer
 
-    def rewards(self, one: Plan, tokenizer: PreTrainedTokenizerBase) -> RewardPool:
-        """Verifier processes, the same for stages of one task and the same rewards."""
-        train, template = self.problems(one)[0], one.config.task.prompt_template
-        think_opened = opens_think(render_prompt(train[0].prompt, template, tokenizer))
-        key = repr((one.config.task, one.config.rewards, think_opened))
+    def rewards(self, one: Plan) -> RewardManager:
+        """The rewards, their processes too, the same for stages of one task and one choice."""
+        key = repr((one.config.task, one.config.rewards))
         if key not in self._rewards:
-            pool = RewardPool(one.config.rewards, train, think_opened=think_opened)
-            self._rewards[key] = self.closing.enter_context(pool)
+            manager = RewardManager(one.config.rewards, self.problems(one)[0])
+            self._rewards[key] = self.closing.enter_context(manager)
         return self._rewards[key]
 
     def context(self, one: Plan) -> Context:
@@ -78,10 +76,10 @@ class Supplies:
         return Context(
             config=one.config,
             seed=one.seed,
-            model=model,
+            policy=Policy(model, gradient_checkpointing=one.config.model.gradient_checkpointing),
             tokenizer=tokenizer,
-            engine=Engine(model, tokenizer, one.config.rollout.batch_size),
-            rewards=self.rewards(one, tokenizer),
+            engine=BuiltinEngine.from_config(model, tokenizer, one.config.rollout),
+            rewards=self.rewards(one),
             train=train,
             heldout=heldout,
         )

@@ -13,11 +13,14 @@ from statistics import fmean
 from transformers import PreTrainedTokenizerBase
 
 from r1train.config.sections import EvalConfig
-from r1train.data.encode import decode_completions, encode_prompts
+from r1train.data.encode import encode_prompts
 from r1train.data.problems import ProblemSet
-from r1train.engine.builtin import Engine
+from r1train.data.samples import samples_of
+from r1train.engine.base import Engine, Request, Sampling
 from r1train.report.evaluation import EvalResult, interval
-from r1train.rewards.base import RewardPool, extract_answer
+from r1train.rewards.accuracy import extract_answer
+from r1train.rewards.manager import EVALUATED, RewardManager
+from r1train.seeds import derive_seed
 from r1train.stages.base import Context, Stage
 from r1train.verify import LONGEST_COMPARED, equivalent
 
@@ -29,26 +32,32 @@ def evaluate(
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     problems: ProblemSet,
-    reward_pool: RewardPool,
+    rewards: RewardManager,
     config: EvalConfig,
     template: str,
     seed: int,
+    stop: tuple[str, ...] = (),
 ) -> EvalResult:
-    """Sample `config.k` completions of every problem and score them."""
+    """Sample `config.k` completions of every problem, up to a string of `stop`, and score them."""
     if config.max_completion_length is None:
         raise ValueError("eval.max_completion_length is None: a Config sets it from the rollout's")
     problems, k = problems[: config.limit], config.k
     prompts = encode_prompts(tokenizer, problems, template)
-    rollout = engine.generate(
-        [prompt for prompt in prompts for _ in range(k)],
+    sampling = Sampling(
         max_new_tokens=config.max_completion_length,
         temperature=config.temperature,
         top_p=config.top_p,
-        seed=seed,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        stop=stop,
     )
-    texts = decode_completions(tokenizer, rollout.completion_ids)
-    rewards = reward_pool.score(texts, [problem for problem in problems for _ in range(k)])
-    accuracy, formatted = rewards.by_name["accuracy"], rewards.by_name["format"]
+    requests = [Request(prompt, k, derive_seed(seed, i)) for i, prompt in enumerate(prompts)]
+    rollout = engine.generate(requests, sampling)
+    repeated = [problem for problem in problems for _ in range(k)]
+    samples = samples_of(repeated, rollout.completion_ids, rollout.finished, tokenizer, template)
+    scored = rewards.score(samples, also=EVALUATED)
+    texts = [sample.completion for sample in samples]
+    accuracy = [value or 0.0 for value in scored.by_name["accuracy"]]
     groups = [slice(start, start + k) for start in range(0, len(texts), k)]
     solved = [fmean(accuracy[group]) for group in groups]
     agreed = [
@@ -64,18 +73,24 @@ def evaluate(
         n=len(problems),
         mean_length=fmean(rollout.lengths),
         truncated=fmean(not finished for finished in rollout.finished),
-        format_rate=fmean(formatted),
-        errors=rewards.errors,
-        timeouts=rewards.timeouts,
+        format_rate=fmean(value or 0.0 for value in scored.by_name["format"]),
+        errors=scored.errors["accuracy"],
+        timeouts=scored.timeouts["accuracy"],
+        rewards={
+            name: scored.metrics()[f"rewards/{name}"]
+            for name in scored.by_name
+            if name not in EVALUATED
+        },
         samples=tuple(
             {
-                "prompt": problem.question,
+                "prompt": samples[first].prompt,
+                "question": problem.question,
                 "reference": problem.answer,
-                "completion": texts[i * k],
-                "accuracy": accuracy[i * k],
-                "format": formatted[i * k],
+                "completion": texts[first],
+                "finished": samples[first].finished,
+                "rewards": {name: values[first] for name, values in scored.by_name.items()},
             }
-            for i, problem in enumerate(problems)
+            for first, problem in zip(range(0, len(samples), k), problems, strict=True)
         ),
     )
 
@@ -90,6 +105,7 @@ def evaluate_heldout(context: Context, seed: int) -> EvalResult:
         context.config.eval,
         context.config.task.prompt_template,
         seed,
+        context.config.rollout.stop,
     )
 
 

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from r1train.config.schema import ConfigError
 from r1train.data.encode import encode_prompts
 from r1train.data.problems import ProblemSet
-from r1train.data.prompts import TAGS
+from r1train.data.prompts import TAGS, render_prompt
 from r1train.data.selection import Selection
 
-BLOCK = 1024  # problems whose prompts are made at once
+MARKS = 16  # tokens that a tokenizer may add to those of a text
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -29,19 +29,18 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
             f"{_where(tokenizer)} has no end-of-sequence token, so no completion would end: set "
             '"eos_token" in its tokenizer_config.json'
         )
-    rows = _rows(model)
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     needed = {tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token, *TAGS}
     beyond = {
         token: number
-        for token, number in tokenizer.get_vocab().items()
-        if number >= rows and (token in needed or token not in special)
+        for token, number in _beyond(model, tokenizer).items()
+        if token in needed or token not in special
     }
     if beyond:
         token, number = max(beyond.items(), key=lambda item: item[1])
         raise ConfigError(
-            f"{_where(tokenizer)} has {len(tokenizer)} tokens and the model's embedding {rows} "
-            f"rows: {token!r} is number {number}; enlarge it once, with "
+            f"{_where(tokenizer)} has {len(tokenizer)} tokens and the model's embedding "
+            f"{_rows(model)} rows: {token!r} is number {number}; enlarge it once, with "
             "model.resize_token_embeddings(len(tokenizer)), and save the model"
         )
 
@@ -60,20 +59,24 @@ def fitting_problems(
     """
     limit, kept, long = positions(model), array("q"), 0
     longest, most = "", 0
-    for first in range(0, len(problems), BLOCK):
-        block = list(problems[first : first + BLOCK])
-        prompts = encode_prompts(tokenizer, block, template)
-        check_sequences(model, tokenizer, prompts)
-        for number, (problem, prompt) in enumerate(zip(block, prompts, strict=True), start=first):
-            if not prompt:
-                raise ConfigError(f"{problem.where}: its prompt is empty; see task.prompt_template")
-            if limit is None or len(prompt) + completion_length <= limit:
-                kept.append(number)
-                continue
-            if problems.sources[problem.source].on_bad_row == "skip":
-                long += 1
-            elif len(prompt) > most:
-                longest, most = problem.where, len(prompt)
+    strange = _beyond(model, tokenizer)
+    for number, problem in enumerate(problems):
+        text = render_prompt(problem.prompt, template, tokenizer)
+        # Few texts have to be tokens for this: those have at least a byte each, but for some marks.
+        short = limit is None or len(text.encode()) + MARKS + completion_length <= limit
+        if short and text.strip() and not any(token in text for token in strange):
+            kept.append(number)
+            continue
+        (prompt,) = encode_prompts(tokenizer, [problem], template)
+        check_sequences(model, tokenizer, [prompt])
+        if not prompt:
+            raise ConfigError(f"{problem.where}: its prompt is empty; see task.prompt_template")
+        if limit is None or len(prompt) + completion_length <= limit:
+            kept.append(number)
+        elif problems.sources[problem.source].on_bad_row == "skip":
+            long += 1
+        elif len(prompt) > most:
+            longest, most = problem.where, len(prompt)
     if longest:
         raise ConfigError(
             f"{longest}: its prompt of {most} tokens and a completion of {completion_length} go "
@@ -112,6 +115,12 @@ def positions(model: PreTrainedModel) -> int | None:
     """How many tokens a sequence may have; None where the architecture does not say."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def _beyond(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The tokens that the model has no embedding for."""
+    rows = _rows(model)
+    return {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
 
 
 def _rows(model: PreTrainedModel) -> int:

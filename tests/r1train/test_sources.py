@@ -152,17 +152,18 @@ def test_messages_of_a_table(tmp_path):
 
 
 def test_row_groups_are_read_when_asked_for_and_few_are_kept(tmp_path, monkeypatch):
+    kept = parquet.OrderedDict()
+    monkeypatch.setattr(parquet, "_KEPT", kept)
     rows = open_rows(str(write_parquet(tmp_path)))
     assert [number for number, _ in rows.scan()] == list(range(20))
-    assert not rows.groups
-    assert rows[13]["answer"] == "6.5"
-    assert list(rows.groups) == [2]
-    assert [rows[i]["answer"] for i in (0, 6, 19)] == ["0.0", "3.0", "9.5"]
-    assert list(rows.groups) == [2, 0, 1, 3]
-    monkeypatch.setattr(parquet, "KEPT_BYTES", 1)
-    rows = open_rows(rows.path)
-    assert [rows[i]["answer"] for i in (14, 5, 0)] == ["7.0", "2.5", "0.0"]
-    assert list(rows.groups) == [0]
+    assert not kept
+    assert [rows[i]["answer"] for i in (13, 0, 6, 19, 1)] == ["6.5", "0.0", "3.0", "9.5", "0.5"]
+    assert [group for _, group in kept] == [2, 1, 3, 0]
+    monkeypatch.setattr(parquet, "KEPT_BYTES", 2 * rows._group(0).nbytes)
+    (tmp_path / "more").mkdir()
+    other = open_rows(str(write_parquet(tmp_path / "more")))
+    assert other[14]["answer"] == "7.0"
+    assert [group for _, group in kept] == [0, 2]  # of all files together
 
 
 def test_lines_are_read_when_asked_for(tmp_path):

@@ -13,7 +13,9 @@ from r1train.data.sources.arrow import BLOCK, pyarrow, rows_of
 from r1train.data.sources.base import Row, RowError, Rows, Unchanged, starts_with
 
 KEPT_BYTES = 512 << 20
-"""Of a file's row groups that stay in memory; the one in use may be larger."""
+"""Of row groups that stay in memory, of all files together; the one in use may be larger."""
+_KEPT: OrderedDict[tuple[object, int], Any] = OrderedDict()
+"""By file and number; the last one was used last."""
 
 
 class ParquetRows(Rows):
@@ -24,7 +26,6 @@ class ParquetRows(Rows):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.unchanged = Unchanged(path)
-        self.groups: OrderedDict[int, Any] = OrderedDict()  # the last one was used last
         with self._open() as file:
             sizes = [
                 file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)
@@ -49,16 +50,14 @@ class ParquetRows(Rows):
         return row
 
     def _group(self, index: int) -> Any:
-        if index not in self.groups:
+        key = self.unchanged.state, index
+        if key not in _KEPT:
             with self._open() as file:
-                self.groups[index] = file.read_row_group(index)
-            while len(self.groups) > 1 and self._kept() > KEPT_BYTES:
-                self.groups.popitem(last=False)
-        self.groups.move_to_end(index)
-        return self.groups[index]
-
-    def _kept(self) -> int:
-        return sum(group.nbytes for group in self.groups.values())
+                _KEPT[key] = file.read_row_group(index)
+            while len(_KEPT) > 1 and sum(group.nbytes for group in _KEPT.values()) > KEPT_BYTES:
+                _KEPT.popitem(last=False)
+        _KEPT.move_to_end(key)
+        return _KEPT[key]
 
     def _open(self) -> Any:
         pa, parquet = (pyarrow(name, self.path) for name in ("pyarrow", "pyarrow.parquet"))

@@ -148,14 +148,18 @@ def arguments(samples: Sequence[Sample], columns: Sequence[str] = ()) -> Argumen
 
 def fields(problem: Problem) -> dict[str, Any]:
     """The columns of a problem: what its source says of it, its question and its answer."""
-    own = {**problem.metadata, **getattr(problem, "columns", {})}
+    own = {**problem.metadata, **problem.columns}
     return own | {"question": problem.question, "answer": problem.answer}
 
 
 def _columns(function: UserFunction, problems: ProblemSet) -> list[str]:
     """The columns that the function names; ConfigError where no problem has one that it needs."""
     needed = (function.parameters() or ([], []))[1]
-    known = {name for problem in problems for name in fields(problem)}.union(GIVEN)
+    known = set(GIVEN)
+    for problem in problems:  # of a large file, as few as will do
+        if known.issuperset(needed):
+            break
+        known.update(fields(problem))
     for name in needed:
         if name not in known:
             raise ConfigError(

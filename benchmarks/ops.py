@@ -1,4 +1,4 @@
-"""Every op × case × backend against its peers.
+"""Every op × case × implementation against its peers.
 
 Speed is the median of interleaved runs, checks and dispatch included. A row whose result is wrong
 prints no speed.
@@ -48,7 +48,7 @@ def bench_case(op: Op, case: Case, device: str, quick: bool) -> tuple[list[Row],
     del truth
     right = {name: call for name, call in calls.items() if not verdicts[name].problems}
     seconds = interleaved(right, device=device, seconds=0.05 if quick else 1.0)
-    best = min((seconds[name] for name in seconds if name not in op.backends), default=None)
+    best = min((seconds[name] for name in seconds if name not in op.implementations), default=None)
     least = peaks.roofline(device, compute_dtype(args), case.flops, case.bytes)
     rows = []
     for name in names:
@@ -74,22 +74,25 @@ def bench_case(op: Op, case: Case, device: str, quick: bool) -> tuple[list[Row],
 
 
 def implementations(op: Op, device: str, args: tuple[Any, ...]) -> list[str]:
-    """Our backends that take these arguments, then the peers."""
-    ours = [name for name in PREFERENCE[device] if unavailable(op, name) is None]
-    return [name for name in ours if op.backends[name].when(*args) is True] + list(
-        peers.for_op(op, device)
-    )
+    """Ours that take these arguments, each variant by itself, then the peers."""
+    ours = [
+        name
+        for backend in PREFERENCE[device]
+        for name in op.named(backend)
+        if unavailable(op, name) is None and op.implementations[name].able(*args) is True
+    ]
+    return [*ours, *peers.for_op(op, device)]
 
 
 @torch.no_grad()
-def call_backend(op: Op, backend: str, args: tuple[Any, ...]) -> Any:
-    with op.using(backend):
+def call_ours(op: Op, name: str, args: tuple[Any, ...]) -> Any:
+    with op.only(name):
         return op(*args)
 
 
 def candidate(op: Op, implementation: str, args: tuple[Any, ...], device: str) -> Callable[[], Any]:
-    if implementation in op.backends:
-        return partial(call_backend, op, implementation, args)
+    if implementation in op.implementations:
+        return partial(call_ours, op, implementation, args)
     return partial(torch.no_grad()(peers.for_op(op, device)[implementation]), *args)
 
 
@@ -109,7 +112,7 @@ def judge(truth: Truth, name: str, call: Callable[[], Any]) -> Parity:
         parity = truth.check(name, call())
     except Exception as error:  # of a peer, most likely: one failure must not cost the whole table
         return Parity(float("nan"), (f"{name}: {type(error).__name__}: {error}",))
-    accepted = name not in truth.op.backends and parity.error <= PEER_ERROR
+    accepted = name not in truth.op.implementations and parity.error <= PEER_ERROR
     return Parity(parity.error, ()) if accepted else parity
 
 

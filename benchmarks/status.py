@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks import record
 from benchmarks.record import ROOT
+from r1kernels.core import native
 from r1kernels.core.op import OPS, PREFERENCE, Op
 
 BACKENDS = ("cpp", "cuda", "triton")
@@ -24,9 +25,11 @@ NOT_FOLLOWED = "r1kernels.core"
 INCLUDE = re.compile(r'^\s*#include "([\w/.]+)"', re.MULTILINE)
 
 
-def sources(op: Op, backend: str) -> list[Path]:
-    """The files that make ``op`` on ``backend``; empty when it has no kernel there."""
-    roots = _triton(op) if backend == "triton" else _native(op, ROOT / FOLDERS[backend])
+def sources(op: Op, name: str) -> list[Path]:
+    """The files that make an implementation of ``op``; empty when there is none."""
+    backend, _, variant = name.partition(":")
+    kernel = native.kernel_name(op.name, variant)
+    roots = _triton(op) if backend == "triton" else _native(kernel, ROOT / FOLDERS[backend])
     if not roots:
         return []
     declared = [p for p in (ROOT / "r1kernels").glob("*/*.py") if f'"{op.name}(' in p.read_text()]
@@ -40,30 +43,30 @@ def sources(op: Op, backend: str) -> list[Path]:
     return sorted(found)
 
 
-def source_hash(op: Op, backend: str) -> str:
+def source_hash(op: Op, name: str) -> str:
     """Of the kernel's files, or "" for what is no kernel of this repository."""
-    if backend not in BACKENDS:
+    if name.partition(":")[0] not in BACKENDS:
         return ""
     digest = hashlib.sha256()
-    for path in sources(op, backend):
+    for path in sources(op, name):
         digest.update((ROOT / path).read_bytes())
     return digest.hexdigest()[:12]
 
 
 def lines() -> list[str]:
-    """One line for each op × backend whose speed is unknown, or known of older source only."""
+    """One line for each implementation whose speed is unknown, or known of older source only."""
     newest_last = sorted(record.load(), key=lambda one: one["date"])
     records = {(r["op"], r["implementation"], r["case"], r["kind"]): r for r in newest_last}
     found = []
     for op in OPS.values():
         for kind, backends in reversed(PREFERENCE.items()):
             cases = [case.name for case in op.cases if case.timed_on(kind)]
-            for backend in backends:
-                if not cases or not sources(op, backend):
+            for name in [name for backend in backends for name in op.named(backend) or (backend,)]:
+                if not cases or not sources(op, name):
                     continue
-                known = [records.get((op.name, backend, case, kind)) for case in cases]
-                if problem := _problem(known, source_hash(op, backend)):
-                    found.append(f"{op.name} × {backend}: {problem}")
+                known = [records.get((op.name, name, case, kind)) for case in cases]
+                if problem := _problem(known, source_hash(op, name)):
+                    found.append(f"{op.name} × {name}: {problem}")
     return found
 
 
@@ -84,9 +87,9 @@ def _triton(op: Op) -> list[Path]:
     return [] if module is None else [ROOT.joinpath(*module.split(".")).with_suffix(".py")]
 
 
-def _native(op: Op, folder: Path) -> list[Path]:
-    """The files that register its kernel, and what is linked with them but included by nothing."""
-    registers = re.compile(rf'impl\(\s*"{op.name}"')
+def _native(kernel: str, folder: Path) -> list[Path]:
+    """The files that register a kernel, and what is linked with them but included by nothing."""
+    registers = re.compile(rf'impl\(\s*"{kernel}"')
     found = [p for p in sorted(folder.rglob("*.c*")) if registers.search(p.read_text())]
     # Beside logprob.cu, logprob_sm90.cu.
     return [other for one in found for other in sorted(one.parent.glob(f"{one.stem}*"))]

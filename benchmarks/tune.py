@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks import tune_fp8
-from benchmarks.ops import call_backend
+from benchmarks.ops import call_ours
 from r1kernels.core.op import OPS
 from r1kernels.testing.compare import Truth
 from r1kernels.testing.timing import interleaved
@@ -87,7 +87,7 @@ def cases(module: str, device: str) -> Iterator[Checked]:
         for case in op.cases:
             if op.name.startswith(module) and case.timed_on(device):
                 args = case.make(device)
-                yield partial(call_backend, op, "triton", args), Truth(op, case, args)
+                yield partial(call_ours, op, "triton", args), Truth(op, case, args)
 
 
 def seconds_of(checked: Sequence[Checked], device: str) -> float:

@@ -22,13 +22,18 @@ def table() -> str:
     """Versions, devices, and each op × backend: "yes", or the number of a reason below."""
     reasons: dict[str, int] = {}
     rows = [("op", *BACKENDS)]
+
+    def mark(reason: str | None) -> str:
+        return "yes" if reason is None else f"[{reasons.setdefault(reason, len(reasons) + 1)}]"
+
     for op in OPS.values():
-        found = [unavailable(op, backend) for backend in BACKENDS]
-        marks = [
-            "yes" if reason is None else f"[{reasons.setdefault(reason, len(reasons) + 1)}]"
-            for reason in found
-        ]
-        rows.append((op.name, *marks))
+        rows.append((op.name, *(mark(unavailable(op, backend)) for backend in BACKENDS)))
+        for one in [op.implementations[n] for backend in BACKENDS for n in op.named(backend)]:
+            if one.variant:
+                marks = [
+                    mark(unavailable(op, one.name)) if b == one.backend else "" for b in BACKENDS
+                ]
+                rows.append((f"  {one.name}", *marks))
     name_width = max(len(row[0]) for row in rows)
     lines = [f"{row[0]:{name_width}}" + "".join(f"  {cell:6}" for cell in row[1:]) for row in rows]
     notes = [
@@ -45,7 +50,7 @@ def header() -> list[str]:
     devices = [f"cpu: {platform.machine()}, {torch.get_num_threads()} threads, C++ {isa()}"]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        arch = f"sm_{properties.major}{properties.minor}"
+        arch = native.architecture(torch.device("cuda", index))
         memory = f"{properties.total_memory / 2**30:.0f} GiB"
         devices.append(f"cuda:{index}: {properties.name}, {arch}, {memory}")
     return [" · ".join((found[0], python)), " · ".join(found[1:]), *devices]
@@ -56,16 +61,22 @@ def isa() -> str:
     return str(torch.ops.r1_cpp.isa()) if native.load("cpp") is None else "kernels absent"
 
 
-def unavailable(op: Op, backend: str) -> str | None:
-    """Why ``op`` can never run on ``backend`` on this machine, or None when it can."""
+def unavailable(op: Op, name: str) -> str | None:
+    """Why ``op`` can never run on a backend, or one variant of it, on this machine, or None."""
+    backend, _, variant = name.partition(":")
     compiled = backend in native.DEVICE
     if compiled and (reason := native.load(backend)) is not None:
         return reason
-    if op.absent(backend) or (compiled and native.absent(backend, op.name)):
-        return f"no {backend} kernel of this op"
+    kernel = native.kernel_name(op.name, variant)
+    if op.absent(name) or (compiled and native.absent(backend, kernel)):
+        return f"no {name} kernel of this op"
     interpreted = backend == "triton" and triton.INTERPRETED
     if backend in PREFERENCE["cuda"] and not (torch.cuda.is_available() or interpreted):
         return "PyTorch sees no CUDA device"
+    archs = op.implementations[name].archs if variant else ()
+    here = {native.architecture(torch.device("cuda", i)) for i in range(torch.cuda.device_count())}
+    if archs and here and here.isdisjoint(archs):
+        return f"{name} is for {' and '.join(archs)}"
     return None
 
 

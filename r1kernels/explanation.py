@@ -27,7 +27,7 @@ NAMESPACE = "r1kernels"
 
 
 def explain(function: Callable[..., Any] | Op | str, *args: Any, **kwargs: Any) -> str:
-    """Say which backend a call runs on and why each better one does not.
+    """Say which implementation a call runs on and why each better one does not.
 
     Nothing is computed: the call is made on tensors of these shapes, dtypes and devices without
     memory. What runs in the backward pass is listed where an argument requires a gradient.
@@ -108,7 +108,7 @@ def _of_op(op: Op, args: Any, kwargs: Any) -> str:
 
 def _choice(op: Op, args: Any) -> str:
     choice = op.select(*args)
-    lines = [f"{op.name}: {choice.backend}{' (pinned)' if is_pinned(op) else ''}"]
+    lines = [f"{op.name}: {choice.implementation}{' (pinned)' if is_pinned(op) else ''}"]
     lines += [f"  not {name}: {reason}" for name, reason in choice.reasons.items()]
     return "\n".join(lines)
 

@@ -23,7 +23,7 @@ CHUNK = {"cpu": 128, "cuda": 1024}  # rows that become logits at once
 
 def of_op(op: Op) -> dict[str, Callable[..., Any]]:
     """The reference of any op, eager and compiled."""
-    reference = op.backends["torch"].run
+    reference = op.implementations["torch"].run
     if op.forward_name in ON_THE_HOST:
         return {"eager": reference}
     return {"eager": reference, "compile": torch.compile(reference, dynamic=False)}

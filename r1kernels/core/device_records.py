@@ -18,14 +18,14 @@ FILE = Path(__file__).with_suffix(".json")
 
 @cache
 def table() -> dict[str, dict[str, list[str]]]:
-    """op → backend → names of devices."""
+    """op → implementation → names of devices."""
     found: dict[str, dict[str, list[str]]] = json.loads(FILE.read_text())
     return found
 
 
-def missing(op: str, backend: str, device: str) -> str | None:
-    """Why ``backend`` does not run unasked on the present device, or None when it may."""
+def missing(op: str, implementation: str, device: str) -> str | None:
+    """Why ``implementation`` does not run unasked on the present device, or None when it may."""
     name = torch.cuda.get_device_name() if device == "cuda" else device
-    if name in table().get(op, {}).get(backend, ()):
+    if name in table().get(op, {}).get(implementation, ()):
         return None
     return f"no record on {name} that it is right and faster (python -m benchmarks prove)"

@@ -16,11 +16,15 @@ from r1kernels.core.once import inputs_of
 
 
 def function_of(
-    op: str, save: Callable[..., None] | None, backward: Callable[..., Any]
+    op: str,
+    fields: type[tuple[Any, ...]],
+    save: Callable[..., None] | None,
+    backward: Callable[..., Any],
 ) -> type[Function]:
     """A Function that is applied to the op's arguments and, after them, what computes it of them.
 
     Args:
+        fields: names of the arguments.
         save: ``save(ctx, inputs, output)``, if there is something to save.
         backward: ``backward(ctx, *grads) -> one gradient or None per input``.
     """
@@ -30,7 +34,7 @@ def function_of(
         output = run(*inputs)
         ctx.inputs = inputs_of(inputs)
         if save is not None:
-            save(ctx, tuple(inputs), output)
+            save(ctx, tuple.__new__(fields, inputs), output)  # as _make, which counts them
         return output
 
     def gradients(ctx: Any, *grads: Any) -> tuple[Any, ...]:

@@ -2,7 +2,8 @@
 
 Each library registers its kernels in a namespace of its own (``torch.ops.r1_cpp``,
 ``torch.ops.r1_cuda``) through libtorch's stable ABI, so one binary serves several versions of
-Python and PyTorch. A kernel has the name and the schema of the op that it implements.
+Python and PyTorch. A kernel has the name and the schema of the op that it implements; a variant,
+beside the plain kernel of its backend, has the name ``<op>__<variant>``.
 """
 
 from __future__ import annotations
@@ -79,6 +80,19 @@ def processor(device: torch.device) -> str:
     return device.type
 
 
+def architecture(device: torch.device) -> str:
+    """Of a GPU: "sm_90", or on AMD's "gfx942"."""
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return str(properties.gcnArchName.split(":")[0])
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def kernel_name(op: str, variant: str) -> str:
+    """Of a variant, or with "" of the plain kernel, in the library."""
+    return f"{op}__{variant}" if variant else op
+
+
 @cache
 def kernel(backend: str, name: str) -> Any:
     return getattr(getattr(torch.ops, f"r1_{backend}"), name).default
@@ -95,7 +109,7 @@ def absent(backend: str, name: str) -> str | None:
         return reason
     if not hasattr(getattr(torch.ops, f"r1_{backend}"), name):
         return f"csrc has no {backend} kernel of {name}"
-    op = getattr(torch.ops.r1kernels, name).default
+    op = getattr(torch.ops.r1kernels, name.partition("__")[0]).default
     built, declared = (
         [(a.name, str(a.type)) for a in overload._schema.arguments]
         for overload in (kernel(backend, name), op)

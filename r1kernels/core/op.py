@@ -1,13 +1,13 @@
 """The one pattern by which every op is declared, registered with PyTorch and dispatched.
 
 An op has one schema, one PyTorch reference, one fake and at most one backward, and any number of
-backends. Declaring it here gives it a name under ``torch.ops.r1kernels``, a place in ``OPS`` (over
-which tests and benchmarks loop), and a choice of backend at run time that can be explained.
+implementations. Declaring it here gives it a name under ``torch.ops.r1kernels``, a place in ``OPS``
+(over which tests and benchmarks loop), and a choice at run time that can be explained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -17,12 +17,15 @@ import torch
 from torch.autograd import forward_ad
 
 from r1kernels.core import autocast, check, device_records, gradient, native, once
+from r1kernels.core.arguments import fields_of
+from r1kernels.core.implementation import Implementation, Predicate, always, device_of
 from r1kernels.core.names import nearest
 from r1kernels.core.plan import Plan, as_declared, kinds_of, watched
 
 OPS: dict[str, Op] = {}
 
-# The first able backend wins; the PyTorch reference is able everywhere.
+# The first able backend wins, within it a variant before the plain implementation; the PyTorch
+# reference is able everywhere.
 PREFERENCE: dict[str, tuple[str, ...]] = {"cuda": ("cuda", "triton"), "cpu": ("cpp",)}
 
 # backend → what imports a module with kernels for it, and gives the reason why it cannot, or None.
@@ -30,13 +33,7 @@ LOADERS: dict[str, Callable[[str], str | None]] = {}
 
 _LIB = torch.library.Library("r1kernels", "DEF")
 # Process-wide on purpose: autograd runs the backward of CUDA tensors on threads of its own.
-_PINNED: dict[str, str] = {}
-
-Predicate = Callable[..., "bool | str"]
-
-
-def always(*args: Any) -> bool:
-    return True
+_PINNED: dict[str, tuple[str, ...]] = {}  # op → names of implementations, in order
 
 
 @dataclass(frozen=True)
@@ -65,22 +62,10 @@ class Case:
         return self.bench in (True, device)
 
 
-class Backend(NamedTuple):
-    """An implementation, and what it can take: each predicate says True or why not."""
-
-    run: Callable[..., Any]
-    takes: Predicate  # of the types, dtypes and devices of arguments alone: asked once for each
-    further: Predicate  # whatever else it asks, once it takes them
-
-    def when(self, *args: Any) -> bool | str:
-        taken = self.takes(*args)
-        return self.further(*args) if taken is True else taken
-
-
 class Choice(NamedTuple):
-    """Which backend runs, and for each better one why it does not."""
+    """Which implementation runs, and for each better one why it does not."""
 
-    backend: str
+    implementation: str
     reasons: dict[str, str]
 
 
@@ -93,17 +78,16 @@ class Op:
         reference: plain PyTorch, on every device and in fp64 too. It is the fallback, the thing
             every backend is compared with, and the specification.
         fake: the same signature; makes empty outputs of the right shape, dtype and device.
-        save: ``save(ctx, inputs, output)``, required with ``backward``.
-        backward: ``backward(ctx, *grads) -> one gradient or None per input``. Without one, a
-            backward pass that comes to the op raises.
+        save: ``save(ctx, inputs, output)``, required with ``backward``; inputs have names, as
+            ``bind`` gives them.
+        backward: ``backward(ctx, *grads) -> one gradient or None per input``, as ``gradients``
+            makes them. Without one, a backward pass that comes to the op raises.
         validate: checks of the *values* of arguments. On the CPU they run at every call, before
             any backend, and not under tracing; on a GPU they would wait for the device, so there
             they run within ``r1kernels.checked()``, and else the kernels guard themselves.
         cases: arguments for tests and benchmarks.
         opaque: positions of outputs that are a backend's private memory, never compared.
-        guarded: backends that run unasked only on a device where a record says that they are right
-            and faster (``r1kernels/core/device_records.py``); they can be pinned anywhere.
-        triton: the module that plugs in its Triton kernel, imported at the first call that could
+        triton: the module that plugs in its Triton kernels, imported at the first call that could
             run there.
     """
 
@@ -118,31 +102,32 @@ class Op:
         validate: Callable[..., None] | None = None,
         cases: Sequence[Case] = (),
         opaque: Sequence[int] = (),
-        guarded: Sequence[str] = (),
         triton: str | None = None,
     ) -> None:
         self.name = schema.split("(", 1)[0]
         # Of what it makes the gradient, or else itself.
         self.forward_name = self.name.removesuffix("_").removesuffix("_backward")
         self.modules = {"triton": triton} if triton else {}
-        self.cases, self.opaque, self.guarded = tuple(cases), tuple(opaque), tuple(guarded)
+        self.cases, self.opaque = tuple(cases), tuple(opaque)
         self.differentiable = backward is not None
         self._mutable = "!" in schema
         self._validate = validate
         self._plans: dict[tuple[Any, ...], Plan] = {}
-        self.backends: dict[str, Backend] = {"torch": Backend(reference, always, always)}
-        for name in native.DEVICE:
-            self._add_native(name)
+        self.implementations: dict[str, Implementation] = {}
+        self.implementation("torch")(reference)
+        for backend in native.DEVICE:
+            self.compiled(backend)
         _LIB.define(schema, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
         _LIB.impl(self.name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(
             f"r1kernels::{self.name}", _on_one_device(self.name, fake), lib=_LIB
         )
         self.overload = getattr(torch.ops.r1kernels, self.name).default
+        self._fields = fields_of(self.overload)
         differentiate = (
             self._refuse_backward if backward is None else once.once(self.name)(backward)
         )
-        self._function = gradient.function_of(self.name, save, differentiate)
+        self._function = gradient.function_of(self.name, self._fields, save, differentiate)
         if not self._mutable:  # what writes to its arguments has no gradient
             gradient.register(_LIB, self.overload, self._function)
         OPS[self.name] = self
@@ -171,48 +156,135 @@ class Op:
     def __repr__(self) -> str:
         return f"Op({self.overload._schema})"
 
-    def backend(
-        self, name: str, *, takes: Predicate = always, when: Predicate = always
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Decorator that plugs in an implementation with the reference's signature.
+    def bind(self, args: Iterable[Any]) -> Any:
+        """All arguments of a call as a named tuple: ``op.bind(args).weight``.
 
-        Args:
-            takes: True, or why not, by the types, dtypes and devices of the arguments alone.
-            when: the same by anything else, asked at every call that it takes.
+        Raises:
+            TypeError: there are more or fewer than the schema has.
+        """
+        return self._fields._make(args)
+
+    def needed(self, ctx: Any) -> Any:
+        """For ``backward``: by name, whether the gradient of an argument is asked for."""
+        return self._fields._make(ctx.needs_input_grad[:-1])  # the last is no argument of the op
+
+    def gradients(self, **by_name: Any) -> Any:
+        """What ``backward`` returns: the gradients of these arguments, None for all others."""
+        return self._fields(**by_name)
+
+    def implementation(
+        self,
+        backend: str,
+        variant: str = "",
+        *,
+        archs: Sequence[str] = (),
+        takes: Predicate = always,
+        when: Predicate = always,
+        guarded: bool = False,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorator that plugs in a function with the reference's signature.
+
+        The arguments are those of ``Implementation``. Variants of one backend are tried in the
+        order in which they come, and before its plain implementation.
         """
 
         def add(run: Callable[..., Any]) -> Callable[..., Any]:
-            self.backends[name] = Backend(run, takes, when)
+            made = Implementation(
+                self.name, backend, variant, run, tuple(archs), takes, when, guarded
+            )
+            self.implementations[made.name] = made
             self._plans.clear()
             return run
 
         return add
 
+    def compiled(
+        self,
+        backend: str,
+        variant: str = "",
+        *,
+        archs: Sequence[str] = (),
+        when: Predicate = always,
+        guarded: bool = False,
+    ) -> None:
+        """Say what is known of a kernel in a compiled library beyond its schema.
+
+        A plain kernel without conditions needs no word, a variant does: ``native.kernel_name``
+        says what it is called there. The arguments are those of ``Implementation``.
+        """
+        kernel = native.kernel_name(self.name, variant)
+
+        def takes(*args: Any) -> bool | str:
+            return native.able(backend, kernel, args)
+
+        def run(*args: Any) -> Any:
+            try:
+                return native.kernel(backend, kernel)(*args)
+            except RuntimeError as error:  # of arguments, in our words, where it begins so
+                told = str(error).splitlines()[0]
+                if told.startswith(f"{self.name}: "):
+                    raise ValueError(told) from None
+                raise
+
+        self.implementation(backend, variant, archs=archs, takes=takes, when=when, guarded=guarded)(
+            run
+        )
+
+    def named(self, name: str) -> tuple[str, ...]:
+        """The implementations that "cuda" (a backend, variants first) or "cuda:sm90" stands for.
+
+        A backend with a module is imported by asking; there is none if ``absent`` says why.
+        """
+        if self.absent(name) is not None:
+            return ()
+        if ":" in name:
+            return (name,)
+        of_it = [each for each in self.implementations.values() if each.backend == name]
+        return tuple(each.name for each in sorted(of_it, key=lambda each: not each.variant))
+
+    def absent(self, name: str) -> str | None:
+        """Why there is no such backend or implementation of this op, or None."""
+        backend = name.partition(":")[0]
+        reason = None
+        if (module := self.modules.get(backend)) is not None:
+            reason = LOADERS[backend](module)
+        known = {each.backend for each in self.implementations.values()}
+        if name in known or name in self.implementations:
+            return None
+        return reason or f"{self.name} has no {name} implementation"
+
     def select(self, *args: Any) -> Choice:
-        """The backend that these arguments get, with the reason against each better one."""
+        """What these arguments run on, with the reason against each better implementation."""
         return self._select(self._plan(args), args)
 
     def _select(self, plan: Plan, args: Sequence[Any]) -> Choice:
         reasons: dict[str, str] = {}
         pinned = _PINNED.get(self.name)
         settled = True
-        for name in (pinned,) if pinned else (*plan.preferred, "torch"):
-            if (taken := plan.taken.get(name)) is None:
-                taken = self.absent(name) or self.backends[name].takes(*args)
-                plan.taken[name] = taken
-            if taken is True and self.backends[name].further is not always:
-                taken, settled = self.backends[name].further(*args), False
-            if taken is True and name in self.guarded and not pinned:
-                record = device_records.missing(self.name.removesuffix("_"), name, plan.device)
-                taken = record or True
-                settled = False
-            if taken is True:
-                if settled:
-                    plan.settled[pinned] = name
-                return Choice(name, reasons)
-            reasons[name] = taken or "cannot take these arguments"
+        for backend in ("",) if pinned else (*plan.preferred, "torch"):
+            if (names := pinned or plan.names.get(backend)) is None:
+                names = plan.names[backend] = self.named(backend) or (backend,)
+            for name in names:
+                if (taken := plan.taken.get(name)) is None:
+                    taken = self.absent(name) or self.implementations[name].takes_kinds_of(args)
+                    plan.taken[name] = taken
+                if taken is True:
+                    one = self.implementations[name]
+                    if one.when is not always:
+                        taken, settled = one.when(*args), False
+                    if taken is True and one.guarded and not _asked_for(one, pinned):
+                        known_as = self.name.removesuffix("_")
+                        taken = device_records.missing(known_as, name, plan.device) or True
+                        settled = False
+                if taken is True:
+                    if settled:
+                        plan.settled[pinned] = name
+                    return Choice(name, reasons)
+                reasons[name] = taken or "cannot take these arguments"
+        assert pinned  # the reference takes everything
         raise RuntimeError(
-            f"{self.name}: pinned to backend {pinned!r}, which cannot run: {reasons[str(pinned)]}"
+            f"{self.name}: pinned to backend {' or '.join(map(repr, pinned))}, which cannot run: "
+            f"{'; '.join(reasons.values())}"
         )
 
     def _plan(self, args: Sequence[Any]) -> Plan:
@@ -220,30 +292,31 @@ class Op:
         plan = self._plans.get(kinds)
         if (
             plan is None
-            or plan.backends is not self.backends
+            or plan.implementations is not self.implementations
             or plan.preferred is not PREFERENCE.get(plan.device, ())
         ):
-            device = _device_type(args)
+            device = device_of(args).type
             direct = device in PREFERENCE and as_declared(self.overload, args)
             requires_grad = any(map(_requires_grad, args))
             preferred = PREFERENCE.get(device, ())
-            plan = Plan(device, direct, requires_grad, {}, {}, preferred, self.backends)
+            plan = Plan(device, direct, requires_grad, {}, {}, {}, preferred, self.implementations)
             self._plans[kinds] = plan
         return plan
 
-    def absent(self, backend: str) -> str | None:
-        """Why this op has no such backend, or None; one with a module is imported by asking."""
-        reason = None
-        if backend not in self.backends and (module := self.modules.get(backend)):
-            reason = LOADERS[backend](module)
-        if backend in self.backends:
-            return None
-        return reason or f"{self.name} has no {backend} implementation"
-
     @contextmanager
     def using(self, backend: str) -> Iterator[None]:
-        """Pin this op to one backend, in the whole process, until the block ends."""
+        """Pin this op as ``r1kernels.using`` does, until the block ends."""
         with using(backend, self):
+            yield
+
+    @contextmanager
+    def only(self, implementation: str) -> Iterator[None]:
+        """Pin this op to one implementation: "cuda" is the plain one, and none of its variants.
+
+        Tests and benchmarks look at one at a time in this way.
+        """
+        _check_known(self, implementation)
+        with _pinned({self.name: (implementation,)}):
             yield
 
     def _run(self, *args: Any) -> Any:
@@ -254,8 +327,9 @@ class Op:
     def _compute(self, plan: Plan, args: Sequence[Any]) -> Any:
         if self._validate is not None and (plan.device == "cpu" or check.checking()):
             self._validate(*args)
-        chosen = plan.settled.get(_PINNED.get(self.name)) or self._select(plan, args).backend
-        run = self.backends[chosen].run
+        pinned = _PINNED.get(self.name)
+        chosen = plan.settled.get(pinned) or self._select(plan, args).implementation
+        run = self.implementations[chosen].run
         if torch._C._is_any_autocast_enabled() and autocast.enabled(plan.device):
             run = autocast.without(run, plan.device)
         if not torch.is_grad_enabled():
@@ -282,21 +356,6 @@ class Op:
             raise once.second_derivative(self.forward_name)
         raise NotImplementedError(f"{self.name}: it has no gradient: detach its arguments")
 
-    def _add_native(self, name: str) -> None:
-        def takes(*args: Any) -> bool | str:
-            return native.able(name, self.name, args)
-
-        def run(*args: Any) -> Any:
-            try:
-                return native.kernel(name, self.name)(*args)
-            except RuntimeError as error:  # of arguments, in our words, where it begins so
-                told = str(error).splitlines()[0]
-                if told.startswith(f"{self.name}: "):
-                    raise ValueError(told) from None
-                raise
-
-        self.backends[name] = Backend(run, takes, always)
-
 
 @contextmanager
 def using(backend: str, *ops: Op | str) -> Iterator[None]:
@@ -308,7 +367,8 @@ def using(backend: str, *ops: Op | str) -> Iterator[None]:
     ...     loss = r1kernels.fused_linear_grpo_loss(hidden, weight, target, **options).loss
 
     Args:
-        backend: "torch" (the reference), "cpp", "cuda", "triton", or one that was plugged in.
+        backend: "torch" (the reference), "cpp", "cuda", "triton", or one that was plugged in, with
+            its variants; or one variant alone: "cuda:sm90".
         ops: names of ops, as ``python -m r1kernels`` lists them; all that have it by default. The
             gradient of an op is made by an op of its own, named …_backward: pin both passes of a
             head alike, since what the forward pass kept is its backend's own.
@@ -318,23 +378,40 @@ def using(backend: str, *ops: Op | str) -> Iterator[None]:
     """
     chosen = [op if isinstance(op, Op) else find("using", op) for op in ops]
     for op in chosen:
-        if (reason := op.absent(backend)) is not None:
-            known = tuple(op.backends)
-            raise ValueError(
-                f"{op.name}: unknown backend {backend!r}, expected one of: {', '.join(known)} "
-                f"({reason}){nearest(backend, known)}"
-            )
+        _check_known(op, backend)
     if not ops:
-        backends = chain(("torch",), *PREFERENCE.values(), *(op.backends for op in OPS.values()))
-        check.choice("using", "backend", backend, tuple(dict.fromkeys(backends)))
+        known = chain(
+            ("torch",), *PREFERENCE.values(), *(op.implementations for op in OPS.values())
+        )
+        check.choice("using", "backend", backend, tuple(dict.fromkeys(known)))
         chosen = [op for op in OPS.values() if op.absent(backend) is None]
+    with _pinned({op.name: op.named(backend) for op in chosen}):
+        yield
+
+
+def _check_known(op: Op, backend: str) -> None:
+    if (reason := op.absent(backend)) is not None:
+        known = tuple(op.implementations)
+        raise ValueError(
+            f"{op.name}: unknown backend {backend!r}, expected one of: {', '.join(known)} "
+            f"({reason}){nearest(backend, known)}"
+        )
+
+
+@contextmanager
+def _pinned(names: dict[str, tuple[str, ...]]) -> Iterator[None]:
     before = dict(_PINNED)
-    _PINNED.update({op.name: backend for op in chosen})
+    _PINNED.update(names)
     try:
         yield
     finally:
         _PINNED.clear()
         _PINNED.update(before)
+
+
+def _asked_for(one: Implementation, pinned: tuple[str, ...] | None) -> bool:
+    """Whether a pin means this one: that of a backend means a variant only if it has no other."""
+    return pinned is not None and (len(pinned) == 1 or not one.variant)
 
 
 def find(caller: str, name: str) -> Op:
@@ -384,10 +461,3 @@ def _has_tangent(arg: Any) -> bool:
 
 def _requires_grad(arg: Any) -> bool:
     return isinstance(arg, torch.Tensor) and arg.requires_grad
-
-
-def _device_type(args: Sequence[Any]) -> str:
-    for arg in args:
-        if isinstance(arg, torch.Tensor):
-            return arg.device.type
-    return "cpu"

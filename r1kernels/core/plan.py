@@ -27,10 +27,11 @@ class Plan(NamedTuple):
     device: str  # its type
     direct: bool  # PyTorch's dispatcher would bring these arguments here unchanged
     requires_grad: bool  # any of them
-    taken: dict[str, bool | str]  # by backend, as far as anyone has asked: True or why not
-    settled: dict[str | None, str]  # what runs, by what is pinned, where no more than this counts
+    names: dict[str, tuple[str, ...]]  # of implementations, by backend, as far as anyone has asked
+    taken: dict[str, bool | str]  # by implementation: True or why not
+    settled: dict[tuple[str, ...] | None, str]  # what runs, by pin, where no more than this counts
     preferred: tuple[str, ...]
-    backends: dict[str, Any]
+    implementations: dict[str, Any]
 
 
 def kinds_of(args: Sequence[Any]) -> tuple[Any, ...]:

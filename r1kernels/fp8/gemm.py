@@ -192,14 +192,14 @@ FP8_GEMM = Op(
     reference=reference,
     fake=_fake,
     cases=CASES,
-    guarded=("cuda",),
     triton="r1kernels.fp8.triton.gemm",
 )
+FP8_GEMM.compiled("cuda", guarded=True)
 FP8_GEMM_ = Op(
     "fp8_gemm_(Tensor(a!) accumulate, Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, "
     "bool transposed) -> ()",
     reference=accumulate_reference,
     fake=_accumulate_fake,
-    guarded=("cuda",),
     triton="r1kernels.fp8.triton.gemm",
 )
+FP8_GEMM_.compiled("cuda", guarded=True)

@@ -135,15 +135,15 @@ FP8_GROUPED_WGRAD = Op(
     fake=_fake,
     validate=_validate,
     cases=CASES,
-    guarded=("cuda",),
     triton="r1kernels.fp8.triton.grouped_wgrad",
 )
+FP8_GROUPED_WGRAD.compiled("cuda", guarded=True)
 FP8_GROUPED_WGRAD_ = Op(
     "fp8_grouped_wgrad_(Tensor(a!) accumulate, Tensor left, Tensor left_scale, Tensor right, "
     "Tensor right_scale, Tensor offsets) -> ()",
     reference=accumulate_reference,
     fake=_accumulate_fake,
-    guarded=("cuda",),
     validate=lambda accumulate, *given: _validate(*given),
     triton="r1kernels.fp8.triton.grouped_wgrad",
 )
+FP8_GROUPED_WGRAD_.compiled("cuda", guarded=True)

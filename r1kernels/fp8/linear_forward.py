@@ -81,6 +81,6 @@ FP8_LINEAR_FORWARD = Op(
     reference=reference,
     fake=_fake,
     cases=CASES,
-    guarded=("cuda",),
     triton="r1kernels.fp8.triton.linear_forward",
 )
+FP8_LINEAR_FORWARD.compiled("cuda", guarded=True)

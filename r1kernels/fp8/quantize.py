@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r1kernels.core import check, native
+from r1kernels.core import check
 from r1kernels.core.op import Case, Op
 from r1kernels.fp8.format import (
     BLOCK,
@@ -225,17 +225,16 @@ FP8_QUANTIZE = Op(
     fake=_fake,
     validate=_validate,
     cases=CASES,
-    guarded=("cuda",),
     triton="r1kernels.fp8.triton.quantize",
 )
 
 
-def _by_rows(*args: Any) -> bool | str:
+def _by_rows(
+    x: Tensor, gather: Tensor | None, top_k: int, rows: int, columns: int,
+    power_of_two: bool, both: bool,
+) -> bool | str:  # fmt: skip
     """Whether the CUDA kernel takes these arguments."""
-    if (able := native.able("cuda", "fp8_quantize", args)) is not True:
-        return able
-    x, _, _, rows, *_ = args
     return (x.dim() == 2 and rows == 1) or "takes a matrix in blocks of (1, 128)"
 
 
-FP8_QUANTIZE.backend("cuda", when=_by_rows)(FP8_QUANTIZE.backends["cuda"].run)
+FP8_QUANTIZE.compiled("cuda", when=_by_rows, guarded=True)

@@ -87,7 +87,7 @@ def _usable_on_gpu(
     return next((reason for reason, met in conditions.items() if not met), True)
 
 
-@FP8_GEMM.backend("scaled_mm", when=usable)
+@FP8_GEMM.implementation("scaled_mm", when=usable)
 def fp8_gemm(
     a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None,
     out_dtype: torch.dtype, transposed: bool,

@@ -47,7 +47,7 @@ class Truth:
     """
 
     def __init__(self, op: Op, case: Case, args: Sequence[Any]) -> None:
-        reference = op.backends["torch"].run
+        reference = op.implementations["torch"].run
         self.op, self.case = op, case
         self.working = as_tuple(reference(*args))
         self.exact = as_tuple(reference(*upcast(args)))

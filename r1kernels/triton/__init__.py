@@ -9,14 +9,15 @@ is pinned: slowly, for tests.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any
 
 import torch
 
-from r1kernels.core.op import LOADERS, Op, Predicate, always
+from r1kernels.core.implementation import Predicate, always
+from r1kernels.core.op import LOADERS, Op
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -51,11 +52,19 @@ LOADERS["triton"] = load
 current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
 
-def plug_in(op: Op, takes: Predicate = always, *, when: Predicate = always) -> Callable[..., Any]:
-    """Decorator: the function, of the reference's signature, is the Triton backend of ``op``.
+def plug_in(
+    op: Op,
+    takes: Predicate = always,
+    *,
+    variant: str = "",
+    archs: Sequence[str] = (),
+    when: Predicate = always,
+    guarded: bool = False,
+) -> Callable[..., Any]:
+    """Decorator: the function, of the reference's signature, is a Triton implementation of ``op``.
 
-    ``takes`` and ``when``, those of ``Op.backend``, are asked after device and dtype are known to
-    be right.
+    The arguments are those of ``Implementation``; ``takes`` and ``when`` are asked after device and
+    dtype are known to be right.
     """
 
     def add(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,7 +79,9 @@ def plug_in(op: Op, takes: Predicate = always, *, when: Predicate = always) -> C
             able_to = able(args)
             return takes(*args) if able_to is True else able_to
 
-        op.backend("triton", takes=of_kinds, when=when)(on_device)
+        op.implementation(
+            "triton", variant, archs=archs, takes=of_kinds, when=when, guarded=guarded
+        )(on_device)
         return run
 
     return add

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from r1kernels.core import native
 from r1kernels.triton import INTERPRETED
 
 TABLE = Path(__file__).parent / "launch.json"
@@ -34,10 +35,7 @@ def target(device: torch.device) -> str:
     """The table's name for ``device``; it need not be in the table."""
     if INTERPRETED:
         return "interpret"
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip is not None:
-        return properties.gcnArchName.split(":")[0]
-    arch = f"{properties.major}{properties.minor}"
+    arch = native.architecture(device).removeprefix("sm_")
     return ALIKE.get(arch, arch)
 
 

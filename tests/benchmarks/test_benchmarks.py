@@ -38,9 +38,11 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Op]:
         fake=torch.empty_like,
         cases=cases,
     )
-    op.backend("right")(lambda x: x + x)
-    op.backend("wrong")(lambda x: x * 2.1)
-    monkeypatch.setattr(ops.peers, "for_op", lambda op, device: {"eager": op.backends["torch"].run})
+    op.implementation("right")(lambda x: x + x)
+    op.implementation("wrong")(lambda x: x * 2.1)
+    monkeypatch.setattr(
+        ops.peers, "for_op", lambda op, device: {"eager": op.implementations["torch"].run}
+    )
     yield op
     del OPS[NAME]
     lib._destroy()
@@ -194,7 +196,7 @@ def test_trl_computes_what_the_op_computes(name: str) -> None:
     op = OPS[name]
     args = op.cases[0].make("cpu")
     got = peers.for_op(op, "cpu")["trl"](*args)
-    expected = op.backends["torch"].run(*args)
+    expected = op.implementations["torch"].run(*args)
     torch.testing.assert_close(got[0], expected[0])
 
 

@@ -16,18 +16,19 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs ar
 
 
 def captures() -> list[Any]:
-    """Each op, backend and case; the first case of each is not slow."""
+    """Each op, implementation and case; the first case of each is not slow."""
     found = []
     for op in OPS.values():
-        for backend in PREFERENCE["cuda"] if torch.cuda.is_available() else ():
-            if unavailable(op, backend) is None:
+        backends = PREFERENCE["cuda"] if torch.cuda.is_available() else ()
+        for name in [name for backend in backends for name in op.named(backend)]:
+            if unavailable(op, name) is None:
                 cases = [case for case in op.cases if not case.bench]
                 found += [
                     pytest.param(
                         op,
-                        backend,
+                        name,
                         case,
-                        id=f"{op.name}-{backend}-{case.name}",
+                        id=f"{op.name}-{name}-{case.name}",
                         marks=() if case is cases[0] else pytest.mark.slow,
                     )
                     for case in cases
@@ -35,12 +36,12 @@ def captures() -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize(("op", "backend", "case"), captures())
-def test_a_replay_gives_what_a_call_gives(op: Op, backend: str, case: Case) -> None:
+@pytest.mark.parametrize(("op", "name", "case"), captures())
+def test_a_replay_gives_what_a_call_gives(op: Op, name: str, case: Case) -> None:
     args = case.make("cuda")
-    able = op.backends[backend].when(*args)
+    able = op.implementations[name].able(*args)
     if able is not True:
-        pytest.skip(f"{backend}: {able}")
+        pytest.skip(f"{name}: {able}")
 
     def results(given: tuple[Any, ...]) -> list[Tensor]:
         """What the op returns, and what it may have written to."""
@@ -48,7 +49,7 @@ def test_a_replay_gives_what_a_call_gives(op: Op, backend: str, case: Case) -> N
         written = given if op.overload._schema.is_mutable else ()
         return [*outputs, *(arg for arg in written if isinstance(arg, Tensor))]
 
-    with op.using(backend):
+    with op.only(name):
         expected = results(copied(args))
         static = copied(args)
         with torch.cuda.stream(torch.cuda.Stream()):  # compiles and loads, which a graph may not

@@ -45,7 +45,7 @@ def upstream(device: str) -> tuple[Tensor, Tensor]:
 def test_large_vocabularies(kernels: Kernels, columns: int, dtype: torch.dtype) -> None:
     logits, target = rows_of(columns, dtype, kernels.device)
     got = kernels.ops.logprob(logits, target, *OPTIONS, True)
-    exact = OPS["logprob"].backends["torch"].run(logits.double(), target, *OPTIONS, True)
+    exact = OPS["logprob"].implementations["torch"].run(logits.double(), target, *OPTIONS, True)
     for output, truth in zip(got, exact, strict=True):
         torch.testing.assert_close(output.double(), truth, rtol=1e-6, atol=1e-6)
 

@@ -25,9 +25,8 @@ def guarded() -> Iterator[Op]:
         "toy_guarded(Tensor x) -> Tensor",
         reference=lambda x: x + 1,
         fake=torch.empty_like,
-        guarded=("cpp",),
     )
-    op.backend("cpp")(lambda x: x + 1)
+    op.implementation("cpp", guarded=True)(lambda x: x + 1)
     yield op
     del OPS["toy_guarded"]
 
@@ -40,10 +39,10 @@ def fresh_table() -> Iterator[None]:
 
 def test_without_a_record_the_next_backend_runs_and_the_reason_is_said(guarded: Op) -> None:
     choice = guarded.select(torch.ones(2))
-    assert choice.backend == "torch"
+    assert choice.implementation == "torch"
     assert choice.reasons["cpp"].startswith("no record on cpu that it is right and faster")
     with guarded.using("cpp"):
-        assert guarded.select(torch.ones(2)).backend == "cpp"
+        assert guarded.select(torch.ones(2)).implementation == "cpp"
 
 
 def test_with_a_record_it_runs(
@@ -53,7 +52,7 @@ def test_with_a_record_it_runs(
     file.write_text(json.dumps({"toy_guarded": {"cpp": ["cpu"]}}))
     monkeypatch.setattr(device_records, "FILE", file)
     device_records.table.cache_clear()
-    assert guarded.select(torch.ones(2)).backend == "cpp"
+    assert guarded.select(torch.ones(2)).implementation == "cpp"
 
 
 def record(implementation: str, seconds: float | None, **changes: Any) -> dict[str, Any]:

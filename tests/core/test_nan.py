@@ -89,7 +89,7 @@ def poisoned(op: Op, count: int) -> Iterator[tuple[str, list[Any], float]]:
 def compare(op: Op, backend: str, count: int) -> list[str]:
     problems = []
     for what, args, value in poisoned(op, count):
-        if op.backends[backend].when(*args) is not True:
+        if op.implementations[backend].able(*args) is not True:
             continue
         expected, got = (results(op, args, name) for name in ("torch", backend))
         if isinstance(expected, str) or isinstance(got, str):

@@ -59,7 +59,7 @@ def declared() -> Iterator[Op]:
 @pytest.fixture
 def toy(declared: Op, monkeypatch: pytest.MonkeyPatch) -> Op:
     """The toy op with its own copies of everything that a test may change."""
-    monkeypatch.setattr(declared, "backends", dict(declared.backends))
+    monkeypatch.setattr(declared, "implementations", dict(declared.implementations))
     monkeypatch.setitem(pattern.PREFERENCE, "cpu", ("fast", "cpp"))
     return declared
 
@@ -68,7 +68,7 @@ def add_fast(toy: Op, when: Any = lambda *args: True) -> list[tuple[Any, ...]]:
     """Plug in the backend "fast"; the list grows by the arguments of each call of it."""
     calls = []
 
-    @toy.backend("fast", when=when)
+    @toy.implementation("fast", when=when)
     def fast(x: Tensor, scale: float) -> Tensor:
         calls.append((x, scale))
         return x.detach() * scale
@@ -79,13 +79,13 @@ def add_fast(toy: Op, when: Any = lambda *args: True) -> list[tuple[Any, ...]]:
 def test_declaring_puts_it_in_ops_and_under_torch_ops(toy: Op) -> None:
     assert OPS[NAME] is toy
     assert toy.overload is torch.ops.r1kernels.toy_scale.default
-    assert list(toy.backends) == ["torch", "cpp", "cuda"]
+    assert list(toy.implementations) == ["torch", "cpp", "cuda"]
     assert repr(toy) == "Op(r1kernels::toy_scale(Tensor x, float scale) -> Tensor)"
 
 
 def test_the_reference_runs_when_nothing_better_can(toy: Op) -> None:
     choice = toy.select(torch.ones(2), 3.0)
-    assert choice.backend == "torch"
+    assert choice.implementation == "torch"
     assert choice.reasons["fast"] == "toy_scale has no fast implementation"
     assert "cpp" in choice.reasons
     assert toy(torch.ones(2), 3.0).tolist() == [3.0, 3.0]
@@ -136,16 +136,16 @@ def test_using_pins_one_op_and_restores_the_outer_pin(toy: Op) -> None:
     args = (torch.ones(2), 3.0)
     with toy.using("torch"):
         with toy.using("fast"):
-            assert toy.select(*args).backend == "fast"
-        assert toy.select(*args).backend == "torch"
-    assert toy.select(*args).backend == "fast"
+            assert toy.select(*args).implementation == "fast"
+        assert toy.select(*args).implementation == "torch"
+    assert toy.select(*args).implementation == "fast"
 
 
 def test_using_restores_after_an_error(toy: Op) -> None:
     add_fast(toy)
     with pytest.raises(KeyError), toy.using("torch"):
         raise KeyError
-    assert toy.select(torch.ones(2), 3.0).backend == "fast"
+    assert toy.select(torch.ones(2), 3.0).implementation == "fast"
 
 
 def test_using_for_all_ops_pins_those_that_have_the_backend(toy: Op) -> None:
@@ -153,10 +153,10 @@ def test_using_for_all_ops_pins_those_that_have_the_backend(toy: Op) -> None:
     rewards = (torch.ones(2), torch.zeros(2, dtype=torch.int64), None, "group", "mean", 1e-4)
     before = OPS["group_advantage"].select(*rewards)
     with r1kernels.using("fast"):
-        assert toy.select(torch.ones(2), 3.0).backend == "fast"
+        assert toy.select(torch.ones(2), 3.0).implementation == "fast"
         assert OPS["group_advantage"].select(*rewards) == before
     with r1kernels.using("torch"):
-        assert OPS["group_advantage"].select(*rewards).backend == "torch"
+        assert OPS["group_advantage"].select(*rewards).implementation == "torch"
 
 
 def test_using_an_unknown_backend_lists_the_known_ones(toy: Op) -> None:
@@ -246,7 +246,7 @@ def test_using_a_backend_that_no_op_has_names_the_nearest() -> None:
 def test_using_takes_names_of_ops(toy: Op) -> None:
     add_fast(toy)
     with r1kernels.using("torch", NAME, "moe_sort"):
-        assert toy.select(torch.ones(2), 3.0).backend == "torch"
+        assert toy.select(torch.ones(2), 3.0).implementation == "torch"
     with (
         pytest.raises(ValueError, match=r"using: unknown op 'moe_srt'.*did you mean 'moe_sort'"),
         r1kernels.using("torch", "moe_srt"),

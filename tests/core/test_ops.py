@@ -1,4 +1,4 @@
-"""Every op × every backend that runs here × every case: the contract of architecture.md.
+"""Every op × every implementation that runs here × every case: architecture.md's contract.
 
 An op that is declared, or a backend that is plugged in, is tested here without another line.
 """
@@ -31,33 +31,37 @@ if triton.INTERPRETED:
     BACKENDS["cpu"] += ("triton",)
 
 
-class Variant(NamedTuple):
-    """An implementation of an op: a backend and, for C++, an instruction set."""
+class Subject(NamedTuple):
+    """What is tested: an implementation of an op and, for C++, an instruction set."""
 
     device: str
     op: Op
-    backend: str
+    name: str  # of the implementation
     isa: str = ""
 
+    @property
+    def backend(self) -> str:
+        return self.name.partition(":")[0]
+
     def __str__(self) -> str:
-        name = f"{self.op.name}-{self.backend}" + (f"-{self.isa}" if self.isa else "")
+        name = f"{self.op.name}-{self.name}" + (f"-{self.isa}" if self.isa else "")
         return f"{name}-{self.device}"
 
     def refusal(self, args: tuple[Any, ...]) -> str | None:
         """Why the backend cannot take these arguments, or None."""
-        able = self.op.backends[self.backend].when(*args)
+        able = self.op.implementations[self.name].able(*args)
         return None if able is True else able or "cannot take these arguments"
 
     @contextmanager
     def active(self) -> Iterator[Callable[..., tuple[Tensor, ...]]]:
-        """A function that runs this variant, or skips the test when it cannot take the case."""
+        """A function that runs this subject, or skips the test when it cannot take the case."""
 
         def run(*args: Any) -> tuple[Tensor, ...]:
             if (refusal := self.refusal(args)) is not None:
-                pytest.skip(f"{self.backend}: {refusal}")
+                pytest.skip(f"{self.name}: {refusal}")
             return as_tuple(self.op(*args))
 
-        with self.op.using(self.backend):
+        with self.op.only(self.name):
             if not self.isa:
                 yield run
                 return
@@ -68,26 +72,27 @@ class Variant(NamedTuple):
                 torch.ops.r1_cpp.limit_isa("")
 
 
-VARIANTS = [
-    Variant(device, op, backend)
+SUBJECTS = [
+    Subject(device, op, name)
     for device in DEVICES
     for op in OPS.values()
     if not op.overload._schema.is_mutable  # it would change the arguments that these tests share
     for backend in BACKENDS[device]
-    if unavailable(op, backend) is None
+    for name in op.named(backend)
+    if unavailable(op, name) is None
 ]
-ISA_VARIANTS = [
-    variant._replace(isa=isa)
-    for variant in VARIANTS
-    if variant.backend == "cpp"
+ISA_SUBJECTS = [
+    subject._replace(isa=isa)
+    for subject in SUBJECTS
+    if subject.backend == "cpp"
     for isa in instruction_sets.here()[:-1]  # the last one is what runs anyway
 ]
 
 
-def with_cases(variants: list[Variant]) -> pytest.MarkDecorator:
-    pairs = [(variant, case) for variant in variants for case in small_cases(variant.op)]
-    ids = [f"{variant}-{case.name}" for variant, case in pairs]
-    return pytest.mark.parametrize(("variant", "case"), pairs, ids=ids)
+def with_cases(subjects: list[Subject]) -> pytest.MarkDecorator:
+    pairs = [(subject, case) for subject in subjects for case in small_cases(subject.op)]
+    ids = [f"{subject}-{case.name}" for subject, case in pairs]
+    return pytest.mark.parametrize(("subject", "case"), pairs, ids=ids)
 
 
 def small_cases(op: Op) -> list[Case]:
@@ -99,33 +104,33 @@ def truth(op: Op, case: Case, device: str) -> Truth:
     return Truth(op, case, case.make(device))
 
 
-@with_cases(VARIANTS + ISA_VARIANTS)
-def test_equals_the_reference_wherever_its_arguments_lie(variant: Variant, case: Case) -> None:
+@with_cases(SUBJECTS + ISA_SUBJECTS)
+def test_equals_the_reference_wherever_its_arguments_lie(subject: Subject, case: Case) -> None:
     """The contract of a backend, from two runs of it in which fresh memory is filled with NaN.
 
     The first must equal the reference, leave its arguments alone and have the types that the fake
     promises. The second, with gaps between its arguments and one thread instead of two, must give
     the same bits, as then must every run.
     """
-    args, untouched = case.make(variant.device), case.make(variant.device)
-    expected = truth(variant.op, case, variant.device)
-    with variant.active() as run, poisoned():
+    args, untouched = case.make(subject.device), case.make(subject.device)
+    expected = truth(subject.op, case, subject.device)
+    with subject.active() as run, poisoned():
         with threads(2):
             outputs = run(*args)
-            repeated = run(*args) if variant.backend == "torch" else None
+            repeated = run(*args) if subject.backend == "torch" else None
         with threads(1):
             spread = run(*map(strided, args))
-    problems = list(expected.check(str(variant), outputs).problems)
+    problems = list(expected.check(str(subject), outputs).problems)
     if repeated is None:
         where = "other bits when strided and on one thread"
-        problems += named(where, differing(variant.op, spread, outputs))
+        problems += named(where, differing(subject.op, spread, outputs))
     else:  # BLAS chooses its order by where a matrix lies, and by the number of threads
-        problems += expected.check(f"{variant}, strided", spread).problems
-        problems += named("other bits when repeated", differing(variant.op, repeated, outputs))
+        problems += expected.check(f"{subject}, strided", spread).problems
+        problems += named("other bits when repeated", differing(subject.op, repeated, outputs))
     problems += named("argument written to", changed(untouched, args))
     problems += named("argument returned as an output", returned(args, outputs))
-    problems += named("not as the fake promises", unlike_fake(variant.op, args, outputs))
-    assert not problems, f"{variant}, case {case.name!r}:\n" + "\n".join(problems)
+    problems += named("not as the fake promises", unlike_fake(subject.op, args, outputs))
+    assert not problems, f"{subject}, case {case.name!r}:\n" + "\n".join(problems)
 
 
 def named(contract: str, problems: Iterator[str]) -> list[str]:
@@ -184,36 +189,36 @@ def strided(arg: Any) -> Any:
     return room
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_opcheck(variant: Variant) -> None:
+@pytest.mark.parametrize("subject", SUBJECTS, ids=str)
+def test_opcheck(subject: Subject) -> None:
     """On the first case that the backend can take; on the others in the slow one."""
-    for case in small_cases(variant.op):
-        if variant.refusal(case.make(variant.device)) is None:
-            opcheck(variant, case, "test_autograd_registration", "test_aot_dispatch_dynamic")
+    for case in small_cases(subject.op):
+        if subject.refusal(case.make(subject.device)) is None:
+            opcheck(subject, case, "test_autograd_registration", "test_aot_dispatch_dynamic")
             return
-    pytest.skip(f"{variant.backend} takes no case")
+    pytest.skip(f"{subject.name} takes no case")
 
 
 @pytest.mark.slow
-@with_cases(VARIANTS)
-def test_opcheck_of_every_case(variant: Variant, case: Case) -> None:
+@with_cases(SUBJECTS)
+def test_opcheck_of_every_case(subject: Subject, case: Case) -> None:
     """Autograd and AOT dispatch of PyTorch's backend only: the others have no part in it."""
     dispatch = ("test_autograd_registration", "test_aot_dispatch_dynamic")
-    opcheck(variant, case, *(dispatch if variant.backend == "torch" else ()))
+    opcheck(subject, case, *(dispatch if subject.backend == "torch" else ()))
 
 
-def opcheck(variant: Variant, case: Case, *checks: str) -> None:
+def opcheck(subject: Subject, case: Case, *checks: str) -> None:
     """PyTorch's own checks of schema, fake and ``checks``, where its comparisons can hold."""
-    args = case.make(variant.device)
+    args = case.make(subject.device)
     chosen = {"test_faketensor", "test_schema", *checks}
     if any(is_fp8(arg) for arg in args):  # it compares arguments by allclose
         chosen.remove("test_schema")
-    if checks and variant.op.differentiable:
+    if checks and subject.op.differentiable:
         args = tuple(arg.requires_grad_() if trainable(arg) else arg for arg in args)
-    with variant.active() as run, poisoned():  # poison makes opaque outputs comparable
+    with subject.active() as run, poisoned():  # poison makes opaque outputs comparable
         if any(map(has_nan, run(*args))):  # equal to nothing there
             chosen.discard("test_aot_dispatch_dynamic")
-        torch.library.opcheck(variant.op.overload, args, test_utils=sorted(chosen))
+        torch.library.opcheck(subject.op.overload, args, test_utils=sorted(chosen))
 
 
 def is_fp8(arg: Any) -> bool:
@@ -228,16 +233,16 @@ def trainable(arg: Any) -> bool:
     return isinstance(arg, Tensor) and arg.is_floating_point()
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.backend != "cuda"], ids=str)
-def test_compiles_whole_with_dynamic_shapes(variant: Variant) -> None:
+@pytest.mark.parametrize("subject", [v for v in SUBJECTS if v.backend != "cuda"], ids=str)
+def test_compiles_whole_with_dynamic_shapes(subject: Subject) -> None:
     torch.compiler.reset()
-    compiled = torch.compile(variant.op.overload, fullgraph=True, dynamic=True)
-    case = small_cases(variant.op)[0]
-    args = case.make(variant.device)
-    with variant.active() as run:
+    compiled = torch.compile(subject.op.overload, fullgraph=True, dynamic=True)
+    case = small_cases(subject.op)[0]
+    args = case.make(subject.device)
+    with subject.active() as run:
         expected, got = run(*args), as_tuple(compiled(*args))
     for index, (a, b) in enumerate(zip(expected, got, strict=True)):
-        if index not in variant.op.opaque:
+        if index not in subject.op.opaque:
             assert not bitwise_problems(b, a)
 
 
@@ -266,20 +271,20 @@ def logits_rows(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", [{}, {"softcap": 5.0}, {"entropy": True}], ids=str)
 @pytest.mark.parametrize(
-    ("variant", "rows"),
+    ("subject", "rows"),
     [
         pytest.param(v, rows, id=str(v))
-        for v in VARIANTS + ISA_VARIANTS
+        for v in SUBJECTS + ISA_SUBJECTS
         for name, rows in (("linear_logprob", linear_rows), ("logprob", logits_rows))
         if v.op.name == name and v.backend != "torch"  # BLAS chooses its order by the shape
     ],
 )
 def test_a_row_does_not_depend_on_its_batch(
-    variant: Variant, rows: Callable[..., Any], options: dict[str, Any], dtype: torch.dtype
+    subject: Subject, rows: Callable[..., Any], options: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    hidden, weight, target = linear_head(100, variant.device, dtype)
+    hidden, weight, target = linear_head(100, subject.device, dtype)
     results = []
-    with variant.active(), r1kernels.using(variant.backend):  # the backward pass too
+    with r1kernels.using(subject.backend), subject.active():  # the backward pass too
         for keep in (100, 1, 37):
             result, leaf = rows(hidden[:keep], weight, target[:keep], options)
             total = result.logprob.sum()

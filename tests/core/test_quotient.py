@@ -37,7 +37,7 @@ def test_no_reference_divides_by_a_number(name: str) -> None:
     small = [case.make("cpu") for case in op.cases if not case.bench]
     with torch.no_grad(), Divisors() as divisors:
         for args in small:
-            op.backends["torch"].run(*args)
+            op.implementations["torch"].run(*args)
     assert divisors.found == []
 
 

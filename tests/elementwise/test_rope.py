@@ -125,7 +125,7 @@ def test_one_of_the_two_may_be_frozen_and_gradients_may_be_expanded(backend: str
     with r1kernels.using(backend):
         turned, _ = r1kernels.rope(q, k.detach(), cos, sin)
         (slope,) = torch.autograd.grad(turned.sum(), q)
-    expected, _ = ROPE.backends["torch"].run(torch.ones_like(q), k, cos, sin, False, True)
+    expected, _ = ROPE.implementations["torch"].run(torch.ones_like(q), k, cos, sin, False, True)
     assert torch.equal(slope, expected)
 
 

@@ -41,4 +41,4 @@ def test_pinned_where_it_cannot_run_it_says_why(name: str, reason: str) -> None:
 
 def test_it_is_never_preferred() -> None:
     args = BY_NAME["per tensor"].make("cpu")
-    assert FP8_GEMM.select(*args).backend != "scaled_mm"
+    assert FP8_GEMM.select(*args).implementation != "scaled_mm"

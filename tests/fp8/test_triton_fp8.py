@@ -77,7 +77,7 @@ def test_slots_out_of_range_are_read_as_padding() -> None:
     x = torch.randn(3, 200, device=DEVICE)
     gather = torch.tensor([2, 2**30, 5, -7, 6], dtype=torch.int32, device=DEVICE)
     assert FP8_QUANTIZE.absent("triton") is None
-    found = FP8_QUANTIZE.backends["triton"].run(x, gather, 2, 1, BLOCK, False, True)
+    found = FP8_QUANTIZE.implementations["triton"].run(x, gather, 2, 1, BLOCK, False, True)
     none = torch.zeros_like(x[0])
     rows = torch.stack([x[1], none, x[2], none, none])
     for got, expected in zip(found, codes_by_triton(rows, both=True), strict=True):

@@ -41,7 +41,7 @@ def test_a_row_does_not_depend_on_its_batch(
     if bounds is not None:
         temperature = torch.linspace(*bounds, rows, device=kernels.device)
     together = kernels.ops.logprob(logits, target, temperature, *rest, entropy)
-    exact = OPS["logprob"].backends["torch"].run(
+    exact = OPS["logprob"].implementations["torch"].run(
         logits.double(), target, None if temperature is None else temperature.double(), *rest,
         entropy,
     )  # fmt: skip

@@ -63,7 +63,7 @@ def test_a_target_out_of_range_gives_nan_and_reads_nothing(target: int) -> None:
     """On a GPU nobody looks at the targets before the kernel does."""
     logits = torch.randn(2, 9, device=DEVICE)
     targets = torch.tensor([3, target], device=DEVICE)
-    run = LOGPROB.backends["triton"].run if LOGPROB.absent("triton") is None else None
+    run = LOGPROB.implementations["triton"].run if LOGPROB.absent("triton") is None else None
     assert run is not None
     logprob, _, lse = run(logits, targets, None, 1.0, None, False)
     assert logprob.isnan().tolist() == [False, True]

@@ -43,7 +43,9 @@ def test_several_turns_of_several_blocks(kernels: Kernels, tokens: int, align: i
     ids = torch.randint(0, 12, (tokens, 5), generator=torch.Generator().manual_seed(tokens))
     args = ids.to(kernels.device), 11, align  # 11 stands for none
     for got, expected in zip(
-        kernels.ops.moe_sort(*args), OPS["moe_sort"].backends["torch"].run(*args), strict=True
+        kernels.ops.moe_sort(*args),
+        OPS["moe_sort"].implementations["torch"].run(*args),
+        strict=True,
     ):
         assert not bitwise_problems(got, expected)
 
@@ -53,7 +55,7 @@ def test_groups_that_do_not_divide_a_warp(kernels: Kernels) -> None:
     logits = torch.randn(70, 60, generator=rng).to(kernels.device)
     bias = torch.randn(60, generator=rng).to(kernels.device)
     args = (logits, 7, "sigmoid", "score_first", bias, 3, 2, True, 1.0, None, None, 8)
-    reference = OPS["moe_route"].backends["torch"].run(*args)
+    reference = OPS["moe_route"].implementations["torch"].run(*args)
     for got, expected in zip(kernels.ops.moe_route(*args)[1:], reference[1:], strict=True):
         assert not bitwise_problems(got, expected)
 

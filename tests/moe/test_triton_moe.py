@@ -63,7 +63,7 @@ def test_equal_keys_go_to_the_lower_expert(
     logits[0] = 1.0
     bias = torch.tensor([0.0, -0.0, 0.5]).repeat(10).to(DEVICE) if biased else None
     ids = on_triton(MOE_ROUTE, *routing(logits.to(DEVICE), 9, variant, bias, groups))[1]
-    expected = MOE_ROUTE.backends["torch"].run(
+    expected = MOE_ROUTE.implementations["torch"].run(
         *routing(logits.to(DEVICE), 9, variant, bias, groups)
     )[1]
     assert not bitwise_problems(ids, expected)
@@ -120,7 +120,7 @@ def test_ids_out_of_range_are_skipped(wrong: int) -> None:
     """On a GPU nobody looks at the ids before the kernel does."""
     ids = torch.tensor([[3, wrong], [8, 3]], device=DEVICE)
     assert MOE_SORT.absent("triton") is None
-    counts, _, gather, inverse = MOE_SORT.backends["triton"].run(ids, 9, 1)
+    counts, _, gather, inverse = MOE_SORT.implementations["triton"].run(ids, 9, 1)
     assert counts.tolist() == [0, 0, 0, 2, 0, 0, 0, 0, 1]
     assert gather.tolist() == [0, 3, 2, -1]
     assert inverse.tolist() == [[0, -1], [2, 1]]
@@ -141,7 +141,7 @@ def test_wide_rows_and_many_choices(dtype: torch.dtype) -> None:
     weights = torch.rand(5, 11, device=DEVICE)
     assert not bitwise_problems(
         on_triton(MOE_PERMUTE, x, gather, inverse),
-        MOE_PERMUTE.backends["torch"].run(x, gather, inverse),
+        MOE_PERMUTE.implementations["torch"].run(x, gather, inverse),
     )
     assert not problems(MOE_COMBINE, rows, weights, gather, inverse)
     assert not problems(MOE_COMBINE, rows, None, gather, inverse)
@@ -168,5 +168,7 @@ def test_rows_out_of_range_are_neither_read_nor_written() -> None:
     x = torch.randn(2, 3, device=DEVICE)
     assert MOE_PERMUTE.absent("triton") is None
     assert MOE_COMBINE.absent("triton") is None
-    assert torch.equal(MOE_PERMUTE.backends["triton"].run(x, gather, inverse), x.flip(0))
-    assert torch.equal(MOE_COMBINE.backends["triton"].run(x, None, gather, inverse), x.flip(0))
+    assert torch.equal(MOE_PERMUTE.implementations["triton"].run(x, gather, inverse), x.flip(0))
+    assert torch.equal(
+        MOE_COMBINE.implementations["triton"].run(x, None, gather, inverse), x.flip(0)
+    )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -204,9 +205,9 @@ def test_masked_rows_may_hold_anything(value: float, frozen: bool) -> None:
 
 def test_rows_without_advantage_are_announced_to_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
-    cpp = LINEAR_LOGPROB.backends["cpp"]
-    noting = cpp._replace(run=lambda *args: kept.append(args[4]) or cpp.run(*args))
-    monkeypatch.setitem(LINEAR_LOGPROB.backends, "cpp", noting)
+    cpp = LINEAR_LOGPROB.implementations["cpp"]
+    noting = replace(cpp, run=lambda *args: kept.append(args[4]) or cpp.run(*args))
+    monkeypatch.setitem(LINEAR_LOGPROB.implementations, "cpp", noting)
     inputs = make_inputs()
     r1kernels.fused_linear_grpo_loss(**inputs)
     r1kernels.fused_linear_grpo_loss(**inputs, beta=0.1, ref_logprob=torch.zeros(T))

@@ -73,7 +73,7 @@ def test_a_log_probability_that_is_nan_is_not_hidden() -> None:
 
 def backend(op: Op) -> Any:
     assert op.absent("triton") is None
-    return op.backends["triton"].run
+    return op.implementations["triton"].run
 
 
 @pytest.mark.parametrize("baseline", ["mean", "rloo", "opo"])

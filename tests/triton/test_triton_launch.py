@@ -46,7 +46,7 @@ for op in OPS.values():
     if op.absent("triton") is None:
         for case in op.cases:
             if case.name.startswith("one "):
-                op.backends["triton"].run(*case.make("cpu"))
+                op.implementations["triton"].run(*case.make("cpu"))
                 print(op.name, case.name)
 """
 

@@ -69,7 +69,7 @@ def _probed(kind: type, eps: float, module: nn.Module) -> NormRule | str:
             except Exception as error:  # of whatever kind: the code is somebody else's
                 return f"its forward does not run on rows alone ({error})"
             seen.append((x.to(dtype), weight.to(dtype), y))
-    reference = RMS_NORM.backends["torch"].run
+    reference = RMS_NORM.implementations["torch"].run
     for form in FORMS:
         if all(agrees(reference(x, weight, None, eps, *form)[0], y) for x, weight, y in seen):
             return NormRule(eps, *form)

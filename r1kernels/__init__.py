@@ -7,6 +7,7 @@ import warnings
 
 import r1kernels.fp8.scaled_mm
 import r1kernels.triton  # noqa: F401 (imports Triton's kernels when a call could run there)
+from r1kernels.attention.packed_attention import packed_attention
 from r1kernels.core import native
 from r1kernels.core.check import checked
 from r1kernels.core.op import using
@@ -30,8 +31,10 @@ from r1kernels.head.head import LogProb
 from r1kernels.head.kept_memory import kept_memory
 from r1kernels.head.linear_cross_entropy import linear_cross_entropy
 from r1kernels.head.linear_logprob import linear_logprob
+from r1kernels.head.logit_filters import filter_logits
 from r1kernels.head.logprob import logprob
 from r1kernels.head.pack import Packed, pack
+from r1kernels.head.sample_logprob import Sampled, sample_logprob
 from r1kernels.moe.balance import moe_balance_loss, update_expert_bias
 from r1kernels.moe.combine import moe_combine
 from r1kernels.moe.expert_parallel import moe_experts_parallel
@@ -59,10 +62,12 @@ __all__ = [
     "PolicyLoss",
     "PolicyLossOptions",
     "Routing",
+    "Sampled",
     "Sorted",
     "candidates",
     "checked",
     "explain",
+    "filter_logits",
     "fp8_combine",
     "fp8_dequantize",
     "fp8_experts",
@@ -91,9 +96,11 @@ __all__ = [
     "moe_route",
     "moe_sort",
     "pack",
+    "packed_attention",
     "policy_loss",
     "rms_norm",
     "rope",
+    "sample_logprob",
     "swiglu",
     "update_expert_bias",
     "using",

@@ -9,14 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.peers import cce, elementwise, fp8, hf, hf_train, liger, plain, quack, trl
+from benchmarks.peers import (
+    attention,
+    cce,
+    elementwise,
+    fp8,
+    hf,
+    hf_train,
+    liger,
+    plain,
+    quack,
+    sampling,
+    trl,
+)
 from benchmarks.peers.adapt import Peer, bind
 from benchmarks.tasks import Loss
 from r1kernels.core.op import Op
 
 PEERS: tuple[Peer, ...] = (
     *plain.PEERS, *trl.PEERS, *liger.PEERS, *cce.PEERS, *quack.PEERS, *hf.PEERS, *hf_train.PEERS,
-    *fp8.PEERS, *elementwise.PEERS,
+    *fp8.PEERS, *elementwise.PEERS, *sampling.PEERS, *attention.PEERS,
 )  # fmt: skip
 
 

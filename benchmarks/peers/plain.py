@@ -13,8 +13,11 @@ from benchmarks.peers.adapt import Peer
 from benchmarks.tasks import Loss, Task, clipped_loss, losses_of, plain_logprob
 from r1kernels.core.op import Op
 
-# Their references loop over experts with the counts in Python: there is nothing to compile.
-ON_THE_HOST = ("grouped_mm", "moe_experts", "fp8_grouped_gemm", "fp8_grouped_wgrad")
+# Their references loop over experts with the counts in Python, or over blocks of queries: there is
+# nothing to compile.
+ON_THE_HOST = (
+    "grouped_mm", "moe_experts", "fp8_grouped_gemm", "fp8_grouped_wgrad", "packed_attention",
+)  # fmt: skip
 CHUNK = {"cpu": 128, "cuda": 1024}  # rows that become logits at once
 
 

@@ -282,6 +282,19 @@ def above_zero(op: str, name: str, values: Tensor) -> None:
         )
 
 
+def from_zero(op: str, name: str, values: Tensor, below: float) -> None:
+    """Every element of ``values`` is a number from 0 on, and below ``below``."""
+    if values.numel() == 0:
+        return
+    least, most = values.aminmax()  # one pass: this runs at every call; NaN if any is
+    if not 0 <= float(least) <= float(most) < below:
+        wrong = ~((values >= 0) & (values < below))
+        where = ", ".join(map(str, wrong.nonzero()[0].tolist()))
+        raise ValueError(
+            f"{op}: {name}[{where}]: expected 0 ≤ {name} < {below}, got {float(values[wrong][0])}"
+        )
+
+
 def int64(op: str, name: str, value: int) -> int:
     if not -(2**63) <= whole(op, name, value) < 2**63:
         raise ValueError(f"{op}: {name}: expected an integer of 64 bits, got {value}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from r1kernels.core import check
-from r1kernels.head import head
+from r1kernels.head.logit_filters import filtered, tempered
 
 
 class Candidates(NamedTuple):
@@ -56,30 +56,11 @@ def candidates(
     name = "candidates"
     shapes = check.Shapes(name, check.PACK)
     shapes("logits", logits, "T V", check.FLOATS)
-    head.check_temperature(shapes, temperature, logits)
-    rows = head.row_temperature(temperature, logits)
-    if check.may_look(logits):
-        head.check_rows(name, logits.shape[1], rows)
-    z = head.scale(logits.to(head.accumulate_dtype(logits.dtype)), rows, 1.0, None)
-    if top_k is not None:
-        if check.whole(name, "top_k", top_k) < 1:
-            raise ValueError(
-                f"{name}: top_k: expected a whole number, 1 or more, got {top_k} (None: no limit)"
-            )
-        least = z.topk(min(top_k, z.shape[1])).values[:, -1:]
-        z = z.masked_fill(z < least, -torch.inf)
-    if top_p is not None and not 0 < check.number(name, "top_p", top_p) <= 1:
-        raise ValueError(f"{name}: top_p: expected a number in (0, 1], got {top_p}")
-    if top_p is not None and top_p < 1:
-        probability, order = z.softmax(-1).sort(descending=True, stable=True)
-        before = probability.cumsum(-1) - probability
-        beyond = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= top_p)
-        z = z.masked_fill(beyond, -torch.inf)
-    kept = z > -torch.inf
+    kept = filtered(name, tempered(shapes, logits, temperature), top_k, top_p) > -torch.inf
     if target is not None:
         shapes("target", target, "T", check.INTS)
         if check.may_look(target):
-            check.in_range(name, "target", target, z.shape[1])
+            check.in_range(name, "target", target, logits.shape[1])
         kept = kept.scatter(1, target.long()[:, None], True)
     counts = kept.sum(-1)
     return Candidates(kept.nonzero()[:, 1], torch.cat([counts.new_zeros(1), counts.cumsum(0)]))

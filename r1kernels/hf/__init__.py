@@ -3,6 +3,12 @@
 ``r1kernels.hf.trl`` has TRL's trainer; it is imported by name, since it needs TRL.
 """
 
+from r1kernels.hf.attention.packed import (
+    Packing,
+    pack_segments,
+    packed_refusal,
+    register_packed,
+)
 from r1kernels.hf.elementwise.elementwise import (
     explain_elementwise,
     patch_elementwise,
@@ -21,6 +27,7 @@ from r1kernels.hf.patched import patch, unpatch, with_hidden
 
 __all__ = [
     "Head",
+    "Packing",
     "Router",
     "expert_counts",
     "explain_elementwise",
@@ -28,6 +35,8 @@ __all__ = [
     "grpo_loss",
     "head_of",
     "logprobs",
+    "pack_segments",
+    "packed_refusal",
     "patch",
     "patch_elementwise",
     "patch_fp8",
@@ -35,6 +44,7 @@ __all__ = [
     "record_routing",
     "register_experts",
     "register_fp8",
+    "register_packed",
     "replay_routing",
     "routers",
     "unpatch",

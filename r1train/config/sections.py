@@ -123,20 +123,22 @@ class TaskConfig(Section, section="task"):
 class RewardConfig(Section, section="rewards"):
     """Reward functions and the processes they run in."""
 
-    functions: tuple[Literal["accuracy", "format"], ...] = ("accuracy", "format")
-    """Rule-based rewards, each in [0, 1] (R1 uses these two for R1-Zero)."""
-    weights: tuple[NonNegative, ...] = (1.0, 1.0)
-    """Weight of each function in the sum (TRL's reward_weights; R1 weighs both alike)."""
+    functions: tuple[str, ...] = ("accuracy", "format")
+    """Built-in rewards (R1 uses these two for R1-Zero), and functions of your own with TRL's
+    signature, as "file.py:name" or "package.module:name"."""
+    weights: tuple[NonNegative, ...] | None = None
+    """Weight of each function in the sum (unset: 1; TRL's reward_weights; R1 weighs both alike)."""
     timeout: Seconds = 5.0
-    """Seconds one completion may take before its worker is killed and the time-out counted."""
+    """Seconds that a verifier may take for one answer, and a function of your own for a batch,
+    before its process is killed and the time-out counted."""
     workers: Workers = 1
-    """Number of verifier processes."""
+    """Number of verifier processes, and of processes for each function of your own."""
 
     def check(self) -> None:
         self.require(bool(self.functions), "functions", "give at least one reward function")
         unique = len(set(self.functions)) == len(self.functions)
         self.require(unique, "functions", "each function at most once")
-        paired = len(self.weights) == len(self.functions)
+        paired = self.weights is None or len(self.weights) == len(self.functions)
         self.require(paired, "weights", f"expected {len(self.functions)}, one for each function")
 
 
@@ -392,6 +394,9 @@ class Config(Section):
     """
     threads: Workers | None = None
     """PyTorch's CPU threads (unset: its default)."""
+    report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Trackers that the figures of metrics.jsonl go to as well; their packages must be installed
+    (TRL's report_to)."""
     keep_checkpoints: CountOrZero = 2
     """How many of a stage's checkpoints to resume from are kept, the newest; 0: all."""
     stages: tuple[StageConfig, ...] = (

@@ -69,10 +69,13 @@ def show_completions(
     step: int,
     prompts: Sequence[str],
     completions: Sequence[str],
-    rewards: Mapping[str, Sequence[float]],
+    rewards: Mapping[str, Sequence[float | None]],
     console: Console = CONSOLE,
 ) -> None:
-    """A table for each run of equal prompts: its completions and their rewards, by name."""
+    """A table for each run of equal prompts: its completions and their rewards, by name.
+
+    A reward that does not apply is a dash.
+    """
     for prompt, rows in groupby(range(len(prompts)), key=lambda row: prompts[row]):
         title = Text(f"step {step} · {_printable(prompt, PROMPT_CHARACTERS)}", style="bold")
         table = Table(title=title, title_justify="left", expand=True)
@@ -83,7 +86,7 @@ def show_completions(
             values = [rewards[name][row] for name in rewards]
             table.add_row(
                 Text(_printable(completions[row], COMPLETION_CHARACTERS)),
-                *(Text(f"{value:.3g}", style="green" if value > 0 else "red") for value in values),
+                *map(_reward, values),
                 end_section=True,
             )
         console.print(table)
@@ -107,10 +110,16 @@ def show_before_after(
     table = Table("", *columns, title=_title(after))
     for (name, was, first), (_, now, last) in zip(_figures(before), _figures(after), strict=True):
         bold = "bold" if name == "pass@1" else ""
-        table.add_row(name, first, last, f"{now - was:+.1f}", style=bold)
+        table.add_row(name, first, last, f"{now - was:+.3g}", style=bold)
     console.print(table)
     for path in plots:
         console.print(path, soft_wrap=True)
+
+
+def _reward(value: float | None) -> Text:
+    if value is None:
+        return Text("–")
+    return Text(f"{value:.3g}", style="green" if value > 0 else "red")
 
 
 def _title(result: EvalResult) -> str:
@@ -118,7 +127,7 @@ def _title(result: EvalResult) -> str:
 
 
 def _figures(result: EvalResult) -> list[tuple[str, float, str]]:
-    """Name, value (per cent or tokens) and text of every figure of an evaluation."""
+    """Name, value (shares in per cent) and text of every figure of an evaluation."""
     shares = {
         "pass@1": (result.pass_at_1, result.pass_at_1_ci),
         f"cons@{result.k}": (result.cons_at_k, result.cons_at_k_ci),
@@ -130,7 +139,8 @@ def _figures(result: EvalResult) -> list[tuple[str, float, str]]:
         bounds = f" ({interval[0]:.1%} – {interval[1]:.1%})" if interval else ""
         figures.append((name, 100 * share, f"{share:.1%}{bounds}"))
     length = result.mean_length
-    return [*figures, ("mean length", length, f"{length:.1f} tokens")]
+    figures.append(("mean length", length, f"{length:.1f} tokens"))
+    return figures + [(name, mean, f"{mean:.3g}") for name, mean in result.rewards.items()]
 
 
 def _printable(text: str, limit: int) -> str:

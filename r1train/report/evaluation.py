@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from math import inf
+from math import inf, isnan
 from statistics import NormalDist, fmean, variance
 from typing import Any
 
@@ -39,6 +39,8 @@ class EvalResult:
     """Completions whose verifier ran out of time."""
     samples: tuple[dict[str, Any], ...] = field(repr=False)
     """The first completion of each problem, as samples.jsonl keeps it."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """Mean of each further reward where it applies, NaN where it never does."""
 
     def state_dict(self) -> dict[str, Any]:
         """All of it but the samples, which are logged."""
@@ -52,7 +54,7 @@ class EvalResult:
         return cls(**values, samples=())
 
     def as_dict(self) -> dict[str, Any]:
-        """For summary.json: the figures without the samples."""
+        """For summary.json: the figures without the samples, and NaN as None."""
         return {
             "pass@1": self.pass_at_1,
             "pass@1_ci": list(self.pass_at_1_ci),
@@ -65,6 +67,7 @@ class EvalResult:
             "completions_per_problem": self.k,
             "errors": self.errors,
             "timeouts": self.timeouts,
+            **{f"rewards/{k}": None if isnan(v) else v for k, v in self.rewards.items()},
         }
 
 

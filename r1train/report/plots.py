@@ -46,7 +46,7 @@ class Points(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One chart of the grid. A key that ends in "/" stands for every metric that starts so."""
+    """One chart of the grid. A * in a key stands for one part of a metric's name."""
 
     title: str
     keys: tuple[str, ...]
@@ -65,34 +65,46 @@ PANELS = (
     Panel("constant groups", ("frac_reward_zero_std",), percent=True),
     Panel("|Δlogp| sampler to trainer", ("sampling_delta_mean", "sampling_delta_max"), log=True),
     Panel("other experts than the sampler's", ("routing/differing",), percent=True),
-    Panel("expert load off the mean", ("expert_load/",), percent=True),
+    Panel("expert load off the mean", ("expert_load/*",), percent=True),
     Panel("gradient norm", ("grad_norm",)),
     Panel("learning rate", ("learning_rate",)),
-    Panel("verifier failures", ("verifier/",)),
-    Panel("seconds by phase", ("seconds/",)),
+    Panel("failures of rewards", ("rewards/*/errors", "rewards/*/timeouts")),
+    Panel("rewards that do not apply", ("rewards/*/none",), percent=True),
+    Panel("seconds by phase", ("seconds/*",)),
     Panel("tokens a second", ("tokens_per_second",)),
     Panel("peak memory, GiB", ("peak_memory_gib",)),
 )
 
 
 def plot_reward(records: Sequence[Record], path: Path) -> Path | None:
-    """Reward by function and held-out accuracy by GRPO step; None where there is neither."""
+    """Reward by function and held-out accuracy by GRPO step; None where there is neither.
+
+    Functions that leave [0, 1] have a chart of their own below.
+    """
     grpo = [record for record in records if record["stage"] == "grpo"]
-    names, heldout = _names(grpo, ("rewards/",)), _points(grpo, "eval/pass@1")
+    names, heldout = _names(grpo, ("rewards/*",)), _points(grpo, "eval/pass@1")
     if not names and not heldout.x:
         return None
+    curves = {name: _points(grpo, name) for name in names}
+    wide = {name for name, points in curves.items() if not all(0 <= y <= 1 for y in points.y)}
+    rows = 2 if wide else 1
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
-        for name in names:
-            _curve(axes, _points(grpo, name), f"{name.removeprefix('rewards/')} reward, training")
+        figure, grid = plt.subplots(
+            rows, figsize=(7, 1.2 + 2.6 * rows), layout="constrained", squeeze=False, sharex=True
+        )
+        axes, last = grid[0, 0], grid[-1, 0]
+        for color, (name, points) in enumerate(curves.items()):
+            label = f"{name.removeprefix('rewards/')} reward, training"
+            _curve(last if name in wide else axes, points, label, f"C{color}")
         if heldout.x:
             intervals = _points(grpo, "eval/pass@1_ci")
             low, high = zip(*intervals.y, strict=True) if intervals.y else ((), ())
             axes.fill_between(intervals.x, low, high, color=INK, alpha=0.12, linewidth=0)
             label = f"held-out pass@1, {heldout.y[0]:.0%} → {heldout.y[-1]:.0%}"
             axes.plot(heldout.x, heldout.y, "o-", color=INK, markersize=4, label=label)
-        axes.set(xlabel="GRPO step", ylim=(0, 1.03), title="Reward and held-out accuracy")
+        axes.set(ylim=(0, 1.03), title="Reward and held-out accuracy")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        last.set_xlabel("GRPO step")
         figure.legend(loc="outside lower center", ncols=3)  # no text among the curves
         return _save(figure, path)
 
@@ -114,8 +126,7 @@ def plot_training(records: Sequence[Record], path: Path) -> Path | None:
             axes.set_visible(False)
         for axes, (panel, names) in zip(grid.flat, found, strict=False):
             for name in names:
-                label = re.split("[/_]", name)[-1]
-                _curve(axes, _points(stages[panel.stage], name), label)
+                _curve(axes, _points(stages[panel.stage], name), _label(name))
             axes.set_title(panel.title)
             if panel.percent:
                 axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -132,12 +143,21 @@ def plot_training(records: Sequence[Record], path: Path) -> Path | None:
 def _names(records: Sequence[Record], keys: Sequence[str]) -> list[str]:
     """Metrics that `keys` stand for and that are not 0 throughout, in the order of `keys`."""
     present = {name: None for record in records for name in record if record[name]}
-    return [
-        name
-        for key in keys
-        for name in present
-        if name == key or (key.endswith("/") and name.startswith(key))
-    ]
+    return [name for key in keys for name in present if _stands_for(key, name)]
+
+
+def _stands_for(key: str, name: str) -> bool:
+    parts, wanted = name.split("/"), key.split("/")
+    return len(parts) == len(wanted) and all(
+        part == want or want == "*" for part, want in zip(parts, wanted, strict=True)
+    )
+
+
+def _label(name: str) -> str:
+    """What tells the curves of a panel apart."""
+    if name.startswith("rewards/"):
+        return name.removeprefix("rewards/").replace("/", ", ")
+    return re.split("[/_]", name)[-1]
 
 
 def _points(records: Sequence[Record], name: str) -> Points:
@@ -145,13 +165,13 @@ def _points(records: Sequence[Record], name: str) -> Points:
     return Points([record["step"] for record in kept], [record[name] for record in kept])
 
 
-def _curve(axes: Axes, points: Points, label: str | None) -> None:
+def _curve(axes: Axes, points: Points, label: str, color: str | None = None) -> None:
     """The raw values, faint where there are many, and their running mean."""
     window = max(1, len(points.x) // 20)
     around = [slice(max(0, i - window // 2), i + window // 2 + 1) for i in range(len(points.y))]
     smooth = [fmean(points.y[near]) for near in around]
     marker = "o" if len(points.x) == 1 else None
-    (line,) = axes.plot(points.x, smooth, label=label, marker=marker, markersize=4)
+    (line,) = axes.plot(points.x, smooth, label=label, color=color, marker=marker, markersize=4)
     if window > 1:
         axes.plot(points.x, points.y, color=line.get_color(), alpha=0.2, linewidth=0.8, zorder=1)
 

@@ -1,122 +1,84 @@
-"""Rule-based rewards of DeepSeek-R1-Zero: a right answer, and the think/answer format.
-
-Completions are hostile input: a policy finds every reward that is cheaper than being right. So one
-answer block counts and several do not, an empty answer never matches, and "4 or 5" is no answer.
-"""
+"""What a reward is, and what the rewards of a batch are."""
 
 from __future__ import annotations
 
-import logging
-import re
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 from r1train.config.sections import RewardConfig
-from r1train.data.problems import Problem, ProblemSet
-from r1train.data.prompts import TAGS
-from r1train.rewards.pool.pool import VerifierPool
-from r1train.rewards.probing import probe
-from r1train.rewards.verifiers import Verifier
-
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_FORMAT = re.compile(r"\s*<think>(.*)</think>\s*<answer>(.*)</answer>\s*", re.DOTALL)
+from r1train.data.problems import ProblemSet
+from r1train.data.samples import Sample
 
 
-def extract_answer(completion: str) -> str | None:
-    """The text of the only <answer> block; None where there is none, an empty one or several."""
-    if completion.count("<answer>") != 1 or completion.count("</answer>") != 1:
-        return None
-    match = _ANSWER.search(completion)
-    return (match.group(1).strip() or None) if match else None
+@dataclass(frozen=True)
+class Scores:
+    """What one reward says of a batch of samples, in their order."""
+
+    values: list[float | None]
+    """None where the reward does not apply to a sample, or could not be computed."""
+    errors: int = 0
+    """Samples for which it raised, or whose process died."""
+    timeouts: int = 0
+    """Samples for which it ran out of time."""
 
 
-def format_reward(completion: str, think_opened: bool = False) -> float:
-    """1 for <think>…</think><answer>…</answer>, once each, not empty, with nothing outside, else 0.
+class Reward(ABC):
+    """A rule, a model or a user's function that says what completions are worth.
 
-    `think_opened` says that the prompt ended in <think>, so that the completion starts inside it.
+    `r1train.rewards.registry` makes one from the settings of a run and any of its problem sets:
+    the training and held-out sets share their sources. It lives as long as the run.
     """
-    text = "<think>" + completion if think_opened else completion
-    if any(text.count(tag) != 1 for tag in TAGS):
-        return 0.0
-    match = _FORMAT.fullmatch(text)
-    return float(match is not None and all(block.strip() for block in match.groups()))
+
+    def __init__(self, config: RewardConfig, problems: ProblemSet) -> None:  # noqa: B027 (optional)
+        """Raises ConfigError where the reward cannot judge such problems."""
+
+    @abstractmethod
+    def __call__(self, samples: Sequence[Sample]) -> Scores:
+        """One value for each sample. Completions of one problem are adjacent."""
+
+    def close(self) -> None:  # noqa: B027 (optional)
+        """End the processes that it has started, if any."""
 
 
 @dataclass(frozen=True)
 class RewardBatch:
-    """Rewards of a batch of completions, in their order."""
+    """Rewards of a batch of samples, in their order."""
 
     total: list[float]
-    """Weighted sum of the configured functions."""
-    by_name: dict[str, list[float]]
-    """"accuracy" and "format", each 0 or 1, configured or not."""
-    errors: int
-    """Completions whose verifier raised or died; their accuracy is 0."""
-    timeouts: int
-    """Completions whose verifier ran out of time; their accuracy is 0."""
+    """Weighted sum of the configured functions that apply."""
+    by_name: dict[str, list[float | None]]
+    """The values of every function that was computed; None where it does not apply."""
+    errors: dict[str, int]
+    """Samples for which each function failed."""
+    timeouts: dict[str, int]
+    """Samples for which each function ran out of time."""
 
     def state_dict(self) -> dict[str, Any]:
+        """Plain data, to go on from in another process."""
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> RewardBatch:
+        """The rewards of a `state_dict`."""
         return cls(**state)
 
-
-class RewardPool:
-    """Scores completions, answers in verifier processes. A context manager: start one for a run.
-
-    `problems` is any problem set of the run: the training and held-out sets share their sources.
-    Its first problems are used to probe their verifier; ConfigError where it credits nonsense.
-    """
-
-    def __init__(
-        self, config: RewardConfig, problems: ProblemSet, *, think_opened: bool = False
-    ) -> None:
-        self.weights = dict(zip(config.functions, config.weights, strict=True))
-        self.think_opened = think_opened
-        self.pool = VerifierPool(Verifier(problems.sources), config.workers, config.timeout)
-        self.warned = False
-        try:
-            probe(self.pool, problems)
-        except BaseException:
-            self.pool.__exit__()
-            raise
-
-    def __enter__(self) -> RewardPool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.__exit__()
-
-    def score(self, completions: Sequence[str], problems: Sequence[Problem]) -> RewardBatch:
-        """Rewards of `completions[i]` for `problems[i]`. Accuracy is all or nothing: R1's rule."""
-        answers = [extract_answer(completion) for completion in completions]
-        keys = [(answer, id(problem)) for answer, problem in zip(answers, problems, strict=True)]
-        jobs = {
-            key: (answer, problem)
-            for key, answer, problem in zip(keys, answers, problems, strict=True)
-            if answer is not None
-        }  # a group often agrees on an answer: each is verified once
-        verdicts = dict(zip(jobs, self.pool.run(list(jobs.values())), strict=True))
-        outcomes = [verdicts.get(key) for key in keys]
-        self._warn(next((o.message for o in outcomes if o and o.failure == "error"), None))
-        by_name = {
-            "accuracy": [float(o is not None and o.score >= 1.0) for o in outcomes],
-            "format": [format_reward(text, self.think_opened) for text in completions],
-        }
-        return RewardBatch(
-            total=[
-                sum(weight * by_name[name][i] for name, weight in self.weights.items())
-                for i in range(len(completions))
-            ],
-            by_name=by_name,
-            errors=sum(o is not None and o.failure == "error" for o in outcomes),
-            timeouts=sum(o is not None and o.failure == "timeout" for o in outcomes),
-        )
-
-    def _warn(self, message: str | None) -> None:
-        if message is not None and not self.warned:
-            self.warned = True
-            logging.getLogger("r1train").warning("a verifier failed: %s (counted)", message)
+    def metrics(self) -> dict[str, float]:
+        """What a step logs: `reward`, and for each function its mean and spread where it applies
+        (NaN where it never does), the share of samples to which it does not, and its failures."""
+        figures = {"reward": fmean(self.total)}
+        for name, values in self.by_name.items():
+            known = [value for value in values if value is not None]
+            mean = fmean(known) if known else math.nan
+            squares = math.fsum((value - mean) ** 2 for value in known)
+            figures |= {
+                f"rewards/{name}": mean,
+                f"rewards/{name}/std": math.sqrt(squares / max(1, len(known) - 1)),
+                f"rewards/{name}/none": 1 - len(known) / len(values),
+                f"rewards/{name}/errors": self.errors[name],
+                f"rewards/{name}/timeouts": self.timeouts[name],
+            }
+        return figures

@@ -47,6 +47,7 @@ def finish(
         write_summary(folder, summary, [stopped_by, signals.waiting, *failures])
         if signals.waiting:  # it may have come while the summary was written
             write_summary(folder, summary, [stopped_by, signals.waiting, *failures])
+    folder.close()
     with collected(failures):  # last: a terminal that has gone, or a closed pipe, costs nothing
         if ends:
             show_before_after(ends["before"], ends["after"], plots)

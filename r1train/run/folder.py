@@ -14,6 +14,7 @@ from typing import Any
 from r1train.config.recipe import to_toml
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
+from r1train.report.trackers import Trackers
 from r1train.run.export import synced_folder
 
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
@@ -31,6 +32,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.trackers = Trackers()
 
     @classmethod
     def create(cls, config: Config) -> RunFolder:
@@ -49,6 +51,7 @@ class RunFolder:
                 raise ConfigError(f"output_dir = {config.output_dir!r}: {reason}") from None
         folder = cls(path)
         folder.write("config.toml", to_toml(config))
+        folder.trackers.open(config, path)
         return folder
 
     @contextmanager
@@ -90,8 +93,12 @@ class RunFolder:
                     os.truncate(path, sizes.get(name, 0))
 
     def log(self, step: int, metrics: Mapping[str, float], stage: str = "grpo") -> None:
-        """Append one line to metrics.jsonl; figures that are not finite become null."""
+        """Append one line to metrics.jsonl; figures that are not finite become null.
+
+        The trackers of `report_to` are told what is finite.
+        """
         self._append("metrics.jsonl", [{"step": step, "stage": stage, **metrics}])
+        self.trackers.log(step, metrics, stage)
 
     def log_samples(
         self, step: int, samples: Iterable[Mapping[str, Any]], stage: str = "grpo"
@@ -99,6 +106,10 @@ class RunFolder:
         """Append completions with their prompts and rewards to samples.jsonl."""
         lines = [{"step": step, "stage": stage, **sample} for sample in samples]
         self._append("samples.jsonl", lines)
+
+    def close(self) -> None:
+        """The run is over: trackers send what they still hold."""
+        self.trackers.close()
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Replace summary.json."""

@@ -19,6 +19,7 @@ from r1train.config.sections import Config, StageConfig
 from r1train.data.demonstrations import check_solutions
 from r1train.report.console import CONSOLE
 from r1train.report.evaluation import EvalResult
+from r1train.report.trackers import check_trackers
 from r1train.run.artifacts import FILE, Finished, Plan, plan
 from r1train.run.checkpoint import CheckpointStore
 from r1train.run.choice import PLAN, Choice, choose, described, take_up
@@ -110,6 +111,7 @@ class Run:
         signals: Signals,
         closing: ExitStack,
     ) -> None:
+        check_trackers(config.report_to)
         self.config, self.plans, self.signals = config, plans, signals
         self.done = dict(choice.done)
         self.supplies = supplies = Supplies(config.seed, self.done, closing)
@@ -123,12 +125,15 @@ class Run:
             train, _ = supplies.problems(one)
             if one.stage.kind == "sft":
                 check_solutions(train)
+            supplies.rewards(one)
         for one in waiting[:1]:  # before there is a folder: what is wrong leaves none behind
             supplies.loaded[one.name] = supplies.load(one)
         self.folder = RunFolder(choice.folder) if choice.folder else RunFolder.create(config)
         closing.enter_context(self.folder.locked())
         if choice.folder is None:
             self.folder.write(PLAN, described(plans))
+        else:
+            self.folder.trackers.open(config, choice.folder)
         for one in waiting[:1]:
             model, (train, heldout) = supplies.loaded[one.name][0], supplies.problems(one)
             CONSOLE.print(

@@ -58,7 +58,8 @@ EMPTY_GRADIENT = (
 def constant_reason(metrics: Mapping[str, float]) -> str:
     """Why the completions of every group have the same reward, as far as the figures say."""
     reward, clipped = metrics.get("reward", 0.0), metrics.get("completions/clipped_ratio", 0.0)
-    failed = metrics.get("verifier/errors", 0.0) + metrics.get("verifier/timeouts", 0.0)
+    failures = ("rewards/accuracy/errors", "rewards/accuracy/timeouts")
+    failed = sum(metrics.get(name, 0.0) for name in failures)
     if reward != 0.0:
         return (
             f"the completions of every group have equal rewards (mean {reward:.3g}): the problems "
@@ -71,7 +72,9 @@ def constant_reason(metrics: Mapping[str, float]) -> str:
             f"{clipped:.0%} of the completions are cut off (raise rollout.max_completion_length)"
         )
     if failed:
-        causes.append(f"{failed:.0f} verifications of a step fail (see verifier/*)")
+        causes.append(
+            f"{failed:.0f} verifications of a step fail (see rewards/accuracy/errors and /timeouts)"
+        )
     causes.append(
         "the model may not know the <think> and <answer> format (a supervised stage, or a prompt "
         "that asks for it), or the problems are too hard"

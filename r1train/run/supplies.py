@@ -10,11 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1train.config.sections import ModelConfig
 from r1train.data.problems import ProblemSet, load_problems
-from r1train.data.prompts import opens_think, render_prompt
+from r1train.data.prompts import render_prompt
 from r1train.engine.builtin import Engine
 from r1train.model.limits import check_problems
 from r1train.model.load import load_model
-from r1train.rewards.base import RewardPool
+from r1train.rewards.manager import RewardManager
 from r1train.run.artifacts import Finished, Plan
 from r1train.stages.base import Context
 
@@ -29,7 +29,7 @@ class Supplies:
         self.seed, self.done, self.closing = seed, done, closing
         self.loaded: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {}
         self._problems: dict[str, tuple[ProblemSet, ProblemSet]] = {}
-        self._rewards: dict[str, RewardPool] = {}
+        self._rewards: dict[str, RewardManager] = {}
 
     def problems(self, one: Plan) -> tuple[ProblemSet, ProblemSet]:
         """Training and held-out problems, the same for stages of one task."""
@@ -54,17 +54,14 @@ class Supplies:
         check_problems(model, tokenizer, train, template, length)
         length = config.eval.max_completion_length or length
         check_problems(model, tokenizer, heldout[: config.eval.limit], template, length)
-        self.rewards(one, tokenizer)  # a verifier that credits nonsense is refused
         return model, tokenizer
 
-    def rewards(self, one: Plan, tokenizer: PreTrainedTokenizerBase) -> RewardPool:
-        """Verifier processes, the same for stages of one task and the same rewards."""
-        train, template = self.problems(one)[0], one.config.task.prompt_template
-        think_opened = opens_think(render_prompt(train[0].prompt, template, tokenizer))
-        key = repr((one.config.task, one.config.rewards, think_opened))
+    def rewards(self, one: Plan) -> RewardManager:
+        """The rewards, their processes too, the same for stages of one task and one choice."""
+        key = repr((one.config.task, one.config.rewards))
         if key not in self._rewards:
-            pool = RewardPool(one.config.rewards, train, think_opened=think_opened)
-            self._rewards[key] = self.closing.enter_context(pool)
+            manager = RewardManager(one.config.rewards, self.problems(one)[0])
+            self._rewards[key] = self.closing.enter_context(manager)
         return self._rewards[key]
 
     def context(self, one: Plan) -> Context:
@@ -78,7 +75,7 @@ class Supplies:
             model=model,
             tokenizer=tokenizer,
             engine=Engine(model, tokenizer, one.config.rollout.batch_size),
-            rewards=self.rewards(one, tokenizer),
+            rewards=self.rewards(one),
             train=train,
             heldout=heldout,
         )

@@ -14,7 +14,7 @@ from r1train.config.sections import Config
 from r1train.data.problems import ProblemSet
 from r1train.engine.builtin import Engine
 from r1train.report.evaluation import EvalResult
-from r1train.rewards.base import RewardPool
+from r1train.rewards.manager import RewardManager
 
 ArtifactKind = Literal["checkpoint", "samples", "table"]
 
@@ -39,7 +39,7 @@ class Context:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     engine: Engine
-    rewards: RewardPool
+    rewards: RewardManager
     train: ProblemSet
     heldout: ProblemSet
 
@@ -71,7 +71,7 @@ class TrainStage(Stage):
     max_steps: int
     eval_steps: int = 0
     save_steps: int | None = None
-    shown: ClassVar[tuple[str, ...]]
+    shown: tuple[str, ...]
     """The figures beside the progress bar."""
     step = 0
     """Steps that are complete."""

@@ -13,11 +13,13 @@ from statistics import fmean
 from transformers import PreTrainedTokenizerBase
 
 from r1train.config.sections import EvalConfig
-from r1train.data.encode import decode_completions, encode_prompts
+from r1train.data.encode import encode_prompts
 from r1train.data.problems import ProblemSet
+from r1train.data.samples import samples_of
 from r1train.engine.builtin import Engine
 from r1train.report.evaluation import EvalResult, interval
-from r1train.rewards.base import RewardPool, extract_answer
+from r1train.rewards.accuracy import extract_answer
+from r1train.rewards.manager import EVALUATED, RewardManager
 from r1train.stages.base import Context, Stage
 from r1train.verify import LONGEST_COMPARED, equivalent
 
@@ -29,7 +31,7 @@ def evaluate(
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     problems: ProblemSet,
-    reward_pool: RewardPool,
+    rewards: RewardManager,
     config: EvalConfig,
     template: str,
     seed: int,
@@ -46,9 +48,11 @@ def evaluate(
         top_p=config.top_p,
         seed=seed,
     )
-    texts = decode_completions(tokenizer, rollout.completion_ids)
-    rewards = reward_pool.score(texts, [problem for problem in problems for _ in range(k)])
-    accuracy, formatted = rewards.by_name["accuracy"], rewards.by_name["format"]
+    repeated = [problem for problem in problems for _ in range(k)]
+    samples = samples_of(repeated, rollout.completion_ids, rollout.finished, tokenizer, template)
+    scored = rewards.score(samples, also=EVALUATED)
+    texts = [sample.completion for sample in samples]
+    accuracy = [value or 0.0 for value in scored.by_name["accuracy"]]
     groups = [slice(start, start + k) for start in range(0, len(texts), k)]
     solved = [fmean(accuracy[group]) for group in groups]
     agreed = [
@@ -64,18 +68,24 @@ def evaluate(
         n=len(problems),
         mean_length=fmean(rollout.lengths),
         truncated=fmean(not finished for finished in rollout.finished),
-        format_rate=fmean(formatted),
-        errors=rewards.errors,
-        timeouts=rewards.timeouts,
+        format_rate=fmean(value or 0.0 for value in scored.by_name["format"]),
+        errors=scored.errors["accuracy"],
+        timeouts=scored.timeouts["accuracy"],
+        rewards={
+            name: scored.metrics()[f"rewards/{name}"]
+            for name in scored.by_name
+            if name not in EVALUATED
+        },
         samples=tuple(
             {
-                "prompt": problem.question,
+                "prompt": samples[first].prompt,
+                "question": problem.question,
                 "reference": problem.answer,
-                "completion": texts[i * k],
-                "accuracy": accuracy[i * k],
-                "format": formatted[i * k],
+                "completion": texts[first],
+                "finished": samples[first].finished,
+                "rewards": {name: values[first] for name, values in scored.by_name.items()},
             }
-            for i, problem in enumerate(problems)
+            for first, problem in zip(range(0, len(samples), k), problems, strict=True)
         ),
     )
 

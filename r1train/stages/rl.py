@@ -9,8 +9,9 @@ from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
-from r1train.data.encode import decode_completions, encode_prompts
+from r1train.data.encode import encode_prompts
 from r1train.data.problems import Problem
+from r1train.data.samples import Sample, samples_of
 from r1train.engine.base import Rollout
 from r1train.learn.grpo import Learner
 from r1train.metrics import Stopwatch, peak_memory_gib
@@ -26,7 +27,7 @@ SHOWN = 4  # completions of a prompt in the printed table
 class Work:
     """A rollout and its rewards, while updates are made of them."""
 
-    problems: list[Problem]
+    samples: list[Sample]
     rollout: Rollout
     rewards: RewardBatch
     watch: Stopwatch
@@ -36,11 +37,12 @@ class RL(TrainStage):
     """GRPO: `grpo.max_steps` rollouts, each of which is learned from in one update or several."""
 
     uses = ("task", "rewards", "rollout", "grpo", "eval")
-    shown = ("reward", "rewards/accuracy")
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         config = context.config
+        names = (f"rewards/{name}" for name in context.rewards.weights)
+        self.shown = ("reward", *names)[:3]
         self.config = config.grpo
         self.max_steps, self.save_steps = self.config.max_steps, self.config.save_steps
         self.eval_steps = self.config.eval_steps
@@ -91,24 +93,28 @@ class RL(TrainStage):
                 seed=derive_seed(context.seed, "rollout", step),
             )
         with watch("reward"):
-            texts = decode_completions(context.tokenizer, rollout.completion_ids)
-            rewards = context.rewards.score(texts, problems)
-        return Work(problems, rollout, rewards, watch)
+            samples = self._samples(problems, rollout)
+            rewards = context.rewards.score(samples)
+        return Work(samples, rollout, rewards, watch)
+
+    def _samples(self, problems: Sequence[Problem], rollout: Rollout) -> list[Sample]:
+        template, tokenizer = self.context.config.task.prompt_template, self.context.tokenizer
+        return samples_of(problems, rollout.completion_ids, rollout.finished, tokenizer, template)
 
     def _show(self, work: Work) -> None:
         """Some completions of the first two prompts, on the terminal."""
         every = self.config.log_completions_steps
         if not every or self.step % every:
             return
-        texts = decode_completions(self.context.tokenizer, work.rollout.completion_ids)
+        samples = work.samples
         group = self.config.num_generations
         rows = [start + i for start in (0, group) for i in range(min(group, SHOWN))]
-        rows = [row for row in rows if row < len(texts)]
+        rows = [row for row in rows if row < len(samples)]
         scores = {
             name: [values[row] for row in rows] for name, values in work.rewards.by_name.items()
         }
-        questions = [work.problems[row].question for row in rows]
-        show_completions(self.step, questions, [texts[row] for row in rows], scores)
+        questions = [samples[row].problem.question for row in rows]
+        show_completions(self.step, questions, [samples[row].completion for row in rows], scores)
 
     def state_dict(self) -> dict[str, Any]:
         work = self.work
@@ -131,7 +137,8 @@ class RL(TrainStage):
             rollout = Rollout.from_state(work["rollout"], self.context.model.device)
             rewards = RewardBatch.from_state(work["rewards"])
             watch = Stopwatch(work["seconds"])
-            self.work = Work(self._problems(self.step + 1), rollout, rewards, watch)
+            samples = self._samples(self._problems(self.step + 1), rollout)
+            self.work = Work(samples, rollout, rewards, watch)
             self.learner.start(rollout, rewards.total)
         self.learner.load_state_dict(state["learner"])
 
@@ -154,10 +161,7 @@ def describe(work: Work) -> dict[str, float]:
     """What a step logs of its completions and their rewards, and of its time."""
     rollout, rewards, watch = work.rollout, work.rewards, work.watch
     return {
-        "reward": fmean(rewards.total),
-        **{f"rewards/{name}": fmean(values) for name, values in rewards.by_name.items()},
-        "verifier/errors": rewards.errors,
-        "verifier/timeouts": rewards.timeouts,
+        **rewards.metrics(),
         "completions/mean_length": fmean(rollout.lengths),
         "completions/clipped_ratio": 1 - fmean(rollout.finished),
         "tokens_per_second": sum(rollout.lengths) / watch.total(),

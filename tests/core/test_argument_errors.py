@@ -92,6 +92,12 @@ def calls() -> dict[str, dict[str, Any]]:
             "logits": torch.randn(T, V), "temperature": 0.7, "top_k": 3, "top_p": 0.9,
             "target": target,
         },
+        "sample_logprob": {
+            "logits": torch.randn(T, V), "uniform": torch.rand(T).double(), "temperature": 0.7,
+        },
+        "filter_logits": {
+            "logits": torch.randn(T, V), "temperature": 0.7, "top_k": 3, "top_p": 0.9, "min_p": 0.1,
+        },
         "pack": {
             "hidden_states": torch.randn(B, 7, H), "input_ids": torch.randint(V, (B, 7)),
             "completion_mask": torch.tensor([[0, 1, 1, 0, 0, 1, 0]] * B),
@@ -129,6 +135,11 @@ def calls() -> dict[str, dict[str, Any]]:
         "rope": {
             "q": torch.randn(B, 4, T, H), "k": torch.randn(B, 2, T, H),
             "cos": torch.randn(B, T, H), "sin": torch.randn(B, T, H), "interleaved": False,
+        },
+        "packed_attention": {
+            "query": torch.randn(T, 4, H), "key": torch.randn(T, 2, H),
+            "value": torch.randn(T, 2, INNER), "cu_seqlens": starts,
+            "prefix": torch.tensor([-1, 0, 0], dtype=torch.int32), "scale": 0.3,
         },
         "swiglu": {"gate": x, "up": torch.randn(T, H)},
         "geglu": {"gate": x, "up": torch.randn(T, H), "approximate": "tanh"},

@@ -77,6 +77,10 @@ CALLS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
         lambda x, weight: r1kernels.grouped_mm(x, weight, group_offsets()),
         ((T, H), (E, 9, H)),
     ),
+    "packed_attention": (
+        lambda *given: r1kernels.packed_attention(*given, torch.tensor([0, 5, T]).int()),
+        ((T, 4, H), (T, 2, H), (T, 2, E)),
+    ),
     "moe_experts": (lambda *given: r1kernels.moe_experts(*given, routing(given[0])), EXPERTS),
     "moe_experts, biases": (biased_experts, (*EXPERTS, (E, 2 * INNER), (E, H))),
 }

@@ -28,6 +28,7 @@ UPSTREAM = (
     "da",
     "dy",
     "dh",
+    "dout",
 )  # the rest of a gradient's inputs fit together
 # In the interpreter, and only these: a case of the others takes seconds.
 IN_TRITON = ("logprob", "policy_loss", "moe_combine", "moe_permute", "group_advantage")

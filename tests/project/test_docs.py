@@ -61,7 +61,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as a reader of the docs has it: their files, the examples, a run, a checkpoint."""
     folder = tmp_path_factory.mktemp("docs")
     shutil.copytree(ROOT / "examples", folder / "examples")
-    for language in ("json", "toml"):
+    for language in ("json", "python", "toml"):
         for _, title, body in fenced(language):
             if title is not None:
                 (folder / title).write_text(body, encoding="utf-8")

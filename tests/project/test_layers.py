@@ -11,7 +11,18 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Each imports only those before it. The first folder of a path decides.
-R1KERNELS = ("core", "triton", "elementwise", "head", "policy", "moe", "fp8", "nn", "hf")
+R1KERNELS = (
+    "core",
+    "triton",
+    "elementwise",
+    "attention",
+    "head",
+    "policy",
+    "moe",
+    "fp8",
+    "nn",
+    "hf",
+)
 # "" is a module that lies in no folder.
 R1TRAIN = (
     *("", "config", "report", "data", "model", "rewards", "engine", "learn", "stages", "run"),

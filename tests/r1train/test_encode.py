@@ -5,7 +5,8 @@ from transformers import PreTrainedTokenizerFast
 
 from r1train.data.encode import decode_completions
 from r1train.data.prompts import TAGS
-from r1train.rewards.base import extract_answer, format_reward
+from r1train.rewards.accuracy import extract_answer
+from r1train.rewards.format import format_reward
 
 WORDS = ["<pad>", "<eos>", "<bos>", "<|im_end|>", "<|tool|>", *TAGS, "so", "4", "[UNK]"]
 IDS = {word: i for i, word in enumerate(WORDS)}

@@ -1,4 +1,5 @@
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -53,11 +54,17 @@ class Tokenizer:
 
 
 class Rewards:
-    def score(self, completions, problems):
-        assert [p.question for p in problems[::4]] == ["a", "b", "c"]
-        accuracy = [float("<answer>1<" in text) for text in completions]
-        formatted = [float(text.startswith("<think>")) for text in completions]
-        return RewardBatch(accuracy, {"accuracy": accuracy, "format": formatted}, 1, 2)
+    def score(self, samples, also):
+        assert also == ("accuracy", "format")
+        assert [s.problem.question for s in samples[::4]] == ["a", "b", "c"]
+        texts = [sample.completion for sample in samples]
+        by_name = {
+            "brevity": [1.0 if text else None for text in texts],
+            "accuracy": [float("<answer>1<" in text) for text in texts],
+            "format": [float(text.startswith("<think>")) for text in texts],
+        }
+        counts = {"brevity": 3, "accuracy": 1, "format": 0}
+        return RewardBatch([0.0] * len(samples), by_name, counts, {**counts, "accuracy": 2})
 
 
 @pytest.fixture
@@ -82,8 +89,17 @@ def test_summary_and_samples(result):
     assert summary["pass@1"] == result.pass_at_1
     assert summary["cons@4"] == result.cons_at_k
     assert len(summary["pass@1_ci"]) == 2
-    assert [sample["prompt"] for sample in result.samples] == ["a", "b", "c"]
-    assert result.samples[0]["completion"] == answer("1")
+    assert summary["rewards/brevity"] == 1
+    assert [sample["question"] for sample in result.samples] == ["a", "b", "c"]
+    first, *_, last = result.samples
+    assert (first["prompt"], first["completion"]) == ("User: a Assistant:", answer("1"))
+    assert (first["finished"], first["reference"]) == (True, "1")
+    assert last["rewards"] == {"brevity": None, "accuracy": 0, "format": 0}
+
+
+def test_a_reward_that_never_applies_is_null_in_the_summary(result):
+    summary = replace(result, rewards={"mine": math.nan}).as_dict()
+    assert summary["rewards/mine"] is None
 
 
 def test_majority_breaks_ties_by_the_first_seen():

@@ -5,7 +5,7 @@ import pytest
 from r1train.config.schema import ConfigError
 from r1train.config.sections import DatasetConfig, RewardConfig, TaskConfig
 from r1train.data.problems import Problem, ProblemSet
-from r1train.rewards.base import RewardPool
+from r1train.rewards.accuracy import AccuracyReward
 from r1train.rewards.gym import create, score
 from r1train.rewards.gym_checks import CHECKS, SHAPES
 from r1train.rewards.pool.pool import Outcome
@@ -179,7 +179,7 @@ def test_probing_stops_where_answers_run_out_of_time():
 
 
 def test_a_run_probes_its_sources(monkeypatch):
-    from r1train.rewards import base as rewards
+    from r1train.rewards import accuracy as rewards
 
     def refuse(pool, problems):
         raise ConfigError("nonsense")
@@ -188,7 +188,7 @@ def test_a_run_probes_its_sources(monkeypatch):
     stopped = []
     monkeypatch.setattr(rewards, "VerifierPool", lambda *_: StoppablePool(stopped))
     with pytest.raises(ConfigError, match="nonsense"):
-        RewardPool(RewardConfig(), problem_set("leg_counting"))
+        AccuracyReward(RewardConfig(), problem_set("leg_counting"))
     assert stopped == [True]
 
 

@@ -1,6 +1,8 @@
 import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -103,11 +105,32 @@ def test_plots_draw_what_there_is(config):
     assert all(path.read_bytes().startswith(PNG) for path in plots)
 
 
+def test_rewards_beyond_one_have_a_chart_of_their_own(monkeypatch):
+    from r1train.report import plots
+
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    steps = [{"rewards/format": 0.5, "rewards/format/std": 9.0}, {"rewards/mine": None}]
+    records = [{"stage": "grpo", "step": i, **figures} for i, figures in enumerate(steps)]
+    plots.plot_reward(records, Path("unused"))
+    plots.plot_reward(
+        [*records, {"stage": "grpo", "step": 3, "rewards/mine": -40.0}], Path("unused")
+    )
+    labels = [[line.get_label() for a in f.axes for line in a.get_lines()] for f in drawn]
+    own = "mine reward, training"
+    assert labels == [["format reward, training"], ["format reward, training", own]]
+    assert [len(figure.axes) for figure in drawn] == [1, 2]
+    assert len({line.get_color() for axes in drawn[1].axes for line in axes.get_lines()}) == 2
+
+
 def test_panels_follow_their_data():
     from r1train.report.plots import _names
 
     records = [{"seconds/rollout": 1.0, "kl": 0.0}, {"seconds/update": 2.0, "kl": None}]
-    assert _names(records, ("seconds/", "kl")) == ["seconds/rollout", "seconds/update"]
+    assert _names(records, ("seconds/*", "kl")) == ["seconds/rollout", "seconds/update"]
+    failed = [{"rewards/accuracy/errors": 1, "rewards/accuracy": 1.0, "rewards/mine/errors": 2}]
+    errors = ["rewards/accuracy/errors", "rewards/mine/errors"]
+    assert _names(failed, ("rewards/*/errors",)) == errors
 
 
 def test_completions_fit_80_columns_and_cannot_style_the_terminal(console):
@@ -122,6 +145,18 @@ def test_completions_fit_80_columns_and_cannot_style_the_terminal(console):
     assert "[red]x[/red]" in text
     assert "\x1b" not in text
     assert "…" in text
+
+
+def test_a_reward_that_does_not_apply_is_a_dash(console):
+    show_completions(1, ["Q?"], ["a"], {"mine": [None], "format": [0.0]}, console)
+    assert "–" in console.export_text()
+
+
+def test_further_rewards_are_shown_with_the_evaluation(console):
+    before, after = (replace(result(0.5), rewards={"mine": mean}) for mean in (-3.0, 1.5))
+    show_before_after(before, after, [], console)
+    text = console.export_text()
+    assert re.search(r"mine .* -3 .* 1\.5 .* \+4\.5", text)
 
 
 def test_before_and_after(console, tmp_path):

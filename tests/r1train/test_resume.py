@@ -7,7 +7,8 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from r1train.rewards.base import RewardBatch, RewardPool
+from r1train.rewards.base import RewardBatch
+from r1train.rewards.manager import RewardManager
 from r1train.run import runner, trainer
 from r1train.run.checkpoint import CheckpointStore
 from r1train.run.runner import resume, run
@@ -32,11 +33,13 @@ def often(monkeypatch):
     monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(runner.RunFolder, "plot", lambda self: [])
 
-    def score(self, completions, problems):
-        rewards = [float(sum(text.encode()) % 2) for text in completions]
-        return RewardBatch(rewards, {"accuracy": rewards, "format": rewards}, 0, 0)
+    def score(self, samples, also=()):
+        rewards = [float(sum(sample.completion.encode()) % 2) for sample in samples]
+        names = ("accuracy", "format")
+        none = dict.fromkeys(names, 0)
+        return RewardBatch(rewards, dict.fromkeys(names, rewards), none, none)
 
-    monkeypatch.setattr(RewardPool, "score", score)
+    monkeypatch.setattr(RewardManager, "score", score)
 
 
 def left(folder):

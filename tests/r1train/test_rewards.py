@@ -1,11 +1,15 @@
 import json
+from contextlib import contextmanager
 
 import pytest
 
 from r1train.config.sections import DatasetConfig, RewardConfig, TaskConfig
 from r1train.data.problems import load_problems
-from r1train.rewards.base import RewardPool, extract_answer, format_reward
+from r1train.rewards.accuracy import AccuracyReward, extract_answer
+from r1train.rewards.base import Scores
+from r1train.rewards.format import FormatReward, format_reward
 from r1train.rewards.verifiers import Verifier
+from tests.r1train.samples import ONE, sample, wrap
 
 ENDLESS = "9^{9^{9^9}}"
 
@@ -55,20 +59,17 @@ def test_format_reward_where_the_prompt_opens_the_thought():
     assert format_reward("<think>a</think><answer>1</answer>", think_opened=True) == 0
 
 
-def wrap(answer, thought="a"):
-    return f"<think>{thought}</think><answer>{answer}</answer>"
-
-
 @pytest.fixture(scope="module")
 def sums():
-    """Problems and a pool that tests share: starting a process is what costs time."""
+    """Problems and their reward, which tests share: starting a process is what costs time."""
     train, _ = load_problems(TaskConfig(train_size=8, heldout_size=2), seed=0)
-    with RewardPool(RewardConfig(weights=(1.0, 0.5), timeout=20), train) as pool:
-        yield train, pool
+    accuracy = AccuracyReward(RewardConfig(timeout=20), train)
+    yield train, accuracy
+    accuracy.close()
 
 
-def test_rewards_are_weighted_sums_in_order(sums):
-    train, pool = sums
+def test_accuracy_is_that_of_the_only_answer(sums):
+    train, accuracy = sums
     right, other = train[0], train[1]
     completions = [
         wrap(right.answer),
@@ -79,58 +80,59 @@ def test_rewards_are_weighted_sums_in_order(sums):
         wrap(""),
         "",
     ]
-    batch = pool.score(completions, [right, other, *[right] * 5])
-    assert batch.by_name["accuracy"] == [1, 1, 1, 0, 0, 0, 0]
-    assert batch.by_name["format"] == [1, 1, 0, 1, 1, 0, 0]
-    assert batch.total == [1.5, 1.5, 1, 0.5, 0.5, 0, 0]
-    assert (batch.errors, batch.timeouts) == (0, 0)
+    problems = [right, other, *[right] * 5]
+    assert accuracy([*map(sample, problems, completions)]) == Scores([1, 1, 1, 0, 0, 0, 0])
+
+
+def test_format_knows_what_the_prompt_opens(sums):
+    reward = FormatReward(RewardConfig(), sums[0])
+    opened = sample(ONE, "a</think><answer>1</answer>", prompt="Q <think>\n")
+    assert reward([opened, sample(ONE, wrap("1")), sample(ONE, "")]) == Scores([1, 1, 0])
 
 
 def test_partial_credit_of_a_verifier_is_not_accuracy(sums):
-    train, pool = sums
+    train, accuracy = sums
     problem = train[0]
     answer = f"{problem.answer} apples"
     assert 0 < Verifier(train.sources)(answer, problem) < 1
-    assert pool.score([wrap(answer)], [problem]).by_name["accuracy"] == [0]
+    assert accuracy([sample(problem, wrap(answer))]).values == [0]
 
 
 def test_large_and_empty_batches(sums):
-    train, pool = sums
+    train, accuracy = sums
     problems = [train[i % 8] for i in range(300)]
     answers = [p.answer if i % 3 else str(10**6 + i) for i, p in enumerate(problems)]
-    batch = pool.score([wrap(answer) for answer in answers], problems)
-    assert batch.by_name["accuracy"] == [float(i % 3 > 0) for i in range(300)]
-    assert pool.score([], []).total == []
+    scores = accuracy([*map(sample, problems, map(wrap, answers))])
+    assert scores.values == [float(i % 3 > 0) for i in range(300)]
+    assert accuracy([]).values == []
+
+
+@contextmanager
+def accuracy_of(dataset, timeout=5.0, size=1):
+    config = TaskConfig(datasets=(dataset,), train_size=size, heldout_size=1)
+    train, _ = load_problems(config, seed=0)
+    reward = AccuracyReward(RewardConfig(timeout=timeout), train)
+    yield train[0], reward
+    reward.close()
 
 
 def test_a_verifier_that_raises_is_an_error():
-    config = TaskConfig(
-        datasets=(DatasetConfig(name="prime_factorization"),), train_size=1, heldout_size=1
-    )
-    train, _ = load_problems(config, seed=0)
-    with RewardPool(RewardConfig(), train) as pool:
-        batch = pool.score([wrap("no number"), wrap(train[0].answer)], [train[0]] * 2)
-    assert batch.by_name["accuracy"] == [0, 1]
-    assert (batch.errors, batch.timeouts) == (1, 0)
+    with accuracy_of(DatasetConfig(name="prime_factorization")) as (problem, accuracy):
+        samples = [sample(problem, wrap("no number")), sample(problem, wrap(problem.answer))]
+        assert accuracy(samples) == Scores([0, 1], errors=1)
 
 
 def test_what_runs_out_of_time_is_counted():
     source = DatasetConfig(name="spiral_matrix")  # whose verifier evaluates lists as Python
-    train, _ = load_problems(TaskConfig((source,), train_size=1, heldout_size=1), seed=0)
-    completions = [wrap("[9**9**9**9]"), wrap(train[0].answer)]
-    with RewardPool(RewardConfig(timeout=0.5), train) as pool:
-        batch = pool.score(completions, [train[0]] * 2)
-    assert batch.by_name["accuracy"] == [0, 1]
-    assert (batch.errors, batch.timeouts) == (0, 1)
+    with accuracy_of(source, timeout=0.5) as (problem, accuracy):
+        samples = [sample(problem, wrap("[9**9**9**9]")), sample(problem, wrap(problem.answer))]
+        assert accuracy(samples) == Scores([0, 1], timeouts=1)
 
 
 def test_endless_arithmetic_costs_no_time(tmp_path):
     path = tmp_path / "problems.jsonl"
     path.write_text("".join(json.dumps({"prompt": str(i), "answer": i}) + "\n" for i in range(4)))
-    config = TaskConfig(datasets=(DatasetConfig(jsonl=str(path)),), train_size=3, heldout_size=1)
-    train, _ = load_problems(config, seed=0)
-    completions = [wrap(ENDLESS), wrap(r"\frac{"), wrap(f"{train[0].answer}.0"), wrap(ENDLESS)]
-    with RewardPool(RewardConfig(timeout=1), train) as pool:
-        batch = pool.score(completions, [train[0]] * 4)
-    assert batch.by_name["accuracy"] == [0, 0, 1, 0]
-    assert (batch.errors, batch.timeouts) == (0, 0)
+    with accuracy_of(DatasetConfig(jsonl=str(path)), timeout=1, size=3) as (problem, accuracy):
+        completions = [wrap(ENDLESS), wrap(r"\frac{"), wrap(f"{problem.answer}.0"), wrap(ENDLESS)]
+        scores = accuracy([sample(problem, completion) for completion in completions])
+        assert scores == Scores([0, 0, 1, 0])

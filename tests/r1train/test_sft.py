@@ -12,7 +12,8 @@ from r1train.data.problems import Problem, load_problems
 from r1train.learn.expert_load import ExpertLoad
 from r1train.learn.optim import Optimizer, lr_share
 from r1train.learn.sft import Supervisor, accumulate
-from r1train.rewards.base import extract_answer, format_reward
+from r1train.rewards.accuracy import extract_answer
+from r1train.rewards.format import format_reward
 from r1train.rewards.verifiers import Verifier
 from r1train.seeds import deterministic
 

@@ -46,6 +46,15 @@ def sent_before(monkeypatch):
     return patch
 
 
+class NoRewards(nullcontext):
+    """In the place of those of a run: there is nothing to be judged."""
+
+    weights = ()
+
+    def __init__(self, *_):
+        super().__init__(self)
+
+
 @pytest.fixture
 def stages(monkeypatch):
     """A run whose stages do nothing, since they are not what is tested: `stages(raises)` ends
@@ -59,7 +68,7 @@ def stages(monkeypatch):
 
         monkeypatch.setattr(Trainer, "fit", fit)
 
-    monkeypatch.setattr(supplies, "RewardPool", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(supplies, "RewardManager", NoRewards)
     end(None)
     return end
 

@@ -45,7 +45,7 @@ def test_an_empty_gradient(caplog):
     ("metrics", "reason"),
     [
         ({"reward": 0.0, "completions/clipped_ratio": 0.9}, "90% .*raise rollout.max_completion"),
-        ({"reward": 0.0, "verifier/timeouts": 3}, "3 verifications of a step fail"),
+        ({"reward": 0.0, "rewards/accuracy/timeouts": 3}, "3 verifications of a step fail"),
         ({"reward": 0.0}, "may not know the <think> and <answer> format"),
         ({"reward": 2.0}, "equal rewards .mean 2.: the problems are solved"),
     ],

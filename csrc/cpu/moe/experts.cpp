@@ -46,9 +46,11 @@ void gate_up(const ExpertsForward& f, const Part& part, int64_t i0, int64_t i1, 
       swiglu<T>(gate, up, columns, lanes,
                 f.activation + ((part.panel + r / kPanel) * inner + i / T::kPerUnit) * kPanel);
       if (!f.h) continue;
-      auto* h = static_cast<Element*>(f.h) + (part.first() + r) * 2 * e.inner + i;
-      store_lanes<T>(gate, columns, lanes, h, 2 * e.inner);
-      store_lanes<T>(up, columns, lanes, h + e.inner, 2 * e.inner);
+      const auto h = [&](int64_t lane) {
+        return static_cast<Element*>(f.h) + (part.first() + r + lane) * 2 * e.inner + i;
+      };
+      store_lanes<T>(gate, columns, lanes, h);
+      store_lanes<T>(up, columns, lanes, [&](int64_t lane) { return h(lane) + e.inner; });
     }
   }
 }

@@ -73,10 +73,9 @@ static void store_tile(const float* z, int64_t rows, int64_t lanes, typename T::
       store_some<T>(out + r * stride + n, load(z + r * kPanel + n), lanes - n);
 }
 
-// A tile of sums [columns][kPanel] whose lanes are rows; z has room for whole squares.
-template <class T>
-static void store_lanes(const float* z, int64_t columns, int64_t lanes, typename T::Element* out,
-                        int64_t stride) {
+// A tile of sums [columns][kPanel] whose lanes are rows, at row(lane); z has room for whole squares.
+template <class T, class Row>
+static void store_lanes(const float* z, int64_t columns, int64_t lanes, const Row& row) {
   for (int64_t n = 0; n < lanes; n += kWidth)
     for (int64_t c = 0; c < columns; c += kWidth) {
       F square[kWidth];
@@ -84,7 +83,7 @@ static void store_lanes(const float* z, int64_t columns, int64_t lanes, typename
       for (int i = 0; i < kWidth; ++i) square[i] = load(z + (c + i) * kPanel + n);
       transpose(square);
       for (int64_t i = 0; i < at_most(lanes - n, kWidth); ++i)
-        store_some<T>(out + (n + i) * stride + c, square[i], columns - c);
+        store_some<T>(row(n + i) + c, square[i], columns - c);
     }
 }
 
@@ -100,7 +99,7 @@ static void rows_as_lanes(int64_t rows, int64_t units, const uint32_t* packed,
       const int64_t lanes = at_most(rows - r, kPanel), ahead = r == 0 ? kTile * units : 0;
       gemm_panel<T>(columns, lanes, units, Left{weight + c * units, units, 1, ahead},
                     packed + r * units, z, kPanel, false);
-      store_lanes<T>(z, columns, lanes, out + r * stride + c, stride);
+      store_lanes<T>(z, columns, lanes, [&](int64_t i) { return out + (r + i) * stride + c; });
     }
   }
 }

@@ -15,7 +15,7 @@ import sys
 
 from r1train.rewards.pool.seccomp import Filter
 
-MEMORY_BYTES = 4 << 30  # beyond what was there when the process was forked
+MEMORY_BYTES = 4 << 30  # beyond what is there before the first answer
 _OPEN_FILES = 64
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
@@ -39,21 +39,38 @@ class Limits:
         _limit(resource.RLIMIT_CPU, cpu_seconds)  # the last resort, where nobody is left to kill it
         if not self.linux:
             return  # macOS ignores RLIMIT_AS, and has none of what follows
-        with open("/proc/self/statm") as pages:
-            inherited = int(pages.read().split()[0]) * resource.getpagesize()
-        _limit(resource.RLIMIT_AS, inherited + MEMORY_BYTES)
-        self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the signal was asked for
-            os._exit(1)
-        self._prctl(_PR_SET_DUMPABLE, 0)
-        self._prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        limit_memory()
+        _die_with(self.libc, parent)
+        _prctl(self.libc, _PR_SET_DUMPABLE, 0)
+        _prctl(self.libc, _PR_SET_NO_NEW_PRIVS, 1)
         self.filter.install(self.libc)
 
-    def _prctl(self, option: int, value: int) -> None:
-        none = ctypes.c_ulong(0)
-        if self.libc.prctl(option, ctypes.c_ulong(value), none, none, none) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+
+def limit_memory() -> None:
+    """At most `MEMORY_BYTES` more than now; nothing on macOS, which ignores RLIMIT_AS."""
+    if sys.platform == "linux":
+        with open("/proc/self/statm") as pages:
+            now = int(pages.read().split()[0]) * resource.getpagesize()
+        _limit(resource.RLIMIT_AS, now + MEMORY_BYTES)
+
+
+def die_with(parent: int) -> None:
+    """This process ends when the thread of `parent` does that started it; on Linux alone."""
+    if sys.platform == "linux":
+        _die_with(ctypes.CDLL(None, use_errno=True), parent)
+
+
+def _die_with(libc: ctypes.CDLL, parent: int) -> None:
+    _prctl(libc, _PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the signal was asked for
+        os._exit(1)
+
+
+def _prctl(libc: ctypes.CDLL, option: int, value: int) -> None:
+    none = ctypes.c_ulong(0)
+    if libc.prctl(option, ctypes.c_ulong(value), none, none, none) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
 
 
 def _limit(which: int, value: int) -> None:

@@ -1,0 +1,1 @@
+"""The attention of HuggingFace models over packed sequences."""

@@ -1,0 +1,71 @@
+"""Accuracy: whether a completion's answer is right, judged in verifier processes.
+
+Completions are hostile input: a policy finds every reward that is cheaper than being right. So one
+answer block counts and several do not, an empty answer never matches, and "4 or 5" is no answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+
+from r1train.config.sections import RewardConfig
+from r1train.data.problems import ProblemSet
+from r1train.data.samples import Sample
+from r1train.rewards.base import Reward, Scores
+from r1train.rewards.pool.pool import VerifierPool
+from r1train.rewards.probing import probe
+from r1train.rewards.verifiers import Verifier
+
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def extract_answer(completion: str) -> str | None:
+    """The text of the only <answer> block; None where there is none, an empty one or several."""
+    if completion.count("<answer>") != 1 or completion.count("</answer>") != 1:
+        return None
+    match = _ANSWER.search(completion)
+    return (match.group(1).strip() or None) if match else None
+
+
+class AccuracyReward(Reward):
+    """1 for a right answer, else 0: all or nothing, as R1's rule.
+
+    The first problems of each source are used to probe its verifier; ConfigError where it credits
+    nonsense. An answer whose verifier fails or runs out of time has 0, and is counted.
+    """
+
+    def __init__(self, config: RewardConfig, problems: ProblemSet) -> None:
+        self.pool = VerifierPool(Verifier(problems.sources), config.workers, config.timeout)
+        self.warned = False
+        try:
+            probe(self.pool, problems)
+        except BaseException:
+            self.close()
+            raise
+
+    def __call__(self, samples: Sequence[Sample]) -> Scores:
+        answers = [extract_answer(sample.completion) for sample in samples]
+        keys = [(answer, id(s.problem)) for answer, s in zip(answers, samples, strict=True)]
+        jobs = {
+            key: (answer, sample.problem)
+            for key, answer, sample in zip(keys, answers, samples, strict=True)
+            if answer is not None
+        }  # a group often agrees on an answer: each is verified once
+        verdicts = dict(zip(jobs, self.pool.run(list(jobs.values())), strict=True))
+        outcomes = [verdicts.get(key) for key in keys]
+        self._warn(next((o.message for o in outcomes if o and o.failure == "error"), None))
+        return Scores(
+            values=[float(o is not None and o.score >= 1.0) for o in outcomes],
+            errors=sum(o is not None and o.failure == "error" for o in outcomes),
+            timeouts=sum(o is not None and o.failure == "timeout" for o in outcomes),
+        )
+
+    def close(self) -> None:
+        self.pool.__exit__()
+
+    def _warn(self, message: str | None) -> None:
+        if message is not None and not self.warned:
+            self.warned = True
+            logging.getLogger("r1train").warning("a verifier failed: %s (counted)", message)

@@ -16,20 +16,22 @@ from math import nan
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from benchmarks import table
 from benchmarks.race_tasks import Race, save_start
 from benchmarks.record import Row
+from benchmarks.rounds import Round, fastest, pace, ratios, verdict
 from benchmarks.whole import WE
 
 NAME = "GRPO step"
 RACES = (Race("letters and digits", "qwen2-3m", 4, 8, 16, 16, steps=60, learning_rate=1e-3),)
 SEEDS = 2
+BEHIND = 0.05  # of what a reward has risen by: seeds are further apart
 WARMUP = 3  # steps of each that are learned from and not timed
 TRAINERS = {WE: "benchmarks.race_ours", "trl": "benchmarks.peers.trl_race"}
 NEEDS = {WE: ("transformers",), "trl": ("transformers", "trl", "datasets")}
@@ -144,47 +146,37 @@ def _train(
 
 
 def summary(race: Race, name: str, steps: Mapping[str, list[list[Step]]]) -> Row:
-    """Medians over all timed steps; the ratio is that of steps that were made one after another."""
-    timed = of_all_seeds(steps[name])
-    rewards = [last_fifth(seed) for seed in steps[name]]
-    others = [other for other in steps if other != name]
-    best = min(others, key=lambda other: pace(of_all_seeds(steps[other])), default=None)
-    ratio = None if best is None else ratios(steps, name, best)[1]
-    highest = max(fmean(map(last_fifth, seeds)) for seeds in steps.values())
+    """Medians over all timed steps, and the reward that they led to."""
+    rounds = by_round(steps)
+    best = fastest(rounds, [other for other in steps if other != name])
+    reward, highest = reached(steps[name]), max(map(reached, steps.values()))
     return Row(
         NAME,
         race.name,
         name,
-        seconds=race.shape[0] * pace(timed),
+        seconds=race.shape[0] * pace(rounds, name),
         tflops=None,
         gbps=None,
         roofline=None,
-        ratio=ratio,
-        error=highest - fmean(rewards),
+        ratio=best and ratios(rounds, name, best).middle,
+        error=highest - reward,
         shape=race.shape,
-        reward=fmean(rewards),
+        reward=reward,
     )
 
 
-def of_all_seeds(seeds: Sequence[Sequence[Step]]) -> list[Step]:
-    return [step for steps in seeds for step in steps[WARMUP:]]
+def by_round(steps: Mapping[str, list[list[Step]]]) -> list[Round]:
+    """The steps of all seeds but the first ones, those made one after another together."""
+    rounds = []
+    for seed in zip(*steps.values(), strict=True):
+        for each in list(zip(*seed, strict=True))[WARMUP:]:
+            times = (step.seconds / step.tokens for step in each)
+            rounds.append(dict(zip(steps, times, strict=True)))
+    return rounds
 
 
-def pace(steps: Sequence[Step]) -> float:
-    """Seconds a token."""
-    return median(step.seconds / step.tokens for step in steps)
-
-
-def ratios(
-    steps: Mapping[str, list[list[Step]]], name: str, other: str
-) -> tuple[float, float, float]:
-    """Time a token over that of another trainer in the same round: quartiles of all rounds."""
-    found = sorted(
-        (a.seconds / a.tokens) / (b.seconds / b.tokens)
-        for a, b in zip(of_all_seeds(steps[name]), of_all_seeds(steps[other]), strict=True)
-    )
-    low, middle, high = (found[int(share * (len(found) - 1))] for share in (0.25, 0.5, 0.75))
-    return low, middle, high
+def reached(seeds: Sequence[Sequence[Step]]) -> float:
+    return fmean(map(last_fifth, seeds))
 
 
 def last_fifth(steps: Sequence[Step]) -> float:
@@ -197,17 +189,17 @@ def spread(seeds: Sequence[Sequence[Step]]) -> float:
 
 
 def verdicts(steps: Mapping[str, list[list[Step]]]) -> Iterator[str]:
-    """Who is faster, and whether their rewards are equal."""
+    """Who is faster, and whether that is worth anything."""
     for other in steps:
-        if other == WE:
+        if other == WE or WE not in steps:
             continue
-        low, middle, high = (1 / ratio for ratio in ratios(steps, WE, other)[::-1])
-        ours, theirs = (fmean(map(last_fifth, steps[name])) for name in (WE, other))
+        ours, theirs = reached(steps[WE]), reached(steps[other])
         rise = theirs - fmean(seed[0].reward for seed in steps[other])
-        equal = "as much" if ours >= theirs - 0.05 * rise else "LESS"
+        behind = max(0.0, theirs - ours) / rise
+        yield verdict(by_round(steps), WE, other)
         yield (
-            f"{WE} makes {middle:.2f} × the tokens a second of {other} (quartiles {low:.2f} to "
-            f"{high:.2f}) and earns {equal}: {ours:.3f} against {theirs:.3f}."
+            f"Its reward is {ours:.3f} against {theirs:.3f} of {other}"
+            + (": as good." if behind <= BEHIND else f": {behind:.0%} LESS of the rise.")
         )
 
 

@@ -52,8 +52,7 @@ class Race(NamedTuple):
     def reward(self, completions: Sequence[str]) -> list[float]:
         """The share of digits; to end sooner gains nothing."""
         return [
-            sum(character in string.digits for character in text)
-            / max(len(text), self.completion)
+            sum(character in string.digits for character in text) / max(len(text), self.completion)
             for text in completions
         ]
 

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.race_tasks import EPSILON, LOSS_TYPE, MAX_GRAD_NORM, Race, Turns
 from r1train.config.sections import (
     Config,
+    DatasetConfig,
     GRPOConfig,
     ModelConfig,
+    RewardConfig,
     RolloutConfig,
     StageConfig,
     TaskConfig,
 )
 from r1train.data.problems import Problem, ProblemSet
-from r1train.engine.builtin import Engine
+from r1train.engine.builtin import BuiltinEngine
 from r1train.model.load import load_model
-from r1train.rewards.base import RewardBatch
+from r1train.model.policy import Policy
+from r1train.rewards.manager import RewardManager
 from r1train.seeds import deterministic
 from r1train.stages.base import Context
 from r1train.stages.rl import RL
-
-
-class Rule:
-    """The race's reward in the place of the verifiers."""
-
-    def __init__(self, race: Race) -> None:
-        self.race = race
-
-    def score(self, completions: Sequence[str], problems: Sequence[Problem]) -> RewardBatch:
-        rewards = self.race.reward(completions)
-        return RewardBatch(rewards, {"rule": rewards}, 0, 0)
 
 
 def run(race: Race, folder: Path, seed: int, device: str, turns: Turns) -> None:
@@ -40,6 +31,7 @@ def run(race: Race, folder: Path, seed: int, device: str, turns: Turns) -> None:
         stages=(StageConfig("rl"),),
         model=ModelConfig(path=str(folder)),
         task=TaskConfig(prompt_template="{question}"),
+        rewards=RewardConfig(functions=("benchmarks.race_tasks:digits",), weights=(1.0,)),
         rollout=RolloutConfig(max_completion_length=race.completion, temperature=1.0),
         grpo=GRPOConfig(
             max_steps=race.steps,
@@ -57,20 +49,20 @@ def run(race: Race, folder: Path, seed: int, device: str, turns: Turns) -> None:
     )
     model, tokenizer = load_model(config)
     problems = [Problem("race", i, text, "") for i, text in enumerate(race.texts(seed))]
-    train = ProblemSet(problems, ())
-    stage = RL(
-        Context(
-            config=config,
-            seed=seed,
-            model=model,
-            tokenizer=tokenizer,
-            engine=Engine(model, tokenizer, config.rollout.batch_size),
-            rewards=Rule(race),
-            train=train,
-            heldout=train,
+    train = ProblemSet(problems, (DatasetConfig(jsonl="race"),))
+    with RewardManager(config.rewards, train) as rewards, deterministic():  # as in a run
+        stage = RL(
+            Context(
+                config=config,
+                seed=seed,
+                policy=Policy(model),
+                tokenizer=tokenizer,
+                engine=BuiltinEngine.from_config(model, tokenizer, config.rollout),
+                rewards=rewards,
+                train=train,
+                heldout=train,
+            )
         )
-    )
-    with deterministic():  # as in a run
         for _ in range(race.steps):
             turns.begin()
             figures = None

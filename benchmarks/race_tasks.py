@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from r1train import in_process
+
 EPSILON = 0.2
 LOSS_TYPE = "dapo"  # TRL's default
 PROMPTS = 512  # distinct ones
@@ -49,12 +51,17 @@ class Race(NamedTuple):
         lengths = [rng.randint((self.prompt + 1) // 2, self.prompt) for _ in range(PROMPTS)]
         return ["".join(rng.choices(string.ascii_letters, k=length)) for length in lengths]
 
-    def reward(self, completions: Sequence[str]) -> list[float]:
-        """The share of digits; to end sooner gains nothing."""
-        return [
-            sum(character in string.digits for character in text) / max(len(text), self.completion)
-            for text in completions
-        ]
+
+LONGEST = 16  # tokens of a completion, of a byte each where it is any good
+
+
+@in_process
+def digits(completions: Sequence[str], **_: Any) -> list[float]:
+    """The share of digits; to end sooner gains nothing."""
+    return [
+        sum(character in string.digits for character in text) / max(len(text), LONGEST)
+        for text in completions
+    ]
 
 
 class Turns(Protocol):
@@ -94,9 +101,11 @@ MODELS: dict[str, Callable[[Any], Any]] = {"qwen2-3m": qwen2}
 def save_start(race: Race, seed: int, folder: Path) -> None:
     """The model and the tokenizer that everybody starts from, as a HuggingFace folder."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     from r1train.model.presets import mini_tokenizer
 
+    logging.disable_progress_bar()
     tokenizer = mini_tokenizer(())  # a byte a token
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(MODELS[race.model](tokenizer)).save_pretrained(folder)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks import peers, race, table, whole
+from benchmarks.peers import ablations
 from benchmarks.record import Row
 from benchmarks.rounds import Round, fastest, pace, ratios, timed, verdict
 from benchmarks.train_tasks import Scenario
@@ -19,8 +20,10 @@ from r1kernels.testing.timing import Call
 MINI = {"model": "deepseek-v3-mini", "prompts": 6, "group": 16, "prompt": 24, "completion": 32}
 DENSE = {"model": "llama-mini", "prompts": 2, "group": 8, "prompt": 48, "completion": 48}
 # What r1train's own ways are worth: the same without one of them.
-LONG_PROMPTS = {"model": "deepseek-v3-mini", "prompts": 4, "group": 8, "prompt": 64}
-MANY_GROUPS = {"model": "deepseek-v3-mini", "prompts": 10, "group": 8, "prompt": 24}
+LONG_PROMPTS = {"model": "deepseek-v3-mini", "prompts": 4, "group": 8, "prompt": 64,
+                "completion": 64}  # fmt: skip
+MANY_GROUPS = {"model": "deepseek-v3-mini", "prompts": 10, "group": 8, "prompt": 24,
+               "completion": 32}  # fmt: skip
 # The batch of the recipe. Peers' logits and float64, which says what is exact, must fit too.
 SMOLLM2 = {"model": "smollm2-135m", "prompts": 32, "group": 16, "prompt": 104, "completion": 128}
 BF16 = {"dtype": torch.bfloat16, "token_budget": 32768}
@@ -35,6 +38,13 @@ SCENARIOS = {
         Scenario("mini, half the groups", **MINI, active=0.5),
         Scenario("dense", **DENSE),
         Scenario("dense", **DENSE, kind="rollout"),
+        Scenario("long prompts", **LONG_PROMPTS, peers=("hf", ablations.OWN_PROMPTS)),
+        Scenario(
+            "mini, 0.6 of the groups constant",
+            **MANY_GROUPS,
+            active=0.4,
+            peers=("hf", ablations.EVERY_GROUP),
+        ),
     ),
     "cuda": (
         Scenario("smollm2, bf16", **SMOLLM2, **BF16),
@@ -64,12 +74,10 @@ def bench(device: str, quick: bool) -> Iterator[list[Row]]:
         lines = [verdict(rounds, WE, other) for other in against if other != WE]
         table.show(whole.title(scenario, rows), rows, [*problems, *lines], HEADER, cells)
         yield rows
-    print(
-        "Every round has other texts, of other lengths. tokens/s counts those of the completions."
-    )
-    print("error is that of the gradients' worst row, or the share of tokens that differ where all")
-    print('before them in the text agree. ÷best and "of its time" are medians of ratios within a')
-    print("round, in brackets their quartiles: who wins is ahead in three quarters of the rounds.")
+    print("Every round has other texts, of other lengths. tokens/s counts those of completions.")
+    print("error is that of the gradients' worst row, or the share of tokens that differ where")
+    print("all before them in the text agree. ÷best and the verdicts are ratios within a round,")
+    print("their median and quartiles: who wins is ahead in three quarters of the rounds.")
     print(peers.missing(device))
     if device == "cpu":
         yield from race.bench(device, quick)

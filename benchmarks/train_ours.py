@@ -17,15 +17,19 @@ from benchmarks.train_tasks import EPSILON, LOSS_TYPE, Task, take_gradients
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from r1kernels.hf import Head
     from r1train.engine.base import Rollout
-    from r1train.engine.builtin import Engine
+    from r1train.engine.builtin import BuiltinEngine
     from r1train.learn.grpo import Learner
+    from r1train.model.policy import Policy
 
 
 def update(task: Task) -> Callable[[], tuple[Tensor, ...]]:
     """A step of the learner, and the gradients that it would have given to its optimizer."""
-    learner = learner_of(task.model, task.group, task.token_budget)
-    return partial(learn, learner, sampled(learner.model, task), task.rewards)
+    from r1train.learn.grpo import Learner
+
+    learner = learner_of(task.model, Learner, task.group, task.token_budget)
+    return partial(learn, learner, sampled(learner.policy, task), task.rewards)
 
 
 def learn(learner: Learner, rollout: Rollout, rewards: list[float]) -> tuple[Tensor, ...]:
@@ -33,8 +37,8 @@ def learn(learner: Learner, rollout: Rollout, rewards: list[float]) -> tuple[Ten
 
     with deterministic():  # as in a run
         figures = learner.step(rollout, rewards)
-    loss = torch.tensor(figures["loss"], device=learner.model.device)
-    return loss, *take_gradients(learner.model)
+    model = learner.policy.model
+    return torch.tensor(figures["loss"], device=model.device), *take_gradients(model)
 
 
 def rollout(task: Task) -> Callable[[], tuple[Tensor]]:
@@ -42,27 +46,31 @@ def rollout(task: Task) -> Callable[[], tuple[Tensor]]:
     return partial(decode, engine_of(task.model), task)
 
 
-def decode(engine: Engine, task: Task) -> tuple[Tensor]:
+def decode(engine: BuiltinEngine, task: Task) -> tuple[Tensor]:
+    from r1train.engine.base import Request, Sampling
     from r1train.seeds import deterministic
 
+    requests = [Request(prompt, task.group) for prompt in task.prompts[:: task.group]]
     with deterministic():
-        texts = engine.generate(task.prompts, max_new_tokens=task.longest, temperature=0)
-    return (torch.tensor(texts.completion_ids, device=engine.model.device),)
+        texts = engine.generate(requests, Sampling(task.longest, temperature=0))
+    return (texts.tokens.view(-1, task.longest),)
 
 
 @lru_cache(maxsize=1)
-def engine_of(model: PreTrainedModel) -> Engine:
-    from r1train.engine.builtin import Engine
+def engine_of(model: PreTrainedModel) -> BuiltinEngine:
+    from r1train.engine.builtin import BuiltinEngine
 
     never = SimpleNamespace(eos_token_id=-1)  # all that the engine asks of a tokenizer
-    return Engine(patched(model), never, batch_size=1024)
+    return BuiltinEngine(patched(model), never, batch_size=1024)
 
 
-@lru_cache(maxsize=1)
-def learner_of(model: PreTrainedModel, group: int, token_budget: int) -> Learner:
+@lru_cache(maxsize=2)
+def learner_of(
+    model: PreTrainedModel, kind: type[Learner], group: int, token_budget: int
+) -> Learner:
     """A learner whose weights stay."""
     from r1train.config.sections import GRPOConfig
-    from r1train.learn.grpo import Learner
+    from r1train.model.policy import Policy
 
     config = GRPOConfig(
         num_generations=group,
@@ -73,28 +81,29 @@ def learner_of(model: PreTrainedModel, group: int, token_budget: int) -> Learner
         token_budget=token_budget,
     )
     # The longest completion matters to dr_grpo alone.
-    learner = Learner(patched(model), config, temperature=1.0, max_completion_length=1)
+    learner = kind(Policy(patched(model)), config, temperature=1.0, max_completion_length=1)
     learner.optimizer = NoStep()
     return learner
 
 
-@torch.no_grad()
-def sampled(model: PreTrainedModel, task: Task) -> Rollout:
+def sampled(policy: Policy, task: Task) -> Rollout:
     """The texts, and what an engine would have said of them."""
-    from r1train.data.encode import distinct
     from r1train.engine.base import Rollout
-    from r1train.model.forward import completion_hidden
+    from r1train.model.packing import pack
     from r1train.model.routing import recording
 
-    record = recording(model)
-    hidden, target, cu_seqlens = completion_hidden(model, task.prompts, task.completions, record)
-    logprobs = r1kernels.linear_logprob(hidden, model.lm_head.weight, target).logprob
-    prompts, prompt_index = distinct(task.prompts)
+    record = recording(policy.model)
+    packed = pack(task.prompts, task.completions, policy.device)
+
+    def score(hidden: Tensor, head: Head) -> Tensor:
+        return r1kernels.linear_logprob(hidden, head.weight, packed.target).logprob
+
+    logprobs = policy.run(packed, score, record)
     return Rollout(
-        [list(prompt) for prompt in prompts],
-        prompt_index,
-        target,
-        cu_seqlens,
+        [list(prompt) for prompt in packed.prompts],
+        packed.prompt_index,
+        packed.target,
+        packed.cu_completions,
         logprobs,
         [True] * len(task.completions),
         record and record.sequences(task.prompts),
@@ -104,17 +113,18 @@ def sampled(model: PreTrainedModel, task: Task) -> Rollout:
 class NoStep:
     """In the place of the learner's optimizer: weights and gradients stay as they are."""
 
-    def step(self) -> dict[str, float]:
+    def clip(self) -> Tensor:
+        return torch.zeros(())
+
+    def step(self, norm: float) -> dict[str, float]:
         return {}
 
 
 def patched(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of the model as r1train loads it."""
-    from r1kernels.hf import patch_moe
+    from r1kernels.hf import patch
 
-    found = copy.deepcopy(model)
-    patch_moe(found)
-    return found
+    return patch(copy.deepcopy(model))
 
 
 OURS: dict[str, Callable[[Task], Callable[[], tuple[Tensor, ...]]]] = {

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 class Metrics:
@@ -26,6 +27,30 @@ class Metrics:
             mean = self.values.get(name, 0.0)
             self.values[name] = mean + (value - mean) * weight / total
 
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        return {"values": self.values, "weights": self.weights}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        self.values, self.weights = dict(state["values"]), dict(state["weights"])
+
+
+class Pending:
+    """Figures that are on the device until all of them are read, in one transfer."""
+
+    def __init__(self) -> None:
+        self.names: list[tuple[str, ...]] = []
+        self.values: list[Tensor] = []
+
+    def add(self, figures: Mapping[str, Tensor]) -> None:
+        """Tensors []; a group of them is read as one dictionary."""
+        self.names.append(tuple(figures))
+        self.values.append(torch.stack([value.float() for value in figures.values()]))
+
+    def read(self) -> list[dict[str, float]]:
+        """The groups, in their order. Waits for the device."""
+        values = iter(torch.cat(self.values).tolist())
+        return [dict(zip(names, values, strict=False)) for names in self.names]
+
 
 class Stopwatch:
     """Seconds by phase: `with watch("rollout"): …`."""
@@ -37,8 +62,8 @@ class Stopwatch:
     def __call__(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        name = f"seconds/{phase}"
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        name, seconds = f"seconds/{phase}", time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def total(self) -> float:
         return sum(self.seconds.values())

@@ -6,19 +6,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.race_tasks import EPSILON, LOSS_TYPE, MAX_GRAD_NORM, Race, Turns
+from benchmarks.race_tasks import EPSILON, LOSS_TYPE, MAX_GRAD_NORM, Race, Turns, digits
 
 
 def run(race: Race, folder: Path, seed: int, device: str, turns: Turns) -> None:
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     tokens, reward = 0, 0.0
 
     def rule(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         nonlocal tokens, reward
-        rewards = race.reward(completions)
+        rewards = digits(completions)
         tokens, reward = sum(map(len, completion_ids)), fmean(rewards)
         return rewards
 
@@ -58,11 +58,13 @@ def run(race: Race, folder: Path, seed: int, device: str, turns: Turns) -> None:
         report_to="none",
         disable_tqdm=True,
     )
-    GRPOTrainer(
+    trainer = GRPOTrainer(
         AutoModelForCausalLM.from_pretrained(folder),
         rule,
         config,
         train_dataset=Dataset.from_dict({"prompt": race.texts(seed)}),
         processing_class=AutoTokenizer.from_pretrained(folder),
         callbacks=[Steps()],
-    ).train()
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()

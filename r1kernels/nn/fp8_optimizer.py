@@ -1,4 +1,4 @@
-"""Any ``torch.optim`` optimizer on parameters that are FP8 codes with block scales."""
+"""Any ``torch.optim`` optimizer on parameters of few bits: FP8 codes with scales, and bf16."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from r1kernels.fp8.quantize import fp8_quantize
 from r1kernels.nn.fp8_rounding import write_back
 
 SCALE_SUFFIX = "_scale_inv"
+MASTER, STEPS = "master", "fp8_steps"  # what a state_dict has beside the optimizer's own
 E8M0 = torch.float8_e8m0fnu  # a power of two from 2^-127 on, by its exponent
+HALF = (torch.bfloat16, torch.float16)
 BAND = 4  # blocks of 128 rows that are rounded at once
 
 
@@ -42,16 +44,19 @@ class FP8Optimizer(Optimizer):
     >>> optimizer = FP8Optimizer(torch.optim.AdamW, with_scales(model), lr=1e-5)
 
     Gradients are the ``grad`` of the parameters, float32 (``parameter.grad_dtype``). Schedulers of
-    the learning rate work as on any optimizer. Parameters of other dtypes are stepped as ever.
+    the learning rate work as on any optimizer. bfloat16 and float16 parameters have masters too,
+    since most updates would be rounded away; parameters of other dtypes are stepped as ever.
 
     Args:
         optimizer_class: such as ``torch.optim.AdamW``; its state is float32.
         parameters: parameters, and pairs (e4m3 parameter [R, C] or [E, R, C], its scale for blocks
             of 128 × 128, float32 or float8_e8m0fnu, written in place); or groups, dicts that have
             such "params".
-        master: keep a float32 copy of each FP8 parameter, four bytes an element, that collects the
-            updates. Without one a weight is made float32 for its own step, one weight at a time,
-            and rounded back stochastically.
+        master: keep a float32 copy of each parameter in FP8, bfloat16 or float16, four bytes an
+            element, that collects the updates. It is the "master" of the parameter's state, so
+            that whatever shards or names the state of an optimizer finds it. Without one an FP8
+            weight is made float32 for its own step, one weight at a time, and rounded back
+            stochastically; bfloat16 and float16 are stepped as they are.
         scale_format: of the float32 scales made from masters: "float" or "ue8m0". Without masters
             scales move by powers of two, and so keep the format that they have; float8_e8m0fnu can
             hold no other than "ue8m0".
@@ -78,11 +83,11 @@ class FP8Optimizer(Optimizer):
         entries = list(parameters)
         groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
         groups = [{**group, "params": [_pair(e) for e in group["params"]]} for group in groups]
-        self._weights = [
-            _Weight(parameter, scale, master, scale_format)
+        self._weights: list[_Weight | _Half] = [
+            _Half(parameter) if scale is None else _Weight(parameter, scale, master, scale_format)
             for group in groups
             for parameter, scale in group["params"]
-            if scale is not None
+            if scale is not None or (master and parameter.dtype in HALF)
         ]
         floats = {weight.parameter: weight.floats for weight in self._weights}
         real = [[parameter for parameter, _ in group["params"]] for group in groups]
@@ -116,11 +121,12 @@ class FP8Optimizer(Optimizer):
     def _step_masters(self) -> None:
         moved = [weight for weight in self._weights if weight.parameter.grad is not None]
         for weight in moved:
-            weight.floats.grad = weight.parameter.grad
+            assert weight.parameter.grad is not None
+            weight.floats.grad = weight.parameter.grad.to(weight.floats.dtype)
         self.optimizer.step()
         for weight in moved:
             weight.floats.grad = None
-            weight.quantize()
+            weight.write_back()
 
     def _step_one_by_one(self) -> None:
         groups = self.optimizer.param_groups
@@ -135,6 +141,7 @@ class FP8Optimizer(Optimizer):
                     if floats not in places:
                         continue
                     weight = self._weights[places[floats]]
+                    assert isinstance(weight, _Weight)  # halves have masters, or are plain
                     if weight.parameter.grad is None:
                         continue
                     floats.data = weight.decoded()
@@ -152,26 +159,45 @@ class FP8Optimizer(Optimizer):
         return torch.Generator(device).manual_seed(mixed)
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the optimizer, and under "fp8" the count of steps and the masters."""
+        """That of the optimizer; in each state its "master", in each group the count of steps."""
         _copy_options(self.param_groups, self.optimizer.param_groups)
-        masters = [weight.floats.detach() for weight in self._weights] if self.master else None
-        return {**self.optimizer.state_dict(), "fp8": {"steps": self.steps, "masters": masters}}
+        found = self.optimizer.state_dict()
+        if self.master:
+            for place, weight in self._places().items():
+                state = found["state"].get(place, {})
+                found["state"][place] = {**state, MASTER: weight.floats.detach()}
+        groups = [{**group, STEPS: self.steps} for group in found["param_groups"]]
+        return {**found, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up where ``state_dict`` was made; the codes themselves belong to the model's."""
-        fp8, rest = state_dict["fp8"], {k: v for k, v in state_dict.items() if k != "fp8"}
-        if (fp8["masters"] is not None) != self.master:
-            expected, got = ("masters", "none") if self.master else ("no masters", "masters")
+        states, places = state_dict["state"], self._places()
+        masters = {place: state[MASTER] for place, state in states.items() if MASTER in state}
+        if masters.keys() != (places.keys() if self.master else set()):
+            expected, got = ("masters", "others") if self.master else ("no masters", "masters")
             raise ValueError(
                 f"FP8Optimizer: state_dict: expected one with {expected} "
                 f"(master={self.master}), got one with {got}"
             )
-        self.optimizer.load_state_dict(rest)
+        inner = {
+            place: {name: value for name, value in state.items() if name != MASTER}
+            for place, state in states.items()
+        }
+        groups = state_dict["param_groups"]
+        self.steps = groups[0][STEPS]
+        groups = [{k: v for k, v in group.items() if k != STEPS} for group in groups]
+        self.optimizer.load_state_dict({**state_dict, "state": inner, "param_groups": groups})
         self.state = self.optimizer.state
         _copy_options(self.optimizer.param_groups, self.param_groups)
-        self.steps = fp8["steps"]
-        for weight, saved in zip(self._weights, fp8["masters"] or (), strict=self.master):
-            weight.floats.data.copy_(saved)
+        with torch.no_grad():
+            for place, saved in masters.items():
+                places[place].floats.copy_(saved)
+
+    def _places(self) -> dict[int, _Weight | _Half]:
+        """Those that floats stand for, by their number among all parameters."""
+        weights = {weight.floats: weight for weight in self._weights}
+        members = chain.from_iterable(group["params"] for group in self.optimizer.param_groups)
+        return {place: weights[p] for place, p in enumerate(members) if p in weights}
 
 
 class _Weight:
@@ -189,7 +215,7 @@ class _Weight:
         scale = self.scale.detach().float()
         return fp8_dequantize(self.parameter.detach(), scale, dtype=torch.float32)
 
-    def quantize(self) -> None:
+    def write_back(self) -> None:
         """The floats back to the nearest codes."""
         found = fp8_quantize(self.floats, block=(BLOCK, BLOCK), scale_format=self.scale_format)
         self.parameter.copy_(found.data)
@@ -204,6 +230,18 @@ class _Weight:
             bands = values.split(BAND * BLOCK), data.split(BAND * BLOCK), scale.split(BAND)
             for band in zip(*bands, strict=True):
                 write_back(*band, generator)
+
+
+class _Half:
+    """A bfloat16 or float16 parameter, and the floats that the optimizer steps in its stead."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+        self.floats = nn.Parameter(parameter.detach().float())
+
+    def write_back(self) -> None:
+        """The floats back to the nearest numbers."""
+        self.parameter.copy_(self.floats)
 
 
 def _copy_options(source: list[dict[str, Any]], target: list[dict[str, Any]]) -> None:

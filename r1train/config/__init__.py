@@ -3,6 +3,7 @@
 from r1train.config.sections import (
     Config,
     DatasetConfig,
+    DemonstrationsConfig,
     EvalConfig,
     GRPOConfig,
     LossType,
@@ -18,6 +19,7 @@ from r1train.config.sections import (
 __all__ = [
     "Config",
     "DatasetConfig",
+    "DemonstrationsConfig",
     "EvalConfig",
     "GRPOConfig",
     "LossType",

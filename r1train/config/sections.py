@@ -32,6 +32,7 @@ from r1train.verify import AnswerType
 
 MAX_COMPLETIONS = 1 << 20  # of a rollout, which is kept in memory
 Schedule = Literal["constant", "linear", "cosine"]
+OnBadRow = Literal["error", "skip"]
 # Those of r1kernels.policy.losses whose update does not depend on how a batch is split.
 LossType = Literal[
     "grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo", "gmpo", "cispo", "cispo_clip", "sapo",
@@ -49,31 +50,54 @@ class ModelConfig(Section, section="model"):
     """Folder of a HuggingFace checkpoint (config, safetensors, tokenizer)."""
     gguf_file: str | None = None
     """GGUF file inside `path`, for checkpoints that come in that format."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of each layer for the backward pass and compute the rest again: less
+    memory, about a third more work."""
+    lora_rank: CountOrZero = 0
+    """Rank of low-rank adapters, trained in place of the weights (TRL's lora_r); 0: none."""
+    lora_alpha: Positive = 32.0
+    """Their products are scaled by lora_alpha / lora_rank (TRL: 32)."""
+    lora_target_modules: tuple[str, ...] = ()
+    """Names of the linear layers that have one, such as "q_proj"; empty: all but the head, and in a
+    mixture of experts those of the attention."""
 
     def check(self) -> None:
         both = self.preset is not None and self.path is not None
         self.require(not both, "preset", "not both preset and path; the value none clears one")
         homeless = self.gguf_file is not None and self.path is None
         self.require(not homeless, "gguf_file", "names a file inside model.path: give that too")
+        idle = bool(self.lora_target_modules) and self.lora_rank == 0
+        self.require(not idle, "lora_target_modules", "means nothing without model.lora_rank")
 
 
 @dataclass(frozen=True)
 class DatasetConfig(Section, section="task.datasets"):
-    """One source of problems: a reasoning-gym dataset (`name`) or a file (`jsonl`)."""
+    """One source of problems: a reasoning-gym dataset (`name`), or a file or folder (`path`)."""
 
     name: str | None = None
     """reasoning-gym dataset, such as "chain_sum"; it brings its own verifier."""
+    path: str | None = None
+    """JSONL, Parquet or Arrow file, folder of such files or of `datasets`, or a pattern with *;
+    its answers are verified by `r1train.verify`. Rows are read when they are drawn."""
+    heldout_path: str | None = None
+    """The held-out problems of `path`; unset: a random part of `path` is held out."""
     jsonl: str | None = None
-    """File of {"prompt": …, "answer": …} lines, verified by `r1train.verify`."""
+    """Older name of `path`."""
     heldout_jsonl: str | None = None
-    """File of the held-out problems of `jsonl`; unset: a random part of that file is held out."""
+    """Older name of `heldout_path`."""
     prompt_field: str | None = None
     """Key of the question, text or chat messages, such as "problem"; a path has dots, such as
     "extra.question" (unset: "prompt" or "question")."""
     answer_field: str | None = None
-    """Key of the reference answer, such as "reward_model.ground_truth" (unset: "answer")."""
+    """Key of the reference answer, such as "reward_model.ground_truth" (unset: "answer"); "" where
+    there are none, which needs rewards.functions without "accuracy"."""
     answer_type: AnswerType = "auto"
-    """How answers are compared on lines that give no "answer_type" of their own."""
+    """How answers are compared on rows that give no "answer_type" of their own."""
+    system_prompt: str | None = None
+    """System message of this source's prompts (unset: task.system_prompt)."""
+    on_bad_row: OnBadRow = "error"
+    """What a row does that cannot be used, or whose prompt is too long for the model: "error" ends
+    the run before it starts, naming all of them; "skip" leaves them out with a warning."""
     weight: Positive | None = None
     """Share of the problems that comes from this source, relative to the other weights (unset: 1;
     if train_size is unset too, files have a share by their size)."""
@@ -81,18 +105,19 @@ class DatasetConfig(Section, section="task.datasets"):
     """Keyword arguments of the reasoning-gym dataset's configuration (not size, not seed)."""
 
     def check(self) -> None:
-        one = (self.name is None) != (self.jsonl is None)
-        self.require(one, "name", "give exactly one of name and jsonl")
-        self.require(self.jsonl is None or not self.params, "params", "a jsonl file takes none")
-        for name in ("heldout_jsonl", "prompt_field", "answer_field"):
-            given = getattr(self, name) is not None
-            self.require(
-                not given or self.jsonl is not None, name, "is for a jsonl file: give jsonl"
-            )
-        typed = self.answer_type != "auto" and self.jsonl is None
-        self.require(
-            not typed, "answer_type", "is for a jsonl file: a dataset has its own verifier"
-        )
+        for older, name in (("jsonl", "path"), ("heldout_jsonl", "heldout_path")):
+            both = getattr(self, older) is not None and getattr(self, name) is not None
+            self.require(not both, older, f"is an older name of {name}: give only that")
+            if getattr(self, older) is not None:
+                object.__setattr__(self, name, getattr(self, older))
+                object.__setattr__(self, older, None)
+        one = (self.name is None) != (self.path is None)
+        self.require(one, "name", "give exactly one of name and path")
+        self.require(self.path is None or not self.params, "params", "a file takes none")
+        unset = {"answer_type": "auto", "on_bad_row": "error"}
+        for name in ("heldout_path", "prompt_field", "answer_field", *unset):
+            given = getattr(self, name) != unset.get(name)
+            self.require(not given or self.path is not None, name, "is for a file: give path")
         reserved = {"size", "seed"} & self.params.keys()
         self.require(not reserved, "params", "size and seed follow from task.train_size and seed")
 
@@ -110,9 +135,15 @@ class TaskConfig(Section, section="task"):
     a held-out file)."""
     prompt_template: str = "r1-zero"
     """"r1-zero" (R1, table 1), "plain", "chat" (the tokenizer's own), or text with {question}."""
+    system_prompt: str | None = None
+    """System message of "chat" prompts that bring none (unset: R1-Zero's instruction; "": none)."""
 
     def check(self) -> None:
         self.require(bool(self.datasets), "datasets", "give at least one dataset")
+        given = [self.system_prompt, *(dataset.system_prompt for dataset in self.datasets)]
+        unused = self.prompt_template != "chat" and given != [None] * len(given)
+        reason = 'takes no system_prompt, but for "chat": it has an instruction of its own'
+        self.require(not unused, "prompt_template", reason)
         known = ("r1-zero", "plain", "chat")
         valid = self.prompt_template in known or "{question}" in self.prompt_template
         accepted = f"expected one of {', '.join(known)}, or text that contains {{question}}"
@@ -152,10 +183,21 @@ class RolloutConfig(Section, section="rollout"):
     """Must stay 1 in training."""
     max_completion_length: Count = 256
     """Tokens after which a completion is cut off (R1: 32,768, then 65,536)."""
+    stop: tuple[str, ...] = ()
+    """Strings after which a completion ends, beside the model's stop tokens (vLLM's stop; it keeps
+    them); evaluation has the same."""
     batch_size: Count = 256
-    """Completions decoded at the same time."""
+    """Completions decoded at the same time, at most."""
+    max_memory_gib: Positive | None = None
+    """What decoding may take beside the weights, by which batches become smaller (unset: half of
+    what is free)."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of a copy of the weights that rollouts are sampled from (unset: the trainer's own
+    weights, and no copy)."""
 
     def check(self) -> None:
+        empty = "an empty string would end every completion"
+        self.require(all(self.stop), "stop", empty)
         reason = (
             "training needs top_p = 1: with less, completions come from another distribution than "
             "the one the policy gradient is taken of (evaluation has eval.top_p)"
@@ -164,9 +206,36 @@ class RolloutConfig(Section, section="rollout"):
 
 
 @dataclass(frozen=True)
+class DemonstrationsConfig(Section, section="sft.datasets"):
+    """One source of demonstrations: prompts with completions, or conversations."""
+
+    path: str
+    """JSONL, Parquet or Arrow file, folder of such files or of `datasets`, or a pattern with *."""
+    prompt_field: str | None = None
+    """Key of the prompt, text or chat messages (unset: "prompt" or "question")."""
+    completion_field: str | None = None
+    """Key of what is to be said, text or one message of the assistant (unset: "completion")."""
+    messages_field: str = "messages"
+    """Key of a conversation; a row that has it needs no prompt and no completion."""
+    learned_turns: Literal["last", "all"] = "last"
+    """Which of the assistant's messages of a conversation the loss is of: the last, which must end
+    it, or all of them (TRL's assistant_only_loss). Prompts have no loss."""
+    system_prompt: str | None = None
+    """System message of this source's "chat" prompts (unset: task.system_prompt)."""
+    on_bad_row: OnBadRow = "error"
+    """What a row does that cannot be used, or has more tokens than the model positions: "error"
+    ends the run before it starts, naming them all; "skip" leaves them out with a warning."""
+    weight: Positive | None = None
+    """Share of the demonstrations, relative to the other weights (unset: 1; if none is given, all
+    files are used whole)."""
+
+
+@dataclass(frozen=True)
 class SFTConfig(Section, section="sft"):
     """Supervised phase before RL: a cold start, or what stands in for pre-training."""
 
+    datasets: tuple[DemonstrationsConfig, ...] = ()
+    """Demonstrations to learn from (unset: worked solutions of task.datasets, by rule)."""
     max_steps: Count = 200
     """Optimizer steps."""
     batch_size: Count = 128
@@ -196,9 +265,9 @@ class SFTConfig(Section, section="sft"):
     """Steps between checkpoints that a run can be resumed from; 0: none (unset: as many as two
     minutes take)."""
     teacher_accuracy: Share = 1.0
-    """Share of demonstrations whose answer is right; below 1 leaves a model that RL can improve."""
+    """Share of worked solutions whose answer is right; below 1 leaves RL something to improve."""
     teacher_format: Share = 1.0
-    """Share of demonstrations with the right tags."""
+    """Share of worked solutions with the right tags."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +280,9 @@ class GRPOConfig(Section, section="grpo"):
     """Distinct prompts in a rollout (R1: 32)."""
     num_generations: Count = 16
     """Completions of each prompt: the group (R1: 16)."""
+    max_extra_rollouts: CountOrZero = 0
+    """Rollouts that a step may add to replace groups whose rewards are all the same, by other
+    prompts (DAPO's dynamic sampling; verl's max_num_gen_batches less 1); 0: none."""
     num_iterations: Count = 1
     """Passes over each rollout, TRL's mu (R1: 1)."""
     num_minibatches: Count = 1
@@ -290,6 +362,10 @@ class EvalConfig(Section, section="eval"):
     """Sampling temperature; 0 is greedy."""
     top_p: Share = 0.95
     """Probability mass that is sampled from."""
+    top_k: CountOrZero = 0
+    """How many of the most probable tokens are sampled from; 0: all."""
+    min_p: Share = 0.0
+    """Least probability of a token, as a share of the most probable one's; 0: any."""
     max_completion_length: Count | None = None
     """Tokens after which a completion is cut off (unset: as in training)."""
     limit: Count | None = None
@@ -375,7 +451,8 @@ class Config(Section):
     device: str = "auto"
     """"auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1"."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of weights and activations."""
+    """Type of weights and activations. Of bfloat16 weights the optimizer steps float32 copies, or
+    most updates would be rounded away."""
     precision: Literal["dtype", "fp8"] = "dtype"
     """Of the products of linear layers and experts: that of `dtype`, or FP8 with block scales.
 
@@ -415,6 +492,14 @@ class Config(Section):
     def check(self) -> None:
         self.require(bool(self.stages), "stages", "give at least one of sft, grpo")
         self.require(names_a_folder(self.name), "name", FOLDER_RULE)
+        prompted = any(dataset.system_prompt is not None for dataset in self.sft.datasets)
+        reason = 'a system_prompt needs task.prompt_template = "chat"'
+        chat = self.task.prompt_template == "chat"
+        self.sft.require(chat or not prompted, "datasets", reason)
+        unanswered = any(dataset.answer_field == "" for dataset in self.task.datasets)
+        accurate = unanswered and "accuracy" in self.rewards.functions
+        reason = 'accuracy compares with an answer, and a dataset has none (answer_field = "")'
+        self.rewards.require(not accurate, "functions", reason)
         layers = all(self.patterns())
         self.require(layers, "fp8_layers", "expected auto, all, or patterns of names by commas")
         chosen = self.precision == "fp8" or self.fp8_layers == "auto"

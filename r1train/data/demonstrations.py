@@ -1,58 +1,221 @@
-"""Worked solutions to learn from before RL, written by rule and wrong on purpose now and then."""
+"""What to say to a prompt, as tokens: what the supervised phase learns from.
+
+A file's prompts are rendered as those of problems are, so that RL starts from what was learnt. What
+is said comes after them as the file has it, and the end-of-sequence token after that: a chat
+template that drops the thoughts of earlier turns would drop what is to be learnt.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from transformers import PreTrainedTokenizerBase
 
 from r1train.config.schema import ConfigError
-from r1train.config.sections import SFTConfig
-from r1train.data.problems import Problem
-
-Solver = Callable[[Problem, random.Random, bool], tuple[str, str]]
-
-
-def check_solutions(problems: Iterable[Problem]) -> None:
-    """Every problem's task has a solver: said before a model is loaded."""
-    for task in dict.fromkeys(problem.task for problem in problems):
-        if task not in SOLVERS:
-            raise ConfigError(
-                f"no worked solutions are known for task '{task}', only for "
-                f'{", ".join(SOLVERS)}; leave the supervised phase out with stages = ["grpo"]'
-            )
-
-
-def demonstration(problem: Problem, config: SFTConfig, rng: random.Random) -> str:
-    """A completion for the problem, whose answer is right with probability `teacher_accuracy` and
-    whose tags are right with probability `teacher_format`."""
-    check_solutions([problem])
-    slip = rng.random() >= config.teacher_accuracy
-    thoughts, answer = SOLVERS[problem.task](problem, rng, slip)
-    if rng.random() < config.teacher_format:
-        return f"<think>{thoughts}</think><answer>{answer}</answer>"
-    return rng.choice(MALFORMED).format(thoughts=thoughts, answer=answer)
-
-
-def chain_sum(problem: Problem, rng: random.Random, slip: bool) -> tuple[str, str]:
-    """Running partial sums: 12+45=57, 57-3=54. A slip is a wrong one, which the next builds on."""
-    first, *rest = problem.metadata["expression"].split()
-    total, steps = int(first), list(zip(rest[::2], rest[1::2], strict=True))
-    wrong = rng.randrange(len(steps)) if slip else -1
-    lines = []
-    for i, (operator, term) in enumerate(steps):
-        result = total + int(term) if operator == "+" else total - int(term)
-        if i == wrong:
-            result += rng.choice((-10, -2, -1, 1, 2, 10))
-        lines.append(f"{total}{operator}{term}={result}")
-        total = result
-    return "\n".join(lines), str(total)
-
-
-SOLVERS: dict[str, Solver] = {"chain_sum": chain_sum}
-
-MALFORMED = (
-    "<think>{thoughts}<answer>{answer}</answer>",
-    "{thoughts}</think><answer>{answer}</answer>",
-    "<think>{thoughts}</think>{answer}",
-    "{thoughts}\n{answer}",
+from r1train.config.sections import DemonstrationsConfig, SFTConfig, TaskConfig
+from r1train.data.epochs import draw
+from r1train.data.fields import (
+    Message,
+    check_unicode,
+    conversation,
+    is_text,
+    lookup,
+    prompt_key,
+    question,
+    shown,
 )
+from r1train.data.mixture import largest
+from r1train.data.prompts import REPLACED, opens_think, render_prompt, with_system
+from r1train.data.selection import Joined, Selection, shuffled
+from r1train.data.sources import open_rows
+from r1train.data.sources.base import Row, RowError
+from r1train.data.usable import usable, warn
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt and what follows it."""
+
+    where: str
+    """What a message calls it."""
+    prompt: list[int]
+    completion: list[int]
+    """Tokens up to and with the end of the sequence."""
+    learned: list[bool]
+    """Of each token of the completion: whether the loss counts it."""
+
+
+class Demonstrations(Protocol):
+    """Demonstrations by step."""
+
+    def batch(self, step: int) -> Sequence[Demonstration]:
+        """Those of a step, counted from 0. They follow from the seed: nothing else is kept."""
+
+
+class RecordedDemonstrations:
+    """Demonstrations of files, epoch after epoch, each in an order of its own.
+
+    `positions` is how many tokens the model takes, if it has a limit. Raises ConfigError where a
+    file has a row that cannot be used, unless its `on_bad_row` says to skip those.
+    """
+
+    def __init__(
+        self,
+        config: SFTConfig,
+        task: TaskConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        positions: int | None,
+        seed: int,
+    ) -> None:
+        self.batch_size, self.seed = config.batch_size, seed
+        files = [_File(dataset, task, tokenizer, positions) for dataset in config.datasets]
+        whole = [
+            shuffled(file.read(), random.Random(f"{seed}/{i}")) for i, file in enumerate(files)
+        ]
+        given = [dataset.weight for dataset in config.datasets]
+        counts = largest(given, dict(enumerate(map(len, whole))))
+        self.demonstrations = Joined([w[:n] for w, n in zip(whole, counts, strict=True)])
+
+    def __len__(self) -> int:
+        return len(self.demonstrations)
+
+    def batch(self, step: int) -> list[Demonstration]:
+        return draw(self.demonstrations, self.batch_size, step + 1, self.seed)
+
+
+class _File:
+    """The demonstrations of one file, by the numbers of its rows."""
+
+    def __init__(
+        self,
+        dataset: DemonstrationsConfig,
+        task: TaskConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        positions: int | None,
+    ) -> None:
+        self.dataset, self.tokenizer, self.positions = dataset, tokenizer, positions
+        self.rows, self.template = open_rows(dataset.path), task.prompt_template
+        own = dataset.system_prompt
+        self.system = task.system_prompt if own is None else own
+
+    def read(self) -> Selection[Demonstration]:
+        """Every row that can be used."""
+        numbers, replaced = array("q"), array("q")
+        for number, system in usable(self.rows, self.check, self.dataset.on_bad_row):
+            numbers.append(number)
+            if system and self.template != "chat":
+                replaced.append(number)
+        warn(self.rows, replaced, REPLACED)
+        return Selection(self, numbers)
+
+    def __getitem__(self, number: int) -> Demonstration:
+        return self._encode(
+            self._parts(self._messages(self.rows[number])), self.rows.where([number])
+        )
+
+    def check(self, row: Row) -> bool:
+        """Whether the row has a system message; RowError where it is no demonstration, or has too
+        many tokens."""
+        messages = self._messages(row)
+        parts, limit = self._parts(messages), self.positions
+        # Few texts have to be tokens for this: those have at least a byte each, but for some marks.
+        if limit is not None and sum(len(text.encode()) for text, _ in parts) + 16 > limit:
+            made = self._encode(parts, "")
+            length = len(made.prompt) + len(made.completion)
+            if length > limit:
+                raise RowError(f"it has {length} tokens, and the model {limit} positions")
+        return messages[0][0] == "system"
+
+    def _parts(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
+        """The texts of a conversation one after the other, the prompt first, and whether each is
+        learnt."""
+        if self.template != "chat" and any(role != "system" for role, _ in messages[:-2]):
+            raise RowError("a conversation of several turns needs task.prompt_template = 'chat'")
+        spoken = [i for i, (role, _) in enumerate(messages) if role == "assistant"]
+        if self.dataset.learned_turns == "last":
+            del spoken[:-1]
+        return list(self._turns(messages, spoken))
+
+    def _turns(
+        self, messages: Sequence[Message], spoken: Sequence[int]
+    ) -> Iterator[tuple[str, bool]]:
+        end, before = str(self.tokenizer.eos_token), self._render(messages[: spoken[0]])
+        yield before, False
+        for turn, following in zip(spoken, [*spoken[1:], None], strict=True):
+            said = messages[turn][1]
+            if opens_think(before):
+                said = said.removeprefix("<think>").lstrip("\n")
+            if following is None:
+                yield said.removesuffix(end) + end, True
+                return
+            whole = self._render(messages[:following])
+            if not whole.startswith(before + said):
+                raise RowError(
+                    "the chat template does not repeat the assistant's earlier turns as they stand "
+                    '(some drop their thoughts), so they cannot be learnt: learned_turns = "last"'
+                )
+            between = whole.removeprefix(before + said)
+            mark = end if between.startswith(end) else ""
+            yield said + mark, True
+            yield between.removeprefix(mark), False
+            before = whole
+
+    def _messages(self, row: Row) -> tuple[Message, ...]:
+        """The conversation of a row, which the assistant's message ends."""
+        dataset = self.dataset
+        if dataset.prompt_field is None and dataset.messages_field in row:
+            value = row[dataset.messages_field]
+            if not isinstance(value, list) or not value:
+                raise RowError(f'"{dataset.messages_field}" is {shown(value)}: expected messages')
+            messages = conversation(value, f'"{dataset.messages_field}"')
+            question(value[:-1])
+        else:
+            key = prompt_key(row, dataset.prompt_field)
+            field = dataset.completion_field or "completion"
+            said = _said(lookup(row, field, "completion_field"))
+            messages = (*question(lookup(row, key, "prompt_field")), ("assistant", said))
+        role, said = messages[-1]
+        if role != "assistant":
+            raise RowError(f"the last message is the {role}'s: expected one of the assistant")
+        if not said.strip():
+            raise RowError("the assistant says nothing")
+        check_unicode(content for _, content in messages)
+        return with_system(messages, self.system) if self.template == "chat" else messages
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        try:
+            return render_prompt(messages, self.template, self.tokenizer)
+        except ConfigError as error:  # the template refuses the roles of this row
+            raise RowError(str(error)) from None
+
+    def _encode(self, parts: Sequence[tuple[str, bool]], where: str) -> Demonstration:
+        (prompt, _), *said = parts
+        completion: list[int] = []
+        learned: list[bool] = []
+        for text, counts in said:
+            ids = self._ids(text, add_special_tokens=False)
+            completion += ids
+            learned += [counts] * len(ids)
+        start = self._ids(prompt, add_special_tokens=self.template != "chat")
+        return Demonstration(where, start, completion, learned)
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+        return ids
+
+
+def _said(value: Any) -> str:
+    """A completion: text, or a list of one message."""
+    if isinstance(value, list) and len(value) == 1:
+        ((role, text),) = conversation(value, "the completion")
+        if role == "assistant":
+            return text
+    if not is_text(value):
+        expected = "expected text, or a list of one message of the assistant"
+        raise RowError(f"the completion is {shown(value)}: {expected}")
+    return value

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from r1train.config.schema import ConfigError
 
 if TYPE_CHECKING:
-    from r1train.data.jsonl import Message
+    from r1train.data.fields import Message
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 """Of the format that the instruction asks for."""
@@ -25,14 +25,17 @@ TEMPLATES = {
     "r1-zero": R1_ZERO_INSTRUCTION + " User: {question} Assistant:",
     "plain": "User: {question} Assistant:",
 }
+REPLACED = "system messages are replaced by the instruction of the template"
+"""Said of rows where the template is not "chat"."""
 
 
 def render_prompt(prompt: str | Sequence[Message], template: str, tokenizer: Any = None) -> str:
     """The prompt for a question, or for a conversation: see `TaskConfig.prompt_template`.
 
     "chat" renders the tokenizer's own chat template, with R1-Zero's instruction as system message
-    unless the conversation has one. Where the template has no system role, refusing or dropping
-    it, that message is put before the first of the user. Other templates ask the last message.
+    unless the conversation has one; an empty one stands for none. Where the template has no system
+    role, refusing or dropping it, that message is put before the first of the user. Other templates
+    ask the last message.
     """
     messages = [("user", prompt)] if isinstance(prompt, str) else list(prompt)
     if template != "chat":
@@ -44,8 +47,9 @@ def render_prompt(prompt: str | Sequence[Message], template: str, tokenizer: Any
         )
     if messages[0][0] != "system":
         messages.insert(0, ("system", R1_ZERO_INSTRUCTION))
+    attempts = [messages, _without_system_role(messages)] if messages[0][1] else [messages[1:]]
     failure = ""
-    for attempt in (messages, _without_system_role(messages)):
+    for attempt in attempts:
         try:
             text = _apply(tokenizer, attempt)
         except Exception as error:  # the template is a program, and raises what it likes
@@ -58,6 +62,13 @@ def render_prompt(prompt: str | Sequence[Message], template: str, tokenizer: Any
         f"task.prompt_template = 'chat': the tokenizer's chat template cannot render messages of "
         f"{roles}: {failure}; choose 'r1-zero', 'plain' or a text with {{question}}"
     )
+
+
+def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    """The conversation with that system message, unless it has one of its own."""
+    if system is None or messages[0][0] == "system":
+        return messages
+    return (("system", system), *messages)
 
 
 def opens_think(prompt: str) -> bool:

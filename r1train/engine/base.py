@@ -13,6 +13,13 @@ from torch import Tensor
 
 from r1train.config.schema import RunError
 
+SAMPLING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Of the mean |Δlogp| between a sampler in this dtype and the trainer.
+
+Rounding alone stays a hundred times below. The maximum is logged but has no limit: one near-tie in
+an expert router may move it by 1.
+"""
+
 
 class NotANumber(RunError):
     """The model gives no distribution to sample from: its logits hold NaN or infinity."""
@@ -40,7 +47,7 @@ class Sampling:
     """0: all."""
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
-    """Strings after which a completion ends, beside the model's own stop tokens."""
+    """Strings after which a completion ends, beside the model's own stop tokens; it keeps them."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +115,16 @@ class Rollout:
 class Engine(Protocol):
     """Samples from weights that it was given; the built-in one shares the trainer's."""
 
+    version: int
+    """Of the weights that it samples from."""
     sampling_tolerance: float
     """Of the mean |Δlogp| against the trainer's own log-probabilities."""
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Takes weights by name; `generate` samples from them and says `version`."""
+
+    def weights(self) -> Mapping[str, Tensor] | None:
+        """What it samples from, by the trainer's names; None where it cannot say."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Rollout:
         """`n` completions of every request."""

@@ -1,125 +1,166 @@
-"""The built-in rollout engine: KV cache, shared prompts, finished sequences leave the batch."""
+"""The built-in rollout engine: it decodes with the trainer's modules, or a copy of them."""
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from r1kernels.hf import head_of
+from r1train.config.sections import RolloutConfig
 from r1train.data.encode import distinct
-from r1train.engine.base import NotANumber, Rollout
-from r1train.engine.sampling import sample
-from r1train.model.forward import extend, prefill
-from r1train.model.routing import Recording, recording
+from r1train.engine.base import SAMPLING_TOLERANCE, Request, Rollout, Sampling
+from r1train.engine.cuda_graph import Graphs
+from r1train.engine.decode import Decoding, Sampled, Work
+from r1train.engine.noise import stream_keys
+from r1train.engine.shared_prefix import SharedPrefix, prefix_for
+from r1train.engine.stopping import StopStrings, stop_tokens
+from r1train.engine.sync import SyncError, check_names, same_memory, weights_of
+from r1train.engine.workspace import SHARE, Workspace, free_bytes, rows_that_fit
 
 
-class Engine:
-    """Samples from `model` as it is at the moment: there are no weights to synchronise."""
+class BuiltinEngine:
+    """Samples from `model` as it is at the moment, or from a copy of it in another dtype.
+
+    Args:
+        batch_size: completions that are decoded at the same time, at most.
+        max_memory_gib: for what decoding needs beside the weights; unset: half of what is free.
+            Smaller batches follow, which change no completion but by rounding.
+        dtype: of the copy; unset: there is none, and no weights to send.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 256
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int = 256,
+        max_memory_gib: float | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        configured = model.generation_config.eos_token_id if model.generation_config else None
-        listed = configured if isinstance(configured, list) else [configured]
-        stop = {tokenizer.eos_token_id, *listed} - {None}
-        self.model, self.batch_size = model, batch_size
-        self.stop = torch.tensor(sorted(stop), device=model.device)
+        self.shares = dtype is None
+        self.model = model if dtype is None else _copied(model, dtype)
+        self.tokenizer, self.batch_size = tokenizer, batch_size
+        self.max_memory_gib = max_memory_gib
+        self.version = 0
+        self.sampling_tolerance = SAMPLING_TOLERANCE[self.model.dtype]
+        self.stop = torch.tensor(stop_tokens(model, tokenizer), device=model.device)
+        self.workspace = Workspace(model.device)
+        self.prefix, reason = prefix_for(self.model, self.workspace)
+        if reason is not None:
+            logging.getLogger("r1train").warning(
+                "rollouts keep a copy of the prompt for every completion, which is slower: %s: %s",
+                type(model).__name__,
+                reason,
+            )
+        captured = model.device.type == "cuda" and isinstance(self.prefix, SharedPrefix)
+        self.graphs = Graphs() if captured else None
+
+    @classmethod
+    def from_config(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: RolloutConfig
+    ) -> BuiltinEngine:
+        """The engine that the section `rollout` of a recipe describes."""
+        return cls(
+            model,
+            tokenizer,
+            batch_size=config.batch_size,
+            max_memory_gib=config.max_memory_gib,
+            dtype=None if config.dtype is None else getattr(torch, config.dtype),
+        )
 
     @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> Rollout:
-        """One completion for every prompt; repeat a prompt to get more.
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Copies `weights` into the engine's own, or sees that they are the same tensors.
 
-        Completion i depends on `prompts[i]`, `seed` and i alone: every token has a uniform number
-        of its own, drawn on the CPU before the first step, whoever else is in the batch. With
-        temperature 0 the most likely token is taken, and log-probabilities are those at 1.
+        Raises:
+            SyncError: names or shapes are not the model's, or it shares other tensors.
+        """
+        sent, held = dict(weights), self.weights()
+        check_names(sent, held)
+        for name, tensor in sent.items():
+            if not self.shares:
+                held[name].copy_(tensor)
+            elif not same_memory(held[name], tensor):
+                raise SyncError(
+                    f"the rollout engine shares the trainer's modules, and was sent another {name} "
+                    "than theirs: give it rollout.dtype, so that it keeps a copy"
+                )
+        self.version = version
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """What it samples from."""
+        return weights_of(self.model)
+
+    @torch.no_grad()
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Rollout:
+        """`n` completions of every request.
+
+        Completion j of a request depends on its prompt, its seed and j alone: every token has a
+        random number of its own, whoever else is in the batch.
 
         Raises:
             NotANumber: a log-probability is NaN, so the next token would mean nothing.
+            RunError: not even one completion fits into the memory.
         """
-        generator = torch.Generator().manual_seed(seed)
-        shape = (len(prompts), max_new_tokens)
-        uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
-        shared, row_of = distinct(prompts)
-        tokens_of: list[Tensor] = []
-        logprobs_of: list[Tensor] = []
-        finished: list[bool] = []
-        routing: list[Tensor] = []
-        for start in range(0, len(prompts), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            noise = uniform[part].to(self.model.device)
-            record = recording(self.model)
-            tokens, logprobs = self._decode(prompts[part], noise, temperature, top_p, record)
-            if record is not None:
-                routing += record.sequences(prompts[part])
-            ends = torch.isin(tokens, self.stop)
-            lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, max_new_tokens).tolist()
-            for row, length in enumerate(lengths):
-                tokens_of.append(tokens[row, :length])
-                logprobs_of.append(logprobs[row, :length])
-            finished.extend(ends.any(1).tolist())
-        lengths = [0, *itertools.accumulate(map(len, tokens_of))]
+        rows = [(index, j) for index, request in enumerate(requests) for j in range(request.n)]
+        size = self._batch_size(requests, sampling)
+        parts = [
+            self._decode(
+                [(requests[index], j) for index, j in rows[start : start + size]], sampling
+            )
+            for start in range(0, len(rows), size)
+        ]
+        lengths = [0, *itertools.accumulate(length for part in parts for length in part.lengths)]
+        routing = [ids for part in parts for ids in part.routing]
         return Rollout(
-            [list(prompt) for prompt in shared],
-            row_of,
-            torch.cat(tokens_of),
+            [list(request.prompt_ids) for request in requests],
+            [index for index, _ in rows],
+            torch.cat([part.tokens for part in parts]),
             torch.tensor(lengths, dtype=torch.int32, device=self.model.device),
-            torch.cat(logprobs_of),
-            finished,
+            torch.cat([part.logprobs for part in parts]),
+            [finished for part in parts for finished in part.finished],
             routing or None,
+            self.version,
         )
 
-    def _decode(
-        self,
-        prompts: Sequence[Sequence[int]],
-        uniform: Tensor,
-        temperature: float,
-        top_p: float,
-        record: Recording | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens and log-probabilities [B, max_new_tokens]; what follows a stop is unspecified."""
-        tokens = torch.full(uniform.shape, int(self.stop[0]), device=uniform.device)
-        logprobs = torch.zeros(uniform.shape, device=uniform.device)
-        rows = torch.arange(len(prompts), device=uniform.device)
-        prefix = prefill(self.model, prompts, record)
-        for step in range(uniform.shape[1]):
-            logits = head_of(self.model).logits(prefix.hidden)
-            token, logprob = sample(logits, uniform[rows, step], temperature, top_p)
-            tokens[rows, step], logprobs[rows, step] = token, logprob
-            going = ~torch.isin(token, self.stop)
-            state = torch.stack([going.any(), going.all(), logprob.isnan().any()])
-            any_going, all_going, failed = state.tolist()  # one wait for the device
-            if failed:
-                row = int(rows[logprob.isnan()][0])
-                raise NotANumber(
-                    f"the log-probability of token {step} after prompt {row} of its batch is NaN: "
-                    "the model's logits hold NaN or infinity. Its weights may have diverged "
-                    "(learning_rate, max_grad_norm), be damaged, or overflow in "
-                    f"{str(self.model.dtype).removeprefix('torch.')}"
-                )
-            if not any_going or step + 1 == uniform.shape[1]:
-                break
-            if not all_going:
-                keep = going.nonzero()[:, 0]
-                prefix.select(keep)
-                rows, token = rows[keep], token[keep]
-            prefix.mask = torch.cat([prefix.mask, prefix.mask.new_ones(len(rows), 1)], 1)
-            position = prefix.length[:, None]
-            ids = token[:, None]
-            hidden = extend(self.model, prefix.cache, ids, prefix.mask, position, record)
-            if record is not None:
-                record.rows[-1] = rows  # not all sequences are in the batch
-            prefix.hidden = hidden[:, 0]
-            prefix.length = prefix.length + 1
-        return tokens, logprobs
+    def release(self) -> None:
+        """Gives back caches and graphs; the next `generate` makes them again."""
+        if self.graphs is not None:
+            self.graphs.keep_for(None)
+        self.prefix.clear()
+        self.workspace.clear()
+
+    def _decode(self, rows: Sequence[tuple[Request, int]], sampling: Sampling) -> Sampled:
+        prompts, prompt_of = distinct([request.prompt_ids for request, _ in rows])
+        keys = stream_keys([request.seed for request, _ in rows], [j for _, j in rows])
+        strings = StopStrings(self.tokenizer, sampling.stop) if sampling.stop else None
+        work = Work(prompts, prompt_of, keys, sampling, self.stop, strings)
+        return Decoding(self.model, self.prefix, self.workspace, work, self.graphs).run()
+
+    def _batch_size(self, requests: Sequence[Request], sampling: Sampling) -> int:
+        """How many completions are decoded at the same time."""
+        longest = max(len(request.prompt_ids) for request in requests)
+        tokens, vocabulary = sampling.max_new_tokens, self.model.config.get_text_config().vocab_size
+        bytes_per_row = (
+            (longest + tokens) * self.prefix.bytes_per_token
+            + tokens * Decoding.bytes_per_token(self.model)
+            + 3 * 4 * vocabulary  # logits, and what filters or the head make of them
+        )
+        bound = SHARE * (free_bytes(self.model.device) + self.workspace.bytes)
+        if self.max_memory_gib is not None:
+            bound = self.max_memory_gib * 2**30
+        return rows_that_fit(bytes_per_row, self.batch_size, int(bound))
+
+
+def _copied(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The parameters alone in `dtype`: buffers, such as frequencies and routers' biases, stay."""
+    found = copy.deepcopy(model).requires_grad_(False)
+    for parameter in found.parameters():
+        if parameter.is_floating_point() and parameter.itemsize > 1:  # not the codes of FP8
+            parameter.data = parameter.data.to(dtype)
+    return found

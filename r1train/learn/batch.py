@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B completions; row i of every field belongs to completion i."""
+    """B completions; item i of every field belongs to completion i."""
 
     prompts: Sequence[Sequence[int]]
     completions: Sequence[Sequence[int]]
-    advantages: Tensor  # [B]
-    sampling_logprobs: list[Tensor]
-    old_logprobs: list[Tensor] | None = None
-    routing: list[Tensor] | None = None  # of a mixture of experts
-
-    def __len__(self) -> int:
-        return len(self.completions)
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(map(len, self.completions))
-
-    def take(self, rows: Sequence[int]) -> Batch:
-        def pick(items: Sequence[Any]) -> list[Any]:
-            return [items[row] for row in rows]
-
-        return replace(
-            self,
-            prompts=pick(self.prompts),
-            completions=pick(self.completions),
-            advantages=self.advantages[list(rows)],
-            sampling_logprobs=pick(self.sampling_logprobs),
-            old_logprobs=None if self.old_logprobs is None else pick(self.old_logprobs),
-            routing=None if self.routing is None else pick(self.routing),
-        )
+    advantages: Tensor
+    """float32 [B], on the CPU."""
+    sampling_logprobs: Sequence[Tensor]
+    old_logprobs: list[Tensor | None]
+    """Under the policy before the first update; None where they are not known yet."""
+    ref_logprobs: list[Tensor | None]
+    routing: Sequence[Tensor] | None = None
+    """Of a mixture of experts."""
 
 
 def micro_batches(

@@ -31,20 +31,25 @@ class ExpertLoad:
         counts = expert_counts(torch.cat(list(routing)), self.routers[0].num_experts)
         self.counts = counts if self.counts is None else self.counts + counts
 
-    def step(self) -> dict[str, float]:
-        """Moves the biases, forgets the counts; returns how uneven they were, a mean over layers.
+    def figures(self) -> dict[str, Tensor]:
+        """How uneven the counts are, a mean over layers; nothing of a dense model.
 
         `max_violation` is the paper's: the largest load over the mean load, less 1. `shortfall` is
         1 less the smallest load over the mean load: 1 where an expert had no token.
         """
         if self.counts is None:
             return {}
+        load = self.counts / self.counts.float().mean(1, keepdim=True)
+        return {
+            "expert_load/max_violation": load.amax(1).mean() - 1,
+            "expert_load/shortfall": 1 - load.amin(1).mean(),
+        }
+
+    def step(self) -> None:
+        """Moves the biases against the counts, and forgets these."""
         counts, self.counts = self.counts, None
+        if counts is None or not self.rate:
+            return
         for router, count in zip(self.routers, counts, strict=True):
-            if self.rate and router.bias is not None:
+            if router.bias is not None:
                 update_expert_bias(router.bias, count, rate=self.rate)
-        load = counts / counts.float().mean(1, keepdim=True)
-        extremes = torch.stack([load.amax(1).mean() - 1, 1 - load.amin(1).mean()]).tolist()
-        return dict(
-            zip(("expert_load/max_violation", "expert_load/shortfall"), extremes, strict=True)
-        )

@@ -2,93 +2,91 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from r1kernels import fused_linear_grpo_loss, group_advantage, linear_logprob
-from r1kernels.hf import head_of
+from r1kernels import FusedLoss, fused_linear_grpo_loss, group_advantage, linear_logprob
+from r1kernels.hf import Head
 from r1train.config.schema import RunError
 from r1train.config.sections import GRPOConfig
-from r1train.engine.base import NotANumber, Rollout
+from r1train.engine.base import SAMPLING_TOLERANCE, NotANumber, Rollout
 from r1train.learn.batch import Batch, micro_batches
 from r1train.learn.expert_load import ExpertLoad
 from r1train.learn.optim import Optimizer
-from r1train.metrics import Metrics
-from r1train.model.forward import completion_hidden
+from r1train.learn.refill import constant_groups
+from r1train.metrics import Metrics, Pending
+from r1train.model.packing import Packed, pack
+from r1train.model.policy import Policy, copy
 from r1train.model.routing import Comparison, Replay
-
-# Limit of the mean |Δlogp| between sampler and trainer. Rounding alone stays a hundred times below.
-# The maximum is logged but has no limit: one near-tie in an expert router may move it by 1.
-MAX_SAMPLING_DELTA = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 class SamplingMismatch(RunError):
     """The trainer's log-probabilities are not those of the engine that sampled the completions."""
 
 
+@dataclass
+class Work:
+    """A rollout while it is learned from."""
+
+    batch: Batch
+    queue: list[tuple[list[int], list[int]]]
+    """Of each update to come, its rows, and those of them that have a gradient."""
+    metrics: Metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it but what the rollout says."""
+        return {
+            "queue": self.queue,
+            "metrics": self.metrics.state_dict(),
+            "old_logprobs": known_rows(self.batch.old_logprobs),
+            "ref_logprobs": known_rows(self.batch.ref_logprobs),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.queue = [(list(rows), list(active)) for rows, active in state["queue"]]
+        self.metrics.load_state_dict(state["metrics"])
+        for name in ("old_logprobs", "ref_logprobs"):
+            found: list[Tensor | None] = getattr(self.batch, name)
+            rows, values = state[name]["rows"], state[name]["values"]
+            lengths = [len(self.batch.completions[row]) for row in rows]
+            for row, own in zip(rows, values.split(lengths) if rows else (), strict=True):
+                found[row] = own
+
+
 class Learner:
-    """GRPO on `model`: one `step` for every rollout, `config.max_steps` of them."""
+    """GRPO on `policy`: one `step` for every rollout, `config.max_steps` of them."""
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        policy: Policy,
         config: GRPOConfig,
         *,
         temperature: float,
         max_completion_length: int,
+        sampling_tolerance: float | None = None,
         seed: int = 0,
     ) -> None:
-        self.model, self.config, self.temperature = model, config, temperature
+        self.policy, self.config, self.temperature = policy, config, temperature
         self.max_completion_length = max_completion_length
+        # Of the engine; unset: of one that samples in the dtype of the model.
+        self.sampling_tolerance = sampling_tolerance or SAMPLING_TOLERANCE[policy.dtype]
         self.updates = config.num_iterations * config.num_minibatches  # of one rollout
         warmup = config.warmup_steps * self.updates
-        self.optimizer = Optimizer(model, config, config.max_steps * self.updates, warmup)
-        self.reference = copy.deepcopy(model).requires_grad_(False) if config.beta else None
-        self.load = ExpertLoad(model, config.expert_bias_update_rate)
+        self.optimizer = Optimizer(policy.model, config, config.max_steps * self.updates, warmup)
+        self.reference: dict[str, Tensor] | None = None  # weights by name
+        if config.beta:
+            self.reference = {name: tensor.clone() for name, tensor in policy.moving().items()}
+        self.load = ExpertLoad(policy.model, config.expert_bias_update_rate)
         self.generator = torch.Generator().manual_seed(seed)  # order of the minibatches
         self.steps = 0
-        self._batch: Batch | None = None
-        self._constant = torch.empty(0)
-        self._queue: list[list[int]] = []
-        self._metrics = Metrics()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything but the model's weights and the rollout that was started."""
-        old = None if self._batch is None else self._batch.old_logprobs
-        return {
-            "steps": self.steps,
-            "optimizer": self.optimizer.state_dict(),
-            "reference": None if self.reference is None else dict(self.reference.state_dict()),
-            "generator": self.generator.get_state(),
-            "queue": self._queue,
-            "old_logprobs": None if old is None else torch.cat(old),
-            "metrics": {"values": self._metrics.values, "weights": self._metrics.weights},
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from there; the rollout in use, if there is one, was started before."""
-        self.steps, self._queue = state["steps"], [list(rows) for rows in state["queue"]]
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.reference is not None:
-            self.reference.load_state_dict(state["reference"])
-        self.generator.set_state(state["generator"].cpu())
-        self._metrics = Metrics()
-        self._metrics.values = dict(state["metrics"]["values"])
-        self._metrics.weights = dict(state["metrics"]["weights"])
-        if state["old_logprobs"] is not None:
-            assert self._batch is not None
-            lengths = [len(completion) for completion in self._batch.completions]
-            old = state["old_logprobs"].to(self.model.device).split(lengths)
-            self._batch = replace(self._batch, old_logprobs=list(old))
+        self.work: Work | None = None
 
     def step(self, rollout: Rollout, rewards: Sequence[float]) -> dict[str, float]:
-        """Every update of one rollout; each prompt's `num_generations` completions are adjacent."""
+        """Every update of one rollout; rewards are those of its completions."""
         self.start(rollout, rewards)
         while self.pending:
             self.update()
@@ -97,56 +95,88 @@ class Learner:
     @property
     def pending(self) -> int:
         """Updates that are still to be made of the rollout that was started."""
-        return len(self._queue)
-
-    @property
-    def updates_done(self) -> int:
-        """Updates made of the rollout that was started."""
-        return self.updates - len(self._queue) if self._batch is not None else 0
+        return len(self.work.queue) if self.work is not None else 0
 
     def start(self, rollout: Rollout, rewards: Sequence[float]) -> None:
-        """Takes a rollout to be learned from; nothing changes before the first `update`."""
-        config, device = self.config, self.model.device
-        reward = torch.tensor(rewards, dtype=torch.float32, device=device)
-        group = torch.arange(len(rewards), device=device) // config.num_generations
-        lengths = torch.tensor(rollout.lengths, device=device)
-        advantages = group_advantage(
-            reward,
-            group,
+        """Takes a rollout to be learned from. The weights change with the first `update`."""
+        constant = constant_groups(rewards, rollout.prompt_index)
+        queue = [
+            # Rows without any gradient are left out of all but the normalisers.
+            (rows, [row for row in rows if not constant[row] or self._needs_all])
+            for rows in self._minibatches(len(rollout))
+        ]
+        self.work = Work(self._batch(rollout, rewards), queue, Metrics())
+        self.work.metrics.add({"frac_reward_zero_std": sum(constant) / len(constant)})
+
+    def update(self) -> None:
+        """One optimizer step, on the next minibatch of the rollout that was started."""
+        work = self.work
+        assert work is not None  # start
+        if len(work.queue) == self.updates:
+            self._score(work.batch, work.queue)
+        rows, active = work.queue.pop(0)
+        work.metrics.add(self._update(work.batch, rows, active))
+
+    def finish(self) -> dict[str, float]:
+        """The figures of the rollout's updates, once none is pending."""
+        assert self.work is not None  # start
+        figures, self.work = self.work.metrics.values, None
+        self.steps += 1
+        every = self.config.ref_model_sync_steps
+        if self.reference is not None and every and self.steps % every == 0:
+            copy(self.policy.moving(), self.reference)
+        return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on but the rollout that was started: the weights
+        too, all of it by name.
+
+        Tensors are those in use: copy or write them before the next update.
+        """
+        return {
+            "work": None if self.work is None else self.work.state_dict(),
+            "steps": self.steps,
+            "policy": self.policy.moving(),
+            "optimizer": self.optimizer.state_dict(),
+            "reference": self.reference,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was made; the configuration must be the same, and a rollout
+        that was started there be started here."""
+        self.steps = state["steps"]
+        if self.work is not None:
+            self.work.load_state_dict(state["work"])
+        copy(state["policy"], self.policy.moving())
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.reference is not None:
+            copy(state["reference"], self.reference)
+        self.generator.set_state(state["generator"])
+
+    @property
+    def _needs_all(self) -> bool:
+        """Whether completions of constant groups have a gradient too."""
+        return self.config.beta != 0 or self.config.entropy_coef != 0
+
+    def _batch(self, rollout: Rollout, rewards: Sequence[float]) -> Batch:
+        config, lengths = self.config, torch.tensor(rollout.lengths)
+        advantages = group_advantage(  # on the CPU: nobody waits for a few hundred numbers
+            torch.tensor(rewards, dtype=torch.float32),
+            torch.tensor(rollout.prompt_index),
             scale=config.scale_rewards,
             baseline=config.baseline,
             lengths=lengths if config.baseline == "opo" else None,
         )
-        table = reward.view(-1, config.num_generations)
-        constant = (table.amax(1) == table.amin(1)).repeat_interleave(config.num_generations)
-        batch = Batch(
+        return Batch(
             rollout.prompt_ids,
             rollout.completion_ids,
             advantages,
-            list(rollout.logprobs.split(rollout.lengths)),
-            routing=rollout.routing,
+            rollout.logprobs.split(rollout.lengths),
+            [None] * len(rollout),
+            [None] * len(rollout),
+            rollout.routing,
         )
-        self._batch, self._constant, self._metrics = batch, constant, Metrics()
-        self._metrics.add({"frac_reward_zero_std": constant.float().mean().item()})
-        self._queue = list(self._minibatches(len(batch)))
-
-    def update(self) -> None:
-        """One optimizer step on the next minibatch."""
-        assert self._batch is not None  # start
-        if self.updates > 1 and self._batch.old_logprobs is None:
-            logprobs = self._logprobs(self.model, self._batch)
-            self._batch = replace(self._batch, old_logprobs=logprobs)
-        rows = self._queue.pop(0)
-        self._metrics.add(self._update(self._batch.take(rows), self._constant[rows]))
-
-    def finish(self) -> dict[str, float]:
-        """The figures of the rollout's updates, once none is pending."""
-        metrics, self._batch = self._metrics, None
-        self.steps += 1
-        every = self.config.ref_model_sync_steps
-        if self.reference is not None and every and self.steps % every == 0:
-            self.reference.load_state_dict(self.model.state_dict())
-        return metrics.values
 
     def _minibatches(self, size: int) -> Iterator[list[int]]:
         for _ in range(self.config.num_iterations):
@@ -156,102 +186,138 @@ class Learner:
             for part in order.tensor_split(self.config.num_minibatches):
                 yield part.tolist()
 
-    def _update(self, batch: Batch, constant: Tensor) -> dict[str, float]:
-        """One optimizer step on `batch`, whose rows of constant groups have no policy gradient."""
-        active = batch
-        if not self.config.beta and not self.config.entropy_coef:  # nor any other: leave them out
-            active = batch.take((~constant).nonzero()[:, 0].tolist())
-        if not len(active):
+    def _score(self, batch: Batch, updates: Sequence[tuple[list[int], list[int]]]) -> None:
+        """Log-probabilities that must be known before the weights change.
+
+        Those of the first update are not among them: it makes them itself.
+        """
+        first = {*updates[0][1]}
+        updated = sorted({row for _, active in updates for row in active})
+        self._logprobs(batch, [row for row in updated if row not in first], batch.old_logprobs)
+        if self.reference is not None:
+            with self.policy.holding(self.reference):
+                self._logprobs(batch, updated, batch.ref_logprobs, routed=False)
+
+    @torch.no_grad()
+    def _logprobs(
+        self,
+        batch: Batch,
+        rows: Sequence[int],
+        found: list[Tensor | None],
+        *,
+        routed: bool = True,
+    ) -> None:
+        """Puts the log-probabilities of these rows into `found`.
+
+        A reference is not `routed`: it sends tokens to experts as it will.
+        """
+        for part, packed in self._parts(batch, rows):
+
+            def score(hidden: Tensor, head: Head, target: Tensor = packed.target) -> Tensor:
+                return linear_logprob(
+                    head.rows(hidden),
+                    head.weight,
+                    target,
+                    temperature=self.temperature,
+                    **head.options,
+                ).logprob
+
+            routes = self._routes(batch, part, packed) if routed else None
+            logprob = self.policy.run(packed, score, routes)
+            keep(found, part, logprob, packed)
+
+    def _parts(self, batch: Batch, rows: Sequence[int]) -> Iterator[tuple[list[int], Packed]]:
+        """These rows in micro-batches."""
+        prompts = [batch.prompts[row] for row in rows]
+        completions = [batch.completions[row] for row in rows]
+        for places in micro_batches(prompts, completions, self.config.token_budget):
+            packed = pack(
+                [prompts[place] for place in places],
+                [completions[place] for place in places],
+                self.policy.device,
+            )
+            yield [rows[place] for place in places], packed
+
+    def _update(self, batch: Batch, rows: Sequence[int], active: Sequence[int]) -> dict[str, float]:
+        """One optimizer step on `rows`, of which those that are not `active` have no gradient."""
+        if not active:
             return self.optimizer.skip()
+        pending = Pending()
+        for part, packed in self._parts(batch, active):
+            pending.add(self._accumulate(batch, part, packed, rows))
+        if batch.routing is not None:
+            self.load.add([batch.routing[row] for row in rows])
+        pending.add({"grad_norm": self.optimizer.clip(), **self.load.figures()})
+        *parts, last = pending.read()
         metrics, loss = Metrics(), 0.0
-        for rows in micro_batches(active.prompts, active.completions, self.config.token_budget):
-            figures = self._backward(active.take(rows), batch)
+        for figures in parts:
             loss += figures.pop("loss")  # its normalisers are the update's: parts add up
             del figures["policy_loss"]
             metrics.add(figures, weight=figures.pop("active_tokens"))
         self._check_sampler(metrics.values["sampling_delta_mean"])
-        if batch.routing is not None:
-            self.load.add(batch.routing)
-        return metrics.values | {"loss": loss} | self.optimizer.step() | self.load.step()
+        self.load.step()
+        return metrics.values | {"loss": loss} | last | self.optimizer.step(last["grad_norm"])
 
-    def _backward(self, part: Batch, whole: Batch) -> dict[str, float]:
-        """Adds the gradient of `part`, with the normalisers of `whole`, constant groups included.
+    def _accumulate(
+        self, batch: Batch, part: Sequence[int], packed: Packed, rows: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Adds the gradient of `part`, with the normalisers of `rows`, constant groups included.
 
         So neither the token budget nor leaving rows out changes what an update does.
         """
         config = self.config
-        routes = self._routes(self.model, part)
-        hidden, target, cu_seqlens = completion_hidden(
-            self.model, part.prompts, part.completions, routes
-        )
-        head = head_of(self.model)
-        old = ref = None
-        if part.old_logprobs is not None:
-            old = torch.cat(part.old_logprobs)
-        if self.reference is not None:
-            ref = torch.cat(self._logprobs(self.reference, part))
-        fused = fused_linear_grpo_loss(
-            head.rows(hidden),
-            head.weight,
-            target,
-            cu_seqlens=cu_seqlens,
-            advantages=part.advantages,
-            old_logprob=old,
-            ref_logprob=ref,
-            sampling_logprob=torch.cat(part.sampling_logprobs),
-            temperature=self.temperature,
-            entropy=True,
-            # bnpo is the mean over the tokens it is given: here they are those of the whole update.
-            loss_type="dapo" if config.loss_type == "bnpo" else config.loss_type,
-            importance_sampling_level=config.importance_sampling_level,
-            epsilon=config.epsilon,
-            epsilon_high=config.epsilon_high,
-            delta=config.delta,
-            beta=config.beta,
-            kl_estimator=config.kl_estimator,
-            entropy_coef=config.entropy_coef,
-            num_active_tokens=whole.num_tokens,
-            num_sequences=len(whole),
-            max_completion_length=self.max_completion_length,
-            **head.options,
-        )
-        fused.loss.backward()
-        figures = {"loss": fused.loss.detach(), **fused.metrics}
-        if routes is not None:
-            figures["routing/differing"] = routes.differing()
-        values = torch.stack(list(figures.values())).tolist()  # one transfer
-        return dict(zip(figures, values, strict=True))
+        advantages = batch.advantages[part].to(self.policy.device, non_blocking=True)
+        old, ref = together(batch.old_logprobs, part), together(batch.ref_logprobs, part)
+        routes = self._routes(batch, part, packed)
 
-    @torch.no_grad()
-    def _logprobs(self, model: PreTrainedModel, batch: Batch) -> list[Tensor]:
-        """Log-probabilities of the completions under `model`, in the order of `batch`."""
-        found: dict[int, Tensor] = {}
-        head = head_of(model)
-        for rows in micro_batches(batch.prompts, batch.completions, self.config.token_budget):
-            part = batch.take(rows)
-            hidden, target, _ = completion_hidden(
-                model, part.prompts, part.completions, self._routes(model, part)
-            )
-            logprob = linear_logprob(
+        def loss(hidden: Tensor, head: Head) -> tuple[Tensor, FusedLoss]:
+            fused = fused_linear_grpo_loss(
                 head.rows(hidden),
                 head.weight,
-                target,
+                packed.target,
+                cu_seqlens=packed.cu_completions,
+                advantages=advantages,
+                old_logprob=old,
+                ref_logprob=ref,
+                sampling_logprob=torch.cat([batch.sampling_logprobs[row] for row in part]),
                 temperature=self.temperature,
+                entropy=True,
+                # bnpo is the mean over the tokens it is given: here those of the whole update.
+                loss_type="dapo" if config.loss_type == "bnpo" else config.loss_type,
+                importance_sampling_level=config.importance_sampling_level,
+                epsilon=config.epsilon,
+                epsilon_high=config.epsilon_high,
+                delta=config.delta,
+                beta=config.beta,
+                kl_estimator=config.kl_estimator,
+                entropy_coef=config.entropy_coef,
+                num_active_tokens=sum(len(batch.completions[row]) for row in rows),
+                num_sequences=len(rows),
+                max_completion_length=self.max_completion_length,
                 **head.options,
-            ).logprob
-            found |= zip(rows, logprob.split([len(c) for c in part.completions]), strict=True)
-        return [found[row] for row in range(len(batch))]
+            )
+            return fused.loss, fused
 
-    def _routes(self, model: PreTrainedModel, part: Batch) -> Replay | Comparison | None:
-        """Where the rollout sent the tokens of `part`; the reference sends them where it will."""
-        if model is not self.model or part.routing is None:
+        total, fused = self.policy.accumulate(packed, loss, routes)
+        if old is None and self.updates > 1:  # later updates compare with the first
+            keep(batch.old_logprobs, part, fused.logprob, packed)
+        figures = {"loss": total, **fused.metrics}
+        if routes is not None:
+            figures["routing/differing"] = routes.differing()
+        return figures
+
+    def _routes(
+        self, batch: Batch, part: Sequence[int], packed: Packed
+    ) -> Replay | Comparison | None:
+        """Where the rollout sent the tokens of `part`."""
+        if batch.routing is None:
             return None
         routes = Replay if self.config.routing_replay else Comparison
-        return routes(model, part.prompts, part.routing)
+        return routes(self.policy.model, packed, [batch.routing[row] for row in part])
 
     def _check_sampler(self, mean: float) -> None:
         """Before the weights change: the engine must have sampled from the trainer's model."""
-        limit = MAX_SAMPLING_DELTA[self.model.dtype]
+        limit = self.sampling_tolerance
         if mean != mean:
             raise NotANumber(
                 "the trainer's log-probabilities of the sampled tokens are NaN: its weights have "
@@ -260,6 +326,25 @@ class Learner:
         if not mean <= limit:
             raise SamplingMismatch(
                 f"log-probabilities of the sampled tokens differ by {mean:.3g} on average between "
-                f"rollout and trainer (limit {limit:g} in {self.model.dtype}): the rollout engine "
+                f"rollout and trainer (limit {limit:g}): the rollout engine "
                 "has other weights, another temperature or another head than the trainer"
             )
+
+
+def keep(found: list[Tensor | None], rows: Sequence[int], logprob: Tensor, packed: Packed) -> None:
+    """Puts the log-probabilities [T] of a packed batch where its completions are."""
+    lengths = [len(completion) for completion in packed.completions]
+    for row, own in zip(rows, logprob.split(lengths), strict=True):
+        found[row] = own
+
+
+def known_rows(found: Sequence[Tensor | None]) -> dict[str, Any]:
+    """The rows that are known, and their values, one after another."""
+    rows = [row for row, own in enumerate(found) if own is not None]
+    return {"rows": rows, "values": together(found, rows)}
+
+
+def together(known: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor | None:
+    """[T]: those of these rows, of which either all or none are known."""
+    own = [logprob for row in rows if (logprob := known[row]) is not None]
+    return torch.cat(own) if own else None

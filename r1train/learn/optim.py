@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from r1kernels.nn import FP8Optimizer, with_scales
@@ -21,7 +22,7 @@ class Diverged(RunError, FloatingPointError):
 class Optimizer:
     """AdamW whose learning rate warms up, then follows the schedule for `steps` updates.
 
-    Weights that are FP8 codes are stepped in a float32 copy and quantized again.
+    Weights that are FP8 codes, bfloat16 or float16 are stepped in a float32 copy and rounded again.
     """
 
     def __init__(
@@ -39,22 +40,33 @@ class Optimizer:
         self.parameters = self.adamw.param_groups[0]["params"]
         if not any(parameter.requires_grad for parameter in self.parameters):
             raise ConfigError("none of the model's parameters is trainable: all are frozen")
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        self.names = [names[parameter] for parameter in self.parameters]
+        for parameter in self.parameters:
+            half = parameter.dtype in (torch.bfloat16, torch.float16)
+            if half and not isinstance(parameter, DTensor):  # FSDP2 has a dtype of its own for it
+                parameter.grad_dtype = torch.float32  # in which the parts of an update add up
 
-    def step(self) -> dict[str, float]:
-        """Clips, applies and clears the gradients; returns their norm and the learning rate."""
-        config, rate = self.config, self._rate()
+    def clip(self) -> Tensor:
+        """Clips the gradients; [], their norm before, which nobody has waited for."""
+        norm: Any = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        found: Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return found
+
+    def step(self, norm: float) -> dict[str, float]:
+        """Applies and forgets the gradients, of this norm; returns it and the learning rate."""
+        if not math.isfinite(norm):
+            raise Diverged(
+                f"the gradient norm of update {self.done + 1} is {norm}: lower learning_rate "
+                f"(now {self.config.learning_rate:g}) or max_grad_norm"
+            )
+        rate = self._rate()
         for group in self.adamw.param_groups:
             group["lr"] = rate
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise Diverged(
-                f"the gradient norm of update {self.done + 1} is {norm.item()}: lower "
-                f"learning_rate (now {config.learning_rate:g}) or max_grad_norm"
-            )
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         self.done += 1
-        return {"grad_norm": norm.item(), "learning_rate": rate}
+        return {"grad_norm": norm, "learning_rate": rate}
 
     def skip(self) -> dict[str, float]:
         """An update without gradients: the schedule moves on, the weights stay."""
@@ -63,21 +75,24 @@ class Optimizer:
         return {"learning_rate": rate}
 
     def state_dict(self) -> dict[str, Any]:
-        """TEMPORARY until the learner branch."""
-        state = self.adamw.state_dict()
-        return {
-            "done": self.done,
-            "state": {str(k): v for k, v in state["state"].items()},
-            "masters": state["fp8"]["masters"],
-            "fp8_steps": state["fp8"]["steps"],
-        }
+        """Updates done, and of each parameter by name its moments and its float32 copy."""
+        states = self.adamw.state_dict()["state"]
+        by_name = {self.names[place]: state for place, state in states.items()}
+        return {"done": self.done, "fp8_steps": self.adamw.steps, "parameters": by_name}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was made, from the same weights.
+
+        Raises:
+            KeyError: a parameter that the state knows is not trained here.
+        """
+        places = {name: place for place, name in enumerate(self.names)}
+        whole = self.adamw.state_dict()
+        whole["state"] = {places[name]: known for name, known in state["parameters"].items()}
+        for group in whole["param_groups"]:
+            group["fp8_steps"] = state["fp8_steps"]
+        self.adamw.load_state_dict(whole)
         self.done = state["done"]
-        now = self.adamw.state_dict()
-        now["state"] = {int(k): dict(v) for k, v in state["state"].items()}
-        now["fp8"] = {"steps": state["fp8_steps"], "masters": state["masters"]}
-        self.adamw.load_state_dict(now)
 
     def _rate(self) -> float:
         config = self.config

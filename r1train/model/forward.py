@@ -1,14 +1,14 @@
-"""The two passes everything here is made of: prompts once, then completions on top of them.
+"""Prompts once, then what follows them: the passes with a cache and with padding.
 
 A group's G completions share their prompt, so its keys and values are computed once and repeated.
-Rollout, supervised training and the policy gradient all start from the same `Prefix`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +36,10 @@ class Prefix:
 
 
 def prefill(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], routes: Routes | None = None
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    routes: Routes | None = None,
+    backbone: Callable[..., Any] | None = None,
 ) -> Prefix:
     """Runs every distinct prompt through the backbone once; row i of the result is `prompts[i]`."""
     shared, row_of = distinct(prompts)
@@ -47,7 +50,7 @@ def prefill(
     mask = steps >= ids.shape[1] - length[:, None]
     positions = (steps - (~mask).sum(1, keepdim=True)).clamp(min=0)
     cache = DynamicCache(config=model.config)
-    hidden = extend(model, cache, ids, mask, positions, routes)
+    hidden = extend(model, cache, ids, mask, positions, routes, backbone)
     prefix = Prefix(cache, mask, length, hidden[:, -1])
     if len(shared) < len(prompts):
         prefix.select(torch.tensor(row_of, device=model.device))
@@ -61,47 +64,20 @@ def extend(
     mask: Tensor,
     positions: Tensor,
     routes: Routes | None = None,
-) -> Tensor:
+    backbone: Callable[..., Any] | None = None,
+) -> Any:
     """Hidden states [B, S, H] of `ids` [B, S] after what `cache` holds, which grows by S tokens.
 
     `mask` [B, K + S] is False at padding, in the cache and in `ids`; `positions` is [B, S].
-    `routes` records or replays where a mixture of experts sends the S tokens.
+    `routes` records or replays where a mixture of experts sends the S tokens. `backbone` is called
+    in place of the model's own, and what it gives is returned.
     """
     with routes.over(mask[:, -ids.shape[1] :]) if routes is not None else nullcontext():
-        out = model.base_model(
+        out = (backbone or model.base_model)(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
         )
-    hidden: Tensor = out.last_hidden_state
-    return hidden
-
-
-def completion_hidden(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
-    routes: Routes | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The hidden states that predict the tokens of `completions`, packed, and those tokens.
-
-    Returns hidden [T, H], target [T] and cu_seqlens int32 [B + 1], where T counts completion tokens
-    only: prompts and padding never reach the language-model head.
-    """
-    prefix = prefill(model, prompts, routes)
-    tokens = [torch.tensor(completion) for completion in completions]
-    ids = pad_sequence(tokens, batch_first=True).to(model.device)  # [B, S]
-    lengths = torch.tensor([len(completion) for completion in completions])
-    steps = torch.arange(ids.shape[1], device=model.device)
-    valid = steps < lengths.to(model.device)[:, None]
-    hidden = prefix.hidden[:, None]
-    if ids.shape[1] > 1:  # the last token of a completion predicts nothing that is trained on
-        mask = torch.cat([prefix.mask, valid[:, 1:]], 1)
-        positions = prefix.length[:, None] + steps[:-1]
-        rest = extend(model, prefix.cache, ids[:, :-1], mask, positions, routes)
-        hidden = torch.cat([hidden, rest], 1)
-    cu_seqlens = torch.zeros(len(tokens) + 1, dtype=torch.int32)
-    cu_seqlens[1:] = lengths.cumsum(0)
-    return hidden[valid], ids[valid], cu_seqlens.to(model.device)
+    return out if backbone else out.last_hidden_state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from array import array
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor
@@ -9,8 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1train.config.schema import ConfigError
 from r1train.data.encode import encode_prompts
-from r1train.data.problems import Problem
+from r1train.data.problems import ProblemSet
 from r1train.data.prompts import TAGS
+from r1train.data.selection import Selection
+
+BLOCK = 1024  # problems whose prompts are made at once
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -41,28 +46,53 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
         )
 
 
-def check_problems(
+def fitting_problems(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
+    problems: ProblemSet,
     template: str,
     completion_length: int,
-) -> None:
-    """Every problem's prompt has tokens that the model knows, and room for its completion."""
-    prompts, limit = encode_prompts(tokenizer, problems, template), positions(model)
-    check_sequences(model, tokenizer, prompts)
-    for problem, prompt in zip(problems, prompts, strict=True):
-        if not prompt:
-            raise ConfigError(f"{problem.where}: its prompt is empty; see task.prompt_template")
-    if limit is None:
-        return
-    problem, prompt = max(zip(problems, prompts, strict=True), key=lambda pair: len(pair[1]))
-    if len(prompt) + completion_length > limit:
+) -> ProblemSet:
+    """The problems whose prompts have room for a completion among the model's positions.
+
+    ConfigError where one has not, unless its dataset's `on_bad_row` says to skip it; and where a
+    prompt has no tokens, or some that the model does not know.
+    """
+    limit, kept, long = positions(model), array("q"), 0
+    longest, most = "", 0
+    for first in range(0, len(problems), BLOCK):
+        block = list(problems[first : first + BLOCK])
+        prompts = encode_prompts(tokenizer, block, template)
+        check_sequences(model, tokenizer, prompts)
+        for number, (problem, prompt) in enumerate(zip(block, prompts, strict=True), start=first):
+            if not prompt:
+                raise ConfigError(f"{problem.where}: its prompt is empty; see task.prompt_template")
+            if limit is None or len(prompt) + completion_length <= limit:
+                kept.append(number)
+                continue
+            if problems.sources[problem.source].on_bad_row == "skip":
+                long += 1
+            elif len(prompt) > most:
+                longest, most = problem.where, len(prompt)
+    if longest:
         raise ConfigError(
-            f"{problem.where}: its prompt of {len(prompt)} tokens and a completion of "
-            f"{completion_length} go past the model's {limit} positions; lower "
-            "rollout.max_completion_length (and eval's), or leave the problem out"
+            f"{longest}: its prompt of {most} tokens and a completion of {completion_length} go "
+            f"past the model's {limit} positions; lower rollout.max_completion_length (and "
+            'eval\'s), or leave such problems out (on_bad_row = "skip")'
         )
+    if not kept:
+        raise ConfigError(
+            f"all {long} prompts with a completion of {completion_length} tokens go past the "
+            f"model's {limit} positions; lower rollout.max_completion_length (and eval's)"
+        )
+    if not long:
+        return problems
+    logging.getLogger("r1train").warning(
+        "%d of %d prompts are skipped: with a completion of %d tokens they go past the model's %s "
+        "positions",
+        *(long, len(problems), completion_length, limit),
+    )
+    return ProblemSet(Selection(problems, kept), problems.sources)
 
 
 def check_sequences(

@@ -9,11 +9,19 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from r1kernels.hf import explain_fp8, patch_elementwise, patch_fp8, patch_moe, register_fp8
+from r1kernels.hf import (
+    explain_fp8,
+    patch,
+    patch_elementwise,
+    patch_fp8,
+    patch_moe,
+    register_fp8,
+)
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
 from r1train.model.folder import from_folder, stored_in_fp8
 from r1train.model.limits import check_tokenizer
+from r1train.model.lora import add_lora
 from r1train.model.presets import PRESETS, SMOLLM2_FILE, deepseek_v3_mini, smollm2_folder
 
 
@@ -73,7 +81,10 @@ def load_model(
             _into_fp8(model, config)
     if config.elementwise:
         patch_elementwise(model)
-    return model.eval(), tokenizer
+    patch(model.eval())
+    if choice.lora_rank:
+        add_lora(model, choice, config.seed)
+    return model, tokenizer
 
 
 def _into_fp8(model: PreTrainedModel, config: Config) -> None:

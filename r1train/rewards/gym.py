@@ -7,7 +7,7 @@ import math
 from functools import lru_cache
 from typing import Any
 
-from r1train.data.gym import create
+from r1train.data.sources.gym import create
 from r1train.rewards.gym_checks import CHECKS, SHAPES
 
 

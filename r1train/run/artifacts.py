@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ FILE = "artifact.json"
 # They decide what is shown, and how soon, but nothing that a stage leaves.
 WITHOUT_EFFECT = {"log_completions_steps", "save_steps", "workers"}
 OF_THE_RUN = ("dtype", "precision", "fp8_layers", "elementwise", "threads", "model")
+ORIGIN = {"preset", "path", "gguf_file"}
 FILES = {"jsonl", "heldout_jsonl", "path", "heldout_path"}
 """Options that name a file or a folder whose contents are an input."""
 
@@ -86,10 +88,11 @@ def _inputs(
 ) -> dict[str, Any]:
     options: dict[str, Any] = {}
     kind = kind_of(stage.kind)
-    sections = [*kind.uses, *(name for name in OF_THE_RUN if name != "model" or init is None)]
-    for name in sections:
+    for name in (*kind.uses, *OF_THE_RUN):
         value = getattr(config, name)
         options[name] = value if isinstance(value, str | int | bool | None) else asdict(value)
+    if init is not None:  # in the place of what [model] says of where it comes from
+        options["model"] = {k: v for k, v in options["model"].items() if k not in ORIGIN}
     options = _plain(options)
     if isinstance(init, Plan):
         origin: dict[str, Any] = {"stage": init.name, "inputs": init.inputs_hash}
@@ -124,8 +127,8 @@ def _files(value: Any, key: str = "") -> Iterator[str]:
             yield from _files(item, key)
     elif isinstance(value, str):
         file = value.partition(":")[0] if key == "functions" and ".py:" in value else value
-        if (key in FILES or file != value) and Path(file).exists():
-            yield file
+        if key in FILES or file != value:
+            yield from [file] if Path(file).exists() else glob.glob(file)
 
 
 def digest_of(path: Path) -> str:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1train.config.schema import ConfigError
+from r1train.model.lora import export
 
 UNFINISHED, PREVIOUS = ".partial", ".previous"
 
@@ -28,7 +29,7 @@ def save_checkpoint(
     previous = folder.with_name(folder.name + PREVIOUS)
     try:
         removed(partial)
-        model.save_pretrained(partial)
+        export(model, partial)
         tokenizer.save_pretrained(partial)
         synced(partial)
         if folder.exists():

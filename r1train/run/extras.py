@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from r1train.config.schema import ConfigError
 
 MODULES = (
-    *("transformers", "tokenizers", "safetensors", "reasoning_gym", "mpmath"),
+    *("transformers", "tokenizers", "safetensors", "numpy"),
+    *("reasoning_gym", "mpmath"),
     *("matplotlib", "rich", "tomli_w", "gguf"),
 )
 """Those of the extra "train", whose libraries are imported when they are needed."""

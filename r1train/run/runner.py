@@ -16,7 +16,6 @@ from transformers.utils import logging as transformers_logging
 from r1train.config.recipe import load_config
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config, StageConfig
-from r1train.data.demonstrations import check_solutions
 from r1train.report.console import CONSOLE
 from r1train.report.evaluation import EvalResult
 from r1train.report.trackers import check_trackers
@@ -33,6 +32,7 @@ from r1train.seeds import derive_seed, deterministic
 from r1train.stages import check_stages, kind_of
 from r1train.stages.base import TrainStage
 from r1train.stages.evaluate import evaluate_heldout
+from r1train.stages.sft import check_demonstrations
 
 
 def run(config: Config, *, resume: bool = False) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class Run:
         for one in waiting:  # what is wrong with any stage is said before the first is trained
             train, _ = supplies.problems(one)
             if one.stage.kind == "sft":
-                check_solutions(train)
+                check_demonstrations(one.config, train)
             supplies.rewards(one)
         for one in waiting[:1]:  # before there is a folder: what is wrong leaves none behind
             supplies.loaded[one.name] = supplies.load(one)

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from r1train.config.sections import ModelConfig
 from r1train.data.problems import ProblemSet, load_problems
 from r1train.data.prompts import render_prompt
-from r1train.engine.builtin import Engine
-from r1train.model.limits import check_problems
+from r1train.engine.builtin import BuiltinEngine
+from r1train.model.limits import fitting_problems
 from r1train.model.load import load_model
+from r1train.model.policy import Policy
 from r1train.rewards.manager import RewardManager
 from r1train.run.artifacts import Finished, Plan
 from r1train.stages.base import Context
@@ -29,6 +29,7 @@ class Supplies:
         self.seed, self.done, self.closing = seed, done, closing
         self.loaded: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {}
         self._problems: dict[str, tuple[ProblemSet, ProblemSet]] = {}
+        self._fitting: dict[str, tuple[ProblemSet, ProblemSet]] = {}
         self._rewards: dict[str, RewardManager] = {}
 
     def problems(self, one: Plan) -> tuple[ProblemSet, ProblemSet]:
@@ -39,22 +40,25 @@ class Supplies:
         return self._problems[key]
 
     def load(self, one: Plan) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model that a stage starts from, and its tokenizer; every problem fits it."""
+        """The model that a stage starts from, and its tokenizer; its problems are those
+        that fit it."""
         config, (train, heldout) = one.config, self.problems(one)
-        if isinstance(one.init, Plan):
-            path = str(self.done[one.init.name].artifact.path)
-            config = replace(config, model=ModelConfig(path=path))
-        elif one.init is not None:
-            preset = one.init.removeprefix("preset:")
-            chosen = {"path": one.init} if preset == one.init else {"preset": preset}
-            config = replace(config, model=ModelConfig(**chosen))
+        if one.init is not None:
+            origin = one.init
+            if isinstance(origin, Plan):
+                origin = str(self.done[origin.name].artifact.path)
+            preset = origin.removeprefix("preset:") if origin.startswith("preset:") else None
+            path = None if preset else origin
+            model = replace(config.model, path=path, preset=preset, gguf_file=None)
+            config = replace(config, model=model)
         template = config.task.prompt_template
-        model, tokenizer = load_model(config, (render_prompt(p.prompt, template) for p in train))
+        loaded, tokenizer = load_model(config, (render_prompt(p.prompt, template) for p in train))
         length = config.rollout.max_completion_length
-        check_problems(model, tokenizer, train, template, length)
-        length = config.eval.max_completion_length or length
-        check_problems(model, tokenizer, heldout[: config.eval.limit], template, length)
-        return model, tokenizer
+        train = fitting_problems(loaded, tokenizer, train, template, length)
+        length, heldout = config.eval.max_completion_length or length, heldout[: config.eval.limit]
+        heldout = fitting_problems(loaded, tokenizer, heldout, template, length)
+        self._fitting[one.name] = train, heldout
+        return loaded, tokenizer
 
     def rewards(self, one: Plan) -> RewardManager:
         """The rewards, their processes too, the same for stages of one task and one choice."""
@@ -68,13 +72,13 @@ class Supplies:
         """What the stage works with."""
         loaded = self.loaded.pop(one.name, None)
         model, tokenizer = loaded if loaded is not None else self.load(one)
-        train, heldout = self.problems(one)
+        train, heldout = self._fitting.pop(one.name)
         return Context(
             config=one.config,
             seed=one.seed,
-            model=model,
+            policy=Policy(model, gradient_checkpointing=one.config.model.gradient_checkpointing),
             tokenizer=tokenizer,
-            engine=Engine(model, tokenizer, one.config.rollout.batch_size),
+            engine=BuiltinEngine.from_config(model, tokenizer, one.config.rollout),
             rewards=self.rewards(one),
             train=train,
             heldout=heldout,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from r1train.model.lora import export
 from r1train.report.console import CONSOLE, ProgressBar
 from r1train.report.evaluation import EvalResult
 from r1train.run.checkpoint import CheckpointStore
@@ -93,13 +94,13 @@ class Trainer:
         """A checkpoint of where the stage is: to go on from, unless something is half done."""
         context = self.stage.context
 
-        def export(folder: Path) -> None:
-            context.model.save_pretrained(folder)
+        def models(folder: Path) -> None:
+            export(context.model, folder)
             context.tokenizer.save_pretrained(folder)
 
         with self.signals.held():
             state = self.state_dict() if self.whole else None
-            path = self.store.save(self.stage.place, state, export)
+            path = self.store.save(self.stage.place, state, models)
         self.saved = time.perf_counter()
         return path
 
@@ -122,7 +123,6 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         devices = torch.cuda.is_available() and torch.cuda.is_initialized()
         return {
-            "model": dict(self.stage.context.model.state_dict()),
             "stage": self.stage.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if devices else [],
@@ -134,7 +134,6 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.stage.context.model.load_state_dict(state["model"])
         self.stage.load_state_dict(state["stage"])
         torch.set_rng_state(state["random"].cpu())
         if state["random_cuda"]:

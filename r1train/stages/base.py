@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1train.config.sections import Config
 from r1train.data.problems import ProblemSet
-from r1train.engine.builtin import Engine
+from r1train.engine.base import Engine
+from r1train.model.policy import Policy
 from r1train.report.evaluation import EvalResult
 from r1train.rewards.manager import RewardManager
 
@@ -36,12 +37,16 @@ class Context:
 
     config: Config
     seed: int
-    model: PreTrainedModel
+    policy: Policy
     tokenizer: PreTrainedTokenizerBase
     engine: Engine
     rewards: RewardManager
     train: ProblemSet
     heldout: ProblemSet
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.policy.model
 
 
 class Stage(ABC):
@@ -64,7 +69,7 @@ class TrainStage(Stage):
     """A stage that changes the model, an update at a time, and can be left and taken up anywhere.
 
     A step is what is logged as one line; it has one update or several. Everything that a later
-    update depends on is in `state_dict`, but the model's weights, which are the run's to keep.
+    update depends on is in `state_dict`, the weights that are trained too.
     """
 
     leaves = "checkpoint"
@@ -97,7 +102,7 @@ class TrainStage(Stage):
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what another `state_dict` has; the model has its weights already."""
+        """Goes on from what another `state_dict` has."""
 
     def show(self) -> None:
         """What a complete step may print."""

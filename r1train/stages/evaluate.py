@@ -16,10 +16,11 @@ from r1train.config.sections import EvalConfig
 from r1train.data.encode import encode_prompts
 from r1train.data.problems import ProblemSet
 from r1train.data.samples import samples_of
-from r1train.engine.builtin import Engine
+from r1train.engine.base import Engine, Request, Sampling
 from r1train.report.evaluation import EvalResult, interval
 from r1train.rewards.accuracy import extract_answer
 from r1train.rewards.manager import EVALUATED, RewardManager
+from r1train.seeds import derive_seed
 from r1train.stages.base import Context, Stage
 from r1train.verify import LONGEST_COMPARED, equivalent
 
@@ -35,19 +36,23 @@ def evaluate(
     config: EvalConfig,
     template: str,
     seed: int,
+    stop: tuple[str, ...] = (),
 ) -> EvalResult:
-    """Sample `config.k` completions of every problem and score them."""
+    """Sample `config.k` completions of every problem, up to a string of `stop`, and score them."""
     if config.max_completion_length is None:
         raise ValueError("eval.max_completion_length is None: a Config sets it from the rollout's")
     problems, k = problems[: config.limit], config.k
     prompts = encode_prompts(tokenizer, problems, template)
-    rollout = engine.generate(
-        [prompt for prompt in prompts for _ in range(k)],
+    sampling = Sampling(
         max_new_tokens=config.max_completion_length,
         temperature=config.temperature,
         top_p=config.top_p,
-        seed=seed,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        stop=stop,
     )
+    requests = [Request(prompt, k, derive_seed(seed, i)) for i, prompt in enumerate(prompts)]
+    rollout = engine.generate(requests, sampling)
     repeated = [problem for problem in problems for _ in range(k)]
     samples = samples_of(repeated, rollout.completion_ids, rollout.finished, tokenizer, template)
     scored = rewards.score(samples, also=EVALUATED)
@@ -100,6 +105,7 @@ def evaluate_heldout(context: Context, seed: int) -> EvalResult:
         context.config.eval,
         context.config.task.prompt_template,
         seed,
+        context.config.rollout.stop,
     )
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
 from r1train.data.encode import encode_prompts
+from r1train.data.epochs import draw
 from r1train.data.problems import Problem
 from r1train.data.samples import Sample, samples_of
-from r1train.engine.base import Rollout
+from r1train.engine.base import Request, Rollout, Sampling
+from r1train.engine.sync import WeightSync
 from r1train.learn.grpo import Learner
+from r1train.learn.refill import Scored, refill
 from r1train.metrics import Stopwatch, peak_memory_gib
 from r1train.report.console import show_completions
 from r1train.rewards.base import RewardBatch
@@ -21,16 +23,19 @@ from r1train.seeds import derive_seed
 from r1train.stages.base import Context, TrainStage
 
 SHOWN = 4  # completions of a prompt in the printed table
+PROBED = 2  # prompts by which the engine's weights are checked
 
 
 @dataclass(frozen=True)
 class Work:
-    """A rollout and its rewards, while updates are made of them."""
+    """A rollout and its rewards, and what is learned from: the same unless groups were replaced."""
 
-    samples: list[Sample]
+    problems: list[Problem]
     rollout: Rollout
     rewards: RewardBatch
     watch: Stopwatch
+    learned: Scored
+    extra_rollouts: int = 0
 
 
 class RL(TrainStage):
@@ -47,22 +52,31 @@ class RL(TrainStage):
         self.max_steps, self.save_steps = self.config.max_steps, self.config.save_steps
         self.eval_steps = self.config.eval_steps
         self.learner = Learner(
-            context.model,
+            context.policy,
             config.grpo,
             temperature=config.rollout.temperature,
             max_completion_length=config.rollout.max_completion_length,
+            sampling_tolerance=context.engine.sampling_tolerance,
             seed=derive_seed(context.seed, "minibatches"),
         )
+        self.sampling = Sampling(
+            max_new_tokens=config.rollout.max_completion_length,
+            temperature=config.rollout.temperature,
+            stop=config.rollout.stop,
+        )
+        self.template = config.task.prompt_template
+        probe = encode_prompts(context.tokenizer, context.train[:PROBED], self.template)
+        self.sync = WeightSync(context.engine, context.model, probe)
         self.work: Work | None = None
 
     @property
     def place(self) -> tuple[int, int]:
-        return self.step, self.learner.updates_done
+        return self.step, self.learner.updates - self.learner.pending if self.work else 0
 
     def prepare(self) -> None:
         if self.work is None:
             work = self._roll_out(self.step + 1)
-            self.learner.start(work.rollout, work.rewards.total)
+            self.learner.start(*work.learned)
             self.work = work
 
     def update(self) -> dict[str, float] | None:
@@ -74,39 +88,61 @@ class RL(TrainStage):
         work, self.work = self.work, None
         self.step += 1
         metrics = self.learner.finish() | describe(work)
+        if self.config.max_extra_rollouts:
+            metrics["extra_rollouts"] = work.extra_rollouts
         self._show(work)
         return metrics
 
-    def _problems(self, step: int) -> list[Problem]:
-        drawn = draw(self.context.train, self.config.prompts_per_step, step, self.context.seed)
+    def _problems(self, drawn: Sequence[Problem]) -> list[Problem]:
+        """[B]: that of each completion."""
         return [problem for problem in drawn for _ in range(self.config.num_generations)]
 
+    def _drawn(self, step: int) -> list[Problem]:
+        return draw(self.context.train, self.config.prompts_per_step, step, self.context.seed)
+
     def _roll_out(self, step: int) -> Work:
-        context, sampling, watch = self.context, self.context.config.rollout, Stopwatch()
-        problems = self._problems(step)
-        template = context.config.task.prompt_template
+        """Completions of a step's problems, and others in the place of groups without a gradient,
+        as far as `max_extra_rollouts` goes."""
+        seed, train, watch = self.context.seed, self.context.train, Stopwatch()
+        drawn = self._drawn(step)
         with watch("rollout"):
-            rollout = context.engine.generate(
-                encode_prompts(context.tokenizer, problems, template),
-                max_new_tokens=sampling.max_completion_length,
-                temperature=sampling.temperature,
-                seed=derive_seed(context.seed, "rollout", step),
-            )
+            self.sync(self.learner.steps)
+        rollout, rewards = self._sample(drawn, watch, "rollout", step)
+
+        def more(count: int, attempt: int) -> Scored:
+            others = draw_extra(train, count, step, attempt, seed)
+            other, scores = self._sample(others, watch, "extra", step, attempt)
+            return Scored(other, scores.total)
+
+        first = Scored(rollout, rewards.total)
+        learned, extra = refill(first, more, self.config.max_extra_rollouts)
+        return Work(self._problems(drawn), rollout, rewards, watch, learned, extra)
+
+    def _sample(
+        self, drawn: Sequence[Problem], watch: Stopwatch, *purpose: str | int
+    ) -> tuple[Rollout, RewardBatch]:
+        """A group of completions for each of these, and their rewards."""
+        context, n = self.context, self.config.num_generations
+        with watch("rollout"):
+            requests = [
+                Request(prompt, n, derive_seed(context.seed, *purpose, i))
+                for i, prompt in enumerate(encode_prompts(context.tokenizer, drawn, self.template))
+            ]
+            rollout = context.engine.generate(requests, self.sampling)
         with watch("reward"):
-            samples = self._samples(problems, rollout)
-            rewards = context.rewards.score(samples)
-        return Work(samples, rollout, rewards, watch)
+            rewards = context.rewards.score(self._samples(self._problems(drawn), rollout))
+        return rollout, rewards
 
     def _samples(self, problems: Sequence[Problem], rollout: Rollout) -> list[Sample]:
-        template, tokenizer = self.context.config.task.prompt_template, self.context.tokenizer
-        return samples_of(problems, rollout.completion_ids, rollout.finished, tokenizer, template)
+        ids, ended = rollout.completion_ids, rollout.finished
+        return samples_of(problems, ids, ended, self.context.tokenizer, self.template)
 
     def _show(self, work: Work) -> None:
         """Some completions of the first two prompts, on the terminal."""
         every = self.config.log_completions_steps
         if not every or self.step % every:
             return
-        samples = work.samples
+        samples = self._samples(work.problems, work.rollout)
         group = self.config.num_generations
         rows = [start + i for start in (0, group) for i in range(min(group, SHOWN))]
         rows = [row for row in rows if row < len(samples)]
@@ -127,34 +163,36 @@ class RL(TrainStage):
                 "rollout": work.rollout.state_dict(),
                 "rewards": work.rewards.state_dict(),
                 "seconds": work.watch.seconds,
+                "learned": {
+                    "rollout": work.learned.rollout.state_dict(),
+                    "rewards": list(work.learned.rewards),
+                },
+                "extra_rollouts": work.extra_rollouts,
             },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.step, work = state["step"], state["work"]
-        self.work = None
-        if work is not None:
-            rollout = Rollout.from_state(work["rollout"], self.context.model.device)
-            rewards = RewardBatch.from_state(work["rewards"])
-            watch = Stopwatch(work["seconds"])
-            samples = self._samples(self._problems(self.step + 1), rollout)
-            self.work = Work(samples, rollout, rewards, watch)
-            self.learner.start(rollout, rewards.total)
+        self.step, self.work = state["step"], None
+        if (work := state["work"]) is not None:
+            device, learned = self.context.model.device, work["learned"]
+            self.work = Work(
+                self._problems(self._drawn(self.step + 1)),
+                Rollout.from_state(work["rollout"], device),
+                RewardBatch.from_state(work["rewards"]),
+                Stopwatch(work["seconds"]),
+                Scored(Rollout.from_state(learned["rollout"], device), learned["rewards"]),
+                work["extra_rollouts"],
+            )
+            self.learner.start(*self.work.learned)
         self.learner.load_state_dict(state["learner"])
 
 
-def draw(problems: Sequence[Problem], count: int, step: int, seed: int) -> list[Problem]:
-    """The problems of a step, counted from 1: epoch after epoch, each in an order of its own."""
-    first = (step - 1) * count
-    return [
-        problems[_order(len(problems), epoch, seed)[place]]
-        for epoch, place in (divmod(i, len(problems)) for i in range(first, first + count))
-    ]
-
-
-@lru_cache(maxsize=2)
-def _order(size: int, epoch: int, seed: int) -> Sequence[int]:
-    return random.Random(derive_seed(seed, "order", epoch)).sample(range(size), size)
+def draw_extra(
+    problems: Sequence[Problem], count: int, step: int, attempt: int, seed: int
+) -> list[Problem]:
+    """Problems in the place of some of a step's, at random."""
+    rng = random.Random(derive_seed(seed, "extra problems", step, attempt))
+    return [problems[rng.randrange(len(problems))] for _ in range(count)]
 
 
 def describe(work: Work) -> dict[str, float]:

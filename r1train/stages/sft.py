@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
-from r1train.learn.sft import Supervisor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from r1train.config.schema import ConfigError
+from r1train.config.sections import Config
+from r1train.data.demonstrations import Demonstration, Demonstrations, RecordedDemonstrations
+from r1train.data.problems import ProblemSet
+from r1train.data.sources import open_rows
+from r1train.data.worked_solutions import WorkedSolutions, check_solutions
+from r1train.learn.sft import SupervisedLearner
+from r1train.model.limits import check_sequences, positions
 from r1train.stages.base import Context, TrainStage
 
 
@@ -19,23 +29,60 @@ class SFT(TrainStage):
         super().__init__(context)
         config = context.config
         self.max_steps, self.save_steps = config.sft.max_steps, config.sft.save_steps
-        self.supervisor = Supervisor(
-            context.model,
-            context.tokenizer,
-            context.train,
-            config.sft,
-            template=config.task.prompt_template,
-            seed=context.seed,
-        )
+        self.demonstrations = demonstrations(context)
+        self.learner = SupervisedLearner(context.policy, config.sft)
 
     def update(self) -> dict[str, float]:
-        metrics = self.supervisor.step()
+        batch = self.demonstrations.batch(self.step)
+        check_lengths(self.context.model, self.context.tokenizer, batch)
+        metrics = self.learner.step(
+            [one.prompt for one in batch],
+            [one.completion for one in batch],
+            [one.learned for one in batch],
+        )
         self.step += 1
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "supervisor": self.supervisor.state_dict()}
+        return {"step": self.step, "learner": self.learner.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.step = state["step"]
-        self.supervisor.load_state_dict(state["supervisor"])
+        self.learner.load_state_dict(state["learner"])
+
+
+def check_demonstrations(config: Config, train: ProblemSet) -> None:
+    """There is something to learn from: said before anything is loaded or trained."""
+    for dataset in config.sft.datasets:
+        open_rows(dataset.path)
+    if not config.sft.datasets:
+        check_solutions(train.sources)
+
+
+def demonstrations(context: Context) -> Demonstrations:
+    """Those of files, or worked solutions of the problems."""
+    config, tokenizer, seed = context.config, context.tokenizer, context.seed
+    if config.sft.datasets:
+        limit = positions(context.model)
+        return RecordedDemonstrations(
+            config.sft, config.task, tokenizer, positions=limit, seed=seed
+        )
+    template = config.task.prompt_template
+    return WorkedSolutions(context.train, config.sft, tokenizer, template=template, seed=seed)
+
+
+def check_lengths(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[Demonstration]
+) -> None:
+    """The model knows the tokens of every demonstration, and has a position for each."""
+    check_sequences(model, tokenizer, chain(*((d.prompt, d.completion) for d in batch)))
+    longest, limit = max(batch, key=_length), positions(model)
+    if limit is not None and _length(longest) > limit:
+        raise ConfigError(
+            f"{longest.where}: the prompt and what is to be said have {_length(longest)} tokens, "
+            f"and the model {limit} positions: make it shorter, or leave it out"
+        )
+
+
+def _length(demonstration: Demonstration) -> int:
+    return len(demonstration.prompt) + len(demonstration.completion)

@@ -95,6 +95,19 @@ def test_scales_that_are_exponents_are_stepped_like_powers_of_two(master: bool) 
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_of_half_the_bits_have_masters_too(dtype: torch.dtype) -> None:
+    parameter = nn.Parameter(torch.full((4,), 2.0, dtype=dtype))
+    optimizer = FP8Optimizer(torch.optim.SGD, [parameter], lr=1.0)
+    for _ in range(64):
+        parameter.grad = torch.full_like(parameter, 2.0**-12)  # a sixteenth of a bit, or less
+        optimizer.step()
+    assert parameter.tolist() == [2 - 2.0**-6] * 4
+    again = FP8Optimizer(torch.optim.SGD, [nn.Parameter(parameter.detach().clone())], lr=1.0)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert torch.equal(again.state_dict()["state"][0]["master"], torch.full((4,), 2 - 2.0**-6))
+
+
 @masters
 def test_tiny_updates_do_not_vanish(master: bool) -> None:
     """100 steps of 1/100 of the way: each less than a tenth of a step of the codes."""
@@ -154,7 +167,7 @@ def test_without_masters_no_float_copy_stays() -> None:
     train(layer, optimizer, 1)
     held = [p for group in optimizer.optimizer.param_groups for p in group["params"]]
     assert sum(p.numel() for p in held) == layer.bias.numel()
-    assert optimizer.state_dict()["fp8"]["masters"] is None
+    assert not any("master" in state for state in optimizer.state_dict()["state"].values())
 
 
 @masters

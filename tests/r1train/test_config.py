@@ -61,7 +61,7 @@ def test_overrides_win_and_have_types(path):
         ("grpo.max_step=3", r"unknown key 'max_step' in section \[grpo\].*'max_steps'"),
         ("gpro.max_steps=3", r"unknown key 'gpro' in the top level.*'grpo'"),
         ('task.datasets=[{nme="x"}]', r"unknown key 'nme' in section \[task.datasets\].*'name'"),
-        ("task.datasets=[{weight=1}]", "exactly one of name and jsonl"),
+        ("task.datasets=[{weight=1}]", "exactly one of name and path"),
         ('task.datasets=[{name="a",params={seed=1}}]', "seed"),
         ("grpo.max_steps=many", "grpo.max_steps = 'many': expected an integer"),
         ("grpo.max_steps=1.5", "grpo.max_steps = 1.5: expected an integer"),

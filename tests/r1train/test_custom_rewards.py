@@ -149,7 +149,7 @@ def test_what_breaks_a_function_costs_its_own_reward_alone(reward, caplog):
     assert record.levelno == logging.WARNING
     for part in (
         *("my_rewards.py:hostile raised ValueError: no such text (my_rewards.py, line 33: raise"),
-        *("4 of 6 completions, such as 'raise' of sums.jsonl, line 1", "rewards/hostile/errors"),
+        *("4 of 6 completions, such as 'raise' of sums.jsonl, problem 1", "rewards/hostile/errors"),
     ):
         assert part in caplog.text
 

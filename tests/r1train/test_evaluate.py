@@ -5,6 +5,7 @@ import pytest
 
 from r1train.config.sections import EvalConfig
 from r1train.data.problems import Problem, ProblemSet
+from r1train.engine.base import Sampling
 from r1train.rewards.base import RewardBatch
 from r1train.rewards.verifiers import Verifier
 from r1train.stages.evaluate import evaluate, interval, majority
@@ -32,9 +33,12 @@ class Rollout:
 
 
 class Engine:
-    def generate(self, prompts, **options):
-        assert options == {"max_new_tokens": 8, "temperature": 0.6, "top_p": 0.95, "seed": 5}
-        assert prompts == [[1], [1], [1], [1], [2], [2], [2], [2], [3], [3], [3], [3]]
+    def generate(self, requests, sampling):
+        assert sampling == Sampling(8, temperature=0.6, top_p=0.95)
+        assert [(request.prompt_ids, request.n) for request in requests] == [
+            ([1], 4), ([2], 4), ([3], 4)
+        ]  # fmt: skip
+        assert len({request.seed for request in requests}) == 3
         return Rollout([[i] * (1 + i % 4) for i in range(12)], [i % 4 < 3 for i in range(12)])
 
 

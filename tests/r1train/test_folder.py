@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from r1train.config.schema import ConfigError
-from r1train.config.sections import Config, ModelConfig
-from r1train.data.problems import Problem
+from r1train.config.sections import Config, DatasetConfig, ModelConfig
+from r1train.data.problems import Problem, ProblemSet
 from r1train.model.folder import from_folder
-from r1train.model.limits import check_problems
+from r1train.model.limits import fitting_problems
 from r1train.model.load import load_model
 from r1train.model.presets import mini_tokenizer
 from r1train.run import export
@@ -145,20 +145,38 @@ def test_a_tokenizer_larger_than_the_embedding(folder, special):
             load(folder)
         return
     model, tokenizer = load(folder)  # as checkpoints have tokens for images: unused, they are none
-    check_problems(model, tokenizer, [Problem("chain_sum", 0, "1 + 1", "2")], "plain", 4)
+    fitting(model, tokenizer, "plain", 4, Problem("chain_sum", 0, "1 + 1", "2"))
     with pytest.raises(ConfigError, match=f"token '<reason>', number {size}"):
-        check_problems(model, tokenizer, [Problem("chain_sum", 0, "<reason>", "2")], "plain", 4)
+        fitting(model, tokenizer, "plain", 4, Problem("chain_sum", 0, "<reason>", "2"))
+
+
+def fitting(model, tokenizer, template, length, *problems, **options):
+    sources = (DatasetConfig(path="a.jsonl", **options),)
+    return fitting_problems(model, tokenizer, ProblemSet(problems, sources), template, length)
 
 
 def test_prompt_and_completion_fit_the_positions(folder):
     model, tokenizer = load(folder)
-    problems = [Problem("a.jsonl", 6, "1 " * 20, "2"), Problem("a.jsonl", 7, "1", "2")]
-    check_problems(model, tokenizer, problems, "{question}", 24)
+    problems = [
+        Problem("a.jsonl", 6, "1 " * 20, "2", place="a.jsonl, line 7"),
+        Problem("a.jsonl", 7, "1", "2"),
+    ]
+    assert len(fitting(model, tokenizer, "{question}", 24, *problems)) == 2
     expected = r"a\.jsonl, line 7: its prompt of 40 tokens and a completion of 25 go past.* 64 pos"
     with pytest.raises(ConfigError, match=expected):
-        check_problems(model, tokenizer, problems, "{question}", 25)
+        fitting(model, tokenizer, "{question}", 25, *problems)
     with pytest.raises(ConfigError, match="problem 3: its prompt is empty"):
-        check_problems(model, tokenizer, [Problem("chain_sum", 2, "", "2")], "{question}", 1)
+        fitting(model, tokenizer, "{question}", 1, Problem("chain_sum", 2, "", "2"))
+
+
+def test_prompts_that_are_too_long_are_skipped_where_the_dataset_says_so(folder, caplog):
+    model, tokenizer = load(folder)
+    long, short = Problem("a.jsonl", 6, "1 " * 20, "2"), Problem("a.jsonl", 7, "1", "2")
+    kept = fitting(model, tokenizer, "{question}", 25, long, short, on_bad_row="skip")
+    assert list(kept) == [short]
+    assert "1 of 2 prompts are skipped" in caplog.text
+    with pytest.raises(ConfigError, match="all 1 prompts with a completion of 25 tokens go past"):
+        fitting(model, tokenizer, "{question}", 25, long, on_bad_row="skip")
 
 
 def test_the_old_checkpoint_is_gone_only_when_the_new_one_is_whole(tokenizer, folder, monkeypatch):

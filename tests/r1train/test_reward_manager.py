@@ -68,7 +68,7 @@ def test_to_what_nothing_applies_has_the_mean_of_its_problem(rewards, caplog):
     batch = score(config, [ONE, ONE, ONE, OTHER], ["1", "", "4", ""])
     assert batch.total == [1, 2.5, 4, 0]
     assert len(caplog.records) == 1
-    assert "no reward function applies to a completion of sums.jsonl, line 1" in caplog.text
+    assert "no reward function applies to a completion of sums.jsonl, problem 1" in caplog.text
     tenths = score(config, [ONE] * 4, ["0.1", "0.1", "0.1", ""]).total
     assert len(set(tenths)) == 1  # a group of equal rewards stays one
 

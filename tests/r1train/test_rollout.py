@@ -1,26 +1,80 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from r1train.engine.builtin import Engine, NotANumber, sample
+from r1kernels.hf import head_of
+from r1train.config.schema import RunError
+from r1train.engine.base import NotANumber, Request, Sampling
+from r1train.engine.builtin import BuiltinEngine
+from r1train.engine.sampling import draw
+
+STOP = torch.arange(1, 290, 13)
 
 
 @pytest.fixture
 def engine(mini):
-    """An engine whose completions end at different lengths: ten tokens stop it, not one."""
-    engine = Engine(*mini)
-    engine.stop = torch.arange(1, 290, 13)
+    """An engine whose completions end at different lengths: many tokens stop it, not one."""
+    engine = BuiltinEngine(*mini)
+    engine.stop = STOP
     return engine
 
 
+@pytest.fixture
+def grouped(mini):
+    """A Llama whose heads share keys and values, and the tokenizer."""
+    config = LlamaConfig(
+        vocab_size=len(mini[1]),
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        eos_token_id=1,
+    )
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval(), mini[1]
+
+
+def requests(prompts, n=3, seed=1):
+    return [Request(prompt, n, seed + 100 * i) for i, prompt in enumerate(prompts)]
+
+
+def watched(engine, *arguments):
+    """What an engine generates, and how many rows went through the model in each pass."""
+    rows = []
+    head_of(engine.model)  # which runs the model when it is asked first
+    handle = engine.model.base_model.register_forward_pre_hook(
+        lambda module, inputs, named: rows.append(len(named["input_ids"])), with_kwargs=True
+    )
+    rollout = engine.generate(*arguments)
+    handle.remove()
+    return rollout, rows
+
+
+def check_logprobs(model, rollout, temperature=1.0):
+    """Against a pass of every text alone."""
+    logprobs = rollout.logprobs.split(rollout.lengths)
+    rows = zip(rollout.prompt_ids, rollout.completion_ids, logprobs, strict=True)
+    for prompt, completion, found in rows:
+        assert found.dtype == torch.float32
+        ids = torch.tensor([prompt + completion])
+        logits = model(ids).logits[0, len(prompt) - 1 : -1] / temperature
+        expected = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
 def test_finished_sequences_end_with_the_stop_token(engine, prompts):
-    rollout = engine.generate(prompts * 4, max_new_tokens=20, seed=1)
+    rollout = engine.generate(requests(prompts, n=4), Sampling(20))
     lengths = [len(ids) for ids in rollout.completion_ids]
-    assert rollout.prompt_ids == prompts * 4
+    assert rollout.prompt_ids == [prompt for prompt in prompts for _ in range(4)]
     assert len(set(lengths)) > 3
     assert [len(logprobs) for logprobs in rollout.logprobs.split(rollout.lengths)] == lengths
-    stop = set(engine.stop.tolist())
+    stop = set(STOP.tolist())
     for ids, finished in zip(rollout.completion_ids, rollout.finished, strict=True):
         assert (ids[-1] in stop) == finished
         assert not stop & set(ids[:-1])
@@ -29,103 +83,140 @@ def test_finished_sequences_end_with_the_stop_token(engine, prompts):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_equal_a_full_forward_pass(engine, prompts, temperature):
-    rollout = engine.generate(prompts * 3, max_new_tokens=20, temperature=temperature, seed=2)
-    rows = zip(
-        rollout.prompt_ids,
-        rollout.completion_ids,
-        rollout.logprobs.split(rollout.lengths),
-        strict=True,
-    )
-    for prompt, completion, logprobs in rows:
-        assert logprobs.dtype == torch.float32
-        ids = torch.tensor([prompt + completion])
-        logits = engine.model(ids).logits[0, len(prompt) - 1 : -1] / temperature
-        expected = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
-        torch.testing.assert_close(logprobs, expected, atol=1e-4, rtol=0)
+    rollout = engine.generate(requests(prompts), Sampling(20, temperature))
+    check_logprobs(engine.model, rollout, temperature)
+
+
+def test_heads_that_share_keys_and_values(grouped, prompts):
+    engine = BuiltinEngine(*grouped)
+    engine.stop = STOP
+    rollout = engine.generate(requests(prompts, n=5), Sampling(20))
+    assert len(set(rollout.lengths)) > 3
+    check_logprobs(engine.model, rollout)
 
 
 def test_a_seed_gives_the_same_completions_again(engine, prompts):
     first, second, other = (
-        engine.generate(prompts, max_new_tokens=12, seed=seed).completion_ids for seed in (3, 3, 4)
+        engine.generate(requests(prompts, seed=seed), Sampling(12)).completion_ids
+        for seed in (3, 3, 4)
     )
     assert first == second
     assert first != other
 
 
 def test_the_company_in_the_batch_does_not_matter(engine, prompts):
-    together = engine.generate(prompts * 3, max_new_tokens=12, seed=5)
-    engine.batch_size = 5
-    in_parts = engine.generate(prompts * 3, max_new_tokens=12, seed=5)
-    assert in_parts.completion_ids == together.completion_ids
-    assert in_parts.finished == together.finished
-    engine.batch_size = 1
-    alone = engine.generate(prompts * 3, max_new_tokens=12, seed=5)
-    assert alone.completion_ids == together.completion_ids
+    together = engine.generate(requests(prompts), Sampling(12))
+    for size in (5, 1):
+        engine.batch_size = size
+        parts = engine.generate(requests(prompts), Sampling(12))
+        assert parts.completion_ids == together.completion_ids
+        assert parts.finished == together.finished
+    (alone,) = engine.generate(requests(prompts)[2:3], Sampling(12)).completion_ids[1:2]
+    assert alone == together.completion_ids[7]
 
 
 def test_leaving_the_batch_changes_no_sequence(engine, prompts):
-    leaving = engine.generate(prompts * 3, max_new_tokens=12, seed=6)
-    stop, engine.stop = set(engine.stop.tolist()), torch.tensor([0])
-    staying = engine.generate(prompts * 3, max_new_tokens=12, seed=6)
+    leaving = engine.generate(requests(prompts), Sampling(12))
+    engine.stop = torch.tensor([0])
+    staying = engine.generate(requests(prompts), Sampling(12))
     for ids, longer in zip(leaving.completion_ids, staying.completion_ids, strict=True):
         assert longer[: len(ids)] == ids
-        assert not stop & set(longer[: len(ids) - 1])
 
 
 def test_greedy_equals_huggingface_generate(mini, prompts):
     model, tokenizer = mini
-    rollout = Engine(model, tokenizer).generate(prompts, max_new_tokens=12, temperature=0)
+    greedy = Sampling(12, temperature=0)
+    rollout = BuiltinEngine(model, tokenizer).generate(requests(prompts, n=1), greedy)
     for prompt, ids in zip(prompts, rollout.completion_ids, strict=True):
         expected = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
         assert ids == expected[0, len(prompt) :].tolist()
 
 
 def test_each_prompt_is_computed_once(engine, prompts):
-    rows = []
-    hook = lambda module, arguments, keywords: rows.append(keywords["input_ids"].shape)  # noqa: E731
-    handle = engine.model.base_model.register_forward_pre_hook(hook, with_kwargs=True)
-    engine.generate(prompts * 4, max_new_tokens=2)
-    handle.remove()
-    assert rows[0][0] == 3  # of 16 sequences
-    assert rows[1] == (16, 1) or rows[1][0] < 16
+    engine.stop = torch.tensor([-1])
+    _, rows = watched(engine, requests(prompts, n=4), Sampling(2))
+    assert rows == [3, 16]  # two requests have the same prompt
 
 
-def test_sampling_draws_from_the_distribution():
-    logits = torch.tensor([[0.5, -1.0, 2.0, 0.0]])
-    uniform = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    for temperature in (1.0, 0.5):
-        expected = (logits[0] / temperature).softmax(-1)
-        token, logprob = sample(logits.expand(10_000, -1), uniform, temperature, 1.0)
-        shares = torch.bincount(token, minlength=4) / 10_000
-        torch.testing.assert_close(shares, expected, atol=2e-4, rtol=0)
-        torch.testing.assert_close(logprob, expected.log()[token])
+def test_rows_that_have_ended_leave_the_model_by_halves(engine, prompts):
+    rollout, rows = watched(engine, requests(prompts, n=8), Sampling(20))
+    for step, slots in enumerate(rows[1:]):
+        going = sum(length > step + 1 for length in rollout.lengths)
+        assert going <= slots < 2.25 * going  # of the slots an eighth may be empty from the start
+    assert len(set(rows[1:])) > 2
 
 
-def test_top_p_keeps_the_smallest_set_that_reaches_it():
-    probability = torch.tensor([[0.15, 0.5, 0.05, 0.3]])
+def test_a_batch_is_as_large_as_the_memory_allows(engine, prompts, monkeypatch):
+    together = engine.generate(requests(prompts), Sampling(12))
+    sizes = []
+    decode = engine._decode
+    monkeypatch.setattr(
+        engine, "_decode", lambda rows, sampling: sizes.append(len(rows)) or decode(rows, sampling)
+    )
+    engine.max_memory_gib = 5e5 / 2**30
+    parts = engine.generate(requests(prompts), Sampling(12))
+    assert parts.completion_ids == together.completion_ids
+    assert 1 < sizes[0] < 12
+    assert sum(sizes) == 12
+    engine.max_memory_gib = 1e3 / 2**30
+    with pytest.raises(RunError, match=r"one completion needs .* rollout\.max_memory_gib"):
+        engine.generate(requests(prompts), Sampling(12))
+
+
+def test_a_window_of_attention_takes_the_general_way(mini, prompts, caplog):
+    config = MistralConfig(
+        vocab_size=len(mini[1]),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=4,
+        initializer_range=0.3,
+        eos_token_id=1,
+    )
+    torch.manual_seed(0)
+    model = MistralForCausalLM(config).eval()
+    with caplog.at_level(logging.WARNING, logger="r1train"):
+        engine = BuiltinEngine(model, mini[1])
+    assert "its attention has sliding_window" in caplog.text
+    engine.stop = STOP
+    rollout = engine.generate(requests(prompts, n=4), Sampling(12))
+    assert len(set(rollout.lengths)) > 2
+    check_logprobs(model, rollout)
+
+
+def test_release_gives_the_memory_back(engine, prompts):
+    before = engine.generate(requests(prompts), Sampling(12)).completion_ids
+    assert engine.workspace.bytes > 0
+    engine.release()
+    assert engine.workspace.bytes == 0
+    assert engine.generate(requests(prompts), Sampling(12)).completion_ids == before
+
+
+def test_the_model_attends_as_before(mini, prompts):
+    model, tokenizer = mini
+    ids = torch.tensor([prompts[0]])
+    expected = model(ids).logits
+    BuiltinEngine(model, tokenizer).generate(requests(prompts), Sampling(4))
+    assert torch.equal(model(ids).logits, expected)
+
+
+def test_filters_leave_the_most_probable_tokens():
+    probability = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).expand(1000, -1)
     uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    token, logprob = sample(probability.log().expand(1000, -1), uniform, 1.0, 0.7)
-    shares = torch.bincount(token, minlength=4) / 1000
-    expected = torch.tensor([0, 0.5, 0, 0.3]) / 0.8
-    torch.testing.assert_close(shares, expected, atol=2e-3, rtol=0)
-    torch.testing.assert_close(logprob, expected.log()[token])
-
-
-def test_a_token_without_probability_is_never_drawn():
-    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]])
-    for edge in (0.0, 1 - 2.0**-53):
-        token, _ = sample(logits, torch.tensor([edge], dtype=torch.float64), 1.0, 1.0)
-        assert token.item() == 1
+    for options in ({"top_p": 0.7}, {"top_k": 2}, {"min_p": 0.55}):
+        token, logprob = draw(probability.log(), uniform, Sampling(1, **options))
+        shares = torch.bincount(token, minlength=4) / 1000
+        expected = torch.tensor([0, 0.5, 0, 0.3]) / 0.8
+        torch.testing.assert_close(shares, expected, atol=2e-3, rtol=0)
+        torch.testing.assert_close(logprob, expected.log()[token])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_logits_that_are_no_numbers_stop_the_rollout(engine, prompts, temperature, value):
-    head = engine.model.lm_head.weight
-    before = head.detach().clone()
     with torch.no_grad():
-        head[7] = value
+        engine.model.lm_head.weight[7] = value
     with pytest.raises(NotANumber, match=r"log-probability of token 0 after prompt 0 .* is NaN"):
-        engine.generate(prompts, max_new_tokens=4, temperature=temperature)
-    with torch.no_grad():
-        head.copy_(before)
+        engine.generate(requests(prompts), Sampling(4, temperature))

@@ -6,15 +6,16 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from r1kernels.hf import record_routing, routers
-from r1train.config.sections import Config, GRPOConfig, ModelConfig
-from r1train.engine.builtin import Engine
-from r1train.learn.batch import Batch
+from r1kernels.hf import patch, record_routing, routers
+from r1train.config.sections import Config, GRPOConfig, ModelConfig, SFTConfig
+from r1train.engine.base import Request, Sampling
+from r1train.engine.builtin import BuiltinEngine
 from r1train.learn.expert_load import ExpertLoad
 from r1train.learn.grpo import Learner
-from r1train.learn.sft import accumulate
-from r1train.model.forward import completion_hidden
+from r1train.learn.sft import SupervisedLearner
 from r1train.model.load import load_model
+from r1train.model.packing import pack
+from r1train.model.policy import Policy
 from r1train.model.routing import Recording, Replay, recording
 from r1train.run.export import save_checkpoint
 
@@ -26,22 +27,28 @@ REWARDS = [1, 0, 0, 2, 0, 1, 1, 0]
 
 @pytest.fixture
 def rollout(mini, prompts):
-    engine = Engine(*mini, batch_size=5)
+    engine = BuiltinEngine(*mini, batch_size=5)
     engine.stop = torch.arange(1, 290, 13)  # completions of many lengths
-    grouped = [prompt for prompt in prompts[1:3] for _ in range(4)]
-    return engine.generate(grouped, max_new_tokens=12, seed=3)
+    requests = [Request(prompt, 4, seed) for seed, prompt in enumerate(prompts[1:3])]
+    return engine.generate(requests, Sampling(12))
 
 
 @pytest.fixture
 def dense(mini):
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     config = LlamaConfig(vocab_size=len(mini[1]), num_attention_heads=2, **shape, eos_token_id=1)
-    return LlamaForCausalLM(config).eval()
+    return patch(LlamaForCausalLM(config).eval())
 
 
 def learner(model, **options):
     config = replace(CONFIG, **options)
-    return Learner(model, config, temperature=1.0, max_completion_length=12, seed=0)
+    return Learner(Policy(model), config, temperature=1.0, max_completion_length=12, seed=0)
+
+
+def logprobs(subject, rollout):
+    batch = subject._batch(rollout, REWARDS)
+    subject._logprobs(batch, range(len(rollout)), batch.old_logprobs)
+    return torch.cat(batch.old_logprobs)
 
 
 def biases(model):
@@ -73,19 +80,12 @@ def test_the_rollout_keeps_what_a_fresh_pass_chooses(mini, rollout):
 
 def test_replay_gives_the_samplers_logprobs_whatever_would_be_chosen_now(mini, rollout):
     model, _ = mini
-    batch = Batch(
-        rollout.prompt_ids,
-        rollout.completion_ids,
-        torch.zeros(8),
-        list(rollout.logprobs.split(rollout.lengths)),
-        routing=rollout.routing,
-    )
     choose_otherwise(model)
     for budget in (1, 60, 10_000):
-        replayed = learner(model, token_budget=budget)._logprobs(model, batch)
-        torch.testing.assert_close(torch.cat(replayed), rollout.logprobs, atol=1e-4, rtol=0)
-    live = learner(model, routing_replay=False)._logprobs(model, batch)
-    assert (torch.cat(live) - rollout.logprobs).abs().mean() > 1e-3
+        replayed = logprobs(learner(model, token_budget=budget), rollout)
+        torch.testing.assert_close(replayed, rollout.logprobs, atol=1e-4, rtol=0)
+    live = logprobs(learner(model, routing_replay=False), rollout)
+    assert (live - rollout.logprobs).abs().mean() > 1e-3
 
 
 def test_a_replayed_choice_trains_the_router_as_the_live_one_did(mini, rollout):
@@ -94,8 +94,9 @@ def test_a_replayed_choice_trains_the_router_as_the_live_one_did(mini, rollout):
 
     def gradient():
         subject = learner(model)
-        subject.optimizer.step = lambda: {}  # keeps the gradients, and the weights
-        subject.load.step = dict  # and the biases
+        subject.optimizer.clip = lambda: torch.zeros(())  # keeps the gradients as they are
+        subject.optimizer.step = lambda norm: {}  # and the weights
+        subject.load.step = lambda: None  # and the biases
         gate.grad = None
         subject.step(rollout, REWARDS)
         return gate.grad
@@ -118,16 +119,27 @@ def test_the_share_of_other_choices_is_logged(mini, rollout, replay, monkeypatch
     assert 0.01 < learner(model, **options).step(rollout, REWARDS)["routing/differing"] < 1
 
 
-def test_replayed_padding_goes_to_no_expert(mini, rollout):
-    model, _ = mini
-    prompts = rollout.prompt_ids
+def replayed(model, rollout):
+    """What the routers are given in a pass over the rollout that replays its routing."""
+    policy = Policy(model)
+    batch = pack(rollout.prompt_ids, rollout.completion_ids)
+    replay = Replay(model, batch, rollout.routing)
     with torch.no_grad(), record_routing(model) as record:
-        replay = Replay(model, prompts, rollout.routing)
-        completion_hidden(model, prompts, rollout.completion_ids, replay)
-    shared = sum(len(prompt) for prompt in {tuple(prompt) for prompt in prompts})
-    valid = shared + sum(len(completion) - 1 for completion in rollout.completion_ids)
-    assert record.counts.sum(1).tolist() == [4 * valid] * 2
-    assert sum(ids.shape[0] for ids in record.take()) > valid
+        policy.run(batch, lambda hidden, head: None, replay)
+    return batch, record
+
+
+def test_a_packed_pass_routes_each_token_once(mini, rollout):
+    batch, record = replayed(mini[0], rollout)
+    assert record.counts.sum(1).tolist() == [4 * len(batch.ids)] * 2
+    assert [len(ids) for ids in record.take()] == [len(batch.ids)]
+
+
+def test_replayed_padding_goes_to_no_expert(mini, rollout, monkeypatch):
+    monkeypatch.setattr("r1train.model.policy.why_not_packed", lambda policy: "to be padded")
+    batch, record = replayed(mini[0], rollout)
+    assert record.counts.sum(1).tolist() == [4 * len(batch.ids)] * 2
+    assert sum(ids.shape[0] for ids in record.take()) > len(batch.ids)
 
 
 @pytest.mark.parametrize("replay", [True, False])
@@ -160,9 +172,9 @@ def test_supervision_counts_every_token_of_every_sequence(mini, prompts):
     valid = sum(len(prompt) + len(completion) - 1 for prompt, completion in pairs)
     found = []
     for budget in (1, 40, 1000):
-        load = ExpertLoad(model, 0.0)
-        accumulate(model, prompts, completions, budget, load)
-        found.append(load.counts.tolist())
+        learner = SupervisedLearner(Policy(model), SFTConfig(token_budget=budget))
+        learner.accumulate(prompts, completions)
+        found.append(learner.load.counts.tolist())
     assert found[0] == found[1] == found[2]
     assert [sum(layer) for layer in found[0]] == [4 * valid] * 2
 
@@ -170,23 +182,26 @@ def test_supervision_counts_every_token_of_every_sequence(mini, prompts):
 def test_figures_of_a_known_load(mini):
     model, _ = mini
     load = ExpertLoad(model, 0.5)
-    assert load.step() == {}
+    assert load.figures() == {}
     even = torch.arange(16, dtype=torch.int16).view(4, 1, 4).expand(4, 2, 4)
     load.add([even])
-    assert load.step() == {"expert_load/max_violation": 0.0, "expert_load/shortfall": 0.0}
+    assert load.figures() == {"expert_load/max_violation": 0.0, "expert_load/shortfall": 0.0}
+    load.step()
     assert not biases(model).any()
     load.add([even[:2], even[:2]])  # half of the experts, twice
-    assert load.step() == {"expert_load/max_violation": 1.0, "expert_load/shortfall": 1.0}
+    assert load.figures() == {"expert_load/max_violation": 1.0, "expert_load/shortfall": 1.0}
+    load.step()
     assert biases(model).tolist() == [[-0.5] * 8 + [0.5] * 8] * 2
 
 
 def test_a_reference_keeps_its_own_choices(mini, rollout):
     model, _ = mini
     subject = learner(model, beta=0.1, num_iterations=2, expert_bias_update_rate=0.1)
-    before = biases(subject.reference)
+    before = {name: tensor.clone() for name, tensor in subject.reference.items() if "bias" in name}
     subject.step(rollout, REWARDS)
-    assert torch.equal(biases(subject.reference), before)
-    assert not torch.equal(biases(model), before)
+    assert before
+    assert all(torch.equal(subject.reference[name], before[name]) for name in before)
+    assert not any(torch.equal(subject.policy.moving()[name], before[name]) for name in before)
 
 
 def test_a_checkpoint_keeps_small_steps_of_large_biases(mini, tmp_path):
@@ -203,12 +218,12 @@ def test_a_checkpoint_keeps_small_steps_of_large_biases(mini, tmp_path):
 
 
 def test_a_dense_model_has_no_routing(mini, dense, prompts):
-    rollout = Engine(dense, mini[1]).generate(prompts[:2] * 4, max_new_tokens=4)
+    rollout = BuiltinEngine(dense, mini[1]).generate([Request(prompts[0], 8)], Sampling(4))
     assert recording(dense) is None
     assert rollout.routing is None
     metrics = learner(dense).step(rollout, REWARDS)
     assert not [name for name in metrics if name.startswith(("routing/", "expert_load/"))]
-    assert ExpertLoad(dense, 1e-3).step() == {}
+    assert ExpertLoad(dense, 1e-3).figures() == {}
 
 
 def test_a_recording_puts_passes_together_by_sequence(mini):

@@ -7,15 +7,17 @@ import torch
 
 from r1train.config.schema import ConfigError
 from r1train.config.sections import DatasetConfig, GRPOConfig, SFTConfig, TaskConfig
-from r1train.data.demonstrations import chain_sum, demonstration
-from r1train.data.problems import Problem, load_problems
-from r1train.learn.expert_load import ExpertLoad
+from r1train.data.demonstrations import Demonstration
+from r1train.data.problems import Problem, ProblemSet, load_problems
+from r1train.data.worked_solutions import WorkedSolutions, chain_sum, worked_solution
 from r1train.learn.optim import Optimizer, lr_share
-from r1train.learn.sft import Supervisor, accumulate
+from r1train.learn.sft import SupervisedLearner
+from r1train.model.policy import Policy
 from r1train.rewards.accuracy import extract_answer
 from r1train.rewards.format import format_reward
 from r1train.rewards.verifiers import Verifier
 from r1train.seeds import deterministic
+from r1train.stages.sft import check_lengths
 
 CHAIN_SUM = Problem("chain_sum", 0, "12 + 45 - 3 =", "54", {"expression": "12 + 45 - 3"})
 
@@ -28,10 +30,10 @@ def problems():
 
 def test_worked_solutions_are_right(problems):
     for problem in problems:
-        text = demonstration(problem, SFTConfig(), random.Random(0))
+        text = worked_solution(problem, SFTConfig(), random.Random(0))
         assert format_reward(text) == 1.0
         assert Verifier(problems.sources)(extract_answer(text), problem) == 1.0
-    assert demonstration(CHAIN_SUM, SFTConfig(), random.Random(0)) == (
+    assert worked_solution(CHAIN_SUM, SFTConfig(), random.Random(0)) == (
         "<think>12+45=57\n57-3=54</think><answer>54</answer>"
     )
 
@@ -50,35 +52,40 @@ def test_the_teacher_is_as_good_as_configured(problems, share):
     rng = random.Random(0)
     config = SFTConfig(teacher_accuracy=share)
     right = [
-        Verifier(problems.sources)(extract_answer(demonstration(problem, config, rng)), problem)
+        Verifier(problems.sources)(extract_answer(worked_solution(problem, config, rng)), problem)
         for problem in problems
         for _ in range(5)
     ]
     assert sum(right) / len(right) == pytest.approx(share, abs=0.05)
     config = SFTConfig(teacher_format=share)
-    formatted = [format_reward(demonstration(CHAIN_SUM, config, rng)) for _ in range(1000)]
+    formatted = [format_reward(worked_solution(CHAIN_SUM, config, rng)) for _ in range(1000)]
     assert sum(formatted) / len(formatted) == pytest.approx(share, abs=0.05)
 
 
 def test_a_task_without_solutions_is_an_error():
+    problems = ProblemSet([], (DatasetConfig(name="word_ladder"),))
     with pytest.raises(ConfigError, match="'word_ladder', only for chain_sum"):
-        demonstration(Problem("word_ladder", 0, "?", "!"), SFTConfig(), random.Random(0))
+        WorkedSolutions(problems, SFTConfig(), None, template="plain", seed=0)
 
 
-def test_the_loss_is_that_of_completion_tokens_only(mini, prompts):
+def test_the_loss_is_that_of_the_tokens_to_learn(mini, prompts):
     model, tokenizer = mini
     completions = tokenizer(["<think>5", "a longer completion</answer>", "4", "12"])["input_ids"]
-    total, count = 0.0, 0
+    total, count, batch = 0.0, 0, []
     for prompt, completion in zip(prompts, completions, strict=True):
         logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
-        target = torch.tensor(completion)
-        total = total + torch.nn.functional.cross_entropy(logits, target, reduction="sum")
-        count += len(completion)
+        learned = torch.tensor([(i + len(prompt)) % 3 > 0 for i in range(len(completion))])
+        target = torch.tensor(completion)[learned]
+        total = total + torch.nn.functional.cross_entropy(logits[learned], target, reduction="sum")
+        count += len(target)
+        batch.append(Demonstration("", prompt, completion, learned.tolist()))
     (total / count).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     for budget in (1, 40, 1000):
         model.zero_grad()
-        loss = accumulate(model, prompts, completions, budget, ExpertLoad(model, 0.0))
+        learner = SupervisedLearner(Policy(model), SFTConfig(token_budget=budget))
+        parts = ([d.prompt for d in batch], [d.completion for d in batch])
+        loss = learner.accumulate(*parts, [d.learned for d in batch]).item()
         assert loss == pytest.approx(total.item() / count, rel=1e-5)
         for name, parameter in model.named_parameters():
             if name in expected:
@@ -92,9 +99,16 @@ def test_supervision_lowers_the_loss_and_repeats_exactly(mini, problems):
     runs = []
     for _ in range(2):
         model.load_state_dict(start)
-        training = Supervisor(model, tokenizer, problems, config, template="plain", seed=1)
+        solutions = WorkedSolutions(problems, config, tokenizer, template="plain", seed=1)
+        learner = SupervisedLearner(Policy(model), config)
         with deterministic():
-            runs.append([training.step()["loss"] for _ in range(config.max_steps)])
+            batches = (solutions.batch(step) for step in range(config.max_steps))
+            runs.append(
+                [
+                    learner.step([d.prompt for d in batch], [d.completion for d in batch])["loss"]
+                    for batch in batches
+                ]
+            )
     assert runs[0][-1] < runs[0][0] - 0.5
     assert runs[0] == runs[1]
 
@@ -119,7 +133,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(mini):
     before = model.lm_head.weight.detach().clone()
     model.lm_head.weight.grad = torch.full_like(model.lm_head.weight, torch.nan)
     with pytest.raises(FloatingPointError, match="learning_rate"):
-        optimizer.step()
+        optimizer.step(optimizer.clip().item())
     assert torch.equal(model.lm_head.weight, before)
 
 
@@ -133,8 +147,8 @@ def test_a_model_that_is_frozen_is_refused(mini):
 def test_a_worked_solution_fits_the_positions(mini):
     model, tokenizer = mini
     model.config.max_position_embeddings = 20
-    training = Supervisor(
-        model, tokenizer, [CHAIN_SUM], SFTConfig(max_steps=1), template="plain", seed=0
-    )
-    with pytest.raises(ConfigError, match=r"worked solution have \d+ tokens, and the model 20 pos"):
-        training.step()
+    problems = ProblemSet([CHAIN_SUM], (DatasetConfig(name="chain_sum"),))
+    config = SFTConfig(max_steps=1)
+    solutions = WorkedSolutions(problems, config, tokenizer, template="plain", seed=0)
+    with pytest.raises(ConfigError, match=r"problem 1: .* have \d+ tokens, and the model 20 pos"):
+        check_lengths(model, tokenizer, solutions.batch(0))

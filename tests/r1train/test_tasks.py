@@ -4,9 +4,9 @@ import pytest
 
 from r1train.config.schema import ConfigError
 from r1train.config.sections import DatasetConfig, TaskConfig
-from r1train.data import problems as tasks
 from r1train.data.problems import load_problems
 from r1train.data.prompts import R1_ZERO_INSTRUCTION, opens_think, render_prompt
+from r1train.data.sources import gym
 from r1train.rewards.verifiers import Verifier
 
 SMALL = DatasetConfig(
@@ -94,7 +94,7 @@ def test_a_generator_that_fails_is_named(monkeypatch):
         def __getitem__(self, index):
             raise ZeroDivisionError("no digits")
 
-    monkeypatch.setattr(tasks, "create", lambda *_: Fails())
+    monkeypatch.setattr(gym, "create", lambda *_: Fails())
     with pytest.raises(
         ConfigError, match=r"'chain_sum' cannot make .*: ZeroDivisionError: no digi"
     ):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from r1train.config.recipe import load_config
+from r1train.data.epochs import draw
 from r1train.learn.grpo import Learner
 from r1train.run.runner import run
 from r1train.run.signals import Stopped
-from r1train.stages.rl import draw
 from r1train.stages.sft import SFT
 
 

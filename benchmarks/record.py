@@ -32,7 +32,7 @@ class Row:
     error: see ``compare.Parity``, or ``whole.error``. peak, returned: bytes above the inputs, and
     those of them that are results. shape: sizes of a whole task: T, H, V, or T, E, k, H, I, or of
     a step of training T, prompts, completions of each, tokens of the longest prompt and completion.
-    source: see ``status``.
+    source: see ``status``. reward: what a trainer has reached; its error is how far it is behind.
     """
 
     op: str
@@ -48,6 +48,7 @@ class Row:
     returned: int | None = None
     shape: tuple[int, ...] = ()
     source: str = ""
+    reward: float | None = None
 
 
 def save(rows: list[Row], device: str) -> Path:

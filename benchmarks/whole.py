@@ -14,13 +14,21 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from benchmarks import elementwise_tasks, fp8_tasks, moe_tasks, peers, tasks, train_tasks
+from benchmarks import (
+    elementwise_tasks,
+    fp8_tasks,
+    moe_tasks,
+    peers,
+    tasks,
+    train_ours,
+    train_tasks,
+)
 from benchmarks.record import Row
 from r1kernels.testing import peaks
 from r1kernels.testing.memory import extra_peak
 from r1kernels.testing.timing import PATIENCE, interleaved
 
-OURS = tasks.OURS | moe_tasks.OURS | fp8_tasks.OURS | elementwise_tasks.OURS | train_tasks.OURS
+OURS = tasks.OURS | moe_tasks.OURS | fp8_tasks.OURS | elementwise_tasks.OURS | train_ours.OURS
 NAME = {
     "grpo": "fused_linear_grpo_loss",
     "cross_entropy": "linear_cross_entropy",
@@ -85,22 +93,44 @@ class Measured(NamedTuple):
     problems: list[str]
 
 
+class Checked(NamedTuple):
+    """Every implementation of one scenario, and what is right of them."""
+
+    errors: dict[str, float]
+    right: dict[str, Callable[[], Any]]
+    problems: list[str]
+
+
 def measure(
     scenario: Scenario, device: str, quick: bool, rounds: tuple[int, int], seconds: float
 ) -> Measured:
     """Check, time (``rounds`` and ``seconds`` of each) and weigh every implementation."""
+    errors, right, problems = check(scenario, device)
+    times = interleaved(
+        right, device=device, warmup=1, rounds=(1, 1) if quick else rounds, seconds=seconds
+    )
+    best = min((times[name] for name in times if name != WE), default=None)
+    rows = []
+    for name, error in errors.items():
+        time = times.get(name)
+        ratio = time and best and time / best
+        rows.append(make_row(scenario, device, name, time, ratio, error, weighed=not quick))
+    return Measured(rows, problems)
+
+
+def check(scenario: Scenario, device: str) -> Checked:
+    """Run every implementation once, against the truth."""
     torch._dynamo.reset()  # it would stop compiling after eight shapes
     names = implementations(scenario, device)
     try:
         exact = step(scenario.yardstick, scenario, scenario.make(device, scenario.exact_dtype))()
     except Exception as error:  # no memory, most likely: it must not cost the other scenarios
-        return Measured([], [f"{scenario.yardstick}: {type(error).__name__}: {error}"])
+        return Checked({}, {}, [f"{scenario.yardstick}: {type(error).__name__}: {error}"])
     task = made(scenario, device)
     calls = {name: step(name, scenario, task) for name in names}
     problems: list[str] = []
     errors = {name: judge(name, call, exact, problems) for name, call in calls.items()}
     floor = EXACT if exact[0].is_floating_point() else TIES
-    del exact
     allowed = max(2 * errors[scenario.yardstick], floor)
     right = {}
     for name, found in errors.items():
@@ -109,32 +139,37 @@ def measure(
             right[name] = calls[name]
         elif found == found:
             problems.append(f"{name}: error {found:.2g}, allowed {limit:.2g}")
-    times = interleaved(
-        right, device=device, warmup=1, rounds=(1, 1) if quick else rounds, seconds=seconds
-    )
-    best = min((times[name] for name in times if name != WE), default=None)
+    return Checked(errors, right, problems)
+
+
+def make_row(
+    scenario: Scenario,
+    device: str,
+    name: str,
+    time: float | None,
+    ratio: float | None,
+    error: float,
+    weighed: bool,
+) -> Row:
+    """What an implementation did, and the memory that it needs where that is ``weighed``."""
+    memory = None
+    if time and time < PATIENCE and weighed:
+        memory = extra_peak(build, name, scenario, device, device=device)
     least = peaks.roofline(device, scenario.dtype, scenario.flops, scenario.bytes)
-    rows = []
-    for name in names:
-        time, memory = times.get(name), None
-        if time and time < PATIENCE and not quick:
-            memory = extra_peak(build, name, scenario, device, device=device)
-        row = Row(
-            NAME[scenario.kind],
-            scenario.name,
-            name,
-            seconds=time,
-            tflops=time and scenario.flops / time / 1e12,
-            gbps=time and scenario.bytes / time / 1e9,
-            roofline=time and least / time,
-            ratio=time and best and time / best,
-            error=errors[name],
-            peak=memory and memory.peak,
-            returned=memory and memory.returned,
-            shape=scenario.shape,
-        )
-        rows.append(row)
-    return Measured(rows, problems)
+    return Row(
+        NAME[scenario.kind],
+        scenario.name,
+        name,
+        seconds=time,
+        tflops=time and scenario.flops / time / 1e12,
+        gbps=time and scenario.bytes / time / 1e9,
+        roofline=time and least / time,
+        ratio=ratio,
+        error=error,
+        peak=memory and memory.peak,
+        returned=memory and memory.returned,
+        shape=scenario.shape,
+    )
 
 
 def implementations(scenario: Scenario, device: str) -> list[str]:
@@ -147,11 +182,13 @@ def step(name: str, scenario: Scenario, task: Task) -> Callable[[], tuple[Tensor
     """A call that returns the result and the gradients of what is trained."""
     able = OURS if name == WE else peers.for_task(scenario.kind, task.inputs[0].device.type)
     run = able[scenario.kind if name == WE else name]
+    if isinstance(task, train_tasks.Task):
+        return run(task)  # has made it ready, which is not timed
     leaves = [tensor for tensor in task.inputs if tensor.requires_grad]
 
     def call() -> tuple[Tensor, ...]:
         result = run(task)
-        if isinstance(result, tuple):  # of training: it took its gradients part by part
+        if isinstance(result, tuple):  # it took its gradients itself
             return result
         gradients = torch.autograd.grad(result, leaves, task.upstream) if leaves else ()
         return (result.detach(), *gradients)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.peers import (
+    ablations,
     attention,
     cce,
     elementwise,
@@ -29,6 +30,7 @@ from r1kernels.core.op import Op
 PEERS: tuple[Peer, ...] = (
     *plain.PEERS, *trl.PEERS, *liger.PEERS, *cce.PEERS, *quack.PEERS, *hf.PEERS, *hf_train.PEERS,
     *fp8.PEERS, *elementwise.PEERS, *sampling.PEERS, *attention.PEERS,
+    *ablations.PEERS,
 )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +14,15 @@ from benchmarks.tasks import plain_logprob
 from benchmarks.train_tasks import EPSILON, Task, padded, take_gradients
 
 
-def update(task: Task) -> tuple[Tensor, ...]:
+def update(task: Task) -> Callable[[], tuple[Tensor, ...]]:
+    return partial(learn, task)
+
+
+def rollout(task: Task) -> Callable[[], tuple[Tensor]]:
+    return partial(decode, task)
+
+
+def learn(task: Task) -> tuple[Tensor, ...]:
     """Loss and gradients, in micro-batches of texts of about the same length."""
     from r1train.learn.batch import micro_batches
 
@@ -43,7 +52,7 @@ def clipped_sum(task: Task, rows: Sequence[int]) -> Tensor:
     return -torch.minimum(ratio * advantage, clipped * advantage).sum()
 
 
-def rollout(task: Task) -> tuple[Tensor]:
+def decode(task: Task) -> tuple[Tensor]:
     """Tokens [B, N], the most likely each; there is no token that would end a text."""
     ids, mask = padded(task.prompts, "left")
     texts = task.model.generate(

@@ -6,19 +6,25 @@ The trainer is a real one; what calls its loss is not, so that it learns from th
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.train_tasks import EPSILON, LOSS_TYPE, Task, padded, take_gradients
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def update(task: Task) -> tuple[Tensor, ...]:
-    run = trainer(task)
+
+def update(task: Task) -> Callable[[], tuple[Tensor, ...]]:
+    return partial(learn, trainer(task.model, len(task.prompts), task.group), task)
+
+
+def learn(run: Any, task: Task) -> tuple[Tensor, ...]:
     total = task.advantages.new_zeros(())
     for part in parts(task):
         loss = run._compute_loss(run.model, part)
@@ -47,7 +53,7 @@ def parts(task: Task) -> Iterator[dict[str, Tensor]]:
 
 
 @lru_cache(maxsize=1)
-def trainer(task: Task) -> Any:
+def trainer(model: PreTrainedModel, batch_size: int, group: int) -> Any:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -59,20 +65,19 @@ def trainer(task: Task) -> Any:
     with TemporaryDirectory() as folder:  # it must have one, and writes nothing
         config = GRPOConfig(
             folder,
-            use_cpu=task.advantages.device.type == "cpu",
+            use_cpu=model.device.type == "cpu",
             bf16=False,  # autocast; the model is in the dtype it is in
             gradient_checkpointing=False,  # nobody's here
             report_to="none",
-            per_device_train_batch_size=len(task.prompts),
-            num_generations=task.group,
-            max_completion_length=task.longest,
+            per_device_train_batch_size=batch_size,
+            num_generations=group,
             loss_type=LOSS_TYPE,
             epsilon=EPSILON,
             beta=0.0,
             temperature=1.0,
         )
         made = GRPOTrainer(
-            copy.deepcopy(task.model),
+            copy.deepcopy(model),
             reward,
             config,
             train_dataset=Dataset.from_dict({"prompt": [""]}),

@@ -7,8 +7,8 @@ from typing import Any
 
 
 def fields_of(overload: Any) -> Any:
-    """A class of named tuples with a field for each argument, which is None where none is given."""
+    """A class of named tuples with a field for each argument."""
     names = [argument.name for argument in overload._schema.arguments]
     name: str = overload._schema.name.rpartition("::")[2]
-    made: Any = namedtuple(name, names, defaults=[None] * len(names))  # type: ignore[misc]
+    made: Any = namedtuple(name, names)  # type: ignore[misc]
     return made

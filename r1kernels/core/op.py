@@ -124,6 +124,7 @@ class Op:
         )
         self.overload = getattr(torch.ops.r1kernels, self.name).default
         self._fields = fields_of(self.overload)
+        self._no_gradients = self._fields(*[None] * len(self._fields._fields))
         differentiate = (
             self._refuse_backward if backward is None else once.once(self.name)(backward)
         )
@@ -170,7 +171,11 @@ class Op:
 
     def gradients(self, **by_name: Any) -> Any:
         """What ``backward`` returns: the gradients of these arguments, None for all others."""
-        return self._fields(**by_name)
+        return self._no_gradients._replace(**by_name)
+
+    def call(self, **by_name: Any) -> Any:
+        """As a call, with every argument by its name: for ops of which a slip would go unseen."""
+        return self(*self._fields(**by_name))
 
     def implementation(
         self,

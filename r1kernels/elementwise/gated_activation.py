@@ -79,13 +79,14 @@ def _fake(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     return gate.new_empty(gate.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    gate, up, ctx.activation = inputs
-    ctx.save_for_backward(gate, up)
+def _save(ctx: Any, inputs: Any, output: Tensor) -> None:
+    ctx.activation = inputs.activation
+    ctx.save_for_backward(inputs.gate, inputs.up)
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    return *GATED_ACTIVATION_BACKWARD(dy, *ctx.saved_tensors, ctx.activation), None
+    dgate, dup = GATED_ACTIVATION_BACKWARD(dy, *ctx.saved_tensors, ctx.activation)
+    return GATED_ACTIVATION.gradients(gate=dgate, up=dup)
 
 
 def backward_reference(

@@ -124,23 +124,27 @@ def _fake(
     )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, residual, _, *ctx.options = inputs
+def _save(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
+    residual = inputs.residual
     _, h, rstd = output
     ctx.set_materialize_grads(False)  # of h there is no gradient after the last layer
     ctx.mark_non_differentiable(*((h, rstd) if residual is None else (rstd,)))
     ctx.with_residual = residual is not None
-    ctx.save_for_backward(x if residual is None else h, weight, rstd)
+    ctx.options = inputs.offset, inputs.round_before_weight
+    ctx.save_for_backward(inputs.x if residual is None else h, inputs.weight, rstd)
 
 
 def _backward(ctx: Any, dy: Tensor | None, dh: Tensor | None, _: Any) -> tuple[Any, ...]:
     h, weight, rstd = ctx.saved_tensors
-    nothing = (None, None, None)
     if dy is None:
-        return dh, None, dh if ctx.with_residual else None, *nothing
-    need_weight = ctx.needs_input_grad[1]
+        return RMS_NORM.gradients(x=dh, residual=dh if ctx.with_residual else None)
+    need_weight = RMS_NORM.needed(ctx).weight
     dx, dweight = RMS_NORM_BACKWARD(dy, dh, h, weight, rstd, *ctx.options, need_weight)
-    return dx, dweight if need_weight else None, dx if ctx.with_residual else None, *nothing
+    return RMS_NORM.gradients(
+        x=dx,
+        weight=dweight if need_weight else None,
+        residual=dx if ctx.with_residual else None,
+    )
 
 
 def backward_reference(
@@ -221,13 +225,13 @@ CASES = (
 
 def _backward_case(case: Case, need_weight: bool = True) -> Case:
     def make(device: str) -> tuple[Any, ...]:
-        x, weight, residual, *options = case.make(device)
-        _, h, rstd = reference(x, weight, residual, *options)
+        a = RMS_NORM.bind(case.make(device))
+        _, h, rstd = reference(*a)
         rng = torch.Generator().manual_seed(1)
-        dy, dh = torch.randn(2, *x.shape, generator=rng).to(x)
-        if residual is None:
-            return dy, None, x, weight, rstd, *options[1:], need_weight
-        return dy, dh, h, weight, rstd, *options[1:], need_weight
+        dy, dh = torch.randn(2, *a.x.shape, generator=rng).to(a.x)
+        if a.residual is None:
+            dh, h = None, a.x
+        return dy, dh, h, a.weight, rstd, a.offset, a.round_before_weight, need_weight
 
     name = case.name + ("" if need_weight else ", frozen weight")
     return Case(name, make, flops=3 * case.flops, bytes=1.5 * case.bytes, bench=case.bench)

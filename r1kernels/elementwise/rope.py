@@ -93,14 +93,15 @@ def _fake(q: Tensor, k: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q), torch.empty_like(k)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, _, cos, sin, ctx.interleaved, ctx.inverse = inputs
-    ctx.save_for_backward(cos, sin)
+def _save(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
+    ctx.interleaved, ctx.inverse = inputs.interleaved, inputs.inverse
+    ctx.save_for_backward(inputs.cos, inputs.sin)
 
 
 def _backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Any, ...]:
     cos, sin = ctx.saved_tensors
-    return *ROPE(dq, dk, cos, sin, ctx.interleaved, not ctx.inverse), None, None, None, None
+    dq, dk = ROPE(dq, dk, cos, sin, ctx.interleaved, not ctx.inverse)
+    return ROPE.gradients(q=dq, k=dk)
 
 
 def _case(

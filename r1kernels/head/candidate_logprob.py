@@ -96,13 +96,11 @@ def _scaled(
     return head.scale(logits[:, None], of_candidate, logit_scale, softcap)[:, 0]
 
 
-def _fake(
-    hidden: Tensor, weight: Tensor, target: Tensor, candidate_ids: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows, dtype = hidden.shape[0], head.accumulate_dtype(hidden.dtype)
-    sizes = rows, rows if rest[-2] else 0, rows, candidate_ids.shape[0]
-    one, two, three, four = (hidden.new_empty(size, dtype=dtype) for size in sizes)
-    return one, two, three, four
+def _fake(*args: Any) -> tuple[Tensor, ...]:
+    a = CANDIDATE_LOGPROB.bind(args)
+    rows, dtype = a.hidden.shape[0], head.accumulate_dtype(a.hidden.dtype)
+    sizes = rows, rows if a.want_entropy else 0, rows, a.candidate_ids.shape[0]
+    return tuple(a.hidden.new_empty(size, dtype=dtype) for size in sizes)
 
 
 def _check_lists(op: str, weight: Tensor, ids: Tensor, offsets: Tensor) -> None:
@@ -115,73 +113,76 @@ def _check_lists(op: str, weight: Tensor, ids: Tensor, offsets: Tensor) -> None:
     check.in_range(op, "candidate_ids", ids, weight.shape[0])
 
 
-def _validate_backward(
-    dlogprob: Tensor,
-    dentropy: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    candidate_ids: Tensor,
-    candidate_offsets: Tensor,
-    *rest: Any,
-) -> None:
-    _check_lists("candidate_logprob_backward", weight, candidate_ids, candidate_offsets)
+def _validate_backward(*args: Any) -> None:
+    a = CANDIDATE_LOGPROB_BACKWARD.bind(args)
+    name = "candidate_logprob_backward"
+    _check_lists(name, a.weight, a.candidate_ids, a.candidate_offsets)
 
 
-def _validate(
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    candidate_ids: Tensor,
-    candidate_offsets: Tensor,
-    *rest: Any,
-) -> None:
+def _validate(*args: Any) -> None:
+    a = CANDIDATE_LOGPROB.bind(args)
     op = "linear_logprob"  # which is what its caller knows
-    _, temperature, *_, ignore_index = rest
-    head.check_rows(op, weight.shape[0], temperature)
-    _check_lists(op, weight, candidate_ids, candidate_offsets)
-    rows = Segments(candidate_offsets, candidate_ids.shape[0])
-    chosen = (candidate_ids == rows.spread(target)).cumsum(0)
+    head.check_rows(op, a.weight.shape[0], a.temperature)
+    _check_lists(op, a.weight, a.candidate_ids, a.candidate_offsets)
+    rows = Segments(a.candidate_offsets, a.candidate_ids.shape[0])
+    chosen = (a.candidate_ids == rows.spread(a.target)).cumsum(0)
     chosen = torch.cat([chosen.new_zeros(1), chosen])[rows.offsets].diff()
-    missing = (chosen == 0) & head.counted(target, ignore_index)
+    missing = (chosen == 0) & head.counted(a.target, a.ignore_index)
     if missing.any():
         at = int(missing.nonzero()[0])
         count = int(rows.counts[at])
         got = f"{count} others" if count else "no candidate"
         raise ValueError(
-            f"{op}: candidate_ids: expected target[{at}] = {int(target[at])} among those of row "
+            f"{op}: candidate_ids: expected target[{at}] = {int(a.target[at])} among those of row "
             f"{at}, got {got}"
         )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, target, ids, offsets, _, temperature, *options, _, ignore_index = inputs
+def _save(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
     logprob, entropy, lse, logits = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(lse, logits)
-    ctx.options = (*options, ignore_index)
-    ctx.save_for_backward(
-        hidden, weight, target, ids, offsets, logprob, lse, entropy, logits, temperature
-    )
+    tensors = {
+        "hidden": inputs.hidden, "weight": inputs.weight, "target": inputs.target,
+        "candidate_ids": inputs.candidate_ids, "candidate_offsets": inputs.candidate_offsets,
+        "logprob": logprob, "lse": lse, "entropy": entropy, "logits": logits,
+        "temperature": inputs.temperature,
+    }  # fmt: skip
+    ctx.names = tuple(tensors)
+    ctx.save_for_backward(*tensors.values())
+    ctx.options = {
+        "logit_scale": inputs.logit_scale, "softcap": inputs.softcap,
+        "ignore_index": inputs.ignore_index,
+    }  # fmt: skip
 
 
 def _backward(
     ctx: Any, dlogprob: Tensor | None, dentropy: Tensor | None, *_: Any
 ) -> tuple[Any, ...]:
-    gradients: list[Tensor | None] = [None] * 11
     if dlogprob is None and dentropy is None:
-        return tuple(gradients)
-    saved = ctx.saved_tensors  # asked for once: under checkpointing each is handed out once
-    lse = saved[6]
+        return CANDIDATE_LOGPROB.gradients()
+    # Asked for once: under checkpointing each is handed out once.
+    saved = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+    lse = saved["lse"]
     if dlogprob is None:
         dlogprob = torch.zeros_like(lse)
     if dentropy is None:
         dentropy = lse.new_empty(0)
-    wanted = tuple(ctx.needs_input_grad[at] for at in (0, 1, 5))
-    made = CANDIDATE_LOGPROB_BACKWARD(dlogprob, dentropy, *saved, *ctx.options, *wanted)
-    for at, gradient, needed in zip((0, 1, 5), made, wanted, strict=True):
-        gradients[at] = gradient if needed else None
-    return tuple(gradients)
+    needed = CANDIDATE_LOGPROB.needed(ctx)
+    dhidden, dweight, dbias = CANDIDATE_LOGPROB_BACKWARD.call(
+        dlogprob=dlogprob, dentropy=dentropy, **saved, **ctx.options,
+        need_hidden=needed.hidden, need_weight=needed.weight, need_bias=needed.bias,
+    )  # fmt: skip
+    return CANDIDATE_LOGPROB.gradients(
+        hidden=dhidden if needed.hidden else None,
+        weight=dweight if needed.weight else None,
+        bias=dbias if needed.bias else None,
+    )
+
+
+def _backward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    a = CANDIDATE_LOGPROB_BACKWARD.bind(args)
+    return head.empty_gradients(a.hidden, a.weight, a.need_hidden, a.need_weight, a.need_bias)
 
 
 def _backward_reference(
@@ -264,13 +265,13 @@ def _case(
         ids = order[torch.arange(order.shape[1]) < counts[:, None]]
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         offset = torch.randn(columns, generator=rng).to(device, dtype) if bias else None
-        base, *rest = options
+        base, logit_scale, softcap = options
         temperature = None
         if base is not None:
             temperature = base + torch.rand(rows, generator=rng).to(device)
         return (
             hidden, weight, target.to(device), ids.to(device), offsets.to(device), offset,
-            temperature, *rest, entropy, -100 if ignored else head.NO_IGNORE,
+            temperature, logit_scale, softcap, entropy, -100 if ignored else head.NO_IGNORE,
         )  # fmt: skip
 
     pairs = rows * most / 2
@@ -303,7 +304,7 @@ CASES = (
 def _backward_case(case: Case) -> Case:
     def make(device: str) -> tuple[Any, ...]:
         inputs = case.make(device)
-        hidden, weight, target, ids, offsets, bias, temperature, *options, _, ignore_index = inputs
+        a = CANDIDATE_LOGPROB.bind(inputs)
         logprob, entropies, lse, logits = _reference(*inputs)
         rng = torch.Generator().manual_seed(1)
         dlogprob = torch.randn(lse.shape, generator=rng).to(lse)
@@ -311,8 +312,9 @@ def _backward_case(case: Case) -> Case:
         dlogprob[1::4] = 0  # rows that are skipped
         dentropy[1::4] = 0
         return (
-            dlogprob, dentropy, hidden, weight, target, ids, offsets, logprob, lse, entropies,
-            logits, temperature, *options, ignore_index, True, True, bias is not None,
+            dlogprob, dentropy, a.hidden, a.weight, a.target, a.candidate_ids,
+            a.candidate_offsets, logprob, lse, entropies, logits, a.temperature, a.logit_scale,
+            a.softcap, a.ignore_index, True, True, a.bias is not None,
         )  # fmt: skip
 
     return Case(case.name, make, flops=2 * case.flops, bytes=2 * case.bytes, bench=case.bench)
@@ -337,7 +339,7 @@ CANDIDATE_LOGPROB_BACKWARD = Op(
     "int ignore_index, bool need_hidden, bool need_weight, bool need_bias) "
     "-> (Tensor dhidden, Tensor dweight, Tensor dbias)",
     reference=_backward_reference,
-    fake=head.backward_fake,
+    fake=_backward_fake,
     validate=_validate_backward,
     cases=tuple(_backward_case(case) for case in CASES),
 )

@@ -5,7 +5,7 @@ The order is fixed: bias → logit_scale → softcap → temperature (TRL, verl 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -168,10 +168,3 @@ def empty_gradients(
         weight.new_empty((columns if need_weight else 0, width)),
         weight.new_empty(columns if need_bias else 0),
     )
-
-
-def backward_fake(
-    dlogprob: Tensor, dentropy: Tensor, hidden: Tensor, weight: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The fake of both backward ops: what they need comes last."""
-    return empty_gradients(hidden, weight, *rest[-3:])

@@ -45,9 +45,9 @@ def _outputs(
     )
 
 
-def _fake(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *_, want_entropy, _, kept_rows, frozen_head, _, _ = rest
-    return _outputs(hidden, weight, want_entropy, kept_rows, frozen_head)
+def _fake(*args: Any) -> tuple[Tensor, ...]:
+    a = LINEAR_LOGPROB.bind(args)
+    return _outputs(a.hidden, a.weight, a.want_entropy, a.kept_rows, a.frozen_head)
 
 
 def _reference(
@@ -66,7 +66,7 @@ def _reference(
     ignore_index: int,
     sharded: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *_, kept, dhidden = _outputs(hidden, weight, want_entropy, kept_rows, frozen_head)
+    _, _, _, kept, dhidden = _outputs(hidden, weight, want_entropy, kept_rows, frozen_head)
     kept[-KEPT_STATE:] = 0  # no tile is there
     z = head.scale(_logits(hidden, weight, bias), temperature, logit_scale, softcap)
     logprob, entropy, lse = head.statistics(z, target, ignore_index, want_entropy, sharded)
@@ -84,57 +84,69 @@ def _reference(
     return logprob, entropy, lse, kept, dhidden
 
 
-def _validate(hidden: Tensor, weight: Tensor, target: Tensor, *rest: Any) -> None:
-    _, _, temperature, *_, ignore_index, sharded = rest
-    head.check_rows("linear_logprob", weight.shape[0], temperature)
-    if not sharded:
-        check.in_range("linear_logprob", "target", target, weight.shape[0], ignore=ignore_index)
+def _validate(*args: Any) -> None:
+    a = LINEAR_LOGPROB.bind(args)
+    columns = a.weight.shape[0]
+    head.check_rows("linear_logprob", columns, a.temperature)
+    if not a.sharded:
+        check.in_range("linear_logprob", "target", a.target, columns, ignore=a.ignore_index)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, target, bias, keep, temperature, *options = inputs
-    *options, _, entropy_grad, _, frozen_head, ignore_index, sharded = options
+def _save(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
     logprob, entropy, lse, kept, dhidden = output
     ctx.set_materialize_grads(False)  # zeros for `kept` would cost as much as it does
-    constants = (lse, kept, dhidden) if entropy_grad else (entropy, lse, kept, dhidden)
+    constants = (lse, kept, dhidden) if inputs.entropy_grad else (entropy, lse, kept, dhidden)
     ctx.mark_non_differentiable(*constants)
-    ctx.frozen_head, ctx.options = frozen_head, (*options, entropy_grad, ignore_index, sharded)
-    ctx.dtype = hidden.dtype
-    if frozen_head:
+    ctx.frozen_head, ctx.dtype = inputs.frozen_head, inputs.hidden.dtype
+    if inputs.frozen_head:
         ctx.save_for_backward(dhidden)
-    else:
-        ctx.save_for_backward(
-            hidden, weight, target, bias, keep, logprob, lse, entropy, kept, temperature
-        )
+        return
+    tensors = {
+        "hidden": inputs.hidden, "weight": inputs.weight, "target": inputs.target,
+        "bias": inputs.bias, "keep": inputs.keep, "logprob": logprob, "lse": lse,
+        "entropy": entropy, "kept": kept, "temperature": inputs.temperature,
+    }  # fmt: skip
+    ctx.names = tuple(tensors)
+    ctx.save_for_backward(*tensors.values())
+    ctx.options = {
+        "logit_scale": inputs.logit_scale, "softcap": inputs.softcap,
+        "entropy_grad": inputs.entropy_grad, "ignore_index": inputs.ignore_index,
+        "sharded": inputs.sharded,
+    }  # fmt: skip
 
 
 def _backward(
     ctx: Any, dlogprob: Tensor | None, dentropy: Tensor | None, *_: Any
 ) -> tuple[Any, ...]:
     if dlogprob is None and dentropy is None:
-        return (None,) * 14
-    need_hidden, need_weight, _, need_bias = ctx.needs_input_grad[:4]
+        return LINEAR_LOGPROB.gradients()
     if ctx.frozen_head:
         (dhidden,) = ctx.saved_tensors
         assert dlogprob is not None  # the only output with a gradient
         product = (dlogprob[:, None] * dhidden).masked_fill_((dlogprob == 0)[:, None], 0)
-        return (product.to(ctx.dtype), *[None] * 13)
-    saved = ctx.saved_tensors  # asked for once: under checkpointing each is handed out once
-    lse = saved[6]
+        return LINEAR_LOGPROB.gradients(hidden=product.to(ctx.dtype))
+    # Asked for once: under checkpointing each is handed out once.
+    saved = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+    lse = saved["lse"]
     if dlogprob is None:
         dlogprob = torch.zeros_like(lse)
     if dentropy is None:
         dentropy = lse.new_empty(0)
-    dhidden, dweight, dbias = LINEAR_LOGPROB_BACKWARD(
-        dlogprob, dentropy, *saved, *ctx.options, need_hidden, need_weight, need_bias
+    needed = LINEAR_LOGPROB.needed(ctx)
+    dhidden, dweight, dbias = LINEAR_LOGPROB_BACKWARD.call(
+        dlogprob=dlogprob, dentropy=dentropy, **saved, **ctx.options,
+        need_hidden=needed.hidden, need_weight=needed.weight, need_bias=needed.bias,
+    )  # fmt: skip
+    return LINEAR_LOGPROB.gradients(
+        hidden=dhidden if needed.hidden else None,
+        weight=dweight if needed.weight else None,
+        bias=dbias if needed.bias else None,
     )
-    return (
-        dhidden if need_hidden else None,
-        dweight if need_weight else None,
-        None,
-        dbias if need_bias else None,
-        *[None] * 10,
-    )
+
+
+def _backward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    a = LINEAR_LOGPROB_BACKWARD.bind(args)
+    return head.empty_gradients(a.hidden, a.weight, a.need_hidden, a.need_weight, a.need_bias)
 
 
 def _backward_reference(
@@ -203,13 +215,13 @@ def _case(
             target[::3] = -100
         if sharded:
             target[1::2] += columns
-        base, *rest = options
+        base, logit_scale, softcap = options
         temperature = None
         if base is not None:
             temperature = base + torch.rand(rows, generator=rng).to(device)
         return (
-            hidden, weight, target, offset, None, temperature, *rest, entropy, entropy, 0,
-            frozen_head, -100 if ignored else head.NO_IGNORE, sharded,
+            hidden, weight, target, offset, None, temperature, logit_scale, softcap, entropy,
+            entropy, 0, frozen_head, -100 if ignored else head.NO_IGNORE, sharded,
         )  # fmt: skip
 
     product = 2.0 * rows * width * columns
@@ -250,16 +262,16 @@ CASES = (
 def _backward_case(case: Case) -> Case:
     def make(device: str) -> tuple[Any, ...]:
         inputs = case.make(device)
-        hidden, weight, target, bias, keep, *options = inputs
-        *options, _, entropy_grad, _, _, ignore_index, sharded = options
+        a = LINEAR_LOGPROB.bind(inputs)
         logprob, entropies, lse, kept, _ = _reference(*inputs)
         rng = torch.Generator().manual_seed(1)
         dlogprob = torch.randn(lse.shape, generator=rng).to(lse)
         dlogprob[1::4] = 0  # rows that are skipped
         dentropy = torch.randn(entropies.shape, generator=rng).to(lse)
         return (
-            dlogprob, dentropy, hidden, weight, target, bias, keep, logprob, lse, entropies,
-            kept, *options, entropy_grad, ignore_index, sharded, True, True, bias is not None,
+            dlogprob, dentropy, a.hidden, a.weight, a.target, a.bias, a.keep, logprob, lse,
+            entropies, kept, a.temperature, a.logit_scale, a.softcap, a.entropy_grad,
+            a.ignore_index, a.sharded, True, True, a.bias is not None,
         )  # fmt: skip
 
     # Three quarters of the rows: logits again, gradient of hidden, gradient of weight.
@@ -289,7 +301,7 @@ LINEAR_LOGPROB_BACKWARD = Op(
     "int ignore_index, bool sharded, bool need_hidden, bool need_weight, bool need_bias) "
     "-> (Tensor dhidden, Tensor dweight, Tensor dbias)",
     reference=_backward_reference,
-    fake=head.backward_fake,
+    fake=_backward_fake,
     cases=tuple(_backward_case(case) for case in CASES if "frozen" not in case.name),
     triton="r1kernels.head.triton.linear_logprob",
 )

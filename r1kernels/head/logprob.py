@@ -91,7 +91,7 @@ class _InPlace(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> Any:
         output = LOGPROB(*args)
         ctx.inputs = inputs_of(args)
-        _save(ctx, args, output)
+        _save(ctx, LOGPROB.bind(args), output)
         return output
 
     @staticmethod
@@ -101,7 +101,7 @@ class _InPlace(torch.autograd.Function):
         LOGPROB_BACKWARD_(dlogprob, dentropy, logits, *saved, *ctx.options)
         # A kernel writes behind autograd's back; whoever else has saved the logits must notice.
         torch.autograd.graph.increment_version(logits)
-        return logits.detach(), *[None] * 5
+        return LOGPROB.gradients(logits=logits.detach())
 
 
 def _scaled(logits: Tensor, *options: Any) -> Tensor:
@@ -120,11 +120,18 @@ def _reference(
     return head.statistics(z, target, NO_IGNORE, want_entropy)
 
 
-def _fake(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(
+    logits: Tensor,
+    target: Tensor,
+    temperature: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+    want_entropy: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     rows, dtype = logits.shape[0], head.accumulate_dtype(logits.dtype)
     return (
         logits.new_empty(rows, dtype=dtype),
-        logits.new_empty(rows if rest[-1] else 0, dtype=dtype),
+        logits.new_empty(rows if want_entropy else 0, dtype=dtype),
         logits.new_empty(rows, dtype=dtype),
     )
 
@@ -134,17 +141,16 @@ def _validate(logits: Tensor, target: Tensor, temperature: Tensor | None, *_: An
     check.in_range("logprob", "target", target, logits.shape[1])
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, target, temperature, *options, _ = inputs
+def _save(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
     _, entropy, lse = output
     ctx.mark_non_differentiable(lse)
-    ctx.options = options
-    ctx.save_for_backward(logits, target, lse, entropy, temperature)
+    ctx.options = inputs.logit_scale, inputs.softcap
+    ctx.save_for_backward(inputs.logits, inputs.target, lse, entropy, inputs.temperature)
 
 
 def _backward(ctx: Any, dlogprob: Tensor, dentropy: Tensor, *_: Any) -> tuple[Any, ...]:
     dlogits = LOGPROB_BACKWARD(dlogprob, dentropy, *ctx.saved_tensors, *ctx.options)
-    return dlogits, *[None] * 5
+    return LOGPROB.gradients(logits=dlogits)
 
 
 def _backward_reference(
@@ -190,11 +196,12 @@ def _case(
         if removed:
             logits[torch.rand(rows, columns, generator=rng) < 0.5] = -torch.inf
             logits.scatter_(1, target[:, None], 1.0)
-        base, *rest = options
+        base, logit_scale, softcap = options
         temperature = None
         if base is not None:
             temperature = base + torch.rand(rows, generator=rng).to(device)
-        return logits.to(device, dtype), target.to(device), temperature, *rest, entropy
+        logits, target = logits.to(device, dtype), target.to(device)
+        return logits, target, temperature, logit_scale, softcap, entropy
 
     size = rows * columns
     return Case(name, make, flops=6.0 * size, bytes=float(dtype.itemsize * size), bench=bench)
@@ -220,14 +227,17 @@ CASES = (
 
 def _backward_case(case: Case) -> Case:
     def make(device: str) -> tuple[Any, ...]:
-        logits, target, *options = case.make(device)
-        _, entropies, lse = _reference(logits, target, *options)
+        a = LOGPROB.bind(case.make(device))
+        _, entropies, lse = _reference(*a)
         rng = torch.Generator().manual_seed(1)
         dlogprob = torch.randn(lse.shape, generator=rng).to(lse)
         dentropy = torch.randn(entropies.shape, generator=rng).to(lse)
         dlogprob[1::4] = 0  # rows that are skipped
         dentropy[1::4] = 0
-        return dlogprob, dentropy, logits, target, lse, entropies, *options[:-1]
+        return (
+            dlogprob, dentropy, a.logits, a.target, lse, entropies, a.temperature, a.logit_scale,
+            a.softcap,
+        )  # fmt: skip
 
     return Case(case.name, make, flops=case.flops, bytes=1.75 * case.bytes, bench=case.bench)
 

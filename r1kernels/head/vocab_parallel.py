@@ -30,13 +30,21 @@ def vocab_parallel_logprob(
     weight: Tensor,
     target: Tensor,
     bias: Tensor | None,
-    *options: Any,
+    keep: Tensor | None,
+    temperature: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+    want_entropy: bool,
+    entropy_grad: bool,
+    kept_rows: int,
+    frozen_head: bool,
+    ignore_index: int,
+    *,
     group: ProcessGroup,
     start: int,
     size: int | None,
 ) -> tuple[Tensor, Tensor]:
     """``linear_logprob``'s arguments up to ignore_index → (logprob [T], entropy [T] or [0])."""
-    *others, ignore_index = options
     columns = weight.shape[0] if size is None else min(max(size - start, 0), weight.shape[0])
     if columns < weight.shape[0]:  # a shard of nothing but padding leaves one column to be ignored
         weight = weight[: max(columns, 1)]
@@ -46,8 +54,9 @@ def vocab_parallel_logprob(
     here = valid & (column >= 0) & (column < columns)
     column = column.where(here, -1).where(valid, head.NO_IGNORE)
     value, entropy, owners = _VocabParallel.apply(
-        group, columns == 0, here, hidden, weight, bias, column, *others
-    )
+        group, columns == 0, here, hidden, weight, bias, column, keep, temperature, logit_scale,
+        softcap, want_entropy, entropy_grad, kept_rows, frozen_head,
+    )  # fmt: skip
     if target.device.type == "cpu":
         _check_owners(name, target, owners, valid)
     # On a GPU, where asking would wait for the device, such a row says so itself.

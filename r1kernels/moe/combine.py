@@ -75,8 +75,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     rows, weights, gather, inverse = ctx.saved_tensors
     if weights is None:
         # By its name: moe_permute's gradient is this op.
-        return torch.ops.r1kernels.moe_permute(grad, gather, inverse), None, None, None
-    return *MOE_COMBINE_BACKWARD(grad, rows, weights, gather, inverse), None, None
+        return MOE_COMBINE.gradients(rows=torch.ops.r1kernels.moe_permute(grad, gather, inverse))
+    drows, dweights = MOE_COMBINE_BACKWARD(grad, rows, weights, gather, inverse)
+    return MOE_COMBINE.gradients(rows=drows, weights=dweights)
 
 
 def backward_reference(

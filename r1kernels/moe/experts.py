@@ -178,24 +178,28 @@ def _validate(
     check.in_range("moe_experts", "inverse", inverse.flatten(), gather.shape[0], ignore=-1)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:7], output[1])
+def _save(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(
+        inputs.x, inputs.gate_up, inputs.down, inputs.weights, inputs.offsets, inputs.gather,
+        inputs.inverse, output[1],
+    )  # fmt: skip
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.kept = inputs[7]
+    ctx.kept = inputs.keep
 
 
 def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 8
+        return MOE_EXPERTS.gradients()
     *inputs, h = ctx.saved_tensors
     if not ctx.kept:
         _, h = MOE_EXPERTS(*inputs, True)
-    frozen = not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
+    needed = MOE_EXPERTS.needed(ctx)
+    frozen = not (needed.gate_up or needed.down)
     dx, dgate_up, ddown, dweights = MOE_EXPERTS_BACKWARD(grad, *inputs, h, frozen)
     if frozen:
         dgate_up = ddown = None
-    return dx, dgate_up, ddown, dweights, None, None, None, None
+    return MOE_EXPERTS.gradients(x=dx, gate_up=dgate_up, down=ddown, weights=dweights)
 
 
 def backward_reference(
@@ -306,12 +310,13 @@ CASES = (
 
 def _backward_case(case: Case, frozen: bool) -> Case:
     def make(device: str) -> tuple[Any, ...]:
-        inputs = case.make(device)
-        given = inputs[:-1]
-        _, h = reference(*(*given, True))
+        a = MOE_EXPERTS.bind(case.make(device))
+        _, h = reference(*a._replace(keep=True))
         rng = torch.Generator().manual_seed(1)
-        grad = torch.randn(inputs[0].shape, generator=rng).to(inputs[0])
-        return grad, *given, h, frozen
+        grad = torch.randn(a.x.shape, generator=rng).to(a.x)
+        return (
+            grad, a.x, a.gate_up, a.down, a.weights, a.offsets, a.gather, a.inverse, h, frozen,
+        )  # fmt: skip
 
     name = case.name + (", frozen" if frozen else "")
     factor = 1 if frozen else 2

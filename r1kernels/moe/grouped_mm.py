@@ -64,20 +64,21 @@ def _validate(x: Tensor, weight: Tensor, offsets: Tensor, transposed: bool) -> N
     check.offsets("grouped_mm", "offsets", offsets, x.shape[0], "x")
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.transposed = inputs[3]
+def _save(ctx: Any, inputs: Any, output: Tensor) -> None:
+    ctx.save_for_backward(inputs.x, inputs.weight, inputs.offsets)
+    ctx.transposed = inputs.transposed
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight, offsets = ctx.saved_tensors
     dx = dweight = None
-    if ctx.needs_input_grad[0]:
+    needed = GROUPED_MM.needed(ctx)
+    if needed.x:
         dx = GROUPED_MM(grad, weight, offsets, not ctx.transposed)
-    if ctx.needs_input_grad[1]:
+    if needed.weight:
         pair = (x, grad) if ctx.transposed else (grad, x)
         dweight = GROUPED_MM_BACKWARD(*pair, offsets)
-    return dx, dweight, None, None
+    return GROUPED_MM.gradients(x=dx, weight=dweight)
 
 
 def backward_reference(left: Tensor, right: Tensor, offsets: Tensor) -> Tensor:

@@ -55,13 +55,13 @@ def _validate(x: Tensor, gather: Tensor, inverse: Tensor) -> None:
     check.in_range("moe_permute", "gather", gather, inverse.numel(), ignore=-1)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:])
+def _save(ctx: Any, inputs: Any, output: Tensor) -> None:
+    ctx.save_for_backward(inputs.gather, inputs.inverse)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     gather, inverse = ctx.saved_tensors
-    return combine.MOE_COMBINE(grad, None, gather, inverse), None, None
+    return MOE_PERMUTE.gradients(x=combine.MOE_COMBINE(grad, None, gather, inverse))
 
 
 def _case(

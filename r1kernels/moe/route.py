@@ -262,9 +262,9 @@ def reference(
     return weights, ids, *sort.reference(ids, experts, align)
 
 
-def _fake(logits: Tensor, top_k: int, *rest: Any) -> tuple[Tensor, ...]:
-    align = rest[-1]
-    shape = (logits.shape[0], top_k)
+def _fake(*args: Any) -> tuple[Tensor, ...]:
+    a = MOE_ROUTE.bind(args)
+    logits, align, shape = a.logits, a.align, (a.logits.shape[0], a.top_k)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     weights, ids = logits.new_empty(shape, dtype=dtype), logits.new_empty(shape, dtype=torch.int64)
     if align == 0:
@@ -273,20 +273,20 @@ def _fake(logits: Tensor, top_k: int, *rest: Any) -> tuple[Tensor, ...]:
     return weights, ids, *sort.fake(ids, logits.shape[1], align)
 
 
-def _validate(logits: Tensor, top_k: int, *rest: Any) -> None:
-    if (align := rest[-1]) != 0:
-        sort.check_size("moe_route", logits.shape[1], align)
-    replay_ids = rest[-3]
+def _validate(*args: Any) -> None:
+    a = MOE_ROUTE.bind(args)
+    if a.align != 0:
+        sort.check_size("moe_route", a.logits.shape[1], a.align)
+    replay_ids = a.replay_ids
     if replay_ids is not None and (replay_ids < 0).any():
         t, j = (replay_ids < 0).nonzero()[0].tolist()
         got = int(replay_ids[t, j])
         raise ValueError(f"moe_route: replay_ids[{t}, {j}]: expected ids ≥ 0, got {got}")
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, _, score, order, _, _, _, normalize, scale, *_ = inputs
-    ctx.save_for_backward(logits, output[1])
-    ctx.options = score, order, normalize, scale
+def _save(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(inputs.logits, output[1])
+    ctx.options = inputs.score, inputs.order, inputs.normalize, inputs.scale
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
@@ -294,7 +294,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     logits, ids = ctx.saved_tensors
     dlogits = None if grad is None else MOE_ROUTE_BACKWARD(grad, logits, ids, *ctx.options)
-    return dlogits, *(None,) * 11
+    return MOE_ROUTE.gradients(logits=dlogits)
 
 
 def _backward_fake(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
@@ -386,11 +386,11 @@ STRANGE = tuple(_case(name, 61, 64, 6, v, strange=True) for name, v in VARIANTS.
 def _backward_case(case: Case) -> Case:
     def make(device: str) -> tuple[Any, ...]:
         inputs = case.make(device)
-        logits, _, score, order, _, _, _, normalize, scale, *_ = inputs
+        a = MOE_ROUTE.bind(inputs)
         weights, ids, *_ = reference(*inputs)
         rng = torch.Generator().manual_seed(1)
         grad = torch.randn(weights.shape, generator=rng).to(weights)
-        return grad, logits, ids, score, order, normalize, scale
+        return grad, a.logits, ids, a.score, a.order, a.normalize, a.scale
 
     return Case(case.name, make, flops=case.flops, bytes=2 * case.bytes, bench=case.bench)
 

@@ -137,7 +137,14 @@ def rms_norm(
     return y, h, rstd
 
 
-@plug_in(RMS_NORM_BACKWARD, when=lambda *args: able(args[2], WIDEST_SUMMED if args[-1] else WIDEST))
+def able_backward(
+    dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, rstd: Tensor, offset: float,
+    round_before_weight: bool, need_weight: bool,
+) -> bool | str:  # fmt: skip
+    return able(h, WIDEST_SUMMED if need_weight else WIDEST)
+
+
+@plug_in(RMS_NORM_BACKWARD, when=able_backward)
 def rms_norm_backward(
     dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, rstd: Tensor, offset: float,
     round_before_weight: bool, need_weight: bool,

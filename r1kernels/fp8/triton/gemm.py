@@ -14,8 +14,8 @@ from r1kernels.triton import cdiv, gemm, launch, plug_in
 from r1kernels.triton.handles import launched
 
 
-def usable(*args: Tensor) -> bool | str:
-    return launch.absent("fp8_gemm.others", args[0].device) or True
+def usable(first: Tensor, *_: object) -> bool | str:
+    return launch.absent("fp8_gemm.others", first.device) or True
 
 
 @plug_in(FP8_GEMM, usable)

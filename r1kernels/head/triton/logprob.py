@@ -259,7 +259,7 @@ def write_gradient(
     )  # fmt: skip
 
 
-@plug_in(LOGPROB_BACKWARD, lambda *args: tabled(args[2]))
+@plug_in(LOGPROB_BACKWARD, lambda dlogprob, dentropy, logits, *_: tabled(logits))
 def logprob_backward(dlogprob: Tensor, dentropy: Tensor, logits: Tensor, *rest: Any) -> Tensor:
     dlogits = logits.new_empty(logits.shape)
     write_gradient(dlogits, dlogprob, dentropy, logits, *rest)

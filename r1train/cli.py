@@ -158,7 +158,7 @@ def _run_folder(arguments: argparse.Namespace) -> Path:
     """The folder that `resume` goes on with. Its options are those that it was started with."""
     if arguments.source is None:
         raise ConfigError("name the run folder to go on with, such as runs/r1-zero-mini")
-    if arguments.overrides or arguments.config:
+    if arguments.overrides or arguments.config or arguments.dry_run or arguments.resume:
         raise ConfigError(
             "resume takes no options: a run goes on as it was started (config.toml in its folder)"
         )

@@ -50,8 +50,15 @@ def values(config: Config) -> dict[str, Any]:
     """The options as a file has them: a stage's own sections stand beside its other keys."""
     found = asdict(config)
     for stage in found["stages"]:
-        stage.update(stage.pop("sections"))
+        stage.update(_told(stage.pop("sections")))
     return found
+
+
+def _told(value: Any) -> Any:
+    """With "none" for None, which a stage's own section means as a value."""
+    if isinstance(value, dict):
+        return {key: _told(item) for key, item in value.items()}
+    return "none" if value is None else value
 
 
 def documented(config: Config) -> str:
@@ -87,7 +94,8 @@ def _documented(section: Section, name: str) -> Iterator[str]:
             yield from _documented(value, header)
         else:
             key = header.strip("[]").rpartition(".")[2]
-            yield from ("", *_comment(docs[key]), header, tomli_w.dumps(value).rstrip())
+            options = (f"{name} = {_inline(option)}" for name, option in value.items())
+            yield from ("", *_comment(docs[key]), header, *options)
 
 
 def _own_sections(stage: StageConfig) -> Iterator[str]:

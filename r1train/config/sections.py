@@ -427,7 +427,8 @@ class StageConfig(Section, section="stages"):
             self.require(isinstance(values, Mapping), "sections", f"expected a table as {name}")
         if self.name is not None:
             self.require(names_a_folder(self.name), "name", FOLDER_RULE)
-            self.require(not self.name.startswith("checkpoint"), "name", "a checkpoint's name")
+            taken = self.name.startswith(("checkpoint", ".", "tensorboard")) or "." in self.name
+            self.require(not taken, "name", "a file of the run folder may have that name")
 
 
 FOLDER_RULE = "it names a folder: expected 1 to 200 printable characters, no slash, not only dots"

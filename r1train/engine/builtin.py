@@ -107,6 +107,14 @@ class BuiltinEngine:
             NotANumber: a log-probability is NaN, so the next token would mean nothing.
             RunError: not even one completion fits into the memory.
         """
+        for index, request in enumerate(requests):
+            if not request.prompt_ids or request.n < 1:
+                raise ValueError(
+                    f"generate: request {index}: expected a prompt of at least one token and "
+                    f"n >= 1, got {len(request.prompt_ids)} tokens and n = {request.n}"
+                )
+        if not requests:
+            raise ValueError("generate: requests: expected at least one, got none")
         rows = [(index, j) for index, request in enumerate(requests) for j in range(request.n)]
         size = self._batch_size(requests, sampling)
         parts = [

@@ -55,4 +55,4 @@ class Growing:
 
     def clear(self) -> None:
         """Lets go of what it holds."""
-        del self.prefix
+        self.__dict__.pop("prefix", None)

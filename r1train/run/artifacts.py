@@ -62,7 +62,7 @@ def plan(config: Config) -> list[Plan]:
         evaluated = stage.evaluate
         if evaluated is None:
             evaluated = stage is config.stages[-1]
-        inputs = _inputs(stage, own, seed, init)
+        inputs = {"run_seed": config.seed, **_inputs(stage, own, seed, init)}
         plans.append(Plan(stage, own, seed, init, inputs, evaluated))
     return plans
 
@@ -137,7 +137,7 @@ def digest_of(path: Path) -> str:
         return digest(path)
     found = hashlib.sha256()
     for file in sorted(path.rglob("*")):
-        if file.is_file():
+        if file.is_file() and file.name != "eval.json":  # `r1train eval` writes it there
             found.update(f"{file.relative_to(path)}\0{digest(file)}\n".encode())
     return found.hexdigest()
 
@@ -152,7 +152,8 @@ def difference(new: Mapping[str, Any], old: Mapping[str, Any], where: str = "") 
         if isinstance(now, Mapping) and isinstance(before, Mapping):
             return difference(now, before, name)
         if where == "files":
-            return f"the contents of {key} changed"
+            there = Path(key).exists()
+            return f"the contents of {key} changed" if there else f"{key} is not there"
         if where == "init":
             return "the stage it starts from is another" if key == "inputs" else f"{name} changed"
         return f"{name} is {shown(now)}, was {shown(before)}"
@@ -172,18 +173,23 @@ class Finished:
         return self.folder.name
 
     @property
+    def there(self) -> bool:
+        """Whether what it left can still be used."""
+        return self.artifact.path.exists()
+
+    @property
     def artifact(self) -> Artifact:
         kind: ArtifactKind = self.record["kind"]
         return Artifact(kind, self.folder / self.record["path"], self.record["inputs_hash"])
 
 
 def finished(run: Path) -> dict[str, Finished]:
-    """The finished stages of a run folder, by name; those whose artifact is there still."""
+    """The finished stages of a run folder, by name, whether their artifacts are there or not."""
     found: dict[str, Finished] = {}
     for file in sorted(run.glob(f"*/{FILE}")):
         try:
             stage = Finished(file.parent, json.loads(file.read_text()))
-            if stage.artifact.path.exists():
+            if stage.artifact.inputs_hash:
                 found[stage.name] = stage
         except (OSError, ValueError, KeyError, TypeError):
             continue  # damaged: the stage is run again

@@ -60,6 +60,10 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
+        for suffix in (UNFINISHED, PREVIOUS):  # of a process that was killed
+            for path in folder.glob(f"checkpoint-*{suffix}"):
+                with suppress(OSError):
+                    removed(path)
 
     def save(
         self, place: Place, state: Mapping[str, Any] | None, export: Callable[[Path], None]
@@ -92,7 +96,7 @@ class CheckpointStore:
                 "another output_dir. The checkpoints before it stay: r1train resume goes on from "
                 "the last"
             ) from error
-        self._prune()
+        self._prune(path)
         return path
 
     def restore(self, device: torch.device) -> Saved | None:
@@ -107,7 +111,10 @@ class CheckpointStore:
                 return Saved(path, _place_of(path), _read(path / "state", device))
             except (Damaged, OSError, ValueError, KeyError, SafetensorError) as error:
                 logging.getLogger("r1train").warning(
-                    "%s cannot be gone on from (%s): the one before it is taken", path, error
+                    "%s cannot be gone on from: %s. The one before it is taken; where there is "
+                    "none, the stage begins anew",
+                    path,
+                    error,
                 )
         return None
 
@@ -117,8 +124,11 @@ class CheckpointStore:
         paths = (manifest.parent.parent for manifest in found)
         return sorted((p for p in paths if NAME.fullmatch(p.name)), key=_place_of)
 
-    def _prune(self) -> None:
-        for path in self.whole()[: -self.keep] if self.keep else ():
+    def _prune(self, newest: Path) -> None:
+        """Keeps the `keep` last before and with `newest`: what comes after it was passed over."""
+        known = self.whole()
+        kept = [path for path in known if _place_of(path) <= _place_of(newest)][-self.keep :]
+        for path in (path for path in known if self.keep and path not in kept):
             # Renamed first: a folder that is half removed must not look like a checkpoint.
             gone = path.with_name(path.name + PREVIOUS)
             with suppress(OSError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,18 +37,27 @@ def choose(config: Config, plans: Sequence[Plan], *, resume: bool) -> Choice:
     done: dict[str, Finished] = {}
     latest: dict[str, Finished] = {}
     notes: list[str] = []
+    broken_off: list[Path] = []
     for folder in folders(config):
         there = finished(folder)
         latest |= there
-        same = {plan.name: there[plan.name] for plan in plans if fits(plan, there)}
-        done |= same
+        same = usable(plans, {p.name: there[p.name] for p in plans if fits(p, there)})
+        done |= {name: stage for name, stage in same.items() if stage.there}
         if planned(folder) != _hashes(plans):
             continue
         if len(same) == len(plans):
             return Choice(folder, same, [f"{folder}: every stage is finished with these inputs"])
-        if resume:
-            return Choice(folder, same)
-        notes.append(f"{folder} was broken off; to go on with it: r1train resume {folder}")
+        if not out_of_order(plans, same):
+            broken_off.append(folder)
+    done = usable(plans, done)
+    if resume and broken_off:
+        own = finished(broken_off[-1])
+        same = usable(plans, {p.name: own[p.name] for p in plans if fits(p, own)})
+        return Choice(broken_off[-1], {**done, **same})
+    notes += [
+        f"{folder} is at work, or was broken off; to go on with it: r1train resume {folder}"
+        for folder in broken_off
+    ]
     for plan in plans:
         old = latest.get(plan.name)
         if plan.name in done:
@@ -79,7 +89,38 @@ def take_up(folder: Path, plans: Sequence[Plan]) -> Choice:
                 "back as it was, or start anew with r1train run"
             )
     there = finished(folder)
-    return Choice(folder, {plan.name: there[plan.name] for plan in plans if fits(plan, there)})
+    done = usable(plans, {plan.name: there[plan.name] for plan in plans if fits(plan, there)})
+    if lost := out_of_order(plans, done):
+        raise ConfigError(
+            f"{folder}: what stage {lost!r} left is gone, and a stage that is not finished starts "
+            "from it; put it back, or start anew with r1train run"
+        )
+    return Choice(folder, done)
+
+
+def usable(plans: Sequence[Plan], done: dict[str, Finished]) -> dict[str, Finished]:
+    """Those of the finished stages that need not be repeated: a model that is gone does no harm
+    unless a stage that waits starts from it, or it is the run's last."""
+    kept = dict(done)
+    for plan in reversed(plans):
+        if plan.name not in kept or kept[plan.name].there:
+            continue
+        starts = [p for p in plans if p.name not in kept and p.init is plan]
+        if starts or plan is plans[-1]:
+            del kept[plan.name]
+    return kept
+
+
+def out_of_order(plans: Sequence[Plan], done: Mapping[str, Finished]) -> str | None:
+    """A stage to be repeated before one that is finished, whose lines in the logs come after its
+    own; None where there is none."""
+    waiting = None
+    for plan in plans:
+        if plan.name not in done:
+            waiting = waiting or plan.name
+        elif waiting is not None:
+            return waiting
+    return None
 
 
 def fits(plan: Plan, there: dict[str, Finished]) -> bool:
@@ -92,13 +133,15 @@ def fits(plan: Plan, there: dict[str, Finished]) -> bool:
     )
 
 
-def folders(config: Config) -> Iterator[Path]:
-    """The run folders of that name that are there, oldest first."""
-    path, number = Path(config.output_dir) / config.name, 1
-    while path.is_dir():
-        yield path
-        number += 1
-        path = path.with_name(f"{config.name}-{number}")
+def folders(config: Config) -> list[Path]:
+    """The run folders of that name that are there, by their numbers."""
+    numbered = {
+        int(path.name[len(config.name) + 1 :] or 1): path
+        for path in Path(config.output_dir).glob("*")
+        if path.is_dir()
+        and (path.name == config.name or re.fullmatch(re.escape(config.name) + r"-\d+", path.name))
+    }
+    return [numbered[number] for number in sorted(numbered)]
 
 
 def described(plans: Sequence[Plan]) -> str:

@@ -148,14 +148,15 @@ class Run:
         sizes: dict[str, int] = {}
         for one in self.plans:
             if one.name in self.done:
-                self._take(one, self.done[one.name])
+                self._take(one, self.done[one.name], sizes)
             else:
                 self._run(one, sizes)
             sizes = self.done[one.name].record["log"]
 
-    def _take(self, one: Plan, stage: Finished) -> None:
+    def _take(self, one: Plan, stage: Finished, sizes: dict[str, int]) -> None:
         """A finished stage, of this folder or of another; its lines are in the logs of both."""
         if stage.folder.parent.resolve() != self.folder.path.resolve():
+            self.folder.cut(sizes)  # it may have been begun here too
             path = os.path.relpath(stage.artifact.path, self.folder.path / one.name)
             self.folder.copy_logs(stage.folder.parent, one.name)
             record = {**stage.record, "path": path, "log": self.folder.sizes()}
@@ -165,7 +166,7 @@ class Run:
             EvalResult.from_state(result) for result in stage.record["evaluations"]
         ]
         self.warnings += stage.record["warnings"]
-        if stage.artifact.kind == "checkpoint":
+        if stage.artifact.kind == "checkpoint" and stage.there:
             self.checkpoint = self.folder.link(stage.artifact.path)
 
     def _run(self, one: Plan, sizes: dict[str, int]) -> None:

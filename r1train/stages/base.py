@@ -5,19 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1train.config.sections import Config
+from r1train.data.encode import encode_prompts
 from r1train.data.problems import ProblemSet
 from r1train.engine.base import Engine
+from r1train.engine.sync import WeightSync
 from r1train.model.policy import Policy
 from r1train.report.evaluation import EvalResult
 from r1train.rewards.manager import RewardManager
 
 ArtifactKind = Literal["checkpoint", "samples", "table"]
+PROBED = 2  # prompts by which the engine's weights are checked
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,13 @@ class Context:
     rewards: RewardManager
     train: ProblemSet
     heldout: ProblemSet
+
+    @cached_property
+    def sync(self) -> WeightSync:
+        """Gives the engine the weights as they are, and sees that they have arrived."""
+        template = self.config.task.prompt_template
+        probe = encode_prompts(self.tokenizer, self.train[:PROBED], template)
+        return WeightSync(self.engine, self.model, probe)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -103,6 +114,3 @@ class TrainStage(Stage):
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what another `state_dict` has."""
-
-    def show(self) -> None:
-        """What a complete step may print."""

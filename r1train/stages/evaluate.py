@@ -96,7 +96,8 @@ def evaluate(
 
 
 def evaluate_heldout(context: Context, seed: int) -> EvalResult:
-    """The held-out problems of a stage, with its own options."""
+    """The held-out problems of a stage, with its own options and the weights as they are."""
+    context.sync(context.engine.version + 1)
     return evaluate(
         context.engine,
         context.tokenizer,

@@ -13,7 +13,6 @@ from r1train.data.epochs import draw
 from r1train.data.problems import Problem
 from r1train.data.samples import Sample, samples_of
 from r1train.engine.base import Request, Rollout, Sampling
-from r1train.engine.sync import WeightSync
 from r1train.learn.grpo import Learner
 from r1train.learn.refill import Scored, refill
 from r1train.metrics import Stopwatch, peak_memory_gib
@@ -23,7 +22,6 @@ from r1train.seeds import derive_seed
 from r1train.stages.base import Context, TrainStage
 
 SHOWN = 4  # completions of a prompt in the printed table
-PROBED = 2  # prompts by which the engine's weights are checked
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,6 @@ class RL(TrainStage):
             stop=config.rollout.stop,
         )
         self.template = config.task.prompt_template
-        probe = encode_prompts(context.tokenizer, context.train[:PROBED], self.template)
-        self.sync = WeightSync(context.engine, context.model, probe)
         self.work: Work | None = None
 
     @property
@@ -106,7 +102,7 @@ class RL(TrainStage):
         seed, train, watch = self.context.seed, self.context.train, Stopwatch()
         drawn = self._drawn(step)
         with watch("rollout"):
-            self.sync(self.learner.steps)
+            self.context.sync(step)
         rollout, rewards = self._sample(drawn, watch, "rollout", step)
 
         def more(count: int, attempt: int) -> Scored:

@@ -22,7 +22,7 @@ from r1train.stages.base import Context, TrainStage
 class SFT(TrainStage):
     """Next-token prediction on demonstrations, `sft.max_steps` batches of them."""
 
-    uses = ("task", "sft", "eval")
+    uses = ("task", "rewards", "rollout", "sft", "eval")
     shown = ("loss",)
 
     def __init__(self, context: Context) -> None:

@@ -62,10 +62,30 @@ def test_what_is_saved_is_restored(tmp_path):
 
 def test_the_newest_are_kept(tmp_path):
     store = CheckpointStore(tmp_path / "stage", keep=2)
-    for place in ((1, 0), (2, 1), (2, 0), (10, 0), (9, 0)):
+    for place in ((1, 0), (2, 0), (2, 1), (9, 0), (10, 0)):
         store.save(place, {"place": list(place)}, export)
     assert [path.name for path in store.whole()] == ["checkpoint-9", "checkpoint-10"]
     assert store.restore(CPU).place == (10, 0)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_was_passed_over_is_not_kept_in_the_place_of_what_is_whole(store, keep):
+    store.keep = keep
+    for step in (2, 3):
+        damage_bit(store.folder / f"checkpoint-{step}" / "state" / "state.json")
+    assert store.restore(CPU).place == (1, 0)
+    assert store.save((1, 1), state(9), export).exists()
+    assert store.restore(CPU).place == (1, 1)
+    assert len(store.whole()) == keep
+
+
+def test_what_a_killed_process_left_is_removed(store):
+    for name in ("checkpoint-7.partial", "checkpoint-2.previous"):
+        (store.folder / name).mkdir()
+    CheckpointStore(store.folder)
+    assert {path.name for path in store.folder.iterdir()} == {
+        "checkpoint-1", "checkpoint-2", "checkpoint-3"
+    }  # fmt: skip
 
 
 def damage_tail(path):
@@ -90,7 +110,7 @@ def test_a_damaged_checkpoint_is_passed_over(store, caplog, damage, name):
     assert store.restore(CPU).place == (2, 0)
     if (damage, name) != (os.remove, "state/manifest.json"):  # then it never was whole
         (message,) = caplog.messages
-        assert "checkpoint-3 cannot be gone on from (" in message
+        assert "checkpoint-3 cannot be gone on from: " in message
         assert os.path.basename(name) in message or "manifest" in name
 
 

@@ -170,8 +170,44 @@ def test_a_finished_stage_whose_model_is_gone_is_run_again(recipe, tmp_path):
     options = ('stages=["sft"]', "sft.max_steps=1")
     run(recipe(*options))
     folder = tmp_path / "runs" / "tiny"
-    assert list(artifacts.finished(folder)) == ["sft"]
+    assert artifacts.finished(folder)["sft"].there
     shutil.rmtree(folder / "sft" / "checkpoint")
-    assert artifacts.finished(folder) == {}
+    assert not artifacts.finished(folder)["sft"].there
     run(recipe(*options))
     assert (tmp_path / "runs" / "tiny-2" / "sft" / "checkpoint").is_dir()
+
+
+def test_a_model_that_nobody_starts_from_any_more_may_go(recipe, tmp_path, monkeypatch):
+    """The first stage's, to free the disk, when the last one was broken off."""
+    import shutil
+
+    from r1train.run.runner import resume
+    from r1train.stages.evaluate import Evaluate
+
+    folder = tmp_path / "runs" / "tiny"
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluate, "run", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe())
+    before = (folder / "metrics.jsonl").read_text()
+    shutil.rmtree(folder / "base" / "checkpoint")
+    resume(folder)
+    assert (folder / "metrics.jsonl").read_text().startswith(before)
+    assert not (folder / "base" / "checkpoint").exists()
+    shutil.rmtree(folder / "zero" / "checkpoint")
+    (folder / "exam" / "artifact.json").unlink()
+    with pytest.raises(ConfigError, match="what stage 'base' left is gone, and a stage that is no"):
+        resume(folder)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_evaluation_has_the_weights_of_the_moment(recipe, tmp_path):
+    """Where the engine samples from a copy, too."""
+    tables = []
+    for dtype in ("none", "float32"):
+        run(recipe(f"rollout.dtype={dtype}", 'stages=["sft"]', "name=" + dtype, "sft.max_steps=20"))
+        tables.append(records(tmp_path / "runs" / dtype, "samples.jsonl")[-8:])
+    assert [r["completion"] for r in tables[0]] == [r["completion"] for r in tables[1]]

@@ -76,13 +76,13 @@ def _reference(
     z = _scaled(logits, rows, temperature, logit_scale, softcap)
     top = rows.reduce(z, "max").where(valid & (rows.counts > 0), 0)
     lse = top + rows.reduce((z - rows.spread(top)).exp(), "sum").log()
-    own = rows.reduce(z.where(candidate_ids == rows.spread(target), 0), "sum")
+    target_logit = rows.reduce(z.where(candidate_ids == rows.spread(target), 0), "sum")
     entropy = z.new_empty(0)
     if want_entropy:
         p = (z - rows.spread(lse)).exp()
         entropy = lse - rows.reduce(p * z.where(p > 0, 0), "sum")
         entropy = entropy.where(valid, 0)
-    return (own - lse).where(valid, 0), entropy, lse.where(valid, 0), logits
+    return (target_logit - lse).where(valid, 0), entropy, lse.where(valid, 0), logits
 
 
 def _scaled(
@@ -210,19 +210,23 @@ def _backward_reference(
     z = head.scale(logits[:, None], of_candidate, logit_scale, softcap)[:, 0]
     g, logp = rows.spread(dlogprob), z - rows.spread(lse)
     p = logp.exp()
-    own = candidate_ids == rows.spread(target)
-    dz = torch.where(own, -g * logp.expm1(), -g * p)
+    is_target = candidate_ids == rows.spread(target)
+    dlogits = torch.where(is_target, -g * logp.expm1(), -g * p)
     if dentropy.numel():
-        dz = dz - rows.spread(dentropy) * p * (logp.where(p > 0, 0) + rows.spread(entropy))
-    dz = head.scale_backward(dz[:, None], z[:, None], of_candidate, logit_scale, softcap)[:, 0]
+        dlogits = dlogits - rows.spread(dentropy) * p * (
+            logp.where(p > 0, 0) + rows.spread(entropy)
+        )
+    dlogits = head.scale_backward(dlogits[:, None], z[:, None], of_candidate, logit_scale, softcap)[
+        :, 0
+    ]
     wanted = head.with_gradient(dlogprob, dentropy, target, ignore_index)
-    dz = dz.where(rows.spread(wanted), 0)
+    dlogits = dlogits.where(rows.spread(wanted), 0)
 
     dhidden, dweight, dbias = head.empty_gradients(
         hidden, weight, need_hidden, need_weight, need_bias
     )
     if need_hidden:
-        dhidden = rows.weighted_rows(weight, candidate_ids, dz).to(hidden.dtype)
+        dhidden = rows.weighted_rows(weight, candidate_ids, dlogits).to(hidden.dtype)
         dhidden = dhidden.where(wanted[:, None], 0)  # 0·NaN of a row that does not count is 0
     if need_weight or need_bias:
         # The candidates by id, those of one id in the order of the rows.
@@ -232,9 +236,9 @@ def _backward_reference(
         if need_weight:
             row = rows.spread(torch.arange(hidden.shape[0], device=ids.device))
             counted = hidden.where(wanted[:, None], 0)
-            dweight = columns.weighted_rows(counted, row[order], dz[order]).to(weight.dtype)
+            dweight = columns.weighted_rows(counted, row[order], dlogits[order]).to(weight.dtype)
         if need_bias:
-            dbias = columns.reduce(dz[order], "sum").to(weight.dtype)
+            dbias = columns.reduce(dlogits[order], "sum").to(weight.dtype)
     return dhidden, dweight, dbias
 
 

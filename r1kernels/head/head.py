@@ -75,15 +75,19 @@ def scale(
 
 
 def scale_backward(
-    dz: Tensor, z: Tensor, temperature: Tensor | None, logit_scale: float, softcap: float | None
+    dlogits: Tensor,
+    z: Tensor,
+    temperature: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
 ) -> Tensor:
     """Gradient of ``scale``, from its *result* z; of nothing it is nothing, whatever z is."""
-    nothing = dz == 0
+    nothing = dlogits == 0
     if temperature is not None:
-        dz, z = dz / temperature[:, None], z * temperature[:, None]
+        dlogits, z = dlogits / temperature[:, None], z * temperature[:, None]
     if softcap is not None:
-        dz = dz * (1 - quotient(z, softcap) ** 2)
-    return (dz * logit_scale).masked_fill(nothing, 0)
+        dlogits = dlogits * (1 - quotient(z, softcap) ** 2)
+    return (dlogits * logit_scale).masked_fill(nothing, 0)
 
 
 def statistics(
@@ -97,11 +101,11 @@ def statistics(
     as 0 here.
     """
     valid = counted(target, ignore_index)
-    here = _in_shard(target, z.shape[-1]) if sharded else valid
+    in_bounds = _in_shard(target, z.shape[-1]) if sharded else valid
     lse = z.logsumexp(-1)
     lse = lse.masked_fill(lse == torch.inf, torch.nan)
-    own = z.gather(-1, target.long().where(valid & here, 0)[:, None])[:, 0]
-    logprob = own.where(here, 0) - lse
+    target_logit = z.gather(-1, target.long().where(valid & in_bounds, 0)[:, None])[:, 0]
+    logprob = target_logit.where(in_bounds, 0) - lse
     entropy = z.new_empty(0)
     if want_entropy:
         p = (z - lse[:, None]).exp()
@@ -120,21 +124,21 @@ def statistics_backward(
     ignore_index: int,
     sharded: bool = False,
 ) -> Tensor:
-    """Gradient of ``statistics``: dz = g·(1_y − p) − e·p·(log p + H).
+    """Gradient of ``statistics``: dlogits = g·(1_y − p) − e·p·(log p + H).
 
     Exactly zero for rows without an upstream gradient, whatever their logits are.
     """
     valid = counted(target, ignore_index)
-    here = _in_shard(target, z.shape[-1]) if sharded else valid
+    in_bounds = _in_shard(target, z.shape[-1]) if sharded else valid
     wanted = with_gradient(dlogprob, dentropy, target, ignore_index)
     logp = z - lse[:, None]
     p = logp.exp()
-    dz = -dlogprob[:, None] * p
-    own = dlogprob.where(here, 0)
-    dz.scatter_add_(-1, target.long().where(valid & here, 0)[:, None], own[:, None])
+    dlogits = -dlogprob[:, None] * p
+    of_target = dlogprob.where(in_bounds, 0)
+    dlogits.scatter_add_(-1, target.long().where(valid & in_bounds, 0)[:, None], of_target[:, None])
     if dentropy.numel():
-        dz -= dentropy[:, None] * p * (logp.where(p > 0, 0) + entropy[:, None])
-    return dz.where(wanted[:, None], 0)
+        dlogits -= dentropy[:, None] * p * (logp.where(p > 0, 0) + entropy[:, None])
+    return dlogits.where(wanted[:, None], 0)
 
 
 def with_gradient(dlogprob: Tensor, dentropy: Tensor, target: Tensor, ignore_index: int) -> Tensor:

@@ -71,16 +71,16 @@ def _reference(
     z = head.scale(_logits(hidden, weight, bias), temperature, logit_scale, softcap)
     logprob, entropy, lse = head.statistics(z, target, ignore_index, want_entropy, sharded)
     if frozen_head:
-        dz = head.statistics_backward(
+        dlogits = head.statistics_backward(
             torch.ones_like(logprob), entropy.new_empty(0), z, target, lse, entropy, ignore_index,
             sharded,
         )  # fmt: skip
-        dz = head.scale_backward(dz, z, temperature, logit_scale, softcap)
+        dlogits = head.scale_backward(dlogits, z, temperature, logit_scale, softcap)
         counted = head.counted(target, ignore_index)
         if keep is not None:
             counted = counted & keep
-        dz = dz.where(counted[:, None], 0)
-        dhidden = (dz.to(weight.dtype) @ weight).to(dz.dtype).where(counted[:, None], 0)
+        dlogits = dlogits.where(counted[:, None], 0)
+        dhidden = (dlogits.to(weight.dtype) @ weight).to(dlogits.dtype).where(counted[:, None], 0)
     return logprob, entropy, lse, kept, dhidden
 
 
@@ -172,21 +172,21 @@ def _backward_reference(
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     z = head.scale(_logits(hidden, weight, bias), temperature, logit_scale, softcap)
-    dz = head.statistics_backward(
+    dlogits = head.statistics_backward(
         dlogprob, dentropy, z, target, lse, entropy, ignore_index, sharded
     )
-    dz = head.scale_backward(dz, z, temperature, logit_scale, softcap)
+    dlogits = head.scale_backward(dlogits, z, temperature, logit_scale, softcap)
     dhidden, dweight, dbias = head.empty_gradients(
         hidden, weight, need_hidden, need_weight, need_bias
     )
-    narrow = dz.to(weight.dtype)
+    narrow = dlogits.to(weight.dtype)
     skipped = ~head.with_gradient(dlogprob, dentropy, target, ignore_index)[:, None]
     if need_hidden:
         dhidden = (narrow @ weight).masked_fill(skipped, 0)
     if need_weight:
         dweight = narrow.T @ hidden.masked_fill(skipped, 0)
     if need_bias:
-        dbias = dz.sum(0).to(weight.dtype)
+        dbias = dlogits.sum(0).to(weight.dtype)
     return dhidden, dweight, dbias
 
 

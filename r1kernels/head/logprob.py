@@ -165,9 +165,9 @@ def _backward_reference(
     softcap: float | None,
 ) -> Tensor:
     z = _scaled(logits, temperature, logit_scale, softcap)
-    dz = head.statistics_backward(dlogprob, dentropy, z, target, lse, entropy, NO_IGNORE)
-    dz = head.scale_backward(dz, z, temperature, logit_scale, softcap)
-    return dz.to(logits.dtype)
+    dlogits = head.statistics_backward(dlogprob, dentropy, z, target, lse, entropy, NO_IGNORE)
+    dlogits = head.scale_backward(dlogits, z, temperature, logit_scale, softcap)
+    return dlogits.to(logits.dtype)
 
 
 def _backward_in_place(dlogprob: Tensor, dentropy: Tensor, logits: Tensor, *rest: Any) -> None:

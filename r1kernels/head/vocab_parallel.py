@@ -51,11 +51,11 @@ def vocab_parallel_logprob(
         bias = None if bias is None else bias[: max(columns, 1)]
     column = target.long() - start
     valid = head.counted(target, ignore_index)
-    here = valid & (column >= 0) & (column < columns)
-    column = column.where(here, -1).where(valid, head.NO_IGNORE)
+    in_bounds = valid & (column >= 0) & (column < columns)
+    column = column.where(in_bounds, -1).where(valid, head.NO_IGNORE)
     value, entropy, owners = _VocabParallel.apply(
-        group, columns == 0, here, hidden, weight, bias, column, keep, temperature, logit_scale,
-        softcap, want_entropy, entropy_grad, kept_rows, frozen_head,
+        group, columns == 0, in_bounds, hidden, weight, bias, column, keep, temperature,
+        logit_scale, softcap, want_entropy, entropy_grad, kept_rows, frozen_head,
     )  # fmt: skip
     if target.device.type == "cpu":
         _check_owners(name, target, owners, valid)
@@ -75,10 +75,10 @@ def _check_owners(name: str, target: Tensor, owners: Tensor, valid: Tensor) -> N
 
 
 class Shards(NamedTuple):
-    """What all ranks know of each other's part of the distribution. share: log of its mass."""
+    """What all ranks know of each other's part of the distribution. log_mass: log of its mass."""
 
     lse: Tensor  # [T]
-    share: tuple[Tensor, ...]  # of [T]
+    log_mass: tuple[Tensor, ...]  # of [T]
 
 
 def combine(lse: Tensor) -> Shards:
@@ -89,8 +89,8 @@ def combine(lse: Tensor) -> Shards:
     before = list(accumulate(parts[:-1], initial=zero))
     after = list(accumulate(parts[:0:-1], initial=zero))[::-1]
     others = zip(lse, before, after, strict=True)
-    share = tuple(-softplus((b + a).log() + (top - own), threshold=40.0) for own, b, a in others)
-    return Shards(top + (before[-1] + parts[-1]).log(), share)
+    log_mass = tuple(-softplus((b + a).log() + (top - own), threshold=40.0) for own, b, a in others)
+    return Shards(top + (before[-1] + parts[-1]).log(), log_mass)
 
 
 class _VocabParallel(torch.autograd.Function):
@@ -99,7 +99,7 @@ class _VocabParallel(torch.autograd.Function):
         ctx: Any,
         group: ProcessGroup,
         empty: bool,
-        here: Tensor,
+        in_bounds: Tensor,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -121,17 +121,19 @@ class _VocabParallel(torch.autograd.Function):
         valid = target != head.NO_IGNORE
         if empty:
             lse = lse.new_full(lse.shape, -torch.inf).where(valid, 0)
-        row = torch.stack([lse, logprob, here.to(lse.dtype), *([entropy] if want_entropy else [])])
+        row = torch.stack(
+            [lse, logprob, in_bounds.to(lse.dtype), *([entropy] if want_entropy else [])]
+        )
         rows = _gather(row, group)
         shards = combine(rows[:, 0])
         owners = rows[:, 2].sum(0)
         value = torch.zeros_like(lse)
         entropy = torch.zeros_like(entropy)
-        for (_, theirs, owned, *rest), share in zip(rows, shards.share, strict=True):
-            value = value + (theirs + share).where(owned != 0, 0)
+        for (_, theirs, owned, *rest), log_mass in zip(rows, shards.log_mass, strict=True):
+            value = value + (theirs + log_mass).where(owned != 0, 0)
             for their_entropy in rest:  # at most one
-                mass = share.exp()
-                entropy = entropy + (mass * (their_entropy - share)).where(mass > 0, 0)
+                mass = log_mass.exp()
+                entropy = entropy + (mass * (their_entropy - log_mass)).where(mass > 0, 0)
         value = value.where(valid, 0)
         lse = shards.lse.where(valid, 0)
         if want_entropy:
@@ -142,10 +144,12 @@ class _VocabParallel(torch.autograd.Function):
         ctx.group, ctx.empty, ctx.dtype = group, empty, hidden.dtype
         ctx.options, ctx.frozen_head = (logit_scale, softcap, entropy_grad), frozen_head
         if frozen_head:
-            own = here if keep is None else here & keep
+            in_shard = in_bounds if keep is None else in_bounds & keep
             slope = temperature, logit_scale, softcap
-            share = shards.share[dist.get_rank(group)]
-            dhidden = _frozen_gradient(dhidden, weight, target, own, share, value + lse, slope)
+            log_mass = shards.log_mass[dist.get_rank(group)]
+            dhidden = _frozen_gradient(
+                dhidden, weight, target, in_shard, log_mass, value + lse, slope
+            )
             ctx.save_for_backward(dhidden)
         else:
             ctx.save_for_backward(
@@ -189,8 +193,8 @@ def _frozen_gradient(
     dhidden: Tensor,
     weight: Tensor,
     target: Tensor,
-    own: Tensor,
-    share: Tensor,
+    in_shard: Tensor,
+    log_mass: Tensor,
     target_logit: Tensor,
     options: tuple[Tensor | None, float, float | None],
 ) -> Tensor:
@@ -198,11 +202,11 @@ def _frozen_gradient(
 
     With s the mass of the shard, α·(1_y·W_y − Σ p·W) becomes α·(1_y·W_y − s·Σ p·W).
     """
-    row = (-share.expm1()).where(own, 0)  # 1 − s
+    row = (-log_mass.expm1()).where(in_shard, 0)  # 1 − s
     slope = head.scale_backward(row[:, None], target_logit[:, None], *options)
-    rest = share.exp()[:, None]
+    rest = log_mass.exp()[:, None]
     dhidden = (dhidden * rest).where(rest > 0, 0)
-    return dhidden + slope * weight[target.where(own, 0)]
+    return dhidden + slope * weight[target.where(in_shard, 0)]
 
 
 def _gather(x: Tensor, group: ProcessGroup) -> Tensor:
@@ -215,12 +219,12 @@ def _gather(x: Tensor, group: ProcessGroup) -> Tensor:
 def sum_over_ranks(x: Tensor, group: ProcessGroup) -> Tensor:
     """Σ over ranks of x [T, H], in float32 and in their order, with an all-reduce's traffic."""
     ranks = dist.get_world_size(group)
-    share = -(-x.shape[0] // ranks)
-    padded = x.new_zeros(ranks * share, x.shape[1])
+    rows = -(-x.shape[0] // ranks)
+    padded = x.new_zeros(ranks * rows, x.shape[1])
     padded[: x.shape[0]] = x
     theirs = torch.empty_like(padded)
     dist.all_to_all_single(theirs, padded, group=group)
     wide = head.accumulate_dtype(x.dtype)
-    parts = (part.to(wide) for part in theirs.view(ranks, share, -1))
+    parts = (part.to(wide) for part in theirs.view(ranks, rows, -1))
     total = sum(parts, start=torch.zeros((), dtype=wide, device=x.device))
-    return _gather(total.to(x.dtype), group).view(ranks * share, -1)[: x.shape[0]]
+    return _gather(total.to(x.dtype), group).view(ranks * rows, -1)[: x.shape[0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -14,13 +15,14 @@ from r1kernels.head.linear_logprob import linear_logprob
 from r1kernels.nn.options import options_of
 from r1kernels.policy.losses import LOSSES
 from r1kernels.policy.policy_loss import policy_loss
+from r1kernels.policy.policy_loss_options import LossOptions
 
 NAME = "FusedLinearGRPOLoss"
 LEVELS = ("token", "sequence")
 BY_TOKEN = ("cispo", "sapo", "vespo")  # what Liger has by the token only
 LEAST, MOST = math.log(1e-8), 20.0  # of the logarithm of a weight in VESPO's sum
 # The difference of old and sampled log-probabilities as it is.
-CORRECTED = {"rollout_correction": "token_truncate", "rollout_clip_max": math.inf}
+CORRECTED: LossOptions = {"rollout_correction": "token_truncate", "rollout_clip_max": math.inf}
 
 
 class FusedLinearGRPOLoss(nn.Module):
@@ -77,7 +79,6 @@ class FusedLinearGRPOLoss(nn.Module):
         self.use_ref_model = use_ref_model
         self.temperature = temperature
         self.loss_type = loss_type
-        self.use_bias_correction_kl = use_bias_correction_kl
         self.importance_sampling_level = importance_sampling_level
         check.choice(NAME, "importance_sampling_level", importance_sampling_level, LEVELS)
         self.options = options_of(
@@ -93,8 +94,10 @@ class FusedLinearGRPOLoss(nn.Module):
             vespo_lambda_pos=vespo_lambda_pos,
             vespo_k_neg=vespo_k_neg,
             vespo_lambda_neg=vespo_lambda_neg,
+            beta=beta,
+            use_bias_correction_kl=bool(use_bias_correction_kl),
+            max_completion_length=max_completion_length,
         )
-        self.options["max_completion_length"] = max_completion_length
 
     def forward(
         self,
@@ -163,15 +166,17 @@ class FusedLinearGRPOLoss(nn.Module):
             else:  # every surrogate is positively homogeneous in the advantage
                 advantages = (advantages[:, None] * ratio).expand(mask.shape).flatten()
         sequences, length = mask.shape
-        ref_given = ref_logprob is not None
-        beta = self.beta if ref_given else 0.0
+        options = self.options
+        if ref_logprob is None:
+            options = replace(options, beta=0.0, use_bias_correction_kl=False)
+        if correction is not None:
+            options = replace(options, **CORRECTED)
 
         def loss_fn(logprob: Tensor, _: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-            options = dict(self.options)
-            old = old_logprob
+            old, sampling = old_logprob, None
             if correction is not None:
                 old = logprob.detach() if old is None else old
-                options |= {"sampling_logprob": old - correction, **CORRECTED}
+                sampling = old - correction
             return policy_loss(
                 logprob,
                 advantages,
@@ -179,14 +184,13 @@ class FusedLinearGRPOLoss(nn.Module):
                 mask=mask.flatten(),
                 old_logprob=old,
                 ref_logprob=ref_logprob,
-                beta=beta,
-                use_bias_correction_kl=self.use_bias_correction_kl and ref_given,
+                sampling_logprob=sampling,
                 num_active_tokens=self._step_tokens(mask, num_items_in_batch),
-                **options,
+                options=options,
             )
 
         keep = None
-        if beta == 0:  # nothing else gives a row without an advantage a gradient
+        if options.beta == 0:  # nothing else gives a row without an advantage a gradient
             keep = (advantages.view(sequences, -1) != 0).expand(mask.shape).flatten()
         fused = through_head(
             NAME,

@@ -5,22 +5,33 @@ from __future__ import annotations
 from typing import Any
 
 from r1kernels.core import check
-from r1kernels.policy.losses import LEVELS, LOSSES
+from r1kernels.policy.losses import LEVELS, LOSSES, OPTIONS
+from r1kernels.policy.policy_loss_options import PolicyLossOptions
 
 
-def options_of(
-    op: str, loss_type: str, importance_sampling_level: str, **options: float | None
-) -> dict[str, Any]:
-    """Keywords of ``policy_loss``. Options that ``loss_type`` lacks have no effect, as in Liger.
+def level_of(op: str, loss_type: str, importance_sampling_level: str) -> str | None:
+    """Ours for theirs, who call the default "token" for the losses with a ratio of their own too.
 
     Raises:
         ValueError: an unknown loss type, or a level that it does not have.
     """
     check.choice(op, "loss_type", loss_type, tuple(LOSSES))
-    loss = LOSSES[loss_type]
-    # Theirs call the default "token", for the losses with a ratio of their own too.
-    levels = tuple(level for level in loss.levels if level in LEVELS) or ("token",)
+    known = LOSSES[loss_type].levels
+    levels = tuple(level for level in known if level in LEVELS) or ("token",)
     check.choice(op, "importance_sampling_level", importance_sampling_level, levels)
-    level = importance_sampling_level if importance_sampling_level in loss.levels else None
-    chosen = {name: value for name, value in options.items() if name in loss.options}
-    return {"loss_type": loss_type, "importance_sampling_level": level, **chosen}
+    return importance_sampling_level if importance_sampling_level in known else None
+
+
+def options_of(
+    op: str, loss_type: str, importance_sampling_level: str, **options: Any
+) -> PolicyLossOptions:
+    """Options of other losses than ``loss_type`` have no effect, as in Liger.
+
+    Raises:
+        ValueError, TypeError: naming the option, what was expected and what came.
+    """
+    level = level_of(op, loss_type, importance_sampling_level)
+    of_others = set(OPTIONS) - set(LOSSES[loss_type].options)
+    chosen = {name: value for name, value in options.items() if name not in of_others}
+    with check.on_behalf_of(op):
+        return PolicyLossOptions(loss_type=loss_type, importance_sampling_level=level, **chosen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
@@ -14,7 +14,11 @@ from r1kernels.head.fused_linear_loss import FusedLoss, through_head
 from r1kernels.head.head import accumulate_dtype
 from r1kernels.policy import policy_loss_inputs as inputs
 from r1kernels.policy.policy_loss import policy_loss
-from r1kernels.policy.policy_loss_options import PolicyLossOptions
+from r1kernels.policy.policy_loss_options import (
+    LossOptions,
+    PolicyLossOptions,
+    options_of_call,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -42,10 +46,13 @@ def fused_linear_grpo_loss(
     vocab_size: int | None = None,
     entropy: bool = False,
     mask: Tensor | None = None,
-    loss_type: str = "grpo",
-    beta: float = 0.0,
-    entropy_coef: float = 0.0,
-    **options: Unpack[PolicyLossOptions],
+    old_logprob: Tensor | None = None,
+    ref_logprob: Tensor | None = None,
+    sampling_logprob: Tensor | None = None,
+    num_active_tokens: float | Tensor | None = None,
+    num_sequences: float | Tensor | None = None,
+    options: PolicyLossOptions | None = None,
+    **keywords: Unpack[LossOptions],
 ) -> FusedLoss:
     """``policy_loss(linear_logprob(hidden, weight, target), advantages)`` with the work left out.
 
@@ -61,8 +68,10 @@ def fused_linear_grpo_loss(
         rewards, group_ids: [B], of complete groups; scale_rewards, baseline: see
             ``group_advantage``.
         entropy: compute the entropies too; implied by a nonzero ``entropy_coef``.
-        cu_seqlens, mask, loss_type, beta, entropy_coef, options: see ``policy_loss``, all of whose
-            keywords are taken (``PolicyLossOptions`` lists the others).
+        cu_seqlens, mask, old_logprob, ref_logprob, sampling_logprob, num_active_tokens,
+            num_sequences: see ``policy_loss``, and so for
+        options: a ``PolicyLossOptions``, in place of
+        keywords: its fields.
 
     Returns:
         ``FusedLoss(loss, logprob, entropy, metrics, regime)``.
@@ -71,9 +80,9 @@ def fused_linear_grpo_loss(
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     name = "fused_linear_grpo_loss"
-    check.known_options(name, options, KEYWORDS)
+    o = options_of_call(name, options, _options, keywords)
     _check(
-        beta, entropy_coef, entropy, hidden, target, cu_seqlens, mask, advantages, rewards,
+        entropy, hidden, target, cu_seqlens, mask, advantages, rewards,
         group_ids, scale_rewards, baseline,
     )  # fmt: skip
     inputs.look_at_sequences(name, cu_seqlens, hidden.shape[0], "hidden")
@@ -86,26 +95,33 @@ def fused_linear_grpo_loss(
     def loss_fn(logprob: Tensor, entropies: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         with check.on_behalf_of(name):
             return policy_loss(
-                logprob, given, cu_seqlens=cu_seqlens, mask=mask, loss_type=loss_type, beta=beta,
-                entropy=entropies, entropy_coef=entropy_coef, **options,
+                logprob, given, cu_seqlens=cu_seqlens, mask=mask, old_logprob=old_logprob,
+                ref_logprob=ref_logprob, sampling_logprob=sampling_logprob, entropy=entropies,
+                num_active_tokens=num_active_tokens, num_sequences=num_sequences, options=o,
             )  # fmt: skip
 
     keep = None
     # KL-Cov's penalty is the one term of a policy loss that does not grow with the advantage.
-    if beta == 0 and entropy_coef == 0 and loss_type != "kl_cov":
+    if o.beta == 0 and o.entropy_coef == 0 and o.loss_type != "kl_cov":
         keep = _rows_with_advantage(given, cu_seqlens, target.shape[0])
     return through_head(
         name, loss_fn, hidden, weight, target, bias, temperature, logit_scale, softcap, mask,
-        entropy or entropy_coef != 0, entropy_grad=entropy_coef != 0, keep=keep,
+        entropy or o.entropy_coef != 0, entropy_grad=o.entropy_coef != 0, keep=keep,
         candidate_ids=candidate_ids, candidate_offsets=candidate_offsets, tp_group=tp_group,
         vocab_start=vocab_start, vocab_size=vocab_size,
     )  # fmt: skip
 
 
 @remembered
+def _options(**keywords: Any) -> PolicyLossOptions:
+    name = "fused_linear_grpo_loss"
+    check.known_options(name, keywords, KEYWORDS)
+    with check.on_behalf_of(name):
+        return PolicyLossOptions(**keywords)
+
+
+@remembered
 def _check(
-    beta: float,
-    entropy_coef: float,
     entropy: bool,
     hidden: Tensor,
     target: Tensor,
@@ -118,8 +134,6 @@ def _check(
     baseline: str,
 ) -> None:
     name = "fused_linear_grpo_loss"
-    check.number(name, "beta", beta)
-    check.number(name, "entropy_coef", entropy_coef)
     shapes = check.Shapes(name, check.PACK)
     check.flag(name, "entropy", entropy)
     shapes("hidden", hidden, "T H", check.FLOATS)
@@ -135,7 +149,7 @@ def _check(
 
 KEYWORDS = (
     *inspect.signature(fused_linear_grpo_loss).parameters,
-    *PolicyLossOptions.__annotations__,
+    *LossOptions.__annotations__,
 )
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from r1kernels.core import check
 from r1kernels.core.op import Op
 from r1kernels.core.remembered import remembered
-from r1kernels.policy import covariance, losses
+from r1kernels.policy import covariance
 from r1kernels.policy import policy_loss_inputs as inputs
 from r1kernels.policy.losses import KL_ESTIMATORS, LOSSES
 from r1kernels.policy.policy_loss_cases import CASES
-from r1kernels.policy.policy_loss_options import LossOptions
+from r1kernels.policy.policy_loss_options import LossOptions, PolicyLossOptions, options_of_call
 from r1kernels.policy.policy_loss_reference import METRICS, Arguments, Sequences, reference
 
 NAME = "policy_loss"
@@ -45,21 +45,11 @@ def policy_loss(
     ref_logprob: Tensor | None = None,
     sampling_logprob: Tensor | None = None,
     mask: Tensor | None = None,
-    loss_type: str = "grpo",
-    importance_sampling_level: str | None = None,
-    beta: float = 0.0,
-    kl_estimator: str = "k3",
-    use_bias_correction_kl: bool = False,
     entropy: Tensor | None = None,
-    entropy_coef: float = 0.0,
-    rollout_correction: str | None = None,
-    rollout_clip_min: float | None = None,
-    rollout_clip_max: float | None = None,
-    off_policy_mask_threshold: float | None = None,
     num_active_tokens: float | Tensor | None = None,
     num_sequences: float | Tensor | None = None,
-    max_completion_length: int | None = None,
-    **options: Unpack[LossOptions],
+    options: PolicyLossOptions | None = None,
+    **keywords: Unpack[LossOptions],
 ) -> PolicyLoss:
     """loss = Σ_t w_t·(c_t·L_t + beta·KL_t) − entropy_coef·Σ_t H_t / num_active_tokens, t active.
 
@@ -158,7 +148,11 @@ def policy_loss(
         num_sequences: of the whole optimizer step, a number or 0-d tensor (default: B). Sequences
             without an active token count too.
         max_completion_length: in tokens, required for "dr_grpo".
-        options: of the loss type, see above; None for the default.
+        options: a ``PolicyLossOptions``, in place of
+        keywords: its fields, which are the options above of the loss type, None for the default,
+            and loss_type, importance_sampling_level, beta, kl_estimator, use_bias_correction_kl,
+            entropy_coef, rollout_correction, rollout_clip_min, rollout_clip_max,
+            off_policy_mask_threshold and max_completion_length.
 
     Returns:
         ``PolicyLoss(loss, metrics)``. Metrics: policy_loss (Σ w·c·L), clip_fraction (active tokens
@@ -172,20 +166,16 @@ def policy_loss(
         ValueError, TypeError: naming the argument, what was expected and what came. So does every
             option, level or correction that means nothing for the loss type.
     """
-    level, chosen, parameters = _resolved(
-        loss_type, kl_estimator, beta, entropy_coef, use_bias_correction_kl,
-        off_policy_mask_threshold, importance_sampling_level, **options,
-    )  # fmt: skip
-    low, high = _check(
-        logprob, cu_seqlens, old_logprob, ref_logprob, sampling_logprob, entropy, mask, beta,
-        entropy_coef, rollout_correction, rollout_clip_min, rollout_clip_max,
-        off_policy_mask_threshold, use_bias_correction_kl, loss_type, advantages, rewards,
-        group_ids, scale_rewards, baseline,
+    o = options_of_call(NAME, options, _options, keywords)
+    _check(
+        logprob, cu_seqlens, old_logprob, ref_logprob, sampling_logprob, entropy, mask, o.beta,
+        o.entropy_coef, o.rollout_correction, o.off_policy_mask_threshold,
+        o.use_bias_correction_kl, advantages, rewards, group_ids, scale_rewards, baseline,
     )  # fmt: skip
     inputs.look_at_sequences(NAME, cu_seqlens, logprob.shape[0], "logprob")
-    loss, sequences = LOSSES[loss_type], cu_seqlens.shape[0] - 1
+    loss, sequences = LOSSES[o.loss_type], cu_seqlens.shape[0] - 1
     given = inputs.advantages_or_rewards(NAME, advantages, rewards, group_ids)
-    covariance_based = loss_type in ("clip_cov", "kl_cov")
+    covariance_based = o.loss_type in ("clip_cov", "kl_cov")
     if group_ids is not None and (covariance_based or baseline == "opo"):
         rows = logprob.shape[0]
         given = inputs.advantages_of_groups(
@@ -197,12 +187,10 @@ def policy_loss(
         by_row = given
         if given.shape[0] == sequences:
             by_row = given[Sequences(cu_seqlens, logprob.shape[0]).of_row]
-        selected = covariance.select(loss_type, chosen, logprob, old_logprob, by_row, mask)
+        selected = covariance.select(o.loss_type, o.of_loss, logprob, old_logprob, by_row, mask)
 
     tokens = _of_step("num_active_tokens", num_active_tokens, logprob)
     of_step = _of_step("num_sequences", num_sequences, logprob)
-    if max_completion_length is not None:
-        check.count(NAME, "max_completion_length", max_completion_length)
     denominator: Any = tokens
     if loss.average == "local_tokens":
         denominator = None
@@ -211,11 +199,7 @@ def policy_loss(
     elif loss.average in ("sequence_sums", "max_length"):
         denominator = logprob.new_full((), sequences) if of_step is None else of_step
     if loss.average == "max_length":
-        if max_completion_length is None:
-            raise ValueError(
-                f"{NAME}: max_completion_length: expected a number for {loss_type!r}, got None"
-            )
-        denominator = denominator * max_completion_length
+        denominator = denominator * o.max_completion_length
 
     arguments = Arguments(
         logprob=logprob,
@@ -231,18 +215,18 @@ def policy_loss(
         denominator=denominator,
         num_active_tokens=tokens,
         surrogate=loss.surrogate,
-        options=parameters,
-        level=level,
+        options=o.of_surrogate,
+        level=o.level,
         sequence_mean=loss.average == "sequence_means",
-        beta=beta,
-        kl_estimator=KL_ESTIMATORS[kl_estimator],
-        use_bias_correction_kl=use_bias_correction_kl,
-        entropy_coef=entropy_coef,
-        rollout_correction=rollout_correction or "none",
-        rollout_clip_min=low,
-        rollout_clip_max=high,
+        beta=o.beta,
+        kl_estimator=KL_ESTIMATORS[o.kl_estimator],
+        use_bias_correction_kl=o.use_bias_correction_kl,
+        entropy_coef=o.entropy_coef,
+        rollout_correction=o.rollout_correction or "none",
+        rollout_clip_min=o.rollout_bounds[0],
+        rollout_clip_max=o.rollout_bounds[1],
         off_policy_mask_threshold=(
-            math.inf if off_policy_mask_threshold is None else off_policy_mask_threshold
+            math.inf if o.off_policy_mask_threshold is None else o.off_policy_mask_threshold
         ),
         scale=scale_rewards,
         baseline=baseline,
@@ -254,36 +238,18 @@ def policy_loss(
         "entropy": entropy is None,
         "sampling_delta_mean": sampling_logprob is None,
         "sampling_delta_max": sampling_logprob is None,
-        "rollout_weight_mean": rollout_correction is None,
-        "off_policy_fraction": off_policy_mask_threshold is None,
+        "rollout_weight_mean": o.rollout_correction is None,
+        "off_policy_fraction": o.off_policy_mask_threshold is None,
     }
     metrics = zip(METRICS, vector.detach().unbind(), strict=True)
     return PolicyLoss(value, {key: metric for key, metric in metrics if not absent.get(key)})
 
 
 @remembered
-def _resolved(
-    loss_type: str,
-    kl_estimator: str,
-    beta: float,
-    entropy_coef: float,
-    use_bias_correction_kl: bool,
-    off_policy_mask_threshold: float | None,
-    importance_sampling_level: str | None,
-    **options: Any,
-) -> tuple[str, dict[str, Any], list[float]]:
-    """The level of the ratio, all options of the loss, and those of its surrogate in its order."""
-    check.known_options(NAME, options, KEYWORDS)
-    check.choice(NAME, "loss_type", loss_type, tuple(LOSSES))
-    check.choice(NAME, "kl_estimator", kl_estimator, tuple(KL_ESTIMATORS))
-    check.number(NAME, "beta", beta)
-    check.number(NAME, "entropy_coef", entropy_coef)
-    check.flag(NAME, "use_bias_correction_kl", use_bias_correction_kl)
-    if off_policy_mask_threshold is not None:
-        check.number(NAME, "off_policy_mask_threshold", off_policy_mask_threshold, infinite=True)
-    level = losses.choose_level(NAME, loss_type, importance_sampling_level)
-    chosen = losses.resolve(NAME, loss_type, options)
-    return level, chosen, losses.parameters(LOSSES[loss_type].surrogate, chosen)
+def _options(**keywords: Any) -> PolicyLossOptions:
+    check.known_options(NAME, keywords, KEYWORDS)
+    with check.on_behalf_of(NAME):
+        return PolicyLossOptions(**keywords)
 
 
 @remembered
@@ -298,18 +264,14 @@ def _check(
     beta: float,
     entropy_coef: float,
     rollout_correction: str | None,
-    rollout_clip_min: float | None,
-    rollout_clip_max: float | None,
     off_policy_mask_threshold: float | None,
     use_bias_correction_kl: bool,
-    loss_type: str,
     advantages: Tensor | None,
     rewards: Tensor | None,
     group_ids: Tensor | None,
     scale_rewards: str,
     baseline: str,
-) -> tuple[float, float]:
-    """The bounds of the rollout correction."""
+) -> None:
     shapes = check.Shapes(NAME, check.PACK)
     shapes("logprob", logprob, "T", inputs.FLOATS)
     inputs.sequences(shapes, cu_seqlens)
@@ -332,21 +294,17 @@ def _check(
     if off_policy_mask_threshold is not None and old_logprob is None:
         why = "off_policy_mask_threshold is given without old_logprob"
         inputs.needed(NAME, "sampling_logprob", sampling_logprob, why)
-    if use_bias_correction_kl and (ref_logprob is None or loss_type == "gmpo"):
-        why = "its ratio is clipped" if loss_type == "gmpo" else "there is no ref_logprob"
+    if use_bias_correction_kl and ref_logprob is None:
         raise ValueError(
-            f"{NAME}: use_bias_correction_kl: expected False for {loss_type!r}: {why}; got True"
+            f"{NAME}: use_bias_correction_kl: expected False as long as there is no ref_logprob; "
+            "got True"
         )
-    bounds = inputs.rollout_bounds(
-        NAME, loss_type, rollout_correction, rollout_clip_min, rollout_clip_max
-    )
     inputs.check_advantage_inputs(
         shapes, advantages, rewards, group_ids, scale_rewards, baseline, (logprob.dtype,)
     )
-    return bounds
 
 
-KEYWORDS = (*inspect.signature(policy_loss).parameters, *losses.OPTIONS)
+KEYWORDS = (*inspect.signature(policy_loss).parameters, *LossOptions.__annotations__)
 
 
 def _of_step(name: str, count: float | Tensor | None, like: Tensor) -> Tensor | None:
@@ -400,12 +358,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Any, ...]:
     grad, grad_entropy = ctx.saved_tensors
-    gradients: list[Tensor | None] = [None] * len(Arguments._fields)
-    gradients[0] = dloss * grad
-    entropy = Arguments._fields.index("entropy")
-    if ctx.needs_input_grad[entropy]:
-        gradients[entropy] = dloss * grad_entropy
-    return tuple(gradients)
+    needed = POLICY_LOSS.needed(ctx)
+    return POLICY_LOSS.gradients(
+        logprob=dloss * grad, entropy=dloss * grad_entropy if needed.entropy else None
+    )
 
 
 POLICY_LOSS = Op(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from r1kernels.core import check
 from r1kernels.policy.group_advantage import BASELINES, SCALES, group_advantage
-from r1kernels.policy.losses import ROLLOUT_CORRECTIONS
 from r1kernels.policy.policy_loss_reference import Sequences
 
 FLOATS = (torch.float32, torch.float64)
@@ -142,29 +140,3 @@ def needed(op: str, what: str, tensor: Tensor | None, why: str) -> Tensor:
     if tensor is None:
         raise ValueError(f"{op}: {what}: expected a tensor, since {why}; got None")
     return tensor
-
-
-def rollout_bounds(
-    op: str, loss_type: str, correction: str | None, low: float | None, high: float | None
-) -> tuple[float, float]:
-    if correction is None:
-        for what, value in (("rollout_clip_min", low), ("rollout_clip_max", high)):
-            if value is not None:
-                raise ValueError(
-                    f"{op}: {what}: expected None without rollout_correction, got {value}"
-                )
-        return 0.0, math.inf
-    check.choice(op, "rollout_correction", correction, ROLLOUT_CORRECTIONS)
-    if loss_type == "vespo" and correction.startswith("sequence"):
-        raise ValueError(
-            f"{op}: rollout_correction: 'vespo' sums over the sequence itself, expected "
-            f"token_truncate or token_mask; got {correction!r}"
-        )
-    low = 0.0 if low is None else check.number(op, "rollout_clip_min", low, infinite=True)
-    high = 3.0 if high is None else check.number(op, "rollout_clip_max", high, infinite=True)
-    if not 0 <= low < high:
-        raise ValueError(
-            f"{op}: rollout_clip_min: expected 0 ≤ rollout_clip_min < rollout_clip_max, "
-            f"got {low} and {high}"
-        )
-    return low, high

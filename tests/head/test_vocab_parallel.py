@@ -224,7 +224,7 @@ def test_the_share_of_a_confident_shard_keeps_its_small_complement() -> None:
     """1 − p of a confident token lives in log(share): it must not be lost beside the lse."""
     shards = combine(torch.tensor([[30.0], [5.0]], dtype=torch.float32))
     expected = -torch.log1p(torch.exp(torch.tensor(-25.0, dtype=torch.float64)))
-    torch.testing.assert_close(shards.share[0].double()[0], expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(shards.log_mass[0].double()[0], expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("grad", ["hidden head", "hidden"])

@@ -290,7 +290,7 @@ def test_fp64_numbers_compile() -> None:
             "importance_sampling_level: 'vespo' has its own ratio, expected None; got 'sequence'",
         ),
         (
-            {"rollout_correction": "token"},
+            {"rollout_correction": "token_mask"},
             "sampling_logprob: expected a tensor, since rollout_corr",
         ),
         ({"rollout_clip_max": 2.0}, "rollout_clip_max: expected None without rollout_correction"),

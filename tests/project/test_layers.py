@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import layers_drawing
+
 ROOT = Path(__file__).parents[2]
 
 # Each imports only those before it. The first folder of a path decides.
@@ -28,6 +30,7 @@ R1TRAIN = (
     *("", "config", "report", "data", "model", "rewards", "engine", "learn", "stages", "run"),
     "cli",
 )
+LAYERS = {"r1kernels": R1KERNELS, "r1train": R1TRAIN}
 NAMED = {"trainer", "toml", "schema", "__main__"}  # public names: they import what they name
 FAMILIES = {path.parents[1].name for path in (ROOT / "r1kernels").glob("*/triton/__init__.py")}
 
@@ -78,6 +81,11 @@ def test_the_ground_of_the_trainer_imports_no_layer() -> None:
 
 def test_every_folder_of_ops_has_its_layer() -> None:
     assert set(R1KERNELS) >= FAMILIES
+
+
+def test_the_drawing_shows_the_layers() -> None:
+    """If not: ``python -m tests.layers_drawing``."""
+    assert layers_drawing.FIGURE.read_text() == layers_drawing.drawing(LAYERS)
 
 
 def test_an_import_that_points_up_is_found(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
@@ -29,10 +30,6 @@ HANDED_ON = {
     "r1kernels.hf.with_hidden": {"inputs"},
 }
 SOURCE_FILE = re.compile(r"[\w/]+\.(?:py|cpp|cu|cuh|h)\b|\b(?:csrc|r1kernels|tests)/\w+")
-
-
-def own(value: Any) -> bool:
-    return getattr(value, "__module__", "").startswith("r1kernels")
 
 
 def public() -> Iterator[tuple[str, Any]]:
@@ -90,9 +87,9 @@ def test_it_is_documented(name: str) -> None:
 def test_every_field_is_documented(name: str) -> None:
     value = PUBLIC[name]
     known = documented_fields(value)
-    if is_typeddict(value):  # which does not tell what it inherits
-        for other in vars(options).values():
-            known |= documented_fields(other) if is_typeddict(other) and own(other) else set()
+    if is_typeddict(value):  # which does not tell what it inherits; keywords are fields of a class
+        for other in (options.PolicyLossOptions, options.LossOptions, options.FusedLossOptions):
+            known |= documented_fields(other)
     assert [field for field in fields(value) if field not in known] == []
 
 
@@ -128,7 +125,13 @@ def test_every_argument_is_described(name: str) -> None:
 
 
 def test_the_options_of_the_losses_are_those_of_their_table() -> None:
-    assert set(options.LossOptions.__annotations__) == set(losses.OPTIONS)
+    fields = [each for each in dataclasses.fields(options.PolicyLossOptions) if each.init]
+    assert {each.name for each in fields} >= set(losses.OPTIONS)
+    assert options.LossOptions.__annotations__.keys() == {each.name for each in fields}
+    types = [
+        annotation.__forward_arg__ for annotation in options.LossOptions.__annotations__.values()
+    ]
+    assert types == [each.type for each in fields]
 
 
 def keywords(function: Any) -> set[str]:
@@ -138,13 +141,9 @@ def keywords(function: Any) -> set[str]:
 
 def test_the_fused_loss_takes_every_keyword_of_the_loss() -> None:
     """But for entropy, which is a tensor there, and a wish here."""
-    taken = keywords(r1kernels.fused_linear_grpo_loss) | set(
-        options.PolicyLossOptions.__annotations__
-    )
-    assert keywords(r1kernels.policy_loss) | set(losses.OPTIONS) <= taken
-    assert not keywords(r1kernels.fused_linear_grpo_loss) & set(
-        options.PolicyLossOptions.__annotations__
-    )
+    taken = keywords(r1kernels.fused_linear_grpo_loss)
+    assert keywords(r1kernels.policy_loss) <= taken
+    assert not taken & options.LossOptions.__annotations__.keys()
 
 
 def test_the_loss_of_a_model_takes_every_keyword_of_the_fused_one() -> None:
@@ -152,7 +151,5 @@ def test_the_loss_of_a_model_takes_every_keyword_of_the_fused_one() -> None:
     given = {"bias", "logit_scale", "softcap", "cu_seqlens", "mask"}
     given |= {"tp_group", "vocab_start", "vocab_size"}
     handed = set(options.FusedLossOptions.__annotations__)
-    whole = keywords(r1kernels.fused_linear_grpo_loss) | set(
-        options.PolicyLossOptions.__annotations__
-    )
+    whole = keywords(r1kernels.fused_linear_grpo_loss) | options.LossOptions.__annotations__.keys()
     assert handed == whole - given

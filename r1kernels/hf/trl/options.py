@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from r1kernels.nn.options import options_of
+from r1kernels.nn.options import level_of, options_of
+from r1kernels.policy.policy_loss_options import PolicyLossOptions
 
 NAME = "GRPOTrainer"
 # What the model would be given beside text.
@@ -32,7 +33,7 @@ def check_arguments(args: Any, processing_class: Any) -> None:
                 f"forward that r1kernels patches; set use_liger_kernel=False (the fused loss is on "
                 f"without it)"
             )
-        options_of(NAME, args.loss_type, args.importance_sampling_level)
+        level_of(NAME, args.loss_type, args.importance_sampling_level)
     if isinstance(processing_class, ProcessorMixin):
         raise NotImplementedError(
             f"{NAME}: processing_class: {type(processing_class).__name__} is not supported, only "
@@ -49,13 +50,15 @@ def check_text_only(inputs: dict[str, Any]) -> None:
             )
 
 
-def loss_options(trainer: Any) -> dict[str, Any]:
-    """Keywords of ``policy_loss``."""
+def loss_options(trainer: Any, inputs: dict[str, Any]) -> PolicyLossOptions:
     args = trainer.args
     return options_of(
         NAME,
         trainer.loss_type,
         trainer.importance_sampling_level,
+        max_completion_length=trainer.max_completion_length,
+        beta=trainer.beta,
+        use_bias_correction_kl=trainer.beta != 0 and args.use_bias_correction_kl,
         epsilon=trainer.epsilon_low,
         epsilon_high=trainer.epsilon_high,
         delta=args.delta,
@@ -65,14 +68,14 @@ def loss_options(trainer: Any) -> dict[str, Any]:
         vespo_lambda_pos=args.vespo_lambda_pos,
         vespo_k_neg=args.vespo_k_neg,
         vespo_lambda_neg=args.vespo_lambda_neg,
+        **_off_policy(trainer, inputs),
     )
 
 
-def off_policy_options(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+def _off_policy(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """What compares the policy with the one that sampled, where they were not the same."""
-    old, sampling = (inputs.get(f"{who}_per_token_logps") for who in ("old", "sampling"))
-    options: dict[str, Any] = {"old_logprob": _flat(old), "sampling_logprob": _flat(sampling)}
-    if old is not None or sampling is not None:
+    options: dict[str, Any] = {}
+    if any(inputs.get(f"{who}_per_token_logps") is not None for who in ("old", "sampling")):
         options["off_policy_mask_threshold"] = trainer.off_policy_mask_threshold
     if trainer.use_vllm and trainer.vllm_importance_sampling_correction:
         high = trainer.vllm_importance_sampling_clip_max
@@ -82,16 +85,9 @@ def off_policy_options(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def reference_options(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The KL term."""
-    if trainer.beta == 0:
-        return {}
-    return {
-        "ref_logprob": _flat(inputs["ref_per_token_logps"]),
-        "beta": trainer.beta,
-        "use_bias_correction_kl": trainer.args.use_bias_correction_kl,
-    }
-
-
-def _flat(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values.flatten()
+def logprobs(trainer: Any, inputs: dict[str, Any]) -> dict[str, Tensor | None]:
+    """Those of the policies that the present one is compared with, as ``policy_loss`` has them."""
+    known = {f"{who}_logprob": inputs.get(f"{who}_per_token_logps") for who in ("old", "sampling")}
+    if trainer.beta != 0:
+        known["ref_logprob"] = inputs["ref_per_token_logps"]
+    return {name: None if x is None else x.flatten() for name, x in known.items()}

@@ -27,9 +27,8 @@ from r1kernels.hf.trl.options import (
     NAME,
     check_arguments,
     check_text_only,
+    logprobs,
     loss_options,
-    off_policy_options,
-    reference_options,
 )
 from r1kernels.hf.unwrap import unwrap
 from r1kernels.policy.losses import LOSSES
@@ -173,10 +172,8 @@ class GRPOTrainer(trl.GRPOTrainer):
                 cu_seqlens=torch.arange(sequences + 1, device=mask.device) * length,
                 mask=mask.bool().flatten(),
                 num_active_tokens=self._step_tokens(inputs, mode, steps) if by_tokens else None,
-                max_completion_length=self.max_completion_length,
-                **loss_options(self),
-                **reference_options(self, inputs),
-                **off_policy_options(self, inputs),
+                **logprobs(self, inputs),
+                options=loss_options(self, inputs),
             )
             metrics["policy_loss"] = loss.detach()
             loss = loss * share

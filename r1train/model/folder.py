@@ -79,6 +79,7 @@ def from_folder(
     _check_loaded(folder, info)
     _check_finite(folder, model)
     if gguf_file is not None:  # marked as quantized: save_pretrained would refuse it
+        vars(model.config).pop("quantization_config", None)  # and whatever loads it again, too
         fresh = type(model)(model.config)
         fresh.load_state_dict(model.state_dict())
         fresh.generation_config = model.generation_config

@@ -37,23 +37,22 @@ def choose(config: Config, plans: Sequence[Plan], *, resume: bool) -> Choice:
     done: dict[str, Finished] = {}
     latest: dict[str, Finished] = {}
     notes: list[str] = []
-    broken_off: list[Path] = []
+    broken_off: dict[Path, dict[str, Finished]] = {}
     for folder in folders(config):
         there = finished(folder)
         latest |= there
-        same = usable(plans, {p.name: there[p.name] for p in plans if fits(p, there)})
+        same = fitting(plans, there)
         done |= {name: stage for name, stage in same.items() if stage.there}
         if planned(folder) != _hashes(plans):
             continue
         if len(same) == len(plans):
             return Choice(folder, same, [f"{folder}: every stage is finished with these inputs"])
         if not out_of_order(plans, same):
-            broken_off.append(folder)
+            broken_off[folder] = same
     done = usable(plans, done)
     if resume and broken_off:
-        own = finished(broken_off[-1])
-        same = usable(plans, {p.name: own[p.name] for p in plans if fits(p, own)})
-        return Choice(broken_off[-1], {**done, **same})
+        newest, same = list(broken_off.items())[-1]
+        return Choice(newest, {**done, **same})
     notes += [
         f"{folder} is at work, or was broken off; to go on with it: r1train resume {folder}"
         for folder in broken_off
@@ -88,14 +87,18 @@ def take_up(folder: Path, plans: Sequence[Plan]) -> Choice:
                 f"{folder}: stage {plan.name!r} cannot be gone on with, since {changed}; put it "
                 "back as it was, or start anew with r1train run"
             )
-    there = finished(folder)
-    done = usable(plans, {plan.name: there[plan.name] for plan in plans if fits(plan, there)})
+    done = fitting(plans, finished(folder))
     if lost := out_of_order(plans, done):
         raise ConfigError(
             f"{folder}: what stage {lost!r} left is gone, and a stage that is not finished starts "
             "from it; put it back, or start anew with r1train run"
         )
     return Choice(folder, done)
+
+
+def fitting(plans: Sequence[Plan], there: Mapping[str, Finished]) -> dict[str, Finished]:
+    """Those of a folder's finished stages that need not be repeated."""
+    return usable(plans, {plan.name: there[plan.name] for plan in plans if fits(plan, there)})
 
 
 def usable(plans: Sequence[Plan], done: dict[str, Finished]) -> dict[str, Finished]:
@@ -123,7 +126,7 @@ def out_of_order(plans: Sequence[Plan], done: Mapping[str, Finished]) -> str | N
     return None
 
 
-def fits(plan: Plan, there: dict[str, Finished]) -> bool:
+def fits(plan: Plan, there: Mapping[str, Finished]) -> bool:
     """Whether a stage of that name is finished there, made of the same."""
     stage = there.get(plan.name)
     return (

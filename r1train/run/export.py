@@ -29,8 +29,7 @@ def save_checkpoint(
     previous = folder.with_name(folder.name + PREVIOUS)
     try:
         removed(partial)
-        export(model, partial)
-        tokenizer.save_pretrained(partial)
+        write_model(model, tokenizer, partial)
         synced(partial)
         if folder.exists():
             removed(previous)
@@ -45,6 +44,12 @@ def save_checkpoint(
             "output_dir"
         ) from error
     return folder
+
+
+def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """The files of model and tokenizer, adapters added in."""
+    export(model, folder)
+    tokenizer.save_pretrained(folder)
 
 
 def synced(folder: Path) -> None:

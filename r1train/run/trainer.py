@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from r1train.model.lora import export
 from r1train.report.console import CONSOLE, ProgressBar
 from r1train.report.evaluation import EvalResult
 from r1train.run.checkpoint import CheckpointStore
+from r1train.run.export import write_model
 from r1train.run.folder import RunFolder
 from r1train.run.signals import Signals
 from r1train.run.stall import Stall
@@ -95,8 +95,7 @@ class Trainer:
         context = self.stage.context
 
         def models(folder: Path) -> None:
-            export(context.model, folder)
-            context.tokenizer.save_pretrained(folder)
+            write_model(context.model, context.tokenizer, folder)
 
         with self.signals.held():
             state = self.state_dict() if self.whole else None

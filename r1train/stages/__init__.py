@@ -30,7 +30,7 @@ def kind_of(kind: str) -> type[Stage]:
 
 
 def check_stages(config: Config) -> None:
-    """Every kind is known, and `init` names what is there before the stage. Raises ConfigError."""
+    """There is a stage, and every kind is known. Raises ConfigError."""
     if not config.stages:
         raise ConfigError(f"stages = []: give at least one of {', '.join(KINDS)}")
     for stage in config.stages:

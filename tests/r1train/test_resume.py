@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
-from safetensors.torch import load_file
 
 from r1train.rewards.base import RewardBatch
 from r1train.rewards.manager import RewardManager
 from r1train.run import runner, trainer
 from r1train.run.checkpoint import CheckpointStore
 from r1train.run.runner import resume, run
+from tests.r1train import kills
 
-TIMED = ("seconds/", "tokens_per_second", "peak_memory_gib")
 # Two updates a rollout, a reference that is replaced, epochs of three problems: nothing that a
 # later update depends on is the same at every step.
 OPTIONS = (
@@ -43,19 +42,11 @@ def often(monkeypatch):
 
 
 def left(folder):
-    """All that a run leaves, without times."""
-    logs = [
-        [
-            {k: v for k, v in json.loads(line).items() if not k.startswith(TIMED)}
-            for line in (folder / name).read_text().splitlines()
-        ]
-        for name in ("metrics.jsonl", "samples.jsonl")
-    ]
-    weights = load_file(folder / "checkpoint" / "model.safetensors")
+    """All that a run leaves, and what its summary says, without times."""
     summary = json.loads((folder / "summary.json").read_text())
     for name in ("seconds", "stages", "folder", "checkpoint"):
         del summary[name]
-    return logs, {name: tensor.tolist() for name, tensor in weights.items()}, summary
+    return *kills.left(folder), summary
 
 
 @pytest.fixture

@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r1kernels import FusedLoss, fused_linear_grpo_loss, group_advantage, linear_logprob
+from r1kernels import (
+    FusedLoss,
+    PolicyLossOptions,
+    fused_linear_grpo_loss,
+    group_advantage,
+    linear_logprob,
+)
 from r1kernels.hf import Head
 from r1train.config.schema import RunError
 from r1train.config.sections import GRPOConfig
@@ -71,7 +77,18 @@ class Learner:
         seed: int = 0,
     ) -> None:
         self.policy, self.config, self.temperature = policy, config, temperature
-        self.max_completion_length = max_completion_length
+        self.options = PolicyLossOptions(
+            # bnpo is the mean over the tokens it is given: here those of the whole update.
+            loss_type="dapo" if config.loss_type == "bnpo" else config.loss_type,
+            importance_sampling_level=config.importance_sampling_level,
+            epsilon=config.epsilon,
+            epsilon_high=config.epsilon_high,
+            delta=config.delta,
+            beta=config.beta,
+            kl_estimator=config.kl_estimator,
+            entropy_coef=config.entropy_coef,
+            max_completion_length=max_completion_length,
+        )
         # Of the engine; unset: of one that samples in the dtype of the model.
         self.sampling_tolerance = sampling_tolerance or SAMPLING_TOLERANCE[policy.dtype]
         self.updates = config.num_iterations * config.num_minibatches  # of one rollout
@@ -265,7 +282,6 @@ class Learner:
 
         So neither the token budget nor leaving rows out changes what an update does.
         """
-        config = self.config
         advantages = batch.advantages[part].to(self.policy.device, non_blocking=True)
         old, ref = together(batch.old_logprobs, part), together(batch.ref_logprobs, part)
         routes = self._routes(batch, part, packed)
@@ -282,18 +298,9 @@ class Learner:
                 sampling_logprob=torch.cat([batch.sampling_logprobs[row] for row in part]),
                 temperature=self.temperature,
                 entropy=True,
-                # bnpo is the mean over the tokens it is given: here those of the whole update.
-                loss_type="dapo" if config.loss_type == "bnpo" else config.loss_type,
-                importance_sampling_level=config.importance_sampling_level,
-                epsilon=config.epsilon,
-                epsilon_high=config.epsilon_high,
-                delta=config.delta,
-                beta=config.beta,
-                kl_estimator=config.kl_estimator,
-                entropy_coef=config.entropy_coef,
+                options=self.options,
                 num_active_tokens=sum(len(batch.completions[row]) for row in rows),
                 num_sequences=len(rows),
-                max_completion_length=self.max_completion_length,
                 **head.options,
             )
             return fused.loss, fused

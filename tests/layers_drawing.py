@@ -19,6 +19,7 @@ ABOUT = {
         "moe": ("routing, sort, experts", FAMILY),
         "policy": ("advantages and policy losses", FAMILY),
         "head": ("log-probabilities without logits", FAMILY),
+        "attention": ("packed sequences that share prefixes", FAMILY),
         "elementwise": ("norms, rotations, gated activations", FAMILY),
         "triton": ("launches and builds of all Triton kernels", GROUND),
         "core": ("declaration, dispatch, checks, libraries", GROUND),

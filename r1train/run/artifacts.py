@@ -13,6 +13,7 @@ from typing import Any
 import r1kernels
 from r1train.config.schema import ConfigError, shown
 from r1train.config.sections import Config, StageConfig
+from r1train.model.presets import PRESETS
 from r1train.run.checkpoint import digest
 from r1train.seeds import derive_seed
 from r1train.stages import kind_of
@@ -74,12 +75,13 @@ def _init(stage: StageConfig, before: list[Plan]) -> Plan | str | None:
     for plan in models:
         if plan.name == stage.init:
             return plan
-    if stage.init.startswith("preset:") or Path(stage.init).is_dir():
+    known = stage.init.removeprefix("preset:") in PRESETS and stage.init.startswith("preset:")
+    if known or (Path(stage.init) / "config.json").is_file():
         return stage.init
     names = ", ".join(plan.name for plan in models) or "none"
     raise ConfigError(
         f"stage {shown(stage.name)}: init = {shown(stage.init)}: expected a stage before it that "
-        f"leaves a model ({names}), a folder that is there, or preset:NAME"
+        f"leaves a model ({names}), a HuggingFace folder, or preset:{' or preset:'.join(PRESETS)}"
     )
 
 

@@ -17,13 +17,13 @@ from r1kernels.fp8.gemm import (
     WHOLE,
     quantized,
 )
-from tests.core.test_ops import ISA_VARIANTS, VARIANTS, Variant
+from tests.core.test_ops import ISA_SUBJECTS, SUBJECTS, Subject
 
 FP32 = torch.float32
 IMPLEMENTATIONS = pytest.mark.parametrize(
-    "variant",
+    "subject",
     # BLAS chooses its order by the shape
-    [v for v in VARIANTS + ISA_VARIANTS if v.op is FP8_GEMM and v.backend != "torch"],
+    [v for v in SUBJECTS + ISA_SUBJECTS if v.op is FP8_GEMM and v.backend != "torch"],
     ids=str,
 )
 SHAPES = pytest.mark.parametrize(
@@ -66,12 +66,12 @@ def test_every_pair_of_granularities(of_a: tuple[int, int], of_b: tuple[int, int
 
 @SHAPES
 @IMPLEMENTATIONS
-def test_accumulates_in_place(variant: Variant, m: int, n: int, k: int) -> None:
+def test_accumulates_in_place(subject: Subject, m: int, n: int, k: int) -> None:
     operands = *fp8(normal(m, k), ROWS)[:2], *fp8(normal(n, k), SQUARES)[:2]
     wide = normal(m, 2 * n)
     before = wide.clone()
     total = wide[:, :n]  # not contiguous
-    with variant.active() as run, FP8_GEMM_.using(variant.backend):
+    with subject.active() as run, FP8_GEMM_.using(subject.backend):
         (product,) = run(*operands, None, FP32, False)
         FP8_GEMM_(total, *operands, False)
     assert torch.equal(total, before[:, :n] + product)
@@ -82,7 +82,7 @@ def test_accumulates_in_place(variant: Variant, m: int, n: int, k: int) -> None:
 @pytest.mark.parametrize("transposed", [False, True])
 @IMPLEMENTATIONS
 def test_a_row_does_not_depend_on_its_batch(
-    variant: Variant, transposed: bool, of_b: tuple[int, int]
+    subject: Subject, transposed: bool, of_b: tuple[int, int]
 ) -> None:
     data, scale = quantized(normal(100, 333), ROWS)
     b = normal(141, 333)
@@ -90,7 +90,7 @@ def test_a_row_does_not_depend_on_its_batch(
     pair = right.data, right.scale
     if transposed:
         pair = right.data.T.contiguous(), right.scale.T.contiguous()
-    with variant.active() as run:
+    with subject.active() as run:
         (whole,) = run(data, scale, *pair, None, FP32, transposed)
         for rows in (1, 7, 8, 9, 64, 100):
             (some,) = run(data[:rows], scale[:rows], *pair, None, FP32, transposed)
@@ -98,12 +98,12 @@ def test_a_row_does_not_depend_on_its_batch(
 
 
 @IMPLEMENTATIONS
-def test_every_code_is_its_value(variant: Variant) -> None:
+def test_every_code_is_its_value(subject: Subject) -> None:
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     one, identity = torch.ones(1, 1), torch.eye(256).to(torch.float8_e4m3fn)
     values = codes.float().nan_to_num(0)
     finite = values.to(torch.float8_e4m3fn)
-    with variant.active() as run:
+    with subject.active() as run:
         for transposed in (False, True):
             (left,) = run(finite[None], one, identity, one, None, FP32, transposed)
             assert torch.equal(left[0], values)
@@ -116,7 +116,7 @@ def test_every_code_is_its_value(variant: Variant) -> None:
 
 @pytest.mark.parametrize("transposed", [False, True])
 @IMPLEMENTATIONS
-def test_every_code_in_whole_panels_and_nan_alone(variant: Variant, transposed: bool) -> None:
+def test_every_code_in_whole_panels_and_nan_alone(subject: Subject, transposed: bool) -> None:
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().nan_to_num(0)
     b = torch.stack([codes.roll(n) for n in range(141)]).to(torch.float8_e4m3fn)  # [N, K]
     one, identity = torch.ones(1, 1), torch.eye(256).to(torch.float8_e4m3fn)
@@ -124,7 +124,7 @@ def test_every_code_in_whole_panels_and_nan_alone(variant: Variant, transposed: 
     def right(values: Tensor) -> Tensor:
         return values.T.contiguous() if transposed else values
 
-    with variant.active() as run:
+    with subject.active() as run:
         (out,) = run(identity, one, right(b), one, None, FP32, transposed)
         assert torch.equal(out, b.float().T)
         for n, k in ((5, 77), (47, 0), (48, 255), (140, 130)):
@@ -137,10 +137,10 @@ def test_every_code_in_whole_panels_and_nan_alone(variant: Variant, transposed: 
 
 
 @IMPLEMENTATIONS
-def test_products_of_small_scales_do_not_vanish(variant: Variant) -> None:
+def test_products_of_small_scales_do_not_vanish(subject: Subject) -> None:
     codes, scale = quantized(torch.ones(1, 128), ROWS)
     tiny, large = scale * 1e-25, scale * 1e-18
-    with variant.active() as run:
+    with subject.active() as run:
         (out,) = run(codes, tiny, codes, large, None, FP32, False)
     torch.testing.assert_close(out, torch.full((1, 1), 128e-43), rtol=0, atol=2e-45)
 

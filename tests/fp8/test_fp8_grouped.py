@@ -13,7 +13,7 @@ from r1kernels.fp8.format import BLOCK, FP8Tensor
 from r1kernels.fp8.gemm import FP8_GEMM, ROW_WISE, ROWS, SQUARES, WHOLE, quantized
 from r1kernels.fp8.grouped_gemm import FP8_GROUPED_GEMM
 from r1kernels.fp8.grouped_wgrad import FP8_GROUPED_WGRAD, FP8_GROUPED_WGRAD_
-from tests.core.test_ops import ISA_VARIANTS, VARIANTS, Variant
+from tests.core.test_ops import ISA_SUBJECTS, SUBJECTS, Subject
 
 FP32 = torch.float32
 COUNTS = (5, 0, 130, 1, 70, 0)
@@ -23,8 +23,8 @@ LAYOUTS = pytest.mark.parametrize("transposed", [False, True], ids=["linear", "t
 
 
 def implementations(op: r1kernels.core.op.Op, backends: tuple[str, ...]) -> pytest.MarkDecorator:
-    found = [v for v in VARIANTS + ISA_VARIANTS if v.op is op and v.backend in backends]
-    return pytest.mark.parametrize("variant", found, ids=str)
+    found = [v for v in SUBJECTS + ISA_SUBJECTS if v.op is op and v.backend in backends]
+    return pytest.mark.parametrize("subject", found, ids=str)
 
 
 # The reference calls a matrix product for each expert, whose order of sums depends on its size.
@@ -76,13 +76,13 @@ def padded(x: Tensor, offsets: Tensor) -> Tensor:
 @SIZES
 @PRODUCTS
 def test_forward_and_dgrad_are_near_the_unquantised_products(
-    variant: Variant, n: int, k: int
+    subject: Subject, n: int, k: int
 ) -> None:
     ends = offsets_of(COUNTS)
     x, dy, w = normal(sum(COUNTS), k), normal(sum(COUNTS), n), normal(EXPERTS, n, k) / k**0.5
     rows = [slice(start, end) for start, end in pairwise(ends.tolist())]
     weight = quantized(w, SQUARES)
-    with variant.active() as run:
+    with subject.active() as run:
         (y,) = run(*quantized(x, ROWS), *weight, ends[:-1], ends[1:], torch.bfloat16, False)
         (dx,) = run(*quantized(dy, ROWS), *weight, ends[:-1], ends[1:], torch.bfloat16, True)
     assert_close(y, torch.cat([x[part] @ w[e].T for e, part in enumerate(rows)]))
@@ -91,11 +91,11 @@ def test_forward_and_dgrad_are_near_the_unquantised_products(
 
 @SIZES
 @GRADIENTS
-def test_wgrad_is_near_the_unquantised_product(variant: Variant, n: int, k: int) -> None:
+def test_wgrad_is_near_the_unquantised_product(subject: Subject, n: int, k: int) -> None:
     ends = offsets_of(COUNTS, BLOCK)
     dy, x = (padded(normal(sum(COUNTS), size), ends) for size in (n, k))
     given = *quantized(dy.T.contiguous(), ROWS), *quantized(x.T.contiguous(), ROWS)
-    with variant.active() as run:
+    with subject.active() as run:
         (out,) = run(*given, ends)
     exact = [dy[start:end].T @ x[start:end] for start, end in pairwise(ends.tolist())]
     assert_close(out, torch.stack(exact))
@@ -105,7 +105,7 @@ def test_wgrad_is_near_the_unquantised_product(variant: Variant, n: int, k: int)
 
 @LAYOUTS
 @PRODUCTS
-def test_rows_of_nobody_are_zero_whatever_they_hold(variant: Variant, transposed: bool) -> None:
+def test_rows_of_nobody_are_zero_whatever_they_hold(subject: Subject, transposed: bool) -> None:
     weight = weights(141, 203, transposed)
     starts = offsets_of(COUNTS, BLOCK)
     ends = starts[:-1] + counts_of(COUNTS)
@@ -116,7 +116,7 @@ def test_rows_of_nobody_are_zero_whatever_they_hold(variant: Variant, transposed
     data, scale = quantized(normal(rows, 203), ROWS)
     data.view(torch.uint8)[~owned] = 0x7F
     scale[~owned] = torch.nan
-    with variant.active() as run:
+    with subject.active() as run:
         (out,) = run(data, scale, *weight[:2], starts[:-1], ends, FP32, transposed)
     assert not out[~owned].any()
     assert out[owned].isfinite().all()
@@ -126,7 +126,7 @@ def test_rows_of_nobody_are_zero_whatever_they_hold(variant: Variant, transposed
 @pytest.mark.parametrize("out_dtype", [torch.bfloat16, FP32, torch.float16], ids=str)
 @PRODUCTS_OF_A_ROW
 def test_masked_and_padded_rows_are_the_bits_of_contiguous_ones(
-    variant: Variant, out_dtype: torch.dtype, transposed: bool
+    subject: Subject, out_dtype: torch.dtype, transposed: bool
 ) -> None:
     weight, counts = weights(141, 203, transposed), counts_of(COUNTS)
     a = FP8Tensor(*quantized(normal(sum(COUNTS), 203), ROWS))
@@ -143,7 +143,7 @@ def test_masked_and_padded_rows_are_the_bits_of_contiguous_ones(
         for from_, to_masked, to_wide in zip(a[:2], masked[:2], wide[:2], strict=True):
             to_masked[e, : end - start] = to_wide[at] = from_[start:end]
     given = {"out_dtype": out_dtype, "transposed": transposed}
-    with variant.active():
+    with subject.active():
         expected = r1kernels.fp8_grouped_gemm(a, weight, offsets=tight, **given)
         of_masked = r1kernels.fp8_grouped_gemm(masked, weight, counts=counts, **given)
         of_wide = r1kernels.fp8_grouped_gemm(wide, weight, offsets=aligned, counts=counts, **given)
@@ -158,11 +158,11 @@ def test_masked_and_padded_rows_are_the_bits_of_contiguous_ones(
 @pytest.mark.parametrize("block", [SQUARES, ROW_WISE, WHOLE], ids=str)
 @PRODUCTS_OF_A_ROW
 def test_each_expert_is_an_fp8_gemm_bit_for_bit(
-    variant: Variant, block: tuple[int, int], transposed: bool
+    subject: Subject, block: tuple[int, int], transposed: bool
 ) -> None:
     data, scale = quantized(normal(sum(COUNTS), 385), ROWS)
     weight, ends = weights(130, 385, transposed, block), offsets_of(COUNTS)
-    with variant.active() as run, FP8_GEMM.using("cpp"):
+    with subject.active() as run, FP8_GEMM.using("cpp"):
         (out,) = run(data, scale, *weight[:2], ends[:-1], ends[1:], FP32, transposed)
         for e, (start, end) in enumerate(pairwise(ends.tolist())):
             left = data[start:end], scale[start:end]
@@ -172,10 +172,10 @@ def test_each_expert_is_an_fp8_gemm_bit_for_bit(
 
 @LAYOUTS
 @PRODUCTS_OF_A_ROW
-def test_a_row_does_not_depend_on_its_neighbours(variant: Variant, transposed: bool) -> None:
+def test_a_row_does_not_depend_on_its_neighbours(subject: Subject, transposed: bool) -> None:
     data, scale = quantized(normal(sum(COUNTS), 385), ROWS)
     weight, ends = weights(130, 385, transposed), offsets_of(COUNTS)
-    with variant.active() as run:
+    with subject.active() as run:
         (whole,) = run(data, scale, *weight[:2], ends[:-1], ends[1:], FP32, transposed)
         for e, (start, end) in enumerate(pairwise(ends.tolist())):
             for row in range(start, end, 9):
@@ -186,11 +186,11 @@ def test_a_row_does_not_depend_on_its_neighbours(variant: Variant, transposed: b
 
 
 @GRADIENTS_OF_AN_EXPERT
-def test_each_gradient_is_an_fp8_gemm_bit_for_bit(variant: Variant) -> None:
+def test_each_gradient_is_an_fp8_gemm_bit_for_bit(subject: Subject) -> None:
     ends = offsets_of(COUNTS, BLOCK)
     left, left_scale = quantized(normal(141, int(ends[-1])), ROWS)
     right, right_scale = quantized(normal(77, int(ends[-1])), ROWS)
-    with variant.active() as run, FP8_GEMM.using("cpp"):
+    with subject.active() as run, FP8_GEMM.using("cpp"):
         (out,) = run(left, left_scale, right, right_scale, ends)
         for e, (start, end) in enumerate(pairwise(ends.tolist())):
             rows, in_blocks = slice(start, end), slice(start // BLOCK, end // BLOCK)
@@ -203,12 +203,12 @@ def test_each_gradient_is_an_fp8_gemm_bit_for_bit(variant: Variant) -> None:
 
 
 @GRADIENTS
-def test_wgrad_accumulates_in_place(variant: Variant) -> None:
+def test_wgrad_accumulates_in_place(subject: Subject) -> None:
     ends = offsets_of(COUNTS, BLOCK)
     given = *quantized(normal(45, int(ends[-1])), ROWS), *quantized(normal(77, int(ends[-1])), ROWS)
     wide = normal(EXPERTS, 45, 2 * 77)
     before = wide.clone()
-    with variant.active() as run, FP8_GROUPED_WGRAD_.using(variant.backend):
+    with subject.active() as run, FP8_GROUPED_WGRAD_.using(subject.backend):
         (product,) = run(*given, ends)
         FP8_GROUPED_WGRAD_(wide[..., :77], *given, ends)  # not contiguous
     assert torch.equal(wide[..., :77], before[..., :77] + product)
@@ -216,13 +216,13 @@ def test_wgrad_accumulates_in_place(variant: Variant) -> None:
 
 
 @PRODUCTS_OF_A_ROW
-def test_threads_change_no_bit(variant: Variant) -> None:
+def test_threads_change_no_bit(subject: Subject) -> None:
     a, ends = quantized(normal(sum(COUNTS), 385), ROWS), offsets_of(COUNTS)
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            with variant.active() as run:
+            with subject.active() as run:
                 results += run(*a, *weights(130, 385, False)[:2], ends[:-1], ends[1:], FP32, False)
     finally:
         torch.set_num_threads(threads)

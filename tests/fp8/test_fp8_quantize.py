@@ -13,10 +13,10 @@ import r1kernels
 from r1kernels import moe_permute, moe_sort
 from r1kernels.fp8.format import E4M3
 from r1kernels.testing.compare import bitwise_problems, ordinal
-from tests.core.test_ops import ISA_VARIANTS, VARIANTS, Variant
+from tests.core.test_ops import ISA_SUBJECTS, SUBJECTS, Subject
 
-QUANTIZE = [v for v in VARIANTS + ISA_VARIANTS if v.op.name == "fp8_quantize"]
-DEQUANTIZE = [v for v in VARIANTS + ISA_VARIANTS if v.op.name == "fp8_dequantize"]
+QUANTIZE = [v for v in SUBJECTS + ISA_SUBJECTS if v.op.name == "fp8_quantize"]
+DEQUANTIZE = [v for v in SUBJECTS + ISA_SUBJECTS if v.op.name == "fp8_dequantize"]
 FINITE = torch.arange(127)  # codes without sign and without NaN
 VALUES = torch.where(  # e4m3 by its definition: 2^-6·m/8, and 2^(e-7)·(1 + m/8)
     FINITE < 8,
@@ -42,9 +42,9 @@ def nearest(x: Tensor) -> Tensor:
     return code.to(torch.uint8)
 
 
-@pytest.mark.parametrize("variant", QUANTIZE, ids=str)
+@pytest.mark.parametrize("subject", QUANTIZE, ids=str)
 @pytest.mark.parametrize("ue8m0", [False, True], ids=["float", "ue8m0"])
-def test_every_bf16_number_gets_the_nearest_code(variant: Variant, ue8m0: bool) -> None:
+def test_every_bf16_number_gets_the_nearest_code(subject: Subject, ue8m0: bool) -> None:
     # Sorted by magnitude, so that a block of 128 has one exponent and codes of every size occur
     # through the block maxima that are put beside them.
     x = all_bf16()
@@ -52,7 +52,7 @@ def test_every_bf16_number_gets_the_nearest_code(variant: Variant, ue8m0: bool) 
     for most in largest:
         capped = torch.where(x.abs() > most, most, x)
         capped[:, 0] = most
-        with variant.active() as run:
+        with subject.active() as run:
             data, scale, *_ = run(capped, None, 1, 1, 128, ue8m0, False)
         assert (scale == scale[0]).all()
         expected = float(most) / 448
@@ -66,20 +66,20 @@ def test_every_bf16_number_gets_the_nearest_code(variant: Variant, ue8m0: bool) 
         assert data[nan].isnan().all()
 
 
-@pytest.mark.parametrize("variant", DEQUANTIZE, ids=str)
-def test_every_code_has_its_value(variant: Variant) -> None:
+@pytest.mark.parametrize("subject", DEQUANTIZE, ids=str)
+def test_every_code_has_its_value(subject: Subject) -> None:
     codes = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(1, 256).view(E4M3)
-    with variant.active() as run:
+    with subject.active() as run:
         (got,) = run(codes, torch.ones(1, 1), torch.float32)
     values = torch.cat([VALUES, torch.tensor([torch.nan])]).float()
     assert not bitwise_problems(got[0], torch.cat([values, -values]))
 
 
-@pytest.mark.parametrize("variant", QUANTIZE, ids=str)
-def test_what_is_no_number_stays_alone(variant: Variant) -> None:
+@pytest.mark.parametrize("subject", QUANTIZE, ids=str)
+def test_what_is_no_number_stays_alone(subject: Subject) -> None:
     x = torch.full((1, 128), 2.0)
     x[0, 3], x[0, 5], x[0, 7] = torch.nan, torch.inf, -torch.inf
-    with variant.active() as run:
+    with subject.active() as run:
         data, scale, *_ = run(x, None, 1, 1, 128, False, False)
     assert scale.item() == pytest.approx(2 / 448)
     assert data.float().isnan().nonzero()[:, 1].tolist() == [3, 5, 7]

@@ -128,12 +128,16 @@ def target(name: str) -> None:
         assert command == "run r1-zero-mini"  # which `home` has run
 
 
+TRACKERS = ("tensorboard", "trackio", "wandb")  # of report_to, which are nobody's extras
+
+
 def install(arguments: str) -> None:
     """Extras and packages are those that pyproject and Makefile know."""
     text = (ROOT / "pyproject.toml").read_text() + (ROOT / "Makefile").read_text()
     name = shlex.split(arguments)[-1]
-    extra = re.fullmatch(r"\.\[(\w+)\]", name)
-    assert name == "." or (f"{extra[1]} = [" if extra else name) in text
+    extra = re.fullmatch(r"(?:\.|r1kernels)\[(\w+)\]", name)
+    known = name in (".", *TRACKERS) or (f"{extra[1]} = [" if extra else name) in text
+    assert known
 
 
 def enter(folder: str) -> None:

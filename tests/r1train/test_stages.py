@@ -112,9 +112,11 @@ def test_a_stage_that_cannot_be_is_named(stages, reason):
 
 def test_where_a_model_cannot_come_from():
     stages = (StageConfig("sft", name="a"), StageConfig("rl", init="b"))
-    reason = r"stage 'rl': init = 'b': expected a stage before it that leaves a model \(a\), a f"
+    reason = r"stage 'rl': init = 'b': expected a stage before it that leaves a model \(a\), a H"
     with pytest.raises(ConfigError, match=reason):
         plan(Config(stages=stages))
+    with pytest.raises(ConfigError, match=r"init = 'preset:nope': expected .* preset:smollm2"):
+        plan(Config(stages=(StageConfig("sft", init="preset:nope"),)))
 
 
 def test_a_recipe_runs_stage_by_stage(recipe, tmp_path, capsys):

@@ -23,7 +23,7 @@ from r1train.data.fields import Message
 from r1train.data.mixture import apportion, largest
 from r1train.data.prompts import REPLACED, with_system
 from r1train.data.records import record_of
-from r1train.data.selection import Joined, Selection, shuffled
+from r1train.data.selection import Joined, Selection, as_they_lie, shuffled
 from r1train.data.sources import open_rows
 from r1train.data.sources.gym import generate
 from r1train.data.usable import usable, warn
@@ -84,6 +84,12 @@ class ProblemSet(Sequence[Problem]):
         if isinstance(index, slice):
             return ProblemSet(self.problems[index], self.sources)
         return self.problems[index]
+
+    def as_they_lie(self) -> Iterator[tuple[int, Problem]]:
+        """Every problem with its number, in the order of the sources and of their rows: what goes
+        through all of a large file reads it once."""
+        for number in map(int, as_they_lie(self.problems)):
+            yield number, self.problems[number]
 
 
 def load_problems(config: TaskConfig, seed: int) -> tuple[ProblemSet, ProblemSet]:

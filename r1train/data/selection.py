@@ -7,7 +7,10 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -58,3 +61,24 @@ def shuffled(items: Sequence[T], rng: random.Random) -> Selection[T]:
     order = array("q", range(len(items)))
     rng.shuffle(order)
     return Selection(items, order)
+
+
+def as_they_lie(items: Sequence[Any]) -> NDArray[np.int64]:
+    """The positions of all items, ordered by where they lie beneath the selections: so a shuffled
+    file is gone through from its beginning to its end, and no part of it is read twice."""
+    return np.argsort(_depths(items), kind="stable")
+
+
+def _depths(items: Sequence[Any]) -> NDArray[np.int64]:
+    """Of each item a number that is larger the further back it lies."""
+    if isinstance(items, Selection):
+        numbers = np.frombuffer(items.numbers, np.int64)
+        within = isinstance(items.base, Selection | Joined)
+        return _depths(items.base)[numbers] if within else numbers
+    if isinstance(items, Joined):
+        found, start = [np.empty(0, np.int64)], 0
+        for part in map(_depths, items.parts):
+            found.append(part + start)
+            start += int(part.max(initial=-1)) + 1
+        return np.concatenate(found)
+    return np.arange(len(items))

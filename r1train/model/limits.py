@@ -6,6 +6,7 @@ import logging
 from array import array
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -57,24 +58,23 @@ def fitting_problems(
     ConfigError where one has not, unless its dataset's `on_bad_row` says to skip it; and where a
     prompt has no tokens, or some that the model does not know.
     """
-    limit, kept, long = positions(model), array("q"), 0
+    limit, long = positions(model), np.zeros(len(problems), bool)
     longest, most = "", 0
     strange = _beyond(model, tokenizer)
-    for number, problem in enumerate(problems):
+    for number, problem in problems.as_they_lie():
         text = render_prompt(problem.prompt, template, tokenizer)
         # Few texts have to be tokens for this: those have at least a byte each, but for some marks.
         short = limit is None or len(text.encode()) + MARKS + completion_length <= limit
         if short and text.strip() and not any(token in text for token in strange):
-            kept.append(number)
             continue
         (prompt,) = encode_prompts(tokenizer, [problem], template)
         check_sequences(model, tokenizer, [prompt])
         if not prompt:
             raise ConfigError(f"{problem.where}: its prompt is empty; see task.prompt_template")
         if limit is None or len(prompt) + completion_length <= limit:
-            kept.append(number)
-        elif problems.sources[problem.source].on_bad_row == "skip":
-            long += 1
+            continue
+        if problems.sources[problem.source].on_bad_row == "skip":
+            long[number] = True
         elif len(prompt) > most:
             longest, most = problem.where, len(prompt)
     if longest:
@@ -83,18 +83,19 @@ def fitting_problems(
             f"past the model's {limit} positions; lower rollout.max_completion_length (and "
             'eval\'s), or leave such problems out (on_bad_row = "skip")'
         )
-    if not kept:
+    if long.all():
         raise ConfigError(
-            f"all {long} prompts with a completion of {completion_length} tokens go past the "
+            f"all {len(long)} prompts with a completion of {completion_length} tokens go past the "
             f"model's {limit} positions; lower rollout.max_completion_length (and eval's)"
         )
-    if not long:
+    if not long.any():
         return problems
     logging.getLogger("r1train").warning(
         "%d of %d prompts are skipped: with a completion of %d tokens they go past the model's %s "
         "positions",
-        *(long, len(problems), completion_length, limit),
+        *(long.sum(), len(problems), completion_length, limit),
     )
+    kept = array("q", np.flatnonzero(~long).tobytes())
     return ProblemSet(Selection(problems, kept), problems.sources)
 
 

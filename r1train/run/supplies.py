@@ -52,7 +52,8 @@ class Supplies:
             model = replace(config.model, path=path, preset=preset, gguf_file=None)
             config = replace(config, model=model)
         template = config.task.prompt_template
-        loaded, tokenizer = load_model(config, (render_prompt(p.prompt, template) for p in train))
+        texts = (render_prompt(p.prompt, template) for _, p in train.as_they_lie())
+        loaded, tokenizer = load_model(config, texts)
         length = config.rollout.max_completion_length
         train = fitting_problems(loaded, tokenizer, train, template, length)
         length, heldout = config.eval.max_completion_length or length, heldout[: config.eval.limit]

@@ -11,6 +11,7 @@ from r1train.config.sections import DatasetConfig, TaskConfig
 from r1train.data.problems import FileProblems, load_problems
 from r1train.data.sources import open_rows, parquet
 from r1train.data.sources.base import Number, RowError
+from r1train.model.limits import fitting_problems
 
 ROWS = [
     {"question": f"What is half of {i}?", "answer": i / 2, "level": i % 3, "extra": {"tags": [i]}}
@@ -164,6 +165,31 @@ def test_row_groups_are_read_when_asked_for_and_few_are_kept(tmp_path, monkeypat
     other = open_rows(str(write_parquet(tmp_path / "more")))
     assert other[14]["answer"] == "7.0"
     assert [group for _, group in kept] == [0, 2]  # of all files together
+
+
+def test_to_see_that_problems_fit_a_model_files_are_read_in_their_order(
+    mini, tmp_path, monkeypatch
+):
+    """Or each row group of a shuffled file that is larger than what is kept is read many times."""
+    paths = write_parquet(tmp_path), write_jsonl(tmp_path, [{"prompt": "q", "answer": 1}] + ROWS)
+    task = TaskConfig(tuple(DatasetConfig(path=str(path), on_bad_row="skip") for path in paths))
+    train, _ = load_problems(task, 0)
+    read, true = [], FileProblems.__getitem__
+
+    def item(problems, number):
+        read.append((problems.source, number))
+        return true(problems, number)
+
+    monkeypatch.setattr(FileProblems, "__getitem__", item)
+    assert fitting_problems(*mini, train, "plain", 4) is train
+    assert len(read) == len(train)
+    assert read == sorted(read)
+    read.clear()
+    list(train)
+    assert read != sorted(read)
+    half = train[1::2][:5]
+    assert sorted(number for number, _ in half.as_they_lie()) == list(range(5))
+    assert all(half[number].where == problem.where for number, problem in half.as_they_lie())
 
 
 def test_lines_are_read_when_asked_for(tmp_path):

@@ -156,7 +156,7 @@ def _columns(function: UserFunction, problems: ProblemSet) -> list[str]:
     """The columns that the function names; ConfigError where no problem has one that it needs."""
     needed = (function.parameters() or ([], []))[1]
     known = set(GIVEN)
-    for problem in problems:  # of a large file, as few as will do
+    for _, problem in problems.as_they_lie():  # of a large file, as few as will do
         if known.issuperset(needed):
             break
         known.update(fields(problem))

@@ -1,6 +1,7 @@
 """Files of rows: every kind gives the same problems, and reads them when they are asked for."""
 
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -171,8 +172,9 @@ def test_to_see_that_problems_fit_a_model_files_are_read_in_their_order(
     mini, tmp_path, monkeypatch
 ):
     """Or each row group of a shuffled file that is larger than what is kept is read many times."""
-    paths = write_parquet(tmp_path), write_jsonl(tmp_path, [{"prompt": "q", "answer": 1}] + ROWS)
-    task = TaskConfig(tuple(DatasetConfig(path=str(path), on_bad_row="skip") for path in paths))
+    more = [{"question": f"What is {i}?", "answer": i} for i in range(9)]
+    paths = write_parquet(tmp_path), write_jsonl(tmp_path, more)
+    task = TaskConfig(tuple(DatasetConfig(path=str(path)) for path in paths))
     train, _ = load_problems(task, 0)
     read, true = [], FileProblems.__getitem__
 
@@ -203,9 +205,25 @@ def test_lines_are_read_when_asked_for(tmp_path):
         "level": Number("1"),
         "extra": {"tags": [Number("7")]},
     }
-    path.write_text(path.read_text().replace("half", "part"))
-    with pytest.raises(RunError, match=r"a\.jsonl: the file was changed while it was in use"):
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet, write_arrow, write_arrow_file])
+@pytest.mark.parametrize("change", ["cut", "written", "replaced"])
+def test_a_file_that_changes_while_it_is_in_use_stops_the_run(write, change, tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "_KEPT", parquet.OrderedDict())
+    path = write(tmp_path)
+    rows = open_rows(str(path))
+    assert len(list(rows.scan())) == 20
+    if change == "replaced":
+        path.rename(tmp_path / "before")
+        path.write_bytes((tmp_path / "before").read_bytes())
+    else:
+        os.truncate(path, 8 if change == "cut" else path.stat().st_size + 8)
+    expected = rf"{path.name}: the file was changed while it was in use"
+    with pytest.raises(RunError, match=expected):
         rows[7]
+    with pytest.raises(RunError, match=expected):
+        list(rows.scan())
 
 
 def test_a_row_that_cannot_be_read_is_what_is_wrong_with_it(tmp_path):
@@ -235,11 +253,32 @@ def test_folders_that_cannot_be_read(tmp_path, names, reason):
         open_rows(str(tmp_path))
 
 
+def test_a_pattern_of_several_kinds_of_files(tmp_path):
+    write_jsonl(tmp_path)
+    write_parquet(tmp_path)
+    expected = r"\*: names files of 2 kinds, such as .*a\.jsonl, .*a\.parquet: give a pattern"
+    with pytest.raises(ConfigError, match=expected):
+        open_rows(str(tmp_path / "*"))
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
 def test_damaged_files(tmp_path, name):
     (tmp_path / name).write_text("nonsense")
     with pytest.raises(ConfigError, match=rf"{name}: not an? \w+ file, or damaged"):
         list(open_rows(str(tmp_path / name)).scan())
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_arrow, write_arrow_file])
+def test_a_file_whose_rows_are_damaged_is_named(write, tmp_path):
+    path = write(tmp_path)
+    content = bytearray(path.read_bytes())
+    if path.suffix == ".arrow":
+        del content[-100:]
+    else:
+        content[8:400] = bytes(392)
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"{path.name}: not an? \w+ file, or damaged"):
+        list(open_rows(str(path)).scan())
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ reasoning-gym's problems have no rows: they are made when they are asked for (`g
 
 from __future__ import annotations
 
+from r1train.config.schema import ConfigError
 from r1train.data.sources.arrow import ArrowRows
 from r1train.data.sources.base import Rows
 from r1train.data.sources.jsonl import JsonlRows
@@ -22,9 +23,14 @@ def open_rows(path: str) -> Rows:
     Raises ConfigError where there is none, or it holds several kinds of files.
     """
     suffixes = tuple(suffix for kind in KINDS for suffix in kind.suffixes)
-    shards = [_open(file) for file in files_of(path, suffixes)]
+    files = files_of(path, suffixes)
+    kinds = [next(kind for kind in KINDS if kind.reads(file)) for file in files]
+    examples = dict(zip(kinds, files, strict=True))
+    if len(examples) > 1:
+        named = ", ".join(examples.values())
+        raise ConfigError(
+            f"{path}: names files of {len(examples)} kinds, such as {named}: give a pattern that "
+            "only files of one kind match"
+        )
+    shards = [kind(file) for kind, file in zip(kinds, files, strict=True)]
     return shards[0] if len(shards) == 1 else Shards(shards)
-
-
-def _open(file: str) -> Rows:
-    return next(kind for kind in KINDS if kind.reads(file))(file)

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from r1train.config.schema import ConfigError
-from r1train.data.sources.base import Number, Row, RowError, Rows, starts_with
+from r1train.data.sources.base import Number, Row, RowError, Rows, Unchanged, starts_with
 
 BLOCK = 256  # rows that are converted at once while a file is scanned
 
@@ -31,27 +31,36 @@ class ArrowRows(Rows):
 
     suffixes = (".arrow",)
 
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.unchanged = Unchanged(path)
+
     @classmethod
     def reads(cls, path: str) -> bool:
         return super().reads(path) or starts_with(path, b"ARROW1")
 
     def scan(self) -> Iterator[tuple[int, Row | RowError]]:
         for first in range(0, self.table.num_rows, BLOCK):
-            yield from enumerate(rows_of(self.table.slice(first, BLOCK)), start=first)
+            yield from enumerate(self._rows(first, BLOCK), start=first)
 
     def __getitem__(self, number: int) -> Row:
-        (row,) = rows_of(self.table.slice(number, 1))
+        (row,) = self._rows(number, 1)
         return row
+
+    def _rows(self, first: int, count: int) -> list[Row]:
+        self.unchanged.check(self.path)  # to read past the end of a file that is mapped is fatal
+        return rows_of(self.table.slice(first, count))
 
     @cached_property
     def table(self) -> Any:
         pa = pyarrow("pyarrow", self.path)
+        self.unchanged.check(self.path)
         file = pa.memory_map(self.path)
         try:
             if starts_with(self.path, b"ARROW1"):
                 return pa.ipc.open_file(file).read_all()
             return pa.ipc.open_stream(file).read_all()
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
             raise ConfigError(f"{self.path}: not an Arrow file, or damaged: {error}") from None
 
 

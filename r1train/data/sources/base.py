@@ -77,9 +77,10 @@ class Unchanged:
     def __init__(self, path: str) -> None:
         self.path, self.state = path, self._state(os.stat(path))
 
-    def check(self, descriptor: int) -> None:
-        """Raises RunError if the open file has been written to, or is another one."""
-        if self._state(os.fstat(descriptor)) != self.state:
+    def check(self, file: int | str) -> None:
+        """Raises RunError if the file, by its descriptor or path, has been written to, or is
+        another one."""
+        if self._state(os.stat(file)) != self.state:
             raise RunError(
                 f"{self.path}: the file was changed while it was in use, so its rows are not where "
                 "they were: start again, and leave the file as it is"

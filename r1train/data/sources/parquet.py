@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
@@ -59,11 +60,12 @@ class ParquetRows(Rows):
         _KEPT.move_to_end(key)
         return _KEPT[key]
 
-    def _open(self) -> Any:
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
         pa, parquet = (pyarrow(name, self.path) for name in ("pyarrow", "pyarrow.parquet"))
+        self.unchanged.check(self.path)
         try:
-            with open(self.path, "rb") as file:
-                self.unchanged.check(file.fileno())
-            return parquet.ParquetFile(self.path)
-        except pa.ArrowInvalid as error:
+            with parquet.ParquetFile(self.path) as file:
+                yield file
+        except (pa.ArrowInvalid, OSError) as error:
             raise ConfigError(f"{self.path}: not a Parquet file, or damaged: {error}") from None

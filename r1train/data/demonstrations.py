@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from r1train.config.schema import ConfigError
 from r1train.config.sections import DemonstrationsConfig, SFTConfig, TaskConfig
+from r1train.data.distinct import HELD, hashed, question_key
 from r1train.data.epochs import draw
 from r1train.data.fields import (
     Message,
@@ -29,6 +30,7 @@ from r1train.data.fields import (
     shown,
 )
 from r1train.data.mixture import largest
+from r1train.data.problems import ProblemSet
 from r1train.data.prompts import REPLACED, opens_think, render_prompt, with_system
 from r1train.data.selection import Joined, Selection, shuffled
 from r1train.data.sources import open_rows
@@ -59,8 +61,9 @@ class Demonstrations(Protocol):
 class RecordedDemonstrations:
     """Demonstrations of files, epoch after epoch, each in an order of its own.
 
-    `positions` is how many tokens the model takes, if it has a limit. Raises ConfigError where a
-    file has a row that cannot be used, unless its `on_bad_row` says to skip those.
+    `positions` is how many tokens the model takes, if it has a limit. Those of questions that are
+    in `heldout` are left out, with a warning. Raises ConfigError where a file has a row that cannot
+    be used, unless its `on_bad_row` says to skip those.
     """
 
     def __init__(
@@ -69,11 +72,13 @@ class RecordedDemonstrations:
         task: TaskConfig,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        heldout: ProblemSet,
         positions: int | None,
         seed: int,
     ) -> None:
+        held = heldout.questions()
         self.batch_size, self.seed = config.batch_size, seed
-        files = [_File(dataset, task, tokenizer, positions) for dataset in config.datasets]
+        files = [_File(dataset, task, tokenizer, held, positions) for dataset in config.datasets]
         whole = [
             shuffled(file.read(), random.Random(f"{seed}/{i}")) for i, file in enumerate(files)
         ]
@@ -96,21 +101,29 @@ class _File:
         dataset: DemonstrationsConfig,
         task: TaskConfig,
         tokenizer: PreTrainedTokenizerBase,
+        held: Set[int],
         positions: int | None,
     ) -> None:
         self.dataset, self.tokenizer, self.positions = dataset, tokenizer, positions
+        self.held = held
         self.rows, self.template = open_rows(dataset.path), task.prompt_template
         own = dataset.system_prompt
         self.system = task.system_prompt if own is None else own
 
     def read(self) -> Selection[Demonstration]:
         """Every row that can be used."""
-        numbers, replaced = array("q"), array("q")
-        for number, system in usable(self.rows, self.check, self.dataset.on_bad_row):
+        numbers, replaced, leaked = array("q"), array("q"), array("q")
+        for number, messages in usable(self.rows, self.check, self.dataset.on_bad_row):
+            if self._leaks(messages):
+                leaked.append(number)
+                continue
             numbers.append(number)
-            if system and self.template != "chat":
+            if messages[0][0] == "system" and self.template != "chat":
                 replaced.append(number)
         warn(self.rows, replaced, REPLACED)
+        warn(self.rows, leaked, HELD)
+        if not numbers:
+            raise ConfigError(f"{self.rows.path}: all demonstrations are of held-out questions")
         return Selection(self, numbers)
 
     def __getitem__(self, number: int) -> Demonstration:
@@ -118,9 +131,9 @@ class _File:
             self._parts(self._messages(self.rows[number])), self.rows.where([number])
         )
 
-    def check(self, row: Row) -> bool:
-        """Whether the row has a system message; RowError where it is no demonstration, or has too
-        many tokens."""
+    def check(self, row: Row) -> tuple[Message, ...]:
+        """The conversation of a row; RowError where it is no demonstration, or has too many
+        tokens."""
         messages = self._messages(row)
         parts, limit = self._parts(messages), self.positions
         # Few texts have to be tokens for this: those have at least a byte each, but for some marks.
@@ -129,17 +142,28 @@ class _File:
             length = len(made.prompt) + len(made.completion)
             if length > limit:
                 raise RowError(f"it has {length} tokens, and the model {limit} positions")
-        return messages[0][0] == "system"
+        return messages
+
+    def _leaks(self, messages: Sequence[Message]) -> bool:
+        """Whether what is learnt answers a held-out question: all that comes before an answer, or
+        the message before it alone."""
+        return any(
+            hashed(question_key(asked)) in self.held
+            for turn in self._learnt(messages)
+            for asked in (messages[:turn], messages[turn - 1 : turn])
+        )
 
     def _parts(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
         """The texts of a conversation one after the other, the prompt first, and whether each is
         learnt."""
         if self.template != "chat" and any(role != "system" for role, _ in messages[:-2]):
             raise RowError("a conversation of several turns needs task.prompt_template = 'chat'")
+        return list(self._turns(messages, self._learnt(messages)))
+
+    def _learnt(self, messages: Sequence[Message]) -> list[int]:
+        """Which messages the loss is of."""
         spoken = [i for i, (role, _) in enumerate(messages) if role == "assistant"]
-        if self.dataset.learned_turns == "last":
-            del spoken[:-1]
-        return list(self._turns(messages, spoken))
+        return spoken[-1:] if self.dataset.learned_turns == "last" else spoken
 
     def _turns(
         self, messages: Sequence[Message], spoken: Sequence[int]
@@ -151,7 +175,7 @@ class _File:
             if opens_think(before):
                 said = said.removeprefix("<think>").lstrip("\n")
             if following is None:
-                yield said.removesuffix(end) + end, True
+                yield said + end, True
                 return
             whole = self._render(messages[:following])
             if not whole.startswith(before + said):
@@ -168,8 +192,7 @@ class _File:
     def _messages(self, row: Row) -> tuple[Message, ...]:
         """The conversation of a row, which the assistant's message ends."""
         dataset = self.dataset
-        if dataset.prompt_field is None and dataset.messages_field in row:
-            value = row[dataset.messages_field]
+        if dataset.prompt_field is None and (value := row.get(dataset.messages_field)) is not None:
             if not isinstance(value, list) or not value:
                 raise RowError(f'"{dataset.messages_field}" is {shown(value)}: expected messages')
             messages = conversation(value, f'"{dataset.messages_field}"')
@@ -179,12 +202,22 @@ class _File:
             field = dataset.completion_field or "completion"
             said = _said(lookup(row, field, "completion_field"))
             messages = (*question(lookup(row, key, "prompt_field")), ("assistant", said))
+        end = str(self.tokenizer.eos_token)
+        messages = tuple(
+            (role, _ended(text, end) if role == "assistant" else text) for role, text in messages
+        )
         role, said = messages[-1]
         if role != "assistant":
             raise RowError(f"the last message is the {role}'s: expected one of the assistant")
         if not said.strip():
             raise RowError("the assistant says nothing")
         check_unicode(content for _, content in messages)
+        first = self._learnt(messages)[0]
+        if "user" not in [role for role, _ in messages[:first]]:
+            raise RowError(
+                "the assistant speaks before the user, so that this has no prompt: leave the "
+                'message out, or learn the last one alone (learned_turns = "last")'
+            )
         return with_system(messages, self.system) if self.template == "chat" else messages
 
     def _render(self, messages: Sequence[Message]) -> str:
@@ -219,3 +252,12 @@ def _said(value: Any) -> str:
         expected = "expected text, or a list of one message of the assistant"
         raise RowError(f"the completion is {shown(value)}: {expected}")
     return value
+
+
+def _ended(said: str, end: str) -> str:
+    """What is said before the end of the sequence. A file that was made with a chat template may
+    have that and a newline: nothing is learnt behind the end."""
+    before, _, behind = said.partition(end)
+    if behind.replace(end, "").strip():
+        raise RowError(f"the assistant goes on after {end}, which ends what it says")
+    return before

@@ -10,6 +10,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+from r1train.data.fields import Message
 from r1train.data.sources.base import Rows
 from r1train.data.usable import warn
 
@@ -33,6 +34,9 @@ class Index:
         self.answers.append(hashed(answer))
 
 
+HELD = "questions that are held out are left out of training"
+
+
 class Asked:
     """Questions that have been met; `known` are hashes."""
 
@@ -47,6 +51,13 @@ class Asked:
             return False
         self.new.add(key)
         return True
+
+
+def question_key(messages: Sequence[Message]) -> str:
+    """What makes two questions the same: all that is asked, however it is spaced, and whatever the
+    system message."""
+    said = (content for role, content in messages if role != "system")
+    return " ".join(" ".join(said).split())
 
 
 def hashed(text: str) -> int:
@@ -80,7 +91,7 @@ def distinct(indexes: Sequence[Index], held: NDArray[np.int64]) -> list[array[in
         for chosen, what in (
             (later & ~differs, "repeated questions are left out"),
             (later & differs, "repeated questions with another answer: the first answer is kept"),
-            (leaked, "questions that are held out are left out of training"),
+            (leaked, HELD),
         ):
             warn(index.rows, array("q", numbers[chosen[own]].tobytes()), what)
         kept.append(array("q", numbers[~(later | leaked)[own]].tobytes()))

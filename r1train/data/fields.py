@@ -15,10 +15,11 @@ PROMPT_FIELDS = ("prompt", "question")
 
 
 def prompt_key(row: Row, field: str | None) -> str:
-    """The key of the prompt: `field`, or the one of "prompt" and "question" that is there."""
+    """The key of the prompt: `field`, or the one of "prompt" and "question" that is there; null is
+    what a table has where there is none."""
     if field is not None:
         return field
-    found = [name for name in PROMPT_FIELDS if name in row]
+    found = [name for name in PROMPT_FIELDS if row.get(name) is not None]
     if len(found) > 1:
         raise RowError('"prompt" and "question" are both there: say which with prompt_field')
     return found[0] if found else PROMPT_FIELDS[0]

@@ -18,7 +18,7 @@ import numpy as np
 
 from r1train.config.schema import ConfigError
 from r1train.config.sections import DatasetConfig, TaskConfig
-from r1train.data.distinct import Asked, Index, distinct, questions_of
+from r1train.data.distinct import Asked, Index, distinct, hashed, question_key, questions_of
 from r1train.data.fields import Message
 from r1train.data.mixture import apportion, largest
 from r1train.data.prompts import REPLACED, with_system
@@ -62,6 +62,11 @@ class Problem:
         return self.messages or self.question
 
     @property
+    def key(self) -> str:
+        """The same of problems that ask the same."""
+        return question_key(self.messages or (("user", self.question),))
+
+    @property
     def where(self) -> str:
         """What a message calls it."""
         return self.place or f"{self.task}, problem {self.index + 1}"
@@ -90,6 +95,10 @@ class ProblemSet(Sequence[Problem]):
         through all of a large file reads it once."""
         for number in map(int, as_they_lie(self.problems)):
             yield number, self.problems[number]
+
+    def questions(self) -> set[int]:
+        """Hashes of what is asked."""
+        return {hashed(problem.key) for _, problem in self.as_they_lie()}
 
 
 def load_problems(config: TaskConfig, seed: int) -> tuple[ProblemSet, ProblemSet]:
@@ -173,7 +182,7 @@ def _draw(config: TaskConfig, source: int, count: int, seed: int, asked: Asked) 
     repeats = 0  # since the last new question: a small space repeats itself
     candidates = _generate(config, source, seed)
     for problem in itertools.takewhile(lambda _: len(found) < count, candidates):
-        if asked.add(_key((("user", problem.question),))):
+        if asked.add(problem.key):
             found.append(problem)
             repeats = 0
         elif (repeats := repeats + 1) > 1000 + 10 * len(found):
@@ -194,11 +203,6 @@ def _generate(config: TaskConfig, source: int, seed: int) -> Iterator[Problem]:
             source=source,
             messages=_conversation((("user", entry["question"]),), config, dataset),
         )
-
-
-def _key(messages: Sequence[Message]) -> str:
-    """What makes two problems the same: all that is asked, however it is spaced."""
-    return " ".join(" ".join(content for _, content in messages).split())
 
 
 def _conversation(
@@ -240,9 +244,8 @@ class FileProblems:
         """Every row that can be a problem. Templates other than "chat" ask the question alone."""
         index, replaced, chat = Index(self.rows), array("q"), self.config.prompt_template == "chat"
         for number, record in usable(self.rows, self.record, self.dataset.on_bad_row):
-            index.add(
-                number, _key(record.messages if chat else record.messages[-1:]), record.answer
-            )
+            asked = record.messages if chat else record.messages[-1:]
+            index.add(number, question_key(asked), record.answer)
             if not chat and len(record.messages) > 1:
                 replaced.append(number)
         warn(self.rows, replaced, REPLACED)

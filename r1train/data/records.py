@@ -45,7 +45,9 @@ def record_of(row: Row, dataset: DatasetConfig, template: str) -> Record:
             "a conversation of several turns needs task.prompt_template = 'chat'; it is "
             f"{template!r}"
         )
-    kind = row.get(TYPE_FIELD, dataset.answer_type)
+    kind = row.get(TYPE_FIELD)
+    if kind is None:  # or null: a table has the field in all rows
+        kind = dataset.answer_type
     if kind not in ANSWER_TYPES:
         raise RowError(f'"answer_type" is {shown(kind)}: expected one of {", ".join(ANSWER_TYPES)}')
     name = ANSWER_FIELD if dataset.answer_field is None else dataset.answer_field

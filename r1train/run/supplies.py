@@ -83,4 +83,5 @@ class Supplies:
             rewards=self.rewards(one),
             train=train,
             heldout=heldout,
+            reserved=self.problems(one)[1],
         )

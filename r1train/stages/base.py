@@ -47,6 +47,9 @@ class Context:
     rewards: RewardManager
     train: ProblemSet
     heldout: ProblemSet
+    """What evaluations ask."""
+    reserved: ProblemSet
+    """All that is held out: nothing is learnt of it."""
 
     @cached_property
     def sync(self) -> WeightSync:

@@ -65,7 +65,10 @@ def demonstrations(context: Context) -> Demonstrations:
     if config.sft.datasets:
         limit = positions(context.model)
         return RecordedDemonstrations(
-            config.sft, config.task, tokenizer, positions=limit, seed=seed
+            *(config.sft, config.task, tokenizer),
+            heldout=context.reserved,
+            positions=limit,
+            seed=seed,
         )
     template = config.task.prompt_template
     return WorkedSolutions(context.train, config.sft, tokenizer, template=template, seed=seed)

@@ -7,6 +7,7 @@ import pytest
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config, DemonstrationsConfig, SFTConfig, TaskConfig
 from r1train.data.demonstrations import RecordedDemonstrations
+from r1train.data.problems import Problem, ProblemSet
 from r1train.model.presets import mini_tokenizer
 from r1train.run.runner import run
 from tests.r1train.conftest import TEXTS
@@ -16,6 +17,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 WITHOUT_THOUGHTS = CHATML.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
+NONE = ProblemSet([], ())
 SYSTEM = {"role": "system", "content": "s"}
 
 
@@ -36,7 +38,9 @@ def tokenizer():
 def load(tmp_path, tokenizer):
     """Demonstrations of rows; all that a section may say is an option."""
 
-    def of(*rows, template="plain", chat=CHATML, positions=None, batch_size=2, **options):
+    def of(
+        *rows, template="plain", chat=CHATML, positions=None, batch_size=2, heldout=NONE, **options
+    ):
         path = tmp_path / "demonstrations.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         tokenizer.chat_template = chat
@@ -45,7 +49,9 @@ def load(tmp_path, tokenizer):
         task = TaskConfig(
             prompt_template=template, system_prompt="" if template == "chat" else None
         )
-        return RecordedDemonstrations(config, task, tokenizer, positions=positions, seed=0)
+        return RecordedDemonstrations(
+            config, task, tokenizer, heldout=heldout, positions=positions, seed=0
+        )
 
     of.decode = tokenizer.decode
     return of
@@ -70,6 +76,9 @@ def texts(load, demonstration):
          {"prompt_field": "q", "completion_field": "a"}),
         ({"messages": [user("2 + 2?"), assistant("4")]}, {}),
         ({"turns": [SYSTEM, user("2 + 2?"), assistant("4")]}, {"messages_field": "turns"}),
+        ({"prompt": "2 + 2?", "completion": "4", "question": None, "messages": None}, {}),
+        ({"messages": [user("2 + 2?"), assistant("4")], "prompt": None, "completion": None}, {}),
+        ({"prompt": "2 + 2?", "completion": "4<eos>\n"}, {}),
     ],
 )  # fmt: skip
 def test_a_prompt_and_its_completion(load, row, options):
@@ -100,6 +109,15 @@ def test_one_turn_or_all_of_them_are_learnt(load):
     assert texts(load, one) == (before, f"1<eos>{between}2<eos>", "1<eos>2<eos>")
 
 
+def test_nothing_is_learnt_after_the_end_of_a_turn(load):
+    """Of what was written by a chat template, which may put a newline behind the end, neither."""
+    chat = CHATML.replace("<eos>", "<eos>\n")
+    row = {"messages": [user("a"), assistant("1<eos>\n"), user("b"), assistant("2<eos>\n")]}
+    (one,) = load(row, template="chat", chat=chat, batch_size=1, learned_turns="all").batch(0)
+    between = "\n<|user|>b<eos>\n<|assistant|>"
+    assert texts(load, one)[1:] == (f"1<eos>{between}2<eos>", "1<eos>2<eos>")
+
+
 @pytest.mark.parametrize(
     ("row", "options", "reason"),
     [
@@ -110,6 +128,13 @@ def test_one_turn_or_all_of_them_are_learnt(load):
         ({"prompt": "", "completion": "4"}, {}, "the question is empty"),
         ({"messages": [user("q")]}, {}, r"the prompt is \[\]"),
         ({"messages": [user("q"), user("q")]}, {}, "the last message is the user's"),
+        ({"messages": [assistant("0"), user("q"), assistant("4")]},
+         {"template": "chat", "learned_turns": "all"},
+         "the assistant speaks before the user.* learned_turns = "),
+        ({"messages": [SYSTEM, assistant("0"), user("q"), assistant("4")]},
+         {"template": "chat", "learned_turns": "all"}, "the assistant speaks before the user"),
+        ({"messages": [SYSTEM, assistant("4")]}, {}, "the last message is the system's"),
+        ({"prompt": "q", "completion": "4<eos> 5"}, {}, "the assistant goes on after <eos>"),
         ({"messages": "q"}, {}, '"messages" is "q": expected messages'),
         ({"messages": [user("a"), assistant("1"), user("b"), assistant("2")]}, {},
          "a conversation of several turns needs task.prompt_template = 'chat'"),
@@ -137,6 +162,27 @@ def test_an_epoch_has_every_demonstration_once_and_steps_keep_nothing(load):
     assert [d.where for d in load(*rows).batch(3)] == drawn[6:8]
 
 
+def test_what_is_held_out_is_not_learnt(load, caplog):
+    """The same question with a system message or without, and at any turn that is learnt."""
+    asked = (("system", "s"), ("user", "b"))
+    heldout = ProblemSet(
+        [Problem("a", 0, "What is  2 + 2?", "4"), Problem("a", 1, "b", "2", messages=asked)], ()
+    )
+    rows = [
+        {"prompt": "c", "completion": "4"},
+        {"prompt": "What is 2 + 2?", "completion": "4"},
+        {"messages": [SYSTEM, user("What is 2 + 2?"), assistant("4")]},
+        {"messages": [user("a"), assistant("1"), user("b"), assistant("2")]},
+        {"messages": [user("b"), assistant("2"), user("a"), assistant("1")]},
+    ]
+    options = {"template": "chat", "heldout": heldout}
+    assert len(load(*rows, learned_turns="all", **options)) == 1
+    assert "lines 2, 3, 4, 5: questions that are held out are left out" in caplog.text
+    assert len(load(*rows, **options)) == 2  # of the last row, only what is not held out is learnt
+    with pytest.raises(ConfigError, match=r"jsonl: all demonstrations are of held-out questions"):
+        load(*rows[1:4], **options)
+
+
 def test_files_are_mixed_by_weight(tmp_path, tokenizer):
     for name, count in (("a", 4), ("b", 40)):
         line = json.dumps({"prompt": name, "completion": "1"})
@@ -149,7 +195,9 @@ def test_files_are_mixed_by_weight(tmp_path, tokenizer):
         )
         task = TaskConfig(prompt_template="plain")
         return len(
-            RecordedDemonstrations(SFTConfig(datasets), task, tokenizer, positions=None, seed=0)
+            RecordedDemonstrations(
+                SFTConfig(datasets), task, tokenizer, heldout=NONE, positions=None, seed=0
+            )
         )
 
     assert size(None, None) == 44
@@ -164,6 +212,29 @@ def test_a_run_learns_from_a_file(config, tmp_path):
     lines = (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()
     losses = [r["loss"] for line in lines if "loss" in (r := json.loads(line))]
     assert losses[-1] < losses[0] / 2
+
+
+def test_a_run_does_not_learn_from_what_it_holds_out(config, tmp_path, caplog):
+    """Whatever part of that is evaluated."""
+    path, demonstrations = tmp_path / "task.jsonl", tmp_path / "demonstrations.jsonl"
+    rows = [{"prompt": f"What is 0 + {i}?", "answer": i, "completion": str(i)} for i in range(20)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text)
+    demonstrations.write_text(text)
+    run(
+        config(
+            'stages=["sft"]',
+            f'task.datasets=[{{path="{path}"}}]',
+            "task.train_size=16",
+            "task.heldout_size=4",
+            f'sft.datasets=[{{path="{demonstrations}"}}]',
+            "sft.max_steps=1",
+            "eval.limit=1",
+        )
+    )
+    (warning,) = [text for text in caplog.messages if "held out" in text]
+    assert warning.startswith(f"{demonstrations}, lines ")
+    assert warning.count(",") == 4  # four rows
 
 
 def test_a_system_prompt_needs_the_chat_template():

@@ -259,6 +259,18 @@ def test_chat_messages(write, caplog):
     assert problems[2].prompt == (("system", "s"), ("user", "q3"))
 
 
+def test_a_question_is_the_same_with_a_system_message_of_its_own_or_without(write, caplog):
+    system, plain = conversation(("system", "s"), ("user", "q1")), conversation(("user", "q1"))
+    more = conversation(("user", "q2")) + conversation(("user", "q3"))
+    train, heldout = load(write(system + plain + more), template="chat")
+    assert sorted(p.question for p in (*train, *heldout)) == ["q1", "q2", "q3"]
+    assert "line 2: repeated questions are left out" in caplog.text
+    train, _ = load(
+        write(plain + more), template="chat", heldout_path=str(write(system, "held.jsonl"))
+    )
+    assert sorted(p.question for p in train) == ["q2", "q3"]
+
+
 def test_a_conversation_of_several_turns_needs_the_chat_template(write):
     path = write(GOOD + conversation(("user", "a"), ("assistant", "b"), ("user", "c")))
     with pytest.raises(ConfigError, match=r"line 2: a conversation of several turns.*'chat'"):

@@ -145,6 +145,19 @@ def test_numbers_of_columns_keep_the_digits_of_their_type(tmp_path):
     assert second.columns == {"inner": None, "whole": None}
 
 
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet, write_arrow])
+def test_a_field_that_is_null_is_one_that_is_not_there(write, tmp_path):
+    """A table has the fields of any row in all of them."""
+    rows = [
+        {"prompt": "a", "question": None, "answer": "1", "answer_type": None},
+        {"prompt": None, "question": "b", "answer": "2", "answer_type": "text"},
+    ]
+    data = rows if write is write_jsonl else pa.Table.from_pylist(rows)
+    first, second = problems_of(write(tmp_path, data), answer_type="math")
+    assert (first.question, first.answer_type) == ("a", "math")
+    assert (second.question, second.answer_type) == ("b", "text")
+
+
 def test_messages_of_a_table(tmp_path):
     kind = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
     chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]

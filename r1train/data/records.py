@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from r1train.config.sections import DatasetConfig
-from r1train.data.fields import Message, check_unicode, lookup, plain, prompt_key, question, shown
+from r1train.data.fields import (
+    PROMPT_FIELDS,
+    Message,
+    check_unicode,
+    lookup,
+    plain,
+    prompt_key,
+    question,
+    shown,
+)
 from r1train.data.golds import final_answer, listed_answer
 from r1train.data.sources.base import Number, Row, RowError
 from r1train.verify import ANSWER_TYPES, AnswerType
@@ -26,7 +35,8 @@ class Record:
     """Empty where the data set has none."""
     answer_type: AnswerType
     columns: dict[str, Any] = field(default_factory=dict)
-    """Every other field by its name, for reward functions."""
+    """Every field by its name, for reward functions, but the prompt, the answer and its type where
+    they have the names that they have by default."""
 
     @property
     def question(self) -> str:
@@ -52,7 +62,7 @@ def record_of(row: Row, dataset: DatasetConfig, template: str) -> Record:
         raise RowError(f'"answer_type" is {shown(kind)}: expected one of {", ".join(ANSWER_TYPES)}')
     name = ANSWER_FIELD if dataset.answer_field is None else dataset.answer_field
     answer = _answer(lookup(row, name, "answer_field"), kind) if name else ""
-    used = {key, ANSWER_FIELD, TYPE_FIELD}
+    used = {TYPE_FIELD, *({key, name} & {*PROMPT_FIELDS, ANSWER_FIELD})}
     columns = {name: plain(value) for name, value in row.items() if name not in used}
     return Record(messages, answer, kind, columns)
 

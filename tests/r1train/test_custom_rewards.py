@@ -15,10 +15,10 @@ import pytest
 import r1train
 from r1train.config.schema import ConfigError, RunError
 from r1train.config.sections import RewardConfig
-from r1train.data.problems import ProblemSet
+from r1train.data.problems import Problem, ProblemSet
 from r1train.rewards.base import Scores
 from r1train.rewards.custom.function import load_function
-from r1train.rewards.custom.reward import CustomReward, split
+from r1train.rewards.custom.reward import CustomReward, fields, split
 from tests.r1train.samples import ONE, OTHER, sample
 from tests.r1train.verifier_pools import linux, script
 
@@ -112,6 +112,15 @@ def test_none_is_kept_and_order_too(reward):
 def test_a_function_is_given_texts_tokens_and_columns(reward):
     batch = [sample(ONE, "a", prompt="p"), sample(OTHER, "bb", prompt="pp")]
     assert reward("seen")(batch).values == [1 + 1 + 14, 2 + 1 + 14 + 0.5]
+
+
+def test_the_answer_is_the_reference_or_where_there_is_none_the_column():
+    raw = {"answer": "A few", "question": "other"}
+    judged = Problem("a.jsonl", 0, "q", "72", columns=raw)
+    assert fields(judged) == {"answer": "72", "question": "q"}
+    unjudged = Problem("a.jsonl", 0, "q", "", columns=raw, verifiable=False)
+    assert fields(unjudged) == {"answer": "A few", "question": "q"}
+    assert fields(Problem("a.jsonl", 0, "q", "", verifiable=False))["answer"] == ""
 
 
 @pytest.mark.parametrize(("name", "values"), [("numpys", [0.25, 0.5]), ("later", [1, 1])])

@@ -316,6 +316,22 @@ def test_columns_keep_an_answer_by_its_own_name(tmp_path):
     assert problem.columns == {"solution": "so\n#### 72", "n": 1}
 
 
+def test_columns_keep_what_no_other_name_gives(tmp_path):
+    row = {
+        "problem": "q",
+        "answer": "A few",
+        "question": "other",
+        "gold": 72,
+        "answer_type": "math",
+    }
+    path = write_jsonl(tmp_path, [row])
+    (problem,) = problems_of(path, prompt_field="problem", answer_field="gold")
+    assert problem.answer == "72"
+    assert problem.columns == {name: row[name] for name in row if name != "answer_type"}
+    (problem,) = problems_of(path, prompt_field="question", answer_field="")
+    assert problem.columns == {"problem": "q", "answer": "A few", "gold": 72}
+
+
 def test_the_system_message_of_a_source_or_of_the_task(tmp_path):
     rows = [
         {"prompt": "a", "answer": 1},

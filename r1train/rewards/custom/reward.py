@@ -147,9 +147,13 @@ def arguments(samples: Sequence[Sample], columns: Sequence[str] = ()) -> Argumen
 
 
 def fields(problem: Problem) -> dict[str, Any]:
-    """The columns of a problem: what its source says of it, its question and its answer."""
-    own = {**problem.metadata, **problem.columns}
-    return own | {"question": problem.question, "answer": problem.answer}
+    """The columns of a problem: what its source says of it, its question and its answer.
+
+    The answer is the reference; where the source has none, it may have a column of that name.
+    """
+    own = {"answer": "", **problem.metadata, **problem.columns}
+    answer = {"answer": problem.answer} if problem.verifiable else {}
+    return own | {"question": problem.question} | answer
 
 
 def _columns(function: UserFunction, problems: ProblemSet) -> list[str]:

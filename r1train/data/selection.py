@@ -72,9 +72,8 @@ def as_they_lie(items: Sequence[Any]) -> NDArray[np.int64]:
 def _depths(items: Sequence[Any]) -> NDArray[np.int64]:
     """Of each item a number that is larger the further back it lies."""
     if isinstance(items, Selection):
-        numbers = np.frombuffer(items.numbers, np.int64)
-        within = isinstance(items.base, Selection | Joined)
-        return _depths(items.base)[numbers] if within else numbers
+        numbers, base = np.frombuffer(items.numbers, np.int64), items.base
+        return _depths(base)[numbers] if isinstance(base, Selection | Joined) else numbers
     if isinstance(items, Joined):
         found, start = [np.empty(0, np.int64)], 0
         for part in map(_depths, items.parts):

@@ -96,7 +96,7 @@ def fitting_problems(
         *(long.sum(), len(problems), completion_length, limit),
     )
     kept = array("q", np.flatnonzero(~long).tobytes())
-    return ProblemSet(Selection(problems, kept), problems.sources)
+    return ProblemSet(Selection(problems.problems, kept), problems.sources)
 
 
 def check_sequences(

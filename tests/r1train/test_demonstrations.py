@@ -130,7 +130,7 @@ def test_nothing_is_learnt_after_the_end_of_a_turn(load):
         ({"messages": [user("q"), user("q")]}, {}, "the last message is the user's"),
         ({"messages": [assistant("0"), user("q"), assistant("4")]},
          {"template": "chat", "learned_turns": "all"},
-         "the assistant speaks before the user.* learned_turns = "),
+         "the assistant speaks before the user.*learned_turns = "),
         ({"messages": [SYSTEM, assistant("0"), user("q"), assistant("4")]},
          {"template": "chat", "learned_turns": "all"}, "the assistant speaks before the user"),
         ({"messages": [SYSTEM, assistant("4")]}, {}, "the last message is the system's"),

@@ -1,5 +1,6 @@
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -82,6 +83,13 @@ def test_accuracy_is_that_of_the_only_answer(sums):
     ]
     problems = [right, other, *[right] * 5]
     assert accuracy([*map(sample, problems, completions)]) == Scores([1, 1, 1, 0, 0, 0, 0])
+
+
+def test_accuracy_does_not_apply_where_there_is_no_answer(sums):
+    train, accuracy = sums
+    poem = replace(train[0], answer="", verifiable=False)
+    samples = [sample(poem, wrap("1")), sample(train[0], wrap(train[0].answer)), sample(poem, "")]
+    assert accuracy(samples) == Scores([None, 1, None])
 
 
 def test_format_knows_what_the_prompt_opens(sums):

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Sequence
 
+from r1train.answers.clean import is_blank
 from r1train.config.sections import RewardConfig
 from r1train.data.problems import ProblemSet
 from r1train.data.samples import Sample
@@ -26,7 +27,7 @@ def extract_answer(completion: str) -> str | None:
     if completion.count("<answer>") != 1 or completion.count("</answer>") != 1:
         return None
     match = _ANSWER.search(completion)
-    return (match.group(1).strip() or None) if match else None
+    return match.group(1).strip() if match and not is_blank(match.group(1)) else None
 
 
 class AccuracyReward(Reward):

@@ -162,7 +162,7 @@ def _auto_math(text: str) -> Form | None:
 # Lists.
 
 _LIST_BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
-_LIST_WORDS = re.compile(r"\s+(?:and|or|&)\s+", re.IGNORECASE)
+_LIST_WORDS = re.compile(r"(?<!\s)\s+(?:and|or|&)\s+", re.IGNORECASE)  # a long gap is read once
 
 
 def _agree_lists(answer: str, reference: str, answer_type: str) -> bool:

@@ -54,6 +54,11 @@ def clean(text: str) -> str:
     return text
 
 
+def is_blank(text: str) -> bool:
+    """Whether nothing of it can be seen: spaces, and characters without width."""
+    return not any(c.isprintable() and c != " " for c in text)
+
+
 def _unicode(text: str) -> str:
     text = text.translate(_INVISIBLE).replace("\r\n", "\n")
     if any(unicodedata.category(c) in _UNPRINTABLE and c not in "\n\t" for c in text):

@@ -71,6 +71,8 @@ class Alternatives:
 
     items: tuple[Form, ...]
     name: str | None = None
+    braces: bool = False
+    """Whether it is one thing, as a set in a list of sets is."""
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,11 @@ class _Parser(ExpressionParser):
 
     def listed(self, end: str) -> Form:
         """Items up to `end`: separated by commas a sequence, by "or" alternatives."""
-        items, either, both = [self.item()], False, False
+        items, either, both, union = [self.item()], False, False, False
         while self.peek().kind != end:
-            if self.accept_name("or") or self.accept("∪"):
+            if self.accept("∪"):
+                either = union = True
+            elif self.accept_name("or"):
                 either = True
             elif self.accept(",", ";"):
                 either = self.accept_name("or") or either
@@ -78,7 +80,8 @@ class _Parser(ExpressionParser):
             if either:
                 self.fail()
             return intersection(items)
-        return Alternatives(_flat(items)) if either else Sequence(_flat(items))
+        items = _flat(items, union)
+        return Alternatives(tuple(items)) if either else Sequence(tuple(items))
 
     def item(self) -> Form:
         """One item; with a ± in it, those of both signs."""
@@ -90,7 +93,7 @@ class _Parser(ExpressionParser):
         form = self.related()
         if self.signs:
             end, self.position, self.sign = self.position, start, -1
-            form = Alternatives(_flat([form, self.related()]))
+            form = Alternatives(tuple(_flat([form, self.related()])))
             self.sign = 1
             if end != self.position:
                 self.fail()
@@ -162,7 +165,7 @@ class _Parser(ExpressionParser):
             form = self.listed(end)
             self.expect(end)
             if isinstance(form, Sequence) and not form.brackets:
-                return Alternatives(form.items)
+                return Alternatives(form.items, braces=True)
             return form
         if token.kind in ("(", "["):
             self.position += 1
@@ -242,9 +245,11 @@ class _Parser(ExpressionParser):
         return None
 
 
-def _flat(items: list[Form]) -> tuple[Form, ...]:
-    """With alternatives in the place of the item that they are of: ±2, 3 is 2, -2, 3."""
+def _flat(items: list[Form], union: bool = False) -> list[Form]:
+    """With alternatives in the place of the item that they are of: ±2, 3 is 2, -2, 3; with the
+    elements of sets only in their union."""
     flat: list[Form] = []
     for item in items:
-        flat += item.items if isinstance(item, Alternatives) and item.items else [item]
-    return tuple(flat)
+        inner = isinstance(item, Alternatives) and item.items and (union or not item.braces)
+        flat += item.items if inner else [item]  # type: ignore[union-attr]
+    return flat

@@ -7,7 +7,7 @@ they are tried at points drawn from the two texts themselves, which no answer ca
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from math import comb, factorial, isqrt
 from typing import Any
@@ -76,7 +76,8 @@ def same(left: Expression, right: Expression, *, up_to_factor: int | None = None
             if up_to_factor == 1 and not _positive(ratios[0]):
                 return False
         if len(ratios) == _POINTS:
-            return up_to_factor is not None or _confirmed(left, right, point)
+            far = [{name: 8 * _draw(draw, sign) for name in names} for sign in (0, 1) * 3]
+            return up_to_factor is not None or _confirmed(left, right, [point, *far])
     return False
 
 
@@ -118,19 +119,27 @@ def _same_constant(left: Expression, right: Expression) -> bool:
     return True
 
 
-def _pair(left: Expression, right: Expression, point: Mapping[str, Fraction]) -> tuple[Any, Any]:
+def _pair(
+    left: Expression, right: Expression, point: Mapping[str, Fraction], digits: int = _DIGITS[0]
+) -> tuple[Any, Any]:
     exacts = exact(left, point), exact(right, point)
     if exacts[0] is not None and exacts[1] is not None:
         return exacts
-    return approximate(left, _DIGITS[0], point), approximate(right, _DIGITS[0], point)
+    return approximate(left, digits, point), approximate(right, digits, point)
 
 
-def _confirmed(left: Expression, right: Expression, point: Mapping[str, Fraction]) -> bool:
-    """The last point again to more digits: √x + 10^-60 is not √x."""
-    if exact(left, point) is not None and exact(right, point) is not None:
-        return True
-    digits = _DIGITS[1]
-    return _close(approximate(left, digits, point), approximate(right, digits, point), digits)
+def _confirmed(
+    left: Expression, right: Expression, points: Sequence[Mapping[str, Fraction]]
+) -> bool:
+    """To more digits, and further out: √x + 10^-60 is not √x, and |x - 7| is not 7 - x."""
+    for point in points:
+        try:
+            pair = _pair(left, right, point, _DIGITS[1])
+        except NoValueError:
+            continue
+        if not _close(*pair, _DIGITS[1]):
+            return False
+    return True
 
 
 def _draw(draw: random.Random, trial: int) -> Fraction:

@@ -90,7 +90,7 @@ class DatasetConfig(Section, section="task.datasets"):
     "extra.question" (unset: "prompt" or "question")."""
     answer_field: str | None = None
     """Key of the reference answer, such as "reward_model.ground_truth" (unset: "answer"); "" where
-    there are none, which needs rewards.functions without "accuracy"."""
+    there are none, to which "accuracy" does not apply."""
     answer_type: AnswerType = "auto"
     """How answers are compared on rows that give no "answer_type" of their own."""
     system_prompt: str | None = None
@@ -497,9 +497,9 @@ class Config(Section):
         reason = 'a system_prompt needs task.prompt_template = "chat"'
         chat = self.task.prompt_template == "chat"
         self.sft.require(chat or not prompted, "datasets", reason)
-        unanswered = any(dataset.answer_field == "" for dataset in self.task.datasets)
+        unanswered = all(dataset.answer_field == "" for dataset in self.task.datasets)
         accurate = unanswered and "accuracy" in self.rewards.functions
-        reason = 'accuracy compares with an answer, and a dataset has none (answer_field = "")'
+        reason = 'accuracy compares with an answer, and no dataset has any (answer_field = "")'
         self.rewards.require(not accurate, "functions", reason)
         layers = all(self.patterns())
         self.require(layers, "fp8_layers", "expected auto, all, or patterns of names by commas")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from math import isnan
 from pathlib import Path
 from types import TracebackType
 
@@ -59,7 +60,7 @@ class ProgressBar:
     def advance(self, figures: Mapping[str, float]) -> None:
         """One step is done; `figures` are shown beside the bar."""
         self.done += 1
-        text = " · ".join(f"{name} {value:.3g}" for name, value in figures.items())
+        text = " · ".join(f"{name} {unless_nan(v, '{:.3g}')}" for name, v in figures.items())
         self.progress.update(self.task, advance=1, figures=text)
         if not self.console.is_terminal and self.done % max(1, self.total // 20) == 0:
             self.console.print(f"{self.title} {self.done}/{self.total} · {text}")
@@ -110,7 +111,7 @@ def show_before_after(
     table = Table("", *columns, title=_title(after))
     for (name, was, first), (_, now, last) in zip(_figures(before), _figures(after), strict=True):
         bold = "bold" if name == "pass@1" else ""
-        table.add_row(name, first, last, f"{now - was:+.3g}", style=bold)
+        table.add_row(name, first, last, unless_nan(now - was, "{:+.3g}"), style=bold)
     console.print(table)
     for path in plots:
         console.print(path, soft_wrap=True)
@@ -123,11 +124,14 @@ def _reward(value: float | None) -> Text:
 
 
 def _title(result: EvalResult) -> str:
-    return f"held-out: {result.n} problems × {result.k} completions"
+    some = result.verifiable < result.n
+    verifiable = f" ({result.verifiable} of them verifiable)" if some else ""
+    return f"held-out: {result.n} problems{verifiable} × {result.k} completions"
 
 
 def _figures(result: EvalResult) -> list[tuple[str, float, str]]:
-    """Name, value (shares in per cent) and text of every figure of an evaluation."""
+    """Name, value (shares in per cent) and text of every figure of an evaluation; a dash is what
+    applies to nothing."""
     shares = {
         "pass@1": (result.pass_at_1, result.pass_at_1_ci),
         f"cons@{result.k}": (result.cons_at_k, result.cons_at_k_ci),
@@ -137,10 +141,16 @@ def _figures(result: EvalResult) -> list[tuple[str, float, str]]:
     figures = []
     for name, (share, interval) in shares.items():
         bounds = f" ({interval[0]:.1%} – {interval[1]:.1%})" if interval else ""
-        figures.append((name, 100 * share, f"{share:.1%}{bounds}"))
+        figures.append((name, 100 * share, unless_nan(share, "{:.1%}" + bounds)))
     length = result.mean_length
     figures.append(("mean length", length, f"{length:.1f} tokens"))
-    return figures + [(name, mean, f"{mean:.3g}") for name, mean in result.rewards.items()]
+    rewards = result.rewards.items()
+    return figures + [(name, mean, unless_nan(mean, "{:.3g}")) for name, mean in rewards]
+
+
+def unless_nan(value: float, form: str) -> str:
+    """The value in this form, or a dash."""
+    return "–" if isnan(value) else form.format(value)
 
 
 def _printable(text: str, limit: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from math import inf, isnan
+from math import inf, isnan, nan
 from statistics import NormalDist, fmean, variance
 from typing import Any
 
@@ -16,10 +16,11 @@ class EvalResult:
     """Figures of one evaluation; shares are in [0, 1], intervals are Wilson's."""
 
     pass_at_1: float
-    """Mean accuracy over all completions (R1's pass@1)."""
+    """Mean accuracy over all completions of the problems that can be verified (R1's pass@1), NaN
+    where none can."""
     pass_at_1_ci: Interval
     cons_at_k: float
-    """Share of problems whose most frequent answer is right; the first seen wins a tie.
+    """Share of these problems whose most frequent answer is right; the first seen wins a tie.
 
     Answers are counted together where `verify` finds them equal, and right ones always are."""
     cons_at_k_ci: Interval
@@ -27,6 +28,8 @@ class EvalResult:
     """Completions of each problem."""
     n: int
     """Number of problems."""
+    verifiable: int
+    """Of these, whose answers can be verified."""
     mean_length: float
     """Tokens of a completion."""
     truncated: float
@@ -54,16 +57,20 @@ class EvalResult:
         return cls(**values, samples=())
 
     def as_dict(self) -> dict[str, Any]:
-        """For summary.json: the figures without the samples, and NaN as None."""
-        return {
+        """For summary.json: the figures without the samples, and NaN as None; without pass@1 and
+        cons@k where no problem can be verified."""
+        judged = {
             "pass@1": self.pass_at_1,
             "pass@1_ci": list(self.pass_at_1_ci),
             f"cons@{self.k}": self.cons_at_k,
             f"cons@{self.k}_ci": list(self.cons_at_k_ci),
+        }
+        return (judged if self.verifiable else {}) | {
             "format": self.format_rate,
             "mean_length": self.mean_length,
             "truncated": self.truncated,
             "problems": self.n,
+            "verifiable": self.verifiable,
             "completions_per_problem": self.k,
             "errors": self.errors,
             "timeouts": self.timeouts,
@@ -76,7 +83,10 @@ def interval(scores: Sequence[float], confidence: float, k: int = 1) -> Interval
 
     k completions of one problem say less than k problems: n is the effective sample size of such
     clusters, p(1 - p) / Var(mean) (Korn and Graubard 1998), between the problems and completions.
+    Without any, both ends are NaN.
     """
+    if not scores:
+        return nan, nan
     mean, count = fmean(scores), float(len(scores))
     if count > 1 and 0 < mean < 1:
         spread = variance(scores) / count

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Sequence
 
+from r1train.answers.clean import is_blank
 from r1train.config.sections import RewardConfig
 from r1train.data.problems import ProblemSet
 from r1train.data.samples import Sample
@@ -26,11 +27,11 @@ def extract_answer(completion: str) -> str | None:
     if completion.count("<answer>") != 1 or completion.count("</answer>") != 1:
         return None
     match = _ANSWER.search(completion)
-    return (match.group(1).strip() or None) if match else None
+    return match.group(1).strip() if match and not is_blank(match.group(1)) else None
 
 
 class AccuracyReward(Reward):
-    """1 for a right answer, else 0: all or nothing, as R1's rule.
+    """1 for a right answer, else 0: all or nothing, as R1's rule; None where a problem has none.
 
     The first problems of each source are used to probe its verifier; ConfigError where it credits
     nonsense. An answer whose verifier fails or runs out of time has 0, and is counted.
@@ -51,13 +52,16 @@ class AccuracyReward(Reward):
         jobs = {
             key: (answer, sample.problem)
             for key, answer, sample in zip(keys, answers, samples, strict=True)
-            if answer is not None
+            if answer is not None and sample.problem.verifiable
         }  # a group often agrees on an answer: each is verified once
         verdicts = dict(zip(jobs, self.pool.run(list(jobs.values())), strict=True))
         outcomes = [verdicts.get(key) for key in keys]
         self._warn(next((o.message for o in outcomes if o and o.failure == "error"), None))
         return Scores(
-            values=[float(o is not None and o.score >= 1.0) for o in outcomes],
+            values=[
+                float(o is not None and o.score >= 1.0) if sample.problem.verifiable else None
+                for o, sample in zip(outcomes, samples, strict=True)
+            ],
             errors=sum(o is not None and o.failure == "error" for o in outcomes),
             timeouts=sum(o is not None and o.failure == "timeout" for o in outcomes),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from r1train.answers.clean import is_blank
 from r1train.data.prompts import TAGS, opens_think
 from r1train.data.samples import Sample
 from r1train.rewards.base import Reward, Scores
@@ -21,7 +22,7 @@ def format_reward(completion: str, think_opened: bool = False) -> float:
     if any(text.count(tag) != 1 for tag in TAGS):
         return 0.0
     match = _FORMAT.fullmatch(text)
-    return float(match is not None and all(block.strip() for block in match.groups()))
+    return float(match is not None and not any(map(is_blank, match.groups())))
 
 
 class FormatReward(Reward):

@@ -14,6 +14,7 @@ import r1kernels
 from r1train.config.schema import ConfigError, shown
 from r1train.config.sections import Config, StageConfig
 from r1train.model.presets import PRESETS
+from r1train.rewards.custom.function import source_file
 from r1train.run.checkpoint import digest
 from r1train.seeds import derive_seed
 from r1train.stages import kind_of
@@ -120,7 +121,7 @@ def _plain(value: Any) -> Any:
 
 
 def _files(value: Any, key: str = "") -> Iterator[str]:
-    """Paths of files and folders among options, and of Python files that hold functions."""
+    """Paths of files and folders among options, and of the code of users' functions."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             yield from _files(item, name)
@@ -128,9 +129,11 @@ def _files(value: Any, key: str = "") -> Iterator[str]:
         for item in value:
             yield from _files(item, key)
     elif isinstance(value, str):
-        file = value.partition(":")[0] if key == "functions" and ".py:" in value else value
-        if key in FILES or file != value:
-            yield from [file] if Path(file).exists() else glob.glob(file)
+        if key == "functions":
+            file = source_file(value)
+            yield from [str(file)] if file else []
+        elif key in FILES:
+            yield from [value] if Path(value).exists() else glob.glob(value)
 
 
 def digest_of(path: Path) -> str:

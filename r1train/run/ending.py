@@ -41,8 +41,9 @@ def finish(
         summary["warnings"] = warnings
     ends = {"before": evaluations[0], "after": evaluations[-1]} if evaluations else {}
     if ends:
-        summary["pass@1"] = {when: result.pass_at_1 for when, result in ends.items()}
         summary["evaluation"] = {when: result.as_dict() for when, result in ends.items()}
+        if evaluations[-1].verifiable:
+            summary["pass@1"] = {when: result.pass_at_1 for when, result in ends.items()}
     with collected(failures):
         write_summary(folder, summary, [stopped_by, signals.waiting, *failures])
         if signals.waiting:  # it may have come while the summary was written

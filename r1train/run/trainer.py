@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from r1train.report.console import CONSOLE, ProgressBar
+from r1train.report.console import CONSOLE, ProgressBar, unless_nan
 from r1train.report.evaluation import EvalResult
 from r1train.run.checkpoint import CheckpointStore
 from r1train.run.export import write_model
@@ -148,4 +148,5 @@ def log_evaluation(folder: RunFolder, stage: str, step: int, result: EvalResult)
     figures = {f"eval/{name}": value for name, value in result.as_dict().items()}
     folder.log(step, figures, stage=stage)
     folder.log_samples(step, result.samples, stage=stage)
-    CONSOLE.print(f"{stage} step {step}: held-out pass@1 {result.pass_at_1:.1%}")
+    share = unless_nan(result.pass_at_1, "{:.1%}")
+    CONSOLE.print(f"{stage} step {step}: held-out pass@1 {share}")

@@ -6,6 +6,7 @@ Votes are for what an answer says, not for how it is written: 1/2 and 0.5 are on
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -57,20 +58,22 @@ def evaluate(
     samples = samples_of(repeated, rollout.completion_ids, rollout.finished, tokenizer, template)
     scored = rewards.score(samples, also=EVALUATED)
     texts = [sample.completion for sample in samples]
-    accuracy = [value or 0.0 for value in scored.by_name["accuracy"]]
-    groups = [slice(start, start + k) for start in range(0, len(texts), k)]
-    solved = [fmean(accuracy[group]) for group in groups]
-    agreed = [
-        majority(texts[group], accuracy[group], problem.answer_type)
-        for group, problem in zip(groups, problems, strict=True)
-    ]
+    accuracy = scored.by_name["accuracy"]
+    solved, agreed = [], []
+    for i, problem in enumerate(problems):
+        group = slice(i * k, (i + 1) * k)
+        judged = [value for value in accuracy[group] if value is not None]
+        if judged:  # all of a problem's or none
+            solved.append(fmean(judged))
+            agreed.append(majority(texts[group], judged, problem.answer_type))
     return EvalResult(
-        pass_at_1=fmean(solved),
+        pass_at_1=fmean(solved) if solved else math.nan,
         pass_at_1_ci=interval(solved, config.confidence, k),
-        cons_at_k=fmean(agreed),
+        cons_at_k=fmean(agreed) if agreed else math.nan,
         cons_at_k_ci=interval(agreed, config.confidence),
         k=k,
         n=len(problems),
+        verifiable=len(solved),
         mean_length=fmean(rollout.lengths),
         truncated=fmean(not finished for finished in rollout.finished),
         format_rate=fmean(value or 0.0 for value in scored.by_name["format"]),

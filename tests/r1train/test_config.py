@@ -7,7 +7,14 @@ from r1kernels.policy import group_advantage, losses
 from r1train.config import sections as module
 from r1train.config.recipe import load_config, recipes, to_toml
 from r1train.config.schema import ConfigError
-from r1train.config.sections import Config, GRPOConfig, RolloutConfig
+from r1train.config.sections import (
+    Config,
+    DatasetConfig,
+    GRPOConfig,
+    RewardConfig,
+    RolloutConfig,
+    TaskConfig,
+)
 
 TOML = """
 stages = ["sft"]
@@ -131,3 +138,13 @@ def test_optional_fields_default_to_none():
         for field in dataclasses.fields(section):
             if type(None) in typing.get_args(hints[field.name]):
                 assert field.default is None, (section, field.name)
+
+
+def test_accuracy_needs_a_dataset_with_answers():
+    poems, sums = (
+        DatasetConfig(path="poems.jsonl", answer_field=""),
+        DatasetConfig(name="chain_sum"),
+    )
+    Config(task=TaskConfig(datasets=(poems, sums)), rewards=RewardConfig(("accuracy",)))
+    with pytest.raises(ConfigError, match=r"accuracy compares with an answer, and no dataset has"):
+        Config(task=TaskConfig(datasets=(poems,)), rewards=RewardConfig(("accuracy",)))

@@ -1,11 +1,16 @@
+import io
 import math
+import re
 from dataclasses import dataclass, replace
 
 import pytest
+from rich.console import Console
 
 from r1train.config.sections import EvalConfig
 from r1train.data.problems import Problem, ProblemSet
 from r1train.engine.base import Sampling
+from r1train.report.console import show_before_after, show_evaluation
+from r1train.report.evaluation import EvalResult
 from r1train.rewards.base import RewardBatch
 from r1train.rewards.verifiers import Verifier
 from r1train.stages.evaluate import evaluate, interval, majority
@@ -64,18 +69,54 @@ class Rewards:
         texts = [sample.completion for sample in samples]
         by_name = {
             "brevity": [1.0 if text else None for text in texts],
-            "accuracy": [float("<answer>1<" in text) for text in texts],
+            "accuracy": [
+                float("<answer>1<" in s.completion) if s.problem.verifiable else None
+                for s in samples
+            ],
             "format": [float(text.startswith("<think>")) for text in texts],
         }
         counts = {"brevity": 3, "accuracy": 1, "format": 0}
         return RewardBatch([0.0] * len(samples), by_name, counts, {**counts, "accuracy": 2})
 
 
+def evaluated(verifiable):
+    """Problems, of which those of these letters have answers."""
+    problems = [Problem("t", i, q, "1", verifiable=q in verifiable) for i, q in enumerate("abcd")]
+    config = EvalConfig(k=4, limit=3, max_completion_length=8)
+    sets = ProblemSet(problems, Verifier(()))
+    return evaluate(Engine(), Tokenizer(), sets, Rewards(), config, "plain", 5)
+
+
 @pytest.fixture
 def result():
-    problems = ProblemSet([Problem("t", i, q, "1") for i, q in enumerate("abcd")], Verifier(()))
-    config = EvalConfig(k=4, limit=3, max_completion_length=8)
-    return evaluate(Engine(), Tokenizer(), problems, Rewards(), config, "plain", 5)
+    return evaluated("abcd")
+
+
+def test_only_what_can_be_verified_counts():
+    some = evaluated("bc")
+    assert (some.pass_at_1, some.cons_at_k) == (1 / 8, 0)
+    assert (some.n, some.verifiable) == (3, 2)
+    assert some.pass_at_1_ci == interval([0.25, 0], 0.95, 4)
+    assert some.as_dict()["verifiable"] == 2
+    assert some.samples[0]["rewards"]["accuracy"] is None
+    console = Console(width=120, record=True, file=io.StringIO())
+    show_evaluation(some, console)
+    text = " ".join(console.export_text().split())
+    assert "3 problems (2 of them verifiable) × 4 completions" in text
+
+
+def test_where_nothing_can_be_verified_there_is_no_accuracy():
+    none = evaluated("")
+    assert not {"pass@1", "pass@1_ci", "cons@4", "cons@4_ci"} & none.as_dict().keys()
+    assert none.as_dict()["format"] == pytest.approx(7 / 12)
+    assert math.isnan(EvalResult.from_state(none.state_dict()).pass_at_1)
+    console = Console(width=120, record=True, file=io.StringIO())
+    show_before_after(none, none, [], console)
+    text = console.export_text()
+    assert "3 problems (0 of them verifiable)" in " ".join(text.split())
+    assert "nan" not in text
+    for name in ("pass@1", "cons@4"):
+        assert re.search(rf"{name} *│ *– *│ *– *│ *– ", text)
 
 
 def test_figures(result):

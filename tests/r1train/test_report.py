@@ -28,7 +28,7 @@ def console():
 
 
 def result(share):
-    return EvalResult(share, (0.2, 0.9), share, (0.1, 1.0), 4, 256, 20.0, 0.0, 1.0, 0, 0, ())
+    return EvalResult(share, (0.2, 0.9), share, (0.1, 1.0), 4, 256, 256, 20.0, 0.0, 1.0, 0, 0, ())
 
 
 def test_a_run_folder_never_overwrites_another(config):

@@ -98,6 +98,11 @@ def test_a_function_may_not_have_the_name_of_another(tmp_path):
     path.write_text("def format(completions): ...\n")
     with pytest.raises(ConfigError, match="another function has the name 'format'"):
         RewardManager(RewardConfig((f"{path}:format",)), PROBLEMS)
+    files = [tmp_path / "first.py", tmp_path / "second.py"]
+    for file in files:
+        file.write_text("def mine(completions): ...\n")
+    with pytest.raises(ConfigError, match=r"first\.py:mine': another function has the name 'mine'"):
+        RewardManager(RewardConfig(tuple(f"{file}:mine" for file in files)), PROBLEMS)
 
 
 def test_figures():

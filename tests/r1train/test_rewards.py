@@ -1,5 +1,6 @@
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +22,7 @@ ENDLESS = "9^{9^{9^9}}"
         ("<answer>1\n2</answer> and more", "1\n2"),
         ("<answer></answer>", None),
         ("<answer> \n </answer>", None),
+        ("<answer>\u200b\u00a0\ufeff</answer>", None),
         ("<answer>1", None),
         ("</answer>1<answer>", None),
         ("<answer>1</answer><answer>2</answer>", None),
@@ -43,6 +45,9 @@ def test_extract_answer(completion, answer):
         ("<think>a</think> so <answer>1</answer>", 0.0),
         ("<think> </think><answer>1</answer>", 0.0),
         ("<think>a</think><answer></answer>", 0.0),
+        ("<think>a</think><answer>\u200b</answer>", 0.0),
+        ("<think>\u2060\n</think><answer>1</answer>", 0.0),
+        ("<think>a</think>\u200b<answer>1</answer>", 0.0),
         ("<answer>1</answer><think>a</think>", 0.0),
         ("<think>a</think><think>b</think><answer>1</answer>", 0.0),
         ("<think>a<answer>1</answer></think>", 0.0),
@@ -82,6 +87,13 @@ def test_accuracy_is_that_of_the_only_answer(sums):
     ]
     problems = [right, other, *[right] * 5]
     assert accuracy([*map(sample, problems, completions)]) == Scores([1, 1, 1, 0, 0, 0, 0])
+
+
+def test_accuracy_does_not_apply_where_there_is_no_answer(sums):
+    train, accuracy = sums
+    poem = replace(train[0], answer="", verifiable=False)
+    samples = [sample(poem, wrap("1")), sample(train[0], wrap(train[0].answer)), sample(poem, "")]
+    assert accuracy(samples) == Scores([None, 1, None])
 
 
 def test_format_knows_what_the_prompt_opens(sums):

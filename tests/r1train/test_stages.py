@@ -166,6 +166,22 @@ def test_what_a_stage_is_made_from_is_more_than_options(recipe, tmp_path):
         ]
 
 
+def test_the_code_of_a_reward_is_what_a_stage_is_made_from(recipe, tmp_path, monkeypatch):
+    package = tmp_path / "own_package" / "inner"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").write_text("raise AssertionError('imported')")
+    for spec, file in (
+        (f"{tmp_path}/mine.py:f", tmp_path / "mine.py"),
+        ("own_package.inner.rewards:f", package / "rewards.py"),
+    ):
+        monkeypatch.chdir(tmp_path)
+        hashes = []
+        for code in ("def f(completions): ...", "def f(completions): return []"):
+            file.write_text(code)
+            hashes.append(plan(recipe(f'rewards.functions=["{spec}"]'))[0].inputs)
+        assert difference(hashes[1], hashes[0]) == f"the contents of {file} changed"
+
+
 def test_a_finished_stage_whose_model_is_gone_is_run_again(recipe, tmp_path):
     import shutil
 

@@ -1,6 +1,7 @@
 import json
 import random
 import re
+import time
 from itertools import permutations
 from pathlib import Path
 
@@ -145,15 +146,17 @@ HOSTILE = {
     "stars": "*" * 20_000,
     "backslashes": "\\" * 20_000,
     "spaces": " " * 20_000 + "5",
+    "a gap": "4" + " " * 100_000 + "5",
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_answers_are_bounded_and_wrong(name):
-    hostile = HOSTILE[name]
+    hostile, start = HOSTILE[name], time.process_time()
     for answer_type in ("auto", "math", "set"):
         assert all(verify(hostile, r, answer_type=answer_type) == 0 for r in MATHEMATICS[:5])
     assert verify(hostile, hostile + "1", answer_type="math") == 0
+    assert time.process_time() - start < 20  # where something is quadratic, minutes
 
 
 def test_integers_beyond_pythons_limit_of_digits():

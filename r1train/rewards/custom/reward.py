@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import groupby
 from math import inf
 from typing import Any, Protocol
 
-from r1train.config.schema import ConfigError, RunError, nearest, shown
+from r1train.config.schema import ConfigError, RunError, shown
 from r1train.config.sections import RewardConfig
 from r1train.data.problems import Problem, ProblemSet
 from r1train.data.samples import Sample
@@ -117,7 +118,7 @@ class InProcess:
 
     def _outcome(self, call: Arguments) -> Outcome:
         try:
-            return self.function(call)
+            return self.function(deepcopy(call))  # it may change what problems hold
         except FunctionFailed as failure:
             return Failure("error", str(failure))
 
@@ -157,8 +158,8 @@ def fields(problem: Problem) -> dict[str, Any]:
 
 
 def _columns(function: UserFunction, problems: ProblemSet) -> list[str]:
-    """The columns that the function names; ConfigError where no problem has one that it needs."""
-    needed = (function.parameters() or ([], []))[1]
+    """The columns that the function needs; ConfigError where no problem has one."""
+    _, needed = function.parameters()
     known = set(GIVEN)
     for _, problem in problems.as_they_lie():  # of a large file, as few as will do
         if known.issuperset(needed):
@@ -168,6 +169,6 @@ def _columns(function: UserFunction, problems: ProblemSet) -> list[str]:
         if name not in known:
             raise ConfigError(
                 f"rewards.functions: {function.spec} asks for {name!r}, a column that no problem "
-                f"has: {nearest(name, known)}"
+                f"has; there are {', '.join(sorted(known))}"
             )
     return [name for name in needed if name not in GIVEN]

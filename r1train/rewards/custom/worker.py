@@ -44,3 +44,5 @@ def _reply(function: UserFunction, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"values": function(arguments)}
     except FunctionFailed as failure:
         return {"error": str(failure)}
+    except BaseException as error:  # Ctrl-C is the trainer's: all of it is the function's own
+        return {"error": str(function.failure(error))}

@@ -18,7 +18,7 @@ from r1kernels import (
 from r1kernels.hf import Head
 from r1train.config.schema import RunError
 from r1train.config.sections import GRPOConfig
-from r1train.engine.base import SAMPLING_TOLERANCE, NotANumber, Rollout
+from r1train.engine.base import NotANumber, Rollout, tolerance_of
 from r1train.learn.batch import Batch, micro_batches
 from r1train.learn.expert_load import ExpertLoad
 from r1train.learn.optim import Optimizer
@@ -77,8 +77,8 @@ class Learner:
     ) -> None:
         self.policy, self.config, self.temperature = policy, config, temperature
         self.options = config.loss_options(max_completion_length)
-        # Of the engine; unset: of one that samples in the dtype of the model.
-        self.sampling_tolerance = sampling_tolerance or SAMPLING_TOLERANCE[policy.dtype]
+        # Of the engine; unset: of one that samples with the model itself.
+        self.sampling_tolerance = sampling_tolerance or tolerance_of(policy.model)
         self.updates = config.num_iterations * config.num_minibatches  # of one rollout
         warmup = config.warmup_steps * self.updates
         self.optimizer = Optimizer(policy.model, config, config.max_steps * self.updates, warmup)

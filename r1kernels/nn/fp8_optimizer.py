@@ -55,9 +55,11 @@ class FP8Optimizer(Optimizer):
             such "params".
         master: keep a float32 copy of each parameter in FP8, bfloat16 or float16, four bytes an
             element, that collects the updates. It is the "master" of the parameter's state, so
-            that whatever shards or names the state of an optimizer finds it. Without one an FP8
-            weight is made float32 for its own step, one weight at a time, and rounded back
-            stochastically; bfloat16 and float16 are stepped as they are.
+            that whatever shards or names the state of an optimizer finds it. What others write into
+            the parameter is lost at the next step, which writes the copy over it: make the
+            optimizer once the weights are in place. Without one an FP8 weight is made float32 for
+            its own step, one weight at a time, and rounded back stochastically; bfloat16 and
+            float16 are stepped as they are.
         scale_format: of the float32 scales made from masters: "float" or "ue8m0". Without masters
             scales move by powers of two, and so keep the format that they have; float8_e8m0fnu can
             hold no other than "ue8m0".

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain
 from typing import Any, cast
 
@@ -54,9 +55,11 @@ class FP8Optimizer(Optimizer):
             such "params".
         master: keep a float32 copy of each parameter in FP8, bfloat16 or float16, four bytes an
             element, that collects the updates. It is the "master" of the parameter's state, so
-            that whatever shards or names the state of an optimizer finds it. Without one an FP8
-            weight is made float32 for its own step, one weight at a time, and rounded back
-            stochastically; bfloat16 and float16 are stepped as they are.
+            that whatever shards or names the state of an optimizer finds it. What others write into
+            the parameter is lost at the next step, which writes the copy over it: make the
+            optimizer once the weights are in place. Without one an FP8 weight is made float32 for
+            its own step, one weight at a time, and rounded back stochastically; bfloat16 and
+            float16 are stepped as they are.
         scale_format: of the float32 scales made from masters: "float" or "ue8m0". Without masters
             scales move by powers of two, and so keep the format that they have; float8_e8m0fnu can
             hold no other than "ue8m0".
@@ -80,28 +83,33 @@ class FP8Optimizer(Optimizer):
     ) -> None:
         check.choice("FP8Optimizer", "scale_format", scale_format, SCALE_FORMATS)
         self.seed, self.steps, self.master = seed, 0, master
-        entries = list(parameters)
-        groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
-        groups = [{**group, "params": [_pair(e) for e in group["params"]]} for group in groups]
-        self._weights: list[_Weight | _Half] = [
-            _Half(parameter) if scale is None else _Weight(parameter, scale, master, scale_format)
-            for group in groups
-            for parameter, scale in group["params"]
-            if scale is not None or (master and parameter.dtype in HALF)
+        self.scale_format, self._weights = scale_format, list[_Weight | _Half]()
+        self._new: Callable[[Any], Optimizer] = partial(optimizer_class, **options)
+        self.optimizer: Optimizer
+        super().__init__(parameters, {})  # which adds group after group
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Parameters to step from now on; "params" are such as those of the constructor."""
+        given = param_group["params"]
+        pairs = [_pair(entry) for entry in ([given] if isinstance(given, Tensor) else given)]
+        added: list[_Weight | _Half] = [
+            _Half(parameter)
+            if scale is None
+            else _Weight(parameter, scale, self.master, self.scale_format)
+            for parameter, scale in pairs
+            if scale is not None or (self.master and parameter.dtype in HALF)
         ]
-        floats = {weight.parameter: weight.floats for weight in self._weights}
-        real = [[parameter for parameter, _ in group["params"]] for group in groups]
-        self.optimizer = optimizer_class(
-            [
-                {**group, "params": [floats.get(parameter, parameter) for parameter in members]}
-                for group, members in zip(groups, real, strict=True)
-            ],
-            **options,
-        )
-        shown = zip(self.optimizer.param_groups, real, strict=True)
-        defaults = self.optimizer.defaults
-        super().__init__([{**group, "params": members} for group, members in shown], defaults)
-        self.state = self.optimizer.state
+        floats = {weight.parameter: weight.floats for weight in added}
+        stepped = [floats.get(parameter, parameter) for parameter, _ in pairs]
+        group = {**param_group, "params": stepped}
+        if self.param_groups:
+            self.optimizer.add_param_group(group)
+        else:
+            self.optimizer = self._new([group])
+            self.defaults, self.state = self.optimizer.defaults, self.optimizer.state
+        self._weights += added
+        shown = self.optimizer.param_groups[-1]
+        super().add_param_group({**shown, "params": [parameter for parameter, _ in pairs]})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

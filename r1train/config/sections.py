@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from r1train.config.schema import (
     ConfigError,
@@ -29,6 +29,9 @@ from r1train.config.schema import (
     shown,
 )
 from r1train.verify import AnswerType
+
+if TYPE_CHECKING:
+    from r1kernels import PolicyLossOptions
 
 MAX_COMPLETIONS = 1 << 20  # of a rollout, which is kept in memory
 Schedule = Literal["constant", "linear", "cosine"]
@@ -281,8 +284,9 @@ class GRPOConfig(Section, section="grpo"):
     num_generations: Count = 16
     """Completions of each prompt: the group (R1: 16)."""
     max_extra_rollouts: CountOrZero = 0
-    """Rollouts that a step may add to replace groups whose rewards are all the same, by other
-    prompts (DAPO's dynamic sampling; verl's max_num_gen_batches less 1); 0: none."""
+    """Rollouts that a step may add to replace groups whose rewards are all the same, by prompts
+    that it has not drawn, while there are any (DAPO's dynamic sampling; verl's max_num_gen_batches
+    less 1); 0: none."""
     num_iterations: Count = 1
     """Passes over each rollout, TRL's mu (R1: 1)."""
     num_minibatches: Count = 1
@@ -350,6 +354,34 @@ class GRPOConfig(Section, section="grpo"):
         self.require(self.num_minibatches <= rollout, "num_minibatches", split)
         large = f"a rollout would have {rollout} completions, more than {MAX_COMPLETIONS}"
         self.require(rollout <= MAX_COMPLETIONS, "prompts_per_step", large)
+        optional = self.importance_sampling_level, self.epsilon, self.epsilon_high, self.delta
+        if self.loss_type != "grpo" or optional != (None,) * len(optional):
+            self._check_loss()  # slow to load; the defaults go together
+
+    def loss_options(self, max_completion_length: int) -> PolicyLossOptions:
+        """What the loss is told, of completions of that many tokens at most."""
+        from r1kernels import PolicyLossOptions
+
+        return PolicyLossOptions(
+            # bnpo is the mean over the tokens it is given: here those of the whole update.
+            loss_type="dapo" if self.loss_type == "bnpo" else self.loss_type,
+            importance_sampling_level=self.importance_sampling_level,
+            epsilon=self.epsilon,
+            epsilon_high=self.epsilon_high,
+            delta=self.delta,
+            beta=self.beta,
+            kl_estimator=self.kl_estimator,
+            entropy_coef=self.entropy_coef,
+            max_completion_length=max_completion_length,
+        )
+
+    def _check_loss(self) -> None:
+        """Which options a loss has, and which it needs, is known where it is."""
+        try:
+            self.loss_options(max_completion_length=1)
+        except ValueError as error:
+            _, name, reason = str(error).split(": ", 2)
+            self.require(False, name, reason)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,28 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from r1kernels.hf.fp8.layers import computes_in_fp8
 from r1train.config.schema import RunError
 
-SAMPLING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Of the mean |Δlogp| between a sampler in this dtype and the trainer.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+FP8_TOLERANCE = 0.1
 
-Rounding alone stays a hundred times below. The maximum is logged but has no limit: one near-tie in
-an expert router may move it by 1.
-"""
+
+def tolerance_of(model: PreTrainedModel) -> float:
+    """Of the mean |Δlogp| between a sampler with `model` and the trainer.
+
+    Rounding alone stays a hundred times below. The maximum is logged but has no limit: one near-tie
+    in an expert router may move it by 1.
+
+    Layers in FP8 have a limit of their own, whatever the dtype. Scales are of single rows, so no
+    result depends on the batch, and most tokens are the same bit for bit. But the last bit of an
+    activation, in which two passes differ that add up in another order, may round it to the next
+    code, a sixteenth away, and from there on whole layers: one such token is as far from itself as
+    FP8 is from `dtype`.
+    """
+    return FP8_TOLERANCE if computes_in_fp8(model) else TOLERANCE[model.dtype]
 
 
 class NotANumber(RunError):

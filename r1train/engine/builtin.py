@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1train.config.sections import RolloutConfig
 from r1train.data.encode import distinct
-from r1train.engine.base import SAMPLING_TOLERANCE, Request, Rollout, Sampling
+from r1train.engine.base import Request, Rollout, Sampling, tolerance_of
 from r1train.engine.cuda_graph import Graphs
 from r1train.engine.decode import Decoding, Sampled, Work
 from r1train.engine.noise import stream_keys
@@ -47,7 +47,7 @@ class BuiltinEngine:
         self.tokenizer, self.batch_size = tokenizer, batch_size
         self.max_memory_gib = max_memory_gib
         self.version = 0
-        self.sampling_tolerance = SAMPLING_TOLERANCE[self.model.dtype]
+        self.sampling_tolerance = tolerance_of(self.model)
         self.stop = torch.tensor(stop_tokens(model, tokenizer), device=model.device)
         self.workspace = Workspace(model.device)
         self.prefix, reason = prefix_for(self.model, self.workspace)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from r1kernels import (
     FusedLoss,
-    PolicyLossOptions,
     fused_linear_grpo_loss,
     group_advantage,
     linear_logprob,
@@ -19,7 +18,7 @@ from r1kernels import (
 from r1kernels.hf import Head
 from r1train.config.schema import RunError
 from r1train.config.sections import GRPOConfig
-from r1train.engine.base import SAMPLING_TOLERANCE, NotANumber, Rollout
+from r1train.engine.base import NotANumber, Rollout, tolerance_of
 from r1train.learn.batch import Batch, micro_batches
 from r1train.learn.expert_load import ExpertLoad
 from r1train.learn.optim import Optimizer
@@ -77,20 +76,9 @@ class Learner:
         seed: int = 0,
     ) -> None:
         self.policy, self.config, self.temperature = policy, config, temperature
-        self.options = PolicyLossOptions(
-            # bnpo is the mean over the tokens it is given: here those of the whole update.
-            loss_type="dapo" if config.loss_type == "bnpo" else config.loss_type,
-            importance_sampling_level=config.importance_sampling_level,
-            epsilon=config.epsilon,
-            epsilon_high=config.epsilon_high,
-            delta=config.delta,
-            beta=config.beta,
-            kl_estimator=config.kl_estimator,
-            entropy_coef=config.entropy_coef,
-            max_completion_length=max_completion_length,
-        )
-        # Of the engine; unset: of one that samples in the dtype of the model.
-        self.sampling_tolerance = sampling_tolerance or SAMPLING_TOLERANCE[policy.dtype]
+        self.options = config.loss_options(max_completion_length)
+        # Of the engine; unset: of one that samples with the model itself.
+        self.sampling_tolerance = sampling_tolerance or tolerance_of(policy.model)
         self.updates = config.num_iterations * config.num_minibatches  # of one rollout
         warmup = config.warmup_steps * self.updates
         self.optimizer = Optimizer(policy.model, config, config.max_steps * self.updates, warmup)

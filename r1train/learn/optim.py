@@ -23,23 +23,26 @@ class Optimizer:
     """AdamW whose learning rate warms up, then follows the schedule for `steps` updates.
 
     Weights that are FP8 codes, bfloat16 or float16 are stepped in a float32 copy and rounded again.
+    The copy is made here and read back by `load_state_dict`: what is written into the model between
+    two steps is overwritten by it.
     """
 
     def __init__(
         self, model: PreTrainedModel, config: GRPOConfig | SFTConfig, steps: int, warmup: int
     ) -> None:
         self.config, self.steps, self.warmup, self.done = config, steps, warmup, 0
+        trained = with_scales(model)
+        if not trained:
+            raise ConfigError("none of the model's parameters is trainable: all are frozen")
         self.adamw = FP8Optimizer(
             torch.optim.AdamW,
-            with_scales(model),
+            trained,
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
             fused=True,
         )
         self.parameters = self.adamw.param_groups[0]["params"]
-        if not any(parameter.requires_grad for parameter in self.parameters):
-            raise ConfigError("none of the model's parameters is trainable: all are frozen")
         names = {parameter: name for name, parameter in model.named_parameters()}
         self.names = [names[parameter] for parameter in self.parameters]
         for parameter in self.parameters:

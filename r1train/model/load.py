@@ -17,6 +17,7 @@ from r1kernels.hf import (
     patch_moe,
     register_fp8,
 )
+from r1kernels.hf.fp8.layers import computes_in_fp8
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
 from r1train.model.folder import from_folder, stored_in_fp8
@@ -96,8 +97,8 @@ def _into_fp8(model: PreTrainedModel, config: Config) -> None:
     except ValueError as error:
         reason = f"expected patterns of names of layers ({error})"
         raise ConfigError(f"fp8_layers = {config.fp8_layers!r}: {reason}") from None
-    lines = explain_fp8(model).splitlines()
-    if not any(": fp8" in line for line in lines):
+    if not computes_in_fp8(model):
+        lines = explain_fp8(model).splitlines()
         reason = next((line for line in lines if "high precision" not in line), lines[0])
         logging.getLogger("r1train").warning(
             "precision = 'fp8': no layer computes in FP8 here, since none is known to be faster "

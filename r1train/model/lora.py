@@ -70,22 +70,35 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
 
 
 def export(model: PreTrainedModel, folder: Path) -> None:
-    """The whole model as a HuggingFace folder, adapters added in; alone they are in `adapter`."""
+    """The whole model as a HuggingFace folder, adapters added in; alone they are in `adapter`.
+
+    Where a tied head or embedding has an adapter, the two are no longer one: the folder has both,
+    and says that they are not tied.
+    """
     if not model._hf_peft_config_loaded:
         model.save_pretrained(folder)
         return
-    model.save_pretrained(folder / "adapter")
+    alone = {name: tensor for name, tensor in model.state_dict().items() if "lora_" in name}
+    model.save_pretrained(folder / "adapter", state_dict=alone)
+    ends: Any = (model.get_input_embeddings(), model.get_output_embeddings())
+    tied = model.config.tie_word_embeddings
+    model.config.tie_word_embeddings = tied and not any(map(_adapted, ends))
     model._hf_peft_config_loaded = False  # or the adapter alone would be saved again
     try:
         model.save_pretrained(folder, state_dict=dict(merged_weights(model)))
     finally:
         model._hf_peft_config_loaded = True
+        model.config.tie_word_embeddings = tied
+
+
+def _adapted(module: Any) -> bool:
+    return hasattr(module, "get_delta_weight")
 
 
 def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """The model's `state_dict`, under the names it has without adapters, with these added in."""
     named: Any = model.named_modules()
-    layers = {name: module for name, module in named if hasattr(module, "get_delta_weight")}
+    layers = {name: module for name, module in named if _adapted(module)}
     for name, tensor in model.state_dict().items():
         layer, _, own = name.partition(".base_layer.")
         if own == "weight":

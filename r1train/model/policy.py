@@ -147,13 +147,16 @@ class Policy:
             yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
     def moving(self) -> dict[str, Tensor]:
-        """What training changes, by name: trained weights, scales of FP8 weights, and buffers."""
+        """What training changes, by name: trained weights, scales of FP8 weights, and buffers.
+
+        A tied weight comes once, under the first of its names.
+        """
         named = self.model.named_parameters(remove_duplicate=False)
-        frozen = {name for name, parameter in named if not parameter.requires_grad}
-        tensors = self.model.state_dict()
-        scales = {f"{name}_scale_inv" for name in tensors if name not in frozen}
+        trained = {name for name, own in self.model.named_parameters() if own.requires_grad}
+        still = {name for name, _ in named} - trained
+        still -= {f"{name}_scale_inv" for name in trained}
         return {
-            name: tensor for name, tensor in tensors.items() if name not in frozen or name in scales
+            name: tensor for name, tensor in self.model.state_dict().items() if name not in still
         }
 
     @contextmanager

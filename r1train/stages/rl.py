@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
 from r1train.data.encode import encode_prompts
-from r1train.data.epochs import draw
+from r1train.data.epochs import draw, others
 from r1train.data.problems import Problem
 from r1train.data.samples import Sample, samples_of
 from r1train.engine.base import Request, Rollout, Sampling
@@ -99,20 +99,19 @@ class RL(TrainStage):
     def _roll_out(self, step: int) -> Work:
         """Completions of a step's problems, and others in the place of groups without a gradient,
         as far as `max_extra_rollouts` goes."""
-        seed, train, watch = self.context.seed, self.context.train, Stopwatch()
-        drawn = self._drawn(step)
+        draws = self.context.train, self.config.prompts_per_step, step, self.context.seed
+        drawn, extra, watch = self._drawn(step), others(*draws), Stopwatch()
         with watch("rollout"):
             self.context.sync(step)
         rollout, rewards = self._sample(drawn, watch, "rollout", step)
 
         def more(count: int, attempt: int) -> Scored:
-            others = draw_extra(train, count, step, attempt, seed)
-            other, scores = self._sample(others, watch, "extra", step, attempt)
-            return Scored(other, scores.total)
+            sampled, scores = self._sample([*islice(extra, count)], watch, "extra", step, attempt)
+            return Scored(sampled, scores.total)
 
         first = Scored(rollout, rewards.total)
-        learned, extra = refill(first, more, self.config.max_extra_rollouts)
-        return Work(self._problems(drawn), rollout, rewards, watch, learned, extra)
+        learned, count = refill(first, more, self.config.max_extra_rollouts)
+        return Work(self._problems(drawn), rollout, rewards, watch, learned, count)
 
     def _sample(
         self, drawn: Sequence[Problem], watch: Stopwatch, *purpose: str | int
@@ -181,14 +180,6 @@ class RL(TrainStage):
             )
             self.learner.start(*self.work.learned)
         self.learner.load_state_dict(state["learner"])
-
-
-def draw_extra(
-    problems: Sequence[Problem], count: int, step: int, attempt: int, seed: int
-) -> list[Problem]:
-    """Problems in the place of some of a step's, at random."""
-    rng = random.Random(derive_seed(seed, "extra problems", step, attempt))
-    return [problems[rng.randrange(len(problems))] for _ in range(count)]
 
 
 def describe(work: Work) -> dict[str, float]:

@@ -220,6 +220,31 @@ def test_groups_and_a_scheduler(master: bool) -> None:
     assert torch.equal(layer.bias, torch.full_like(layer.bias, -0.5))
 
 
+@masters
+def test_a_group_that_is_added_later_is_stepped_as_one_from_the_start(master: bool) -> None:
+    found = []
+    for later in (True, False):
+        torch.manual_seed(0)
+        layer, other = Layer(), Layer()
+        groups = [{"params": with_scales(layer)}, {"params": with_scales(other), "lr": 0.02}]
+        given = groups[:1] if later else groups
+        optimizer = FP8Optimizer(torch.optim.AdamW, given, master=master, lr=0.01)
+        if later:
+            optimizer.add_param_group(groups[1])
+        assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.02]
+        before = other.decoded()
+        for each in (layer, other):
+            torch.manual_seed(1)
+            x, target = problem()
+            (each(x) - target).square().mean().backward()
+        optimizer.step()
+        assert not torch.equal(other.decoded(), before)
+        found.append([layer.decoded(), layer.bias, other.decoded(), other.bias])
+        again = FP8Optimizer(torch.optim.AdamW, groups, master=master)
+        again.load_state_dict(optimizer.state_dict())
+    assert all(map(torch.equal, *found))
+
+
 def test_codes_stay_what_they_are() -> None:
     values = all_codes().float()
     values = values[~values.isnan()]

@@ -11,6 +11,7 @@ from r1train.config.sections import (
     Config,
     DatasetConfig,
     GRPOConfig,
+    LossType,
     RewardConfig,
     RolloutConfig,
     TaskConfig,
@@ -101,6 +102,30 @@ def test_python_is_checked_like_toml():
         RolloutConfig(top_p=0.5)
     with pytest.raises(ConfigError, match="num_generations"):
         dataclasses.replace(GRPOConfig(), num_generations=1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"loss_type": "cispo"}, "grpo.epsilon_high = None: expected a number for 'cispo'"),
+        ({"loss_type": "sapo", "epsilon": 0.2}, "grpo.epsilon = 0.2: 'sapo' has no such option"),
+        ({"loss_type": "gmpo", "delta": 2.0}, "grpo.delta = 2.0: 'gmpo' has no such option"),
+        (
+            {"loss_type": "gspo", "importance_sampling_level": "token"},
+            "grpo.importance_sampling_level = 'token': 'gspo' has its own ratio",
+        ),
+    ],
+)
+def test_options_that_a_loss_has_not_are_found_before_anything_starts(wrong, expected):
+    with pytest.raises(ConfigError, match=expected):
+        GRPOConfig(**wrong)
+
+
+@pytest.mark.parametrize("loss", typing.get_args(LossType))
+def test_every_loss_can_be_asked_for(loss):
+    needed = {"epsilon_high": 0.3} if loss == "cispo" else {}
+    options = GRPOConfig(loss_type=loss, **needed).loss_options(max_completion_length=5)
+    assert options.loss_type == ("dapo" if loss == "bnpo" else loss)
 
 
 def test_a_written_config_reads_back_equal(path, tmp_path):

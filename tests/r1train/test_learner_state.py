@@ -10,14 +10,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from r1kernels.hf import patch
-from r1train.config.sections import GRPOConfig, SFTConfig
+from r1train.config.sections import Config, GRPOConfig, ModelConfig, SFTConfig
 from r1train.engine.base import Request, Sampling
 from r1train.engine.builtin import BuiltinEngine
 from r1train.learn.grpo import Learner
 from r1train.learn.optim import Optimizer
 from r1train.learn.sft import SupervisedLearner
+from r1train.model.load import load_model
 from r1train.model.policy import Policy
 from r1train.seeds import deterministic
+from tests.r1train.conftest import TEXTS
 
 GRPO = GRPOConfig(
     max_steps=5,
@@ -80,6 +82,30 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(mini, prompts, make, step, done,
     assert rest == whole[done:]
     expected = model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in fresh.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("gradient_checkpointing", [True, False])
+def test_adapters_go_on_as_if_they_had_not_stopped(prompts, dtype, gradient_checkpointing):
+    """After two steps the reference has just become the policy."""
+    pytest.importorskip("peft")
+    options = {"lora_rank": 4, "gradient_checkpointing": gradient_checkpointing}
+    config = Config(model=ModelConfig(preset="deepseek-v3-mini", **options), dtype=dtype)
+
+    def make():
+        model, tokenizer = load_model(config, TEXTS)
+        policy = Policy(model, gradient_checkpointing=gradient_checkpointing)
+        return Learner(policy, GRPO, temperature=1.0, max_completion_length=8), tokenizer
+
+    learner, tokenizer = make()
+    whole = [grpo_step(learner, tokenizer, prompts) for _ in range(2)]
+    state = copy.deepcopy(learner.state_dict())
+    whole += [grpo_step(learner, tokenizer, prompts) for _ in range(2)]
+    again, _ = make()
+    again.load_state_dict(state)
+    assert [grpo_step(again, tokenizer, prompts) for _ in range(2)] == whole[2:]
+    expected, found = (each.policy.model.state_dict() for each in (learner, again))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
 def test_a_state_is_of_plain_data_by_name(mini):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from r1kernels.hf import patch
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config, GRPOConfig, ModelConfig, SFTConfig
 from r1train.engine.base import Request, Sampling
@@ -15,7 +18,7 @@ from r1train.engine.builtin import BuiltinEngine
 from r1train.learn.grpo import Learner
 from r1train.learn.sft import SupervisedLearner
 from r1train.model.load import load_model
-from r1train.model.lora import add_lora
+from r1train.model.lora import add_lora, export
 from r1train.model.policy import Policy
 from r1train.run.export import save_checkpoint
 from tests.r1train.conftest import TEXTS
@@ -27,6 +30,13 @@ CONFIG = Config(model=ModelConfig(preset="deepseek-v3-mini", lora_rank=4))
 @pytest.fixture
 def adapted():
     return load_model(CONFIG, TEXTS)
+
+
+def tied():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = LlamaConfig(vocab_size=32, num_attention_heads=2, tie_word_embeddings=True, **shape)
+    return patch(LlamaForCausalLM(config).eval())
 
 
 def train(policy, prompts):
@@ -71,6 +81,30 @@ def test_a_checkpoint_is_the_whole_model_and_its_adapter(adapted, prompts, tmp_p
     ids = torch.tensor([[5, 6, 7, 8]])
     torch.testing.assert_close(plain(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
     train(Policy(model), prompts)  # and training goes on
+
+
+@pytest.mark.parametrize("targets", [("lm_head",), ("embed_tokens",), ("lm_head", "embed_tokens")])
+def test_an_adapter_on_a_tied_head_or_embedding_unties_them_in_a_checkpoint(targets, tmp_path):
+    model = tied()
+    add_lora(model, ModelConfig(preset="smollm2", lora_rank=4, lora_target_modules=targets), 0)
+    train(Policy(model), [[1, 2], [3], [4], [5]])
+    export(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is False
+    assert model.config.tie_word_embeddings
+    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
+    assert all("lora_" in name for name in names)
+    plain, ids = AutoModelForCausalLM.from_pretrained(tmp_path), torch.tensor([[5, 6, 7, 8]])
+    assert plain.lm_head.weight is not plain.model.embed_tokens.weight
+    torch.testing.assert_close(plain(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_without_an_adapter_stays_tied_in_a_checkpoint(tmp_path):
+    model = tied()
+    add_lora(model, ModelConfig(preset="smollm2", lora_rank=4), 0)
+    export(model, tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert plain.lm_head.weight is plain.model.embed_tokens.weight
 
 
 def test_the_reference_is_the_adapters_as_they_were(adapted, prompts):

@@ -186,6 +186,11 @@ def test_weights_come_under_every_name():
     assert weights.keys() == model.state_dict().keys()
 
 
+def test_what_moves_has_a_tied_weight_once():
+    model = llama()
+    assert model.state_dict().keys() - Policy(model).moving().keys() == {"lm_head.weight"}
+
+
 def test_a_policy_holds_other_weights_for_a_while(mini):
     policy = Policy(mini[0])
     before = {name: tensor.clone() for name, tensor in policy.moving().items()}

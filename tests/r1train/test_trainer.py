@@ -3,15 +3,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+from itertools import islice
 
 import pytest
 import torch
 
 from r1train.config.recipe import load_config
-from r1train.data.epochs import draw
+from r1train.data.epochs import draw, others
 from r1train.learn.grpo import Learner
 from r1train.run.runner import run
 from r1train.run.signals import Stopped
+from r1train.stages.rl import RL
 from r1train.stages.sft import SFT
 
 
@@ -138,3 +140,31 @@ def test_an_epoch_has_every_problem_once():
     assert epochs[0] != epochs[1]
     assert draw(problems, 3, 4, 0) == drawn[9:12]  # no state: any step can be asked for
     assert draw(problems, 7, 1, 1) != draw(problems, 7, 1, 0)
+
+
+def test_what_a_step_adds_is_what_it_has_not_drawn():
+    problems = list("abcdefg")
+    for step in range(1, 6):
+        drawn = draw(problems, 3, step, 0)
+        added = [*islice(others(problems, 3, step, 0), 4 + 7)]
+        assert sorted({*drawn, *added[:4]}) == problems
+        assert sorted(added[4:]) == problems  # of fewer than are asked for, all of them again
+        assert [*islice(others(problems, 3, step, 0), 11)] == added
+    assert added != [*islice(others(problems, 3, step, 1), 11)]
+
+
+def test_groups_without_a_gradient_are_replaced_by_problems_that_the_step_has_not(
+    config, monkeypatch
+):
+    """A model that has learned nothing gives all of them the same reward."""
+    asked, sample = {}, RL._sample
+
+    def recording(self, drawn, *rest):
+        asked.setdefault(self.step, []).extend(problem.index for problem in drawn)
+        return sample(self, drawn, *rest)
+
+    monkeypatch.setattr(RL, "_sample", recording)
+    fewer = "task.train_size=6", "task.heldout_size=2"
+    run(config('stages=["grpo"]', "grpo.max_extra_rollouts=2", "grpo.eval_steps=0", *fewer))
+    assert [len(numbers) for numbers in asked.values()] == [6, 6, 6]
+    assert all(len({*numbers}) == 6 for numbers in asked.values())

@@ -94,6 +94,11 @@ def unpatch_fp8(model: M) -> M:
     return model
 
 
+def computes_in_fp8(model: nn.Module) -> bool:
+    """Whether any layer was patched to."""
+    return any("_r1kernels_codes" in vars(module) for module in model.modules())
+
+
 def explain_fp8(model: Any) -> str:
     """One line for each layer of a patched model: in FP8 or left, and why, with what was measured.
 

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -32,8 +31,7 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from r1train.config.schema import ConfigError
-from r1train.run.export import PREVIOUS, UNFINISHED, removed, synced, synced_folder
+from r1train.run.writing import PREVIOUS, UNFINISHED, removed, replaced, writing
 
 FORMAT = 1
 TENSOR = "$tensor"
@@ -77,25 +75,12 @@ class CheckpointStore:
         path = self.folder / name_of(place)
         if (path / "state" / "manifest.json").exists() and _fault(path) is None:
             return path  # of the same place: the same state
-        partial = path.with_name(path.name + UNFINISHED)
-        try:
-            removed(partial)
+        passed = ". The checkpoints before it stay: r1train resume goes on from the last"
+        with writing(path, passed), replaced(path) as partial:
             partial.mkdir(parents=True)
             export(partial)
             if state is not None:
                 _write(partial / "state", place, state)
-            synced(partial)
-            removed(path)
-            os.rename(partial, path)
-            synced_folder(self.folder)
-        except (OSError, SafetensorError, CheckpointException) as error:
-            with suppress(OSError):
-                removed(partial)  # what it holds is room for nothing
-            raise ConfigError(
-                f"the checkpoint {path} cannot be written: {_reason(error)}; make room, or choose "
-                "another output_dir. The checkpoints before it stay: r1train resume goes on from "
-                "the last"
-            ) from error
         self._prune(path)
         return path
 
@@ -233,13 +218,6 @@ def _joined(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(tree, list):
         return [_joined(item, tensors) for item in tree]
     return tree
-
-
-def _reason(error: BaseException) -> str:
-    causes = getattr(error, "failures", None)
-    if causes:  # of torch.distributed.checkpoint, by rank: an exception and its traceback
-        error = next(iter(causes.values()))[0]
-    return str(getattr(error, "strerror", None) or error)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -31,6 +30,7 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from r1train.run.checksums import checksums, fault
 from r1train.run.writing import PREVIOUS, UNFINISHED, removed, replaced, writing
 
 FORMAT = 1
@@ -91,8 +91,8 @@ class CheckpointStore:
         """
         for path in reversed(self.whole()):
             try:
-                if fault := _fault(path):
-                    raise Damaged(fault)
+                if wrong := _fault(path):
+                    raise Damaged(wrong)
                 return Saved(path, _place_of(path), _read(path / "state", device))
             except (Damaged, OSError, ValueError, KeyError, SafetensorError) as error:
                 logging.getLogger("r1train").warning(
@@ -139,12 +139,7 @@ def _write(folder: Path, place: Place, state: Mapping[str, Any]) -> None:
     with _quiet():
         save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder)))
     (folder / "state.json").write_text(json.dumps(tree))
-    files = {
-        str(path.relative_to(folder.parent)): [path.stat().st_size, digest(path)]
-        for path in sorted(folder.parent.rglob("*"))
-        if path.is_file()
-    }
-    manifest = {"format": FORMAT, "place": list(place), "files": files}
+    manifest = {"format": FORMAT, "place": list(place), "files": checksums(folder.parent)}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
@@ -169,23 +164,9 @@ def _fault(path: Path) -> str | None:
         manifest = json.loads((path / "state" / "manifest.json").read_text())
         if manifest["format"] != FORMAT:
             return f"its format is {manifest['format']}, and {FORMAT} is known"
-        for name, (size, expected) in manifest["files"].items():
-            file = path / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != size:
-                return f"{name} has {file.stat().st_size} bytes instead of {size}"
-            if digest(file) != expected:
-                return f"{name} is not what was written: its checksum differs"
+        return fault(path, manifest["files"])
     except (ValueError, KeyError, TypeError) as error:
         return f"state/manifest.json cannot be read: {error}"
-    return None
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _split(

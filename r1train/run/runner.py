@@ -19,8 +19,9 @@ from r1train.config.sections import Config, StageConfig
 from r1train.report.console import CONSOLE
 from r1train.report.evaluation import EvalResult
 from r1train.report.trackers import check_trackers
-from r1train.run.artifacts import FILE, Finished, Plan, plan
+from r1train.run.artifacts import FILE, Finished, Plan, code_hash, plan
 from r1train.run.checkpoint import CheckpointStore
+from r1train.run.checksums import checksums
 from r1train.run.choice import PLAN, Choice, choose, described, take_up
 from r1train.run.ending import finish
 from r1train.run.export import save_checkpoint
@@ -187,7 +188,7 @@ class Run:
                 save_checkpoint(context.model, context.tokenizer, path)
                 self.checkpoint, self.trainer = self.folder.link(path), None
                 self.warnings += warnings
-                self._record(one, record | {"path": path.name}, seconds, warnings)
+                self._record(one, record, path, seconds, warnings)
             return
         self.folder.cut(sizes)
         started = time.perf_counter()
@@ -197,7 +198,7 @@ class Run:
                 log_evaluation(self.folder, one.name, 0, result)
             self.evaluations[one.name] = stage.results
             seconds = time.perf_counter() - started
-            self._record(one, record | {"path": path.name, "evaluated": True}, seconds, [])
+            self._record(one, record | {"evaluated": True}, path, seconds, [])
 
     def _train(self, one: Plan, stage: TrainStage, sizes: dict[str, int]) -> Trainer:
         seed = derive_seed(self.config.seed, "eval")  # of the run: all evaluations compare
@@ -217,14 +218,18 @@ class Run:
         return trainer
 
     def _record(
-        self, one: Plan, record: dict[str, Any], seconds: float, warnings: list[str]
+        self, one: Plan, record: dict[str, Any], left: Path, seconds: float, warnings: list[str]
     ) -> None:
-        """The stage is finished: from here on it is not repeated."""
+        """The stage is finished, and has left this file or folder: from here on it is not repeated,
+        unless what it left is no longer what it was."""
         evaluations = [result.state_dict() for result in self.evaluations[one.name]]
         self.done[one.name] = self._write_record(
             one,
             {
                 **record,
+                "path": left.name,
+                "files": checksums(left),
+                "code": code_hash(),
                 "evaluations": evaluations,
                 "warnings": warnings,
                 "seconds": seconds,

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils import logging as transformers_logging
 
 from r1train.config.recipe import load_config
@@ -71,9 +70,7 @@ def resume(folder: Path) -> dict[str, Any]:
 def evaluate_model(config: Config) -> EvalResult:
     """`config.model` on the held-out problems of `config.task`."""
     (one,) = plan(replace(config, stages=(StageConfig("evaluate"),)))
-    with deterministic(), ExitStack() as closing:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+    with deterministic(config.threads), ExitStack() as closing:
         context = Supplies(config.seed, {}, closing).context(one)
         return evaluate_heldout(context, derive_seed(config.seed, "eval"))
 
@@ -86,10 +83,8 @@ def _start(config: Config, plans: list[Plan], choice: Choice) -> dict[str, Any]:
         if summary is not None and not summary["interrupted"]:
             return summary  # else it was broken off after its last stage
     # Deterministic before CUDA starts: it is configured there.
-    with stopping_signals() as signals, deterministic(), ExitStack() as closing:
+    with stopping_signals() as signals, deterministic(config.threads), ExitStack() as closing:
         transformers_logging.disable_progress_bar()
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         work = Run(config, plans, choice, signals, closing)
         with signals.held():
             try:
@@ -134,7 +129,7 @@ class Run:
         if choice.folder is None:
             self.folder.write(PLAN, described(plans))
         else:
-            self.folder.trackers.open(config, choice.folder)
+            self.folder.report(config)
         for one in waiting[:1]:
             model, (train, heldout) = supplies.loaded[one.name][0], supplies.problems(one)
             CONSOLE.print(

@@ -19,6 +19,8 @@ from r1train.run.writing import replaced, synced, writing
 
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
 LOGS = ("metrics.jsonl", "samples.jsonl")
+TRACKED = "trackers.json"
+"""By what trackers find the run again."""
 
 
 class RunFolder:
@@ -51,8 +53,22 @@ class RunFolder:
                 raise ConfigError(f"output_dir = {config.output_dir!r}: {reason}") from None
         folder = cls(path)
         folder.write("config.toml", to_toml(config))
-        folder.trackers.open(config, path)
+        folder.report(config)
         return folder
+
+    def report(self, config: Config) -> None:
+        """Figures go to the trackers of `report_to` from now on; of a run that goes on, to the runs
+        that they had for it before. Raises ConfigError where one cannot be started."""
+        ids = self._read(TRACKED) or {}
+        self.trackers.open(config, self.path, ids)
+        if self.trackers.ids.items() - ids.items():
+            self.write(TRACKED, json.dumps({**ids, **self.trackers.ids}) + "\n")
+
+    def resume(self, stage: str, step: int, sizes: Mapping[str, int]) -> None:
+        """A stage goes on after this step: what was logged after `sizes` were these is taken back,
+        and the trackers know that it comes again."""
+        self.cut(sizes)
+        self.trackers.resume(stage, step)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -118,8 +134,11 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any] | None:
         """What summary.json holds; None where there is none that can be read."""
+        return self._read("summary.json")
+
+    def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            found = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None

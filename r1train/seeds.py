@@ -17,8 +17,10 @@ def derive_seed(seed: int, *purpose: object) -> int:
 
 
 @contextmanager
-def deterministic() -> Iterator[None]:
+def deterministic(threads: int | None = None) -> Iterator[None]:
     """Within it PyTorch adds up in a fixed order, so a run on a CPU repeats bit by bit.
+
+    With `threads`, it also has that many: by their number its products split their sums.
 
     Otherwise the threads that scatter gradients to embeddings and experts race on a CPU too. There
     an operation without a fixed order is an error; on CUDA, where attention with a mask has none
@@ -33,6 +35,9 @@ def deterministic() -> Iterator[None]:
     memory: Any = torch.utils.deterministic  # a property that type checkers do not see
     filled = memory.fill_uninitialized_memory
     cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
+    threads_before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     memory.fill_uninitialized_memory = False
@@ -40,6 +45,8 @@ def deterministic() -> Iterator[None]:
     try:
         yield
     finally:
+        if threads is not None:
+            torch.set_num_threads(threads_before)
         torch.backends.cuda.enable_cudnn_sdp(cudnn_attention)
         memory.fill_uninitialized_memory = filled
         torch.use_deterministic_algorithms(before, warn_only=only_warned)

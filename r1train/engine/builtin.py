@@ -20,7 +20,7 @@ from r1train.engine.noise import stream_keys
 from r1train.engine.shared_prefix import SharedPrefix, prefix_for
 from r1train.engine.stopping import StopStrings, stop_tokens
 from r1train.engine.sync import SyncError, check_names, same_memory, weights_of
-from r1train.engine.workspace import SHARE, Workspace, free_bytes, rows_that_fit
+from r1train.engine.workspace import SHARE, Workspace, memory_of, rows_that_fit
 
 
 class BuiltinEngine:
@@ -28,8 +28,8 @@ class BuiltinEngine:
 
     Args:
         batch_size: completions that are decoded at the same time, at most.
-        max_memory_gib: for what decoding needs beside the weights; unset: half of what is free.
-            Smaller batches follow, which change no completion but by rounding.
+        max_memory_gib: for what decoding needs beside the weights; unset: a quarter of
+            the device's. Smaller batches follow, which change no completion but by rounding.
         dtype: of the copy; unset: there is none, and no weights to send.
     """
 
@@ -159,7 +159,7 @@ class BuiltinEngine:
             + tokens * Decoding.bytes_per_token(self.model)
             + 3 * 4 * vocabulary  # logits, and what filters or the head make of them
         )
-        bound = SHARE * (free_bytes(self.model.device) + self.workspace.bytes)
+        bound = SHARE * memory_of(self.model.device)
         if self.max_memory_gib is not None:
             bound = self.max_memory_gib * 2**30
         return rows_that_fit(bytes_per_row, self.batch_size, int(bound))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from r1train.config.schema import RunError
 
-SHARE = 0.5
-"""Of the memory that is free, where no bound is given: the learner needs some too."""
+SHARE = 0.25
+"""Of all memory, where no bound is given; of what is free, it would depend on who else is there."""
 
 
 class Workspace:
@@ -47,14 +47,11 @@ class Workspace:
         return sum(buffer.nbytes for buffer in self.buffers.values())
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that a process could still allocate on `device`."""
+def memory_of(device: torch.device) -> int:
+    """Bytes that `device` has, free or not."""
     if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    fields = dict(line.split(":") for line in lines)
-    return int(fields["MemAvailable"].split()[0]) * 1024
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def rows_that_fit(bytes_per_row: int, batch_size: int, bound: int) -> int:

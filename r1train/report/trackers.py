@@ -22,7 +22,13 @@ PROJECT = "r1train"
 
 
 class Tracker(Protocol):
-    """Made from a run's configuration and folder."""
+    """Made from a run's configuration and folder, and from the `id` of before where it goes on."""
+
+    id: str | None
+    """By which its service finds the run again; None where it needs none."""
+
+    def resume(self, stage: str, step: int) -> None:
+        """A stage goes on after this step: figures of later ones come again."""
 
     def log(self, stage: str, step: int, figures: Mapping[str, float]) -> None:
         """Figures of a step, whose names begin with the stage's."""
@@ -32,30 +38,53 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run folder: `tensorboard --logdir runs`."""
+    """Event files in the run folder, in one of each stage: `tensorboard --logdir runs`.
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    What comes again takes the place of what came from that step on in the same folder.
+    """
+
+    id: str | None = None
+
+    def __init__(self, config: Config, folder: Path, known: str | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(folder / "tensorboard", flush_secs=10)
-        values = "\n".join(f"    {key} = {value!r}" for key, value in asdict(config).items())
-        self.writer.add_text("config", values)
+        self.open: Any = SummaryWriter
+        self.folder = folder / "tensorboard"
+        self.text = "\n".join(f"    {key} = {value!r}" for key, value in asdict(config).items())
+        self.writers: dict[str, Any] = {}
+        self.first_steps: dict[str, int] = {}
+
+    def resume(self, stage: str, step: int) -> None:
+        self.first_steps[stage] = step + 1
 
     def log(self, stage: str, step: int, figures: Mapping[str, float]) -> None:
+        if stage not in self.writers:
+            first = self.first_steps.get(stage, 0)
+            writer = self.open(self.folder / stage, flush_secs=10, purge_step=first)
+            writer.add_text("config", self.text)
+            self.writers[stage] = writer
         for name, value in figures.items():
-            self.writer.add_scalar(name, value, step)
+            self.writers[stage].add_scalar(name, value, step)
 
     def close(self) -> None:
-        self.writer.close()
+        for writer in self.writers.values():
+            writer.close()
 
 
 class Trackio:
     """A run of the project "r1train", kept where trackio keeps them: `trackio show`."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, known: str | None) -> None:
         import trackio
 
-        self.run: Any = trackio.init(project=PROJECT, name=folder.name, config=asdict(config))
+        resume = "allow" if known else "never"
+        self.run: Any = trackio.init(
+            project=PROJECT, name=known or folder.name, config=asdict(config), resume=resume
+        )
+        self.id: str | None = self.run.name  # another one where the folder's was taken
+
+    def resume(self, stage: str, step: int) -> None:
+        pass  # the same figures come again, at the same steps
 
     def log(self, stage: str, step: int, figures: Mapping[str, float]) -> None:
         self.run.log(dict(figures), step=step)
@@ -67,14 +96,19 @@ class Trackio:
 class WeightsAndBiases:
     """A run of the project "r1train", or of WANDB_PROJECT; WANDB_MODE=offline keeps it here."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, known: str | None) -> None:
         import wandb
 
         project = os.environ.get("WANDB_PROJECT", PROJECT)
+        resume = {"id": known, "resume": "allow"} if known else {}
         self.run: Any = wandb.init(
-            project=project, name=folder.name, config=asdict(config), dir=str(folder)
+            project=project, name=folder.name, config=asdict(config), dir=str(folder), **resume
         )
+        self.id: str | None = self.run.id
         self.stages: set[str] = set()
+
+    def resume(self, stage: str, step: int) -> None:
+        pass  # the same figures come again, at the same steps
 
     def log(self, stage: str, step: int, figures: Mapping[str, float]) -> None:
         if stage not in self.stages:  # W&B's own step only rises, while every stage begins anew
@@ -109,16 +143,29 @@ class Trackers:
         self.open_ones: dict[str, Tracker] = {}
         self.warned: set[str] = set()
 
-    def open(self, config: Config, folder: Path) -> None:
-        """Start those of `config.report_to`. ConfigError where one is missing or refuses."""
+    def open(self, config: Config, folder: Path, ids: Mapping[str, str]) -> None:
+        """Start those of `config.report_to`, which go on with the runs of these `ids`.
+
+        ConfigError where one is missing or refuses.
+        """
         check_trackers(config.report_to)
         for name in config.report_to:
             try:
-                self.open_ones[name] = TRACKERS[name](config, folder)
+                self.open_ones[name] = TRACKERS[name](config, folder, ids.get(name))
             except Exception as error:  # of any package, of its login or its network
                 self.close()
                 reason = f"{type(error).__name__}: {error}"
                 raise ConfigError(f"report_to: {name} cannot be started: {reason}") from error
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """Of those that have one, to `open` them again."""
+        return {name: str(one.id) for name, one in self.open_ones.items() if one.id is not None}
+
+    def resume(self, stage: str, step: int) -> None:
+        """A stage goes on after this step."""
+        for tracker in self.open_ones.values():
+            tracker.resume(stage, step)
 
     def log(self, step: int, metrics: Mapping[str, Any], stage: str) -> None:
         """Tell each the figures that are finite numbers."""

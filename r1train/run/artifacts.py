@@ -7,15 +7,17 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import r1kernels
+import r1train
 from r1train.config.schema import ConfigError, shown
 from r1train.config.sections import Config, StageConfig
 from r1train.model.presets import PRESETS
 from r1train.rewards.custom.function import source_file
-from r1train.run.checkpoint import digest
+from r1train.run.checksums import digest_of, digest_of_files, fault
 from r1train.seeds import derive_seed
 from r1train.stages import kind_of
 from r1train.stages.base import Artifact, ArtifactKind
@@ -38,13 +40,17 @@ class Plan:
     seed: int
     init: Plan | str | None
     """The stage, or the folder or preset that its model comes from; None: the section [model]."""
-    inputs: dict[str, Any]
     evaluated: bool
     """Whether held-out problems are evaluated before and after it."""
 
     @property
     def name(self) -> str:
         return str(self.stage.name)
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What decides what it leaves; data and models that are files are read for it, once."""
+        return {"run_seed": self.config.seed, **_inputs(self)}
 
     @property
     def inputs_hash(self) -> str:
@@ -64,8 +70,7 @@ def plan(config: Config) -> list[Plan]:
         evaluated = stage.evaluate
         if evaluated is None:
             evaluated = stage is config.stages[-1]
-        inputs = {"run_seed": config.seed, **_inputs(stage, own, seed, init)}
-        plans.append(Plan(stage, own, seed, init, inputs, evaluated))
+        plans.append(Plan(stage, own, seed, init, evaluated))
     return plans
 
 
@@ -86,13 +91,11 @@ def _init(stage: StageConfig, before: list[Plan]) -> Plan | str | None:
     )
 
 
-def _inputs(
-    stage: StageConfig, config: Config, seed: int, init: Plan | str | None
-) -> dict[str, Any]:
+def _inputs(plan: Plan) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    kind = kind_of(stage.kind)
+    kind, init = kind_of(plan.stage.kind), plan.init
     for name in (*kind.uses, *OF_THE_RUN):
-        value = getattr(config, name)
+        value = getattr(plan.config, name)
         options[name] = value if isinstance(value, str | int | bool | None) else asdict(value)
     if init is not None:  # in the place of what [model] says of where it comes from
         options["model"] = {k: v for k, v in options["model"].items() if k not in ORIGIN}
@@ -105,8 +108,8 @@ def _inputs(
     else:
         origin = {}
     return {
-        "kind": stage.kind,
-        "seed": seed,
+        "kind": plan.stage.kind,
+        "seed": plan.seed,
         **options,
         "init": origin,
         "files": {path: digest_of(Path(path)) for path in sorted(set(_files(options)))},
@@ -136,15 +139,20 @@ def _files(value: Any, key: str = "") -> Iterator[str]:
             yield from [value] if Path(value).exists() else glob.glob(value)
 
 
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file; of a folder, of its files' names and contents."""
-    if path.is_file():
-        return digest(path)
-    found = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and file.name != "eval.json":  # `r1train eval` writes it there
-            found.update(f"{file.relative_to(path)}\0{digest(file)}\n".encode())
-    return found.hexdigest()
+@cache
+def code_hash() -> str:
+    """Of the sources of both packages and of the compiled kernels.
+
+    It is no input: a stage may take days, and most changes of the code are none to it. But what is
+    taken from other code is said.
+    """
+    found = []
+    for package in (r1kernels, r1train):
+        folder = Path(package.__path__[0])
+        compiled = [folder / name for name in ("_cpp.so", "_cuda.so")]
+        files = [*sorted(folder.rglob("*.py")), *(file for file in compiled if file.exists())]
+        found.append(digest_of_files(folder, files))
+    return hashlib.sha256("".join(found).encode()).hexdigest()[:16]
 
 
 def difference(new: Mapping[str, Any], old: Mapping[str, Any], where: str = "") -> str | None:
@@ -179,8 +187,13 @@ class Finished:
 
     @property
     def there(self) -> bool:
-        """Whether what it left can still be used."""
+        """Whether what it left has not been removed."""
         return self.artifact.path.exists()
+
+    @cached_property
+    def fault(self) -> str | None:
+        """Why what it left cannot be used; None where every file is as it was written."""
+        return fault(self.artifact.path, self.record["files"])
 
     @property
     def artifact(self) -> Artifact:
@@ -194,7 +207,7 @@ def finished(run: Path) -> dict[str, Finished]:
     for file in sorted(run.glob(f"*/{FILE}")):
         try:
             stage = Finished(file.parent, json.loads(file.read_text()))
-            if stage.artifact.inputs_hash:
+            if stage.artifact.inputs_hash and stage.record["files"]:
                 found[stage.name] = stage
         except (OSError, ValueError, KeyError, TypeError):
             continue  # damaged: the stage is run again

@@ -9,7 +9,6 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -24,7 +23,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -32,8 +30,8 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from r1train.config.schema import ConfigError
-from r1train.run.export import PREVIOUS, UNFINISHED, removed, synced, synced_folder
+from r1train.run.checksums import checksums, fault
+from r1train.run.writing import PREVIOUS, UNFINISHED, removed, replaced, writing
 
 FORMAT = 1
 TENSOR = "$tensor"
@@ -77,25 +75,12 @@ class CheckpointStore:
         path = self.folder / name_of(place)
         if (path / "state" / "manifest.json").exists() and _fault(path) is None:
             return path  # of the same place: the same state
-        partial = path.with_name(path.name + UNFINISHED)
-        try:
-            removed(partial)
+        passed = ". The checkpoints before it stay: r1train resume goes on from the last"
+        with writing(path, passed), replaced(path) as partial:
             partial.mkdir(parents=True)
             export(partial)
             if state is not None:
                 _write(partial / "state", place, state)
-            synced(partial)
-            removed(path)
-            os.rename(partial, path)
-            synced_folder(self.folder)
-        except (OSError, SafetensorError, CheckpointException) as error:
-            with suppress(OSError):
-                removed(partial)  # what it holds is room for nothing
-            raise ConfigError(
-                f"the checkpoint {path} cannot be written: {_reason(error)}; make room, or choose "
-                "another output_dir. The checkpoints before it stay: r1train resume goes on from "
-                "the last"
-            ) from error
         self._prune(path)
         return path
 
@@ -106,8 +91,8 @@ class CheckpointStore:
         """
         for path in reversed(self.whole()):
             try:
-                if fault := _fault(path):
-                    raise Damaged(fault)
+                if wrong := _fault(path):
+                    raise Damaged(wrong)
                 return Saved(path, _place_of(path), _read(path / "state", device))
             except (Damaged, OSError, ValueError, KeyError, SafetensorError) as error:
                 logging.getLogger("r1train").warning(
@@ -154,12 +139,7 @@ def _write(folder: Path, place: Place, state: Mapping[str, Any]) -> None:
     with _quiet():
         save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder)))
     (folder / "state.json").write_text(json.dumps(tree))
-    files = {
-        str(path.relative_to(folder.parent)): [path.stat().st_size, digest(path)]
-        for path in sorted(folder.parent.rglob("*"))
-        if path.is_file()
-    }
-    manifest = {"format": FORMAT, "place": list(place), "files": files}
+    manifest = {"format": FORMAT, "place": list(place), "files": checksums(folder.parent)}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
@@ -184,23 +164,9 @@ def _fault(path: Path) -> str | None:
         manifest = json.loads((path / "state" / "manifest.json").read_text())
         if manifest["format"] != FORMAT:
             return f"its format is {manifest['format']}, and {FORMAT} is known"
-        for name, (size, expected) in manifest["files"].items():
-            file = path / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != size:
-                return f"{name} has {file.stat().st_size} bytes instead of {size}"
-            if digest(file) != expected:
-                return f"{name} is not what was written: its checksum differs"
+        return fault(path, manifest["files"])
     except (ValueError, KeyError, TypeError) as error:
         return f"state/manifest.json cannot be read: {error}"
-    return None
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _split(
@@ -233,13 +199,6 @@ def _joined(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(tree, list):
         return [_joined(item, tensors) for item in tree]
     return tree
-
-
-def _reason(error: BaseException) -> str:
-    causes = getattr(error, "failures", None)
-    if causes:  # of torch.distributed.checkpoint, by rank: an exception and its traceback
-        error = next(iter(causes.values()))[0]
-    return str(getattr(error, "strerror", None) or error)
 
 
 @contextmanager

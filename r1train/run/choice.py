@@ -10,7 +10,7 @@ from pathlib import Path
 
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
-from r1train.run.artifacts import Finished, Plan, difference, finished
+from r1train.run.artifacts import FILE, Finished, Plan, code_hash, difference, finished
 
 PLAN = "plan.json"
 
@@ -34,41 +34,36 @@ def choose(config: Config, plans: Sequence[Plan], *, resume: bool) -> Choice:
     off is gone on with where `resume` says so; else a new folder is made, and finished stages with
     the same inputs are taken from the folders that are there.
     """
-    done: dict[str, Finished] = {}
-    latest: dict[str, Finished] = {}
+    known: list[dict[str, Finished]] = []
     notes: list[str] = []
     broken_off: dict[Path, dict[str, Finished]] = {}
     for folder in folders(config):
-        there = finished(folder)
-        latest |= there
-        same = fitting(plans, there)
-        done |= {name: stage for name, stage in same.items() if stage.there}
+        known.insert(0, finished(folder))
         if planned(folder) != _hashes(plans):
             continue
+        same = usable(plans, known[:1])
         if len(same) == len(plans):
-            return Choice(folder, same, [f"{folder}: every stage is finished with these inputs"])
+            notes = [f"{folder}: every stage is finished with these inputs", *other_code(same)]
+            return Choice(folder, same, notes)
         if not out_of_order(plans, same):
             broken_off[folder] = same
-    done = usable(plans, done)
+    done = usable(plans, known)
     if resume and broken_off:
         newest, same = list(broken_off.items())[-1]
-        return Choice(newest, {**done, **same})
+        return Choice(newest, {**done, **same}, other_code(same))
     notes += [
         f"{folder} is at work, or was broken off; to go on with it: r1train resume {folder}"
         for folder in broken_off
     ]
     for plan in plans:
-        old = latest.get(plan.name)
+        old = next((there[plan.name] for there in known if plan.name in there), None)
         if plan.name in done:
             notes.append(
                 f"{plan.name}: taken from {done[plan.name].folder}: its inputs are the same"
             )
         elif old is not None:
-            changed = (
-                difference(plan.inputs, old.record.get("inputs", {})) or "it was not evaluated"
-            )
-            notes.append(f"{plan.name}: run again, not taken from {old.folder}: {changed}")
-    return Choice(None, done, notes)
+            notes.append(f"{plan.name}: run again, not taken from {old.folder}: {why(plan, old)}")
+    return Choice(None, done, [*notes, *other_code(done)])
 
 
 def take_up(folder: Path, plans: Sequence[Plan]) -> Choice:
@@ -87,30 +82,33 @@ def take_up(folder: Path, plans: Sequence[Plan]) -> Choice:
                 f"{folder}: stage {plan.name!r} cannot be gone on with, since {changed}; put it "
                 "back as it was, or start anew with r1train run"
             )
-    done = fitting(plans, finished(folder))
+    there = finished(folder)
+    done = usable(plans, [there])
     if lost := out_of_order(plans, done):
+        reason = there[lost].fault if lost in there else f"{lost}/{FILE} is missing"
         raise ConfigError(
-            f"{folder}: what stage {lost!r} left is gone, and a stage that is not finished starts "
-            "from it; put it back, or start anew with r1train run"
+            f"{folder}: what stage {lost!r} left is needed again, and cannot be used: {reason}; "
+            "put it back, or start anew with r1train run"
         )
-    return Choice(folder, done)
+    again = [
+        f"{plan.name}: run again: {why(plan, there[plan.name])}"
+        for plan in plans
+        if plan.name in there and plan.name not in done
+    ]
+    return Choice(folder, done, [*again, *other_code(done)])
 
 
-def fitting(plans: Sequence[Plan], there: Mapping[str, Finished]) -> dict[str, Finished]:
-    """Those of a folder's finished stages that need not be repeated."""
-    return usable(plans, {plan.name: there[plan.name] for plan in plans if fits(plan, there)})
-
-
-def usable(plans: Sequence[Plan], done: dict[str, Finished]) -> dict[str, Finished]:
-    """Those of the finished stages that need not be repeated: a model that is gone does no harm
-    unless a stage that waits starts from it, or it is the run's last."""
-    kept = dict(done)
+def usable(plans: Sequence[Plan], known: Sequence[Mapping[str, Finished]]) -> dict[str, Finished]:
+    """Those of the finished stages of some folders, the first of them first, that need not be
+    repeated. A model that is gone or damaged does no harm unless a stage that waits starts from it,
+    or it is the run's last: only such a one is read."""
+    kept: dict[str, Finished] = {}
     for plan in reversed(plans):
-        if plan.name not in kept or kept[plan.name].there:
-            continue
-        starts = [p for p in plans if p.name not in kept and p.init is plan]
-        if starts or plan is plans[-1]:
-            del kept[plan.name]
+        fit = [there[plan.name] for there in known if fits(plan, there)]
+        needed = plan is plans[-1] or any(p.init is plan and p.name not in kept for p in plans)
+        found = next((stage for stage in fit if not needed or stage.fault is None), None)
+        if found is not None:
+            kept[plan.name] = found
     return kept
 
 
@@ -134,6 +132,22 @@ def fits(plan: Plan, there: Mapping[str, Finished]) -> bool:
         and stage.artifact.inputs_hash == plan.inputs_hash
         and (stage.record.get("evaluated", False) or not plan.evaluated)
     )
+
+
+def why(plan: Plan, old: Finished) -> str:
+    """Why a finished stage is repeated."""
+    changed = difference(plan.inputs, old.record.get("inputs", {}))
+    return changed or old.fault or "it was not evaluated"
+
+
+def other_code(done: Mapping[str, Finished]) -> list[str]:
+    """What is said of stages that were finished by another version of this program."""
+    return [
+        f"{stage.folder}: finished by other code than this, and not repeated for that; choose "
+        "another output_dir to repeat it"
+        for stage in done.values()
+        if stage.record.get("code") != code_hash()
+    ]
 
 
 def folders(config: Config) -> list[Path]:

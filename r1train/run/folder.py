@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from r1train.config.recipe import to_toml
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
 from r1train.report.trackers import Trackers
-from r1train.run.export import synced_folder
+from r1train.run.writing import replaced, synced, writing
 
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
 LOGS = ("metrics.jsonl", "samples.jsonl")
+TRACKED = "trackers.json"
+"""By what trackers find the run again."""
 
 
 class RunFolder:
@@ -51,13 +53,30 @@ class RunFolder:
                 raise ConfigError(f"output_dir = {config.output_dir!r}: {reason}") from None
         folder = cls(path)
         folder.write("config.toml", to_toml(config))
-        folder.trackers.open(config, path)
+        folder.report(config)
         return folder
+
+    def report(self, config: Config) -> None:
+        """Figures go to the trackers of `report_to` from now on; of a run that goes on, to the runs
+        that they had for it before. Raises ConfigError where one cannot be started."""
+        ids = self._read(TRACKED) or {}
+        self.trackers.open(config, self.path, ids)
+        if self.trackers.ids.items() - ids.items():
+            self.write(TRACKED, json.dumps({**ids, **self.trackers.ids}) + "\n")
+
+    def resume(self, stage: str, step: int, sizes: Mapping[str, int]) -> None:
+        """A stage goes on after this step: what was logged after `sizes` were these is taken back,
+        and the trackers know that it comes again."""
+        self.cut(sizes)
+        self.trackers.resume(stage, step)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Within it no other process writes to the folder. Raises ConfigError where one does."""
-        with self._writing(".lock"), open(self.path / ".lock", "a") as file:
+        path = self.path / ".lock"
+        with ExitStack() as closing:
+            with writing(path):
+                file = closing.enter_context(open(path, "a"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -66,11 +85,9 @@ class RunFolder:
 
     def link(self, checkpoint: Path) -> Path:
         """Lets `checkpoint` lead to a model inside the folder."""
-        link, new = self.path / "checkpoint", self.path / "checkpoint.partial"
-        with self._writing("checkpoint"):
-            new.unlink(missing_ok=True)
+        link = self.path / "checkpoint"
+        with writing(link), replaced(link) as new:
             new.symlink_to(os.path.relpath(checkpoint, self.path))
-            os.replace(new, link)
         return link
 
     def sizes(self) -> dict[str, int]:
@@ -79,8 +96,8 @@ class RunFolder:
         for name in LOGS:
             path = self.path / name
             if path.exists():
-                with self._writing(name), open(path, "rb") as file:
-                    os.fsync(file.fileno())
+                with writing(path):
+                    synced(path)
             found[name] = path.stat().st_size if path.exists() else 0
         return found
 
@@ -89,7 +106,7 @@ class RunFolder:
         for name in LOGS:
             path = self.path / name
             if path.exists() and path.stat().st_size > sizes.get(name, 0):
-                with self._writing(name):
+                with writing(path):
                     os.truncate(path, sizes.get(name, 0))
 
     def log(self, step: int, metrics: Mapping[str, float], stage: str = "grpo") -> None:
@@ -117,8 +134,11 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any] | None:
         """What summary.json holds; None where there is none that can be read."""
+        return self._read("summary.json")
+
+    def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            found = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None
@@ -144,20 +164,15 @@ class RunFolder:
 
     def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         lines = [json.dumps(_finite(record), ensure_ascii=False) + "\n" for record in records]
-        with self._writing(name), open(self.path / name, "a", **TEXT) as file:
+        path = self.path / name
+        with writing(path), open(path, "a", **TEXT) as file:
             file.write("".join(lines))
 
     def write(self, name: str, text: str) -> Path:
         """Replaces a file as a whole, which is on the disk then: a reader never sees half of it."""
         path = self.path / name
-        partial = path.with_name(path.name + ".partial")
-        with self._writing(name):
-            with open(partial, "w", **TEXT) as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-            synced_folder(path.parent)
+        with writing(path), replaced(path) as partial:
+            partial.write_text(text, **TEXT)
         return path
 
     def copy_logs(self, other: Path, stage: str) -> None:
@@ -167,16 +182,6 @@ class RunFolder:
             lines = path.read_bytes().split(b"\n") if path.exists() else []
             records = (record for line in lines if (record := _record(line)) is not None)
             self._append(name, [record for record in records if record["stage"] == stage])
-
-    @contextmanager
-    def _writing(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ConfigError(
-                f"{self.path / name} cannot be written: {error.strerror}; make room, or choose "
-                "another output_dir"
-            ) from error
 
 
 def _plotted(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, str]]]:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils import logging as transformers_logging
 
 from r1train.config.recipe import load_config
@@ -19,8 +18,9 @@ from r1train.config.sections import Config, StageConfig
 from r1train.report.console import CONSOLE
 from r1train.report.evaluation import EvalResult
 from r1train.report.trackers import check_trackers
-from r1train.run.artifacts import FILE, Finished, Plan, plan
+from r1train.run.artifacts import FILE, Finished, Plan, code_hash, plan
 from r1train.run.checkpoint import CheckpointStore
+from r1train.run.checksums import checksums
 from r1train.run.choice import PLAN, Choice, choose, described, take_up
 from r1train.run.ending import finish
 from r1train.run.export import save_checkpoint
@@ -70,9 +70,7 @@ def resume(folder: Path) -> dict[str, Any]:
 def evaluate_model(config: Config) -> EvalResult:
     """`config.model` on the held-out problems of `config.task`."""
     (one,) = plan(replace(config, stages=(StageConfig("evaluate"),)))
-    with deterministic(), ExitStack() as closing:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+    with deterministic(config.threads), ExitStack() as closing:
         context = Supplies(config.seed, {}, closing).context(one)
         return evaluate_heldout(context, derive_seed(config.seed, "eval"))
 
@@ -85,10 +83,8 @@ def _start(config: Config, plans: list[Plan], choice: Choice) -> dict[str, Any]:
         if summary is not None and not summary["interrupted"]:
             return summary  # else it was broken off after its last stage
     # Deterministic before CUDA starts: it is configured there.
-    with stopping_signals() as signals, deterministic(), ExitStack() as closing:
+    with stopping_signals() as signals, deterministic(config.threads), ExitStack() as closing:
         transformers_logging.disable_progress_bar()
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         work = Run(config, plans, choice, signals, closing)
         with signals.held():
             try:
@@ -133,7 +129,7 @@ class Run:
         if choice.folder is None:
             self.folder.write(PLAN, described(plans))
         else:
-            self.folder.trackers.open(config, choice.folder)
+            self.folder.report(config)
         for one in waiting[:1]:
             model, (train, heldout) = supplies.loaded[one.name][0], supplies.problems(one)
             CONSOLE.print(
@@ -187,7 +183,7 @@ class Run:
                 save_checkpoint(context.model, context.tokenizer, path)
                 self.checkpoint, self.trainer = self.folder.link(path), None
                 self.warnings += warnings
-                self._record(one, record | {"path": path.name}, seconds, warnings)
+                self._record(one, record, path, seconds, warnings)
             return
         self.folder.cut(sizes)
         started = time.perf_counter()
@@ -197,7 +193,7 @@ class Run:
                 log_evaluation(self.folder, one.name, 0, result)
             self.evaluations[one.name] = stage.results
             seconds = time.perf_counter() - started
-            self._record(one, record | {"path": path.name, "evaluated": True}, seconds, [])
+            self._record(one, record | {"evaluated": True}, path, seconds, [])
 
     def _train(self, one: Plan, stage: TrainStage, sizes: dict[str, int]) -> Trainer:
         seed = derive_seed(self.config.seed, "eval")  # of the run: all evaluations compare
@@ -217,14 +213,18 @@ class Run:
         return trainer
 
     def _record(
-        self, one: Plan, record: dict[str, Any], seconds: float, warnings: list[str]
+        self, one: Plan, record: dict[str, Any], left: Path, seconds: float, warnings: list[str]
     ) -> None:
-        """The stage is finished: from here on it is not repeated."""
+        """The stage is finished, and has left this file or folder: from here on it is not repeated,
+        unless what it left is no longer what it was."""
         evaluations = [result.state_dict() for result in self.evaluations[one.name]]
         self.done[one.name] = self._write_record(
             one,
             {
                 **record,
+                "path": left.name,
+                "files": checksums(left),
+                "code": code_hash(),
                 "evaluations": evaluations,
                 "warnings": warnings,
                 "seconds": seconds,

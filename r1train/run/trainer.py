@@ -109,8 +109,8 @@ class Trainer:
         if saved is None:
             return False
         self.load_state_dict(saved.state)
-        self.folder.cut(saved.state["log"])
         step, updates = saved.place
+        self.folder.resume(self.name, step, saved.state["log"])
         within = f", after {updates} updates of the next" * bool(updates)
         CONSOLE.print(f"{self.name}: goes on after step {step}{within}", soft_wrap=True)
         return True

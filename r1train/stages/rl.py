@@ -158,7 +158,9 @@ class RL(TrainStage):
                 "rollout": work.rollout.state_dict(),
                 "rewards": work.rewards.state_dict(),
                 "seconds": work.watch.seconds,
-                "learned": {
+                "learned": None  # what was sampled, where no group was replaced
+                if work.learned.rollout is work.rollout
+                else {
                     "rollout": work.learned.rollout.state_dict(),
                     "rewards": list(work.learned.rewards),
                 },
@@ -169,13 +171,18 @@ class RL(TrainStage):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.step, self.work = state["step"], None
         if (work := state["work"]) is not None:
-            device, learned = self.context.model.device, work["learned"]
+            device = self.context.model.device
+            rollout = Rollout.from_state(work["rollout"], device)
+            rewards = RewardBatch.from_state(work["rewards"])
+            learned = Scored(rollout, rewards.total)
+            if (other := work["learned"]) is not None:
+                learned = Scored(Rollout.from_state(other["rollout"], device), other["rewards"])
             self.work = Work(
                 self._problems(self._drawn(self.step + 1)),
-                Rollout.from_state(work["rollout"], device),
-                RewardBatch.from_state(work["rewards"]),
+                rollout,
+                rewards,
                 Stopwatch(work["seconds"]),
-                Scored(Rollout.from_state(learned["rollout"], device), learned["rewards"]),
+                learned,
                 work["extra_rollouts"],
             )
             self.learner.start(*self.work.learned)

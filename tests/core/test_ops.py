@@ -5,6 +5,8 @@ An op that is declared, or a backend that is plugged in, is tested here without 
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -131,6 +133,38 @@ def test_equals_the_reference_wherever_its_arguments_lie(subject: Subject, case:
     problems += named("argument returned as an output", returned(args, outputs))
     problems += named("not as the fake promises", unlike_fake(subject.op, args, outputs))
     assert not problems, f"{subject}, case {case.name!r}:\n" + "\n".join(problems)
+
+
+@pytest.mark.parametrize("subject", [s for s in SUBJECTS if s.backend == "cpp"], ids=str)
+def test_a_call_leaves_no_memory_behind(subject: Subject) -> None:
+    """Of malloc, which has what C++ keeps: nothing else tells that a string was not freed."""
+    case, calls = small_cases(subject.op)[0], 400
+    with subject.active() as run, threads(1):
+        args, before = case.make(subject.device), 0
+        for call in range(-20, calls):
+            if call == 0:  # what is kept for later calls is there
+                before = allocated()
+            run(*args)
+        grown = allocated() - before
+    assert grown < 16 * calls  # the least that malloc gives
+
+
+class Mallinfo2(ctypes.Structure):
+    """What glibc says of its heap."""
+
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+
+def allocated() -> int:
+    """Bytes that malloc has given and not got back."""
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        pytest.skip("needs mallinfo2 of glibc 2.33")
+    gc.collect()
+    mallinfo2.restype = Mallinfo2
+    info = mallinfo2()
+    return int(info.uordblks + info.hblkhd)
 
 
 def named(contract: str, problems: Iterator[str]) -> list[str]:

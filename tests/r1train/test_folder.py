@@ -18,8 +18,9 @@ from r1train.model.folder import from_folder
 from r1train.model.limits import fitting_problems
 from r1train.model.load import load_model
 from r1train.model.presets import mini_tokenizer
-from r1train.run import export
+from r1train.run import writing
 from r1train.run.export import save_checkpoint
+from r1train.run.folder import RunFolder
 
 
 def qwen(tokenizer, **options):
@@ -183,7 +184,7 @@ def test_the_old_checkpoint_is_gone_only_when_the_new_one_is_whole(tokenizer, fo
     """Wherever writing stops, one whole checkpoint is there."""
     model = qwen(tokenizer)
     stages = ["synced", "synced_folder", "removed"]
-    for module, name in [(export, stage) for stage in stages] + [(os, "rename")]:
+    for module, name in [(writing, stage) for stage in stages] + [(os, "rename")]:
         for call in range(3):
             calls = 0
             true = getattr(module, name)
@@ -234,3 +235,8 @@ def test_a_full_disk_is_said(tokenizer, folder, monkeypatch):
     with pytest.raises(ConfigError, match=r"model cannot be written: No space left.*output_dir"):
         save_checkpoint(qwen(tokenizer), tokenizer, folder)
     load(folder)  # the old one
+
+
+def test_what_fails_while_a_run_is_at_work_is_not_taken_for_its_lock(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"), RunFolder(tmp_path).locked():
+        os.stat(tmp_path / "nowhere")

@@ -18,7 +18,12 @@ from tests.r1train import kills
 OPTIONS = (
     *("grpo.num_minibatches=2", "grpo.beta=0.01", "grpo.ref_model_sync_steps=2"),
     *("task.train_size=3", "task.heldout_size=3", "sft.max_steps=2", "grpo.max_steps=4"),
-    *("grpo.save_steps=none", "grpo.log_completions_steps=0", "eval.k=1"),
+    *(
+        "grpo.max_extra_rollouts=1",
+        "grpo.save_steps=none",
+        "grpo.log_completions_steps=0",
+        "eval.k=1",
+    ),
 )
 
 
@@ -72,6 +77,16 @@ def killed_after(monkeypatch, count):
     monkeypatch.setattr(CheckpointStore, "save", counted)
     monkeypatch.setattr(runner.Run, "finish", unless_killed)
     return saved
+
+
+def test_a_rollout_is_saved_once_where_no_group_was_replaced(config, often, tmp_path, monkeypatch):
+    killed_after(monkeypatch, 1)
+    with pytest.raises(Killed):
+        run(config(*OPTIONS, 'stages=["grpo"]'))
+    folder = tmp_path / "runs" / "tiny" / "grpo" / "checkpoint-0-1"
+    work = json.loads((folder / "state" / "state.json").read_text())["stage"]["work"]
+    assert work["rollout"]["finished"]
+    assert work["learned"] is None
 
 
 def test_a_run_that_is_broken_off_again_and_again_ends_the_same(

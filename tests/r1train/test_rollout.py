@@ -163,6 +163,14 @@ def test_a_batch_is_as_large_as_the_memory_allows(engine, prompts, monkeypatch):
         engine.generate(requests(prompts), Sampling(12))
 
 
+def test_no_batch_depends_on_the_memory_that_others_leave(engine, prompts):
+    engine.batch_size = 1 << 60
+    alone = engine._batch_size(requests(prompts), Sampling(12))
+    taken = bytearray(b"x" * (64 << 20))
+    assert engine._batch_size(requests(prompts), Sampling(12)) == alone
+    assert len(taken) == 64 << 20
+
+
 def test_a_window_of_attention_takes_the_general_way(mini, prompts, caplog):
     config = MistralConfig(
         vocab_size=len(mini[1]),

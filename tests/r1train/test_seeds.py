@@ -23,6 +23,15 @@ def settings():
     )
 
 
+def test_deterministic_has_a_number_of_threads_and_puts_it_back():
+    before = torch.get_num_threads()
+    with deterministic(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    with deterministic():
+        assert torch.get_num_threads() == before
+
+
 @pytest.mark.parametrize("cuda", [False, True])
 def test_deterministic_is_strict_without_cuda_and_puts_everything_back(monkeypatch, cuda):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)

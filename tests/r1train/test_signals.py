@@ -9,6 +9,7 @@ import threading
 from contextlib import nullcontext
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 import r1train.cli
 from r1train.cli import main
@@ -95,7 +96,7 @@ def load_model_of(checkpoint):
 
 
 ENDING = [
-    (os, "rename"),  # of the checkpoint, when it is written
+    (PreTrainedTokenizerBase, "save_pretrained"),  # within a checkpoint
     (plots, "plot_training"),
     (RunFolder, "plot"),
     (RunFolder, "write_summary"),
@@ -247,7 +248,7 @@ def test_a_terminal_that_has_gone_costs_nothing(config, folder, stages, monkeypa
 
 def test_sigterm_in_a_periodic_save_acts_when_it_is_whole(config, folder, monkeypatch, sent_before):
     monkeypatch.setattr(Trainer, "evaluate", lambda *_: None)
-    sent_before(os, "rename", TERM)
+    sent_before(PreTrainedTokenizerBase, "save_pretrained", TERM)
     with pytest.raises(Stopped):
         run(config('stages=["grpo"]', "grpo.save_steps=1"))
     assert summary_of(folder)["stopped_by"] == "Stopped: SIGTERM"

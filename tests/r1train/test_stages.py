@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 
 import pytest
 
 from r1train.config.recipe import documented, load_config, to_toml
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config, StageConfig
-from r1train.run import artifacts
+from r1train.run import artifacts, checksums, choice
 from r1train.run.artifacts import difference, plan
 from r1train.run.runner import run
 from r1train.stages import check_stages
@@ -155,10 +158,10 @@ def test_what_a_stage_is_made_from_is_more_than_options(recipe, tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "1 + 1", "answer": "2"}\n')
     jsonl = f'task.datasets=[{{jsonl="{data}"}}]'
-    first = plan(recipe(jsonl))[0]
+    first = plan(recipe(jsonl))[0].inputs
     data.write_text('{"prompt": "1 + 1", "answer": "3"}\n')
-    second = plan(recipe(jsonl))[0]
-    assert difference(second.inputs, first.inputs) == f"the contents of {data} changed"
+    second = plan(recipe(jsonl))[0].inputs
+    assert difference(second, first) == f"the contents of {data} changed"
     assert plan(recipe("seed=1"))[0].inputs_hash != plan(recipe())[0].inputs_hash
     for same in ("grpo.log_completions_steps=1", "keep_checkpoints=5", "rewards.workers=2"):
         assert [p.inputs_hash for p in plan(recipe(same))] == [
@@ -183,8 +186,6 @@ def test_the_code_of_a_reward_is_what_a_stage_is_made_from(recipe, tmp_path, mon
 
 
 def test_a_finished_stage_whose_model_is_gone_is_run_again(recipe, tmp_path):
-    import shutil
-
     options = ('stages=["sft"]', "sft.max_steps=1")
     run(recipe(*options))
     folder = tmp_path / "runs" / "tiny"
@@ -195,10 +196,84 @@ def test_a_finished_stage_whose_model_is_gone_is_run_again(recipe, tmp_path):
     assert (tmp_path / "runs" / "tiny-2" / "sft" / "checkpoint").is_dir()
 
 
+def damage_tail(path):
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def damage_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (damage_tail, r"checkpoint/model\.safetensors has \d+ bytes instead of \d+"),
+        (damage_bit, r"checkpoint/model\.safetensors is not what was written"),
+        (os.remove, r"checkpoint/model\.safetensors is missing"),
+    ],
+)
+def test_a_finished_stage_whose_model_is_damaged_is_run_again(
+    recipe, tmp_path, capsys, damage, reason
+):
+    from r1train.run.runner import resume
+
+    options = ('stages=["sft"]', "sft.max_steps=1")
+    folder = tmp_path / "runs" / "tiny"
+    run(recipe(*options))
+    model = folder / "sft" / "checkpoint" / "model.safetensors"
+    whole = model.read_bytes()
+    damage(model)
+    capsys.readouterr()
+    run(recipe(*options))
+    assert re.search(f"sft: run again, not taken from {folder}/sft: {reason}", said(capsys))
+    resume(folder)
+    assert re.search(f"sft: run again: {reason}", said(capsys))
+    assert model.read_bytes() == whole
+
+
+def said(capsys):
+    return capsys.readouterr().out
+
+
+def test_a_stage_starts_from_no_damaged_model(recipe, tmp_path, capsys):
+    folder = tmp_path / "runs" / "tiny"
+    run(recipe('stages=["sft"]', "sft.max_steps=1"))
+    damage_bit(folder / "sft" / "checkpoint" / "config.json")
+    run(recipe('stages=["sft", "evaluate"]', "sft.max_steps=1"))
+    assert f"sft: run again, not taken from {folder}/sft: checkpoint/config.json" in said(capsys)
+
+
+def test_a_stage_that_other_code_finished_is_not_repeated_and_that_is_said(
+    recipe, tmp_path, capsys, monkeypatch
+):
+    options = ('stages=["sft"]', "sft.max_steps=1")
+    summary = run(recipe(*options))
+    assert run(recipe(*options)) == summary
+    assert "other code" not in said(capsys)
+    monkeypatch.setattr(choice, "code_hash", lambda: "another")
+    assert run(recipe(*options)) == summary
+    folder = tmp_path / "runs" / "tiny" / "sft"
+    assert f"{folder}: finished by other code than this, and not repeated" in said(capsys)
+
+
+def test_data_and_models_are_read_when_a_run_asks_what_it_is_made_from(
+    recipe, tmp_path, monkeypatch
+):
+    """Once, however many stages there are, and not by an evaluation of a model alone."""
+    data, read = tmp_path / "data.jsonl", []
+    data.write_text('{"prompt": "1 + 1", "answer": "2"}\n')
+    true = checksums.digest
+    monkeypatch.setattr(checksums, "digest", lambda path: read.append(path) or true(path))
+    plans = plan(recipe(f'task.datasets=[{{jsonl="{data}"}}]', 'stages=["sft", "grpo"]'))
+    assert read == []
+    assert len({one.inputs_hash for one in plans}) == 2
+    assert read == [data]
+
+
 def test_a_model_that_nobody_starts_from_any_more_may_go(recipe, tmp_path, monkeypatch):
     """The first stage's, to free the disk, when the last one was broken off."""
-    import shutil
-
     from r1train.run.runner import resume
     from r1train.stages.evaluate import Evaluate
 
@@ -214,7 +289,7 @@ def test_a_model_that_nobody_starts_from_any_more_may_go(recipe, tmp_path, monke
     assert not (folder / "base" / "checkpoint").exists()
     shutil.rmtree(folder / "zero" / "checkpoint")
     (folder / "exam" / "artifact.json").unlink()
-    with pytest.raises(ConfigError, match="what stage 'base' left is gone, and a stage that is no"):
+    with pytest.raises(ConfigError, match=r"'base' left is needed again, .*: checkpoint/.* is"):
         resume(folder)
 
 

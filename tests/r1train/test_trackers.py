@@ -21,6 +21,7 @@ class Package:
     """Stands for a tracker's package and its run; remembers its calls."""
 
     def __init__(self):
+        self.id, self.name = "abc", "demo"
         self.calls = []
         self.fails = set()
 
@@ -61,18 +62,21 @@ def logged(folder):
 
 def test_tensorboard(tmp_path, package):
     logged(folder_of(tmp_path, "tensorboard"))
-    opened, config, *figures, closed = package.calls
-    assert opened == ("init", tmp_path / "demo" / "tensorboard", {"flush_secs": 10})
-    assert config[:2] == ("add_text", "config")
-    assert "name = 'demo'" in config[2]
-    assert figures == [("add_scalar", "sft/loss", 2.0, 1), ("add_scalar", "grpo/reward", 1.0, 1)]
-    assert closed == ("close",)
+    sft, grpo, closed = package.calls[:3], package.calls[3:6], package.calls[6:]
+    for (opened, config, _), stage in ((sft, "sft"), (grpo, "grpo")):
+        options = {"flush_secs": 10, "purge_step": 0}
+        assert opened == ("init", tmp_path / "demo" / "tensorboard" / stage, options)
+        assert config[:2] == ("add_text", "config")
+        assert "name = 'demo'" in config[2]
+    assert sft[2] == ("add_scalar", "sft/loss", 2.0, 1)
+    assert grpo[2] == ("add_scalar", "grpo/reward", 1.0, 1)
+    assert closed == [("close",), ("close",)]
 
 
 def test_trackio(tmp_path, package):
     logged(folder_of(tmp_path, "trackio"))
     (_, opened), *figures, closed = package.calls
-    assert (opened["project"], opened["name"]) == ("r1train", "demo")
+    assert (opened["project"], opened["name"], opened["resume"]) == ("r1train", "demo", "never")
     assert opened["config"]["grpo"]["beta"] == 0.001
     assert figures == [
         ("log", {"sft/loss": 2.0}, {"step": 1}),
@@ -99,6 +103,25 @@ def test_wandb_counts_the_steps_of_each_stage(tmp_path, package):
         ("log", {"grpo/reward": 2.0, "grpo/step": 1}),
         ("finish",),
     ]
+
+
+def test_a_run_that_goes_on_is_the_same_run(tmp_path, package):
+    names = ("tensorboard", "trackio", "wandb")
+    package.name = "demo-brave-otter"  # trackio had a "demo" already
+    folder = folder_of(tmp_path, *names)
+    for step in (1, 2, 3):
+        folder.log(step, {"reward": 1.0})
+    folder.close()
+    package.calls.clear()
+
+    again = RunFolder(folder.path)
+    again.report(Config(name="demo", output_dir=str(tmp_path), report_to=names))
+    again.resume("grpo", 2, {})  # a checkpoint of step 2 was the last that is whole
+    again.log(3, {"reward": 1.0})
+    trackio, wandb, tensorboard = (call[-1] for call in package.calls if call[0] == "init")
+    assert (trackio["name"], trackio["resume"]) == ("demo-brave-otter", "allow")
+    assert (wandb["id"], wandb["resume"]) == ("abc", "allow")
+    assert tensorboard["purge_step"] == 3
 
 
 def test_the_next_run_of_a_name_is_another_run(tmp_path, package):

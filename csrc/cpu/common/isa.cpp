@@ -12,6 +12,7 @@
 #endif
 
 #include "common/op.h"
+#include "common/text.h"
 
 namespace r1 {
 namespace {
@@ -63,7 +64,7 @@ std::atomic<Isa> current{detect()};
 std::string isa_name() { return kNames[static_cast<int>(isa())]; }
 
 // "" lifts the limit. Returns the set in use, which a machine may not reach.
-std::string limit_isa(std::string name) {
+std::string limit_isa(Text name) {
   Isa limit = detect();
   bool known = name.empty();
   for (int i = 0; i < static_cast<int>(std::size(kNames)); ++i)

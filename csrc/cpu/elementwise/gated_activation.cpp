@@ -116,6 +116,7 @@ void gated_activation_backward_columns(const GatedActivationBackward& b, int64_t
 #ifdef R1_BASELINE
 #include <string>
 
+#include "common/text.h"
 #include "cpu/common/outputs.h"
 #include "cpu/common/parallel.h"
 #include "cpu/common/rows.h"
@@ -195,7 +196,7 @@ struct Gated {
   }
 };
 
-Tensor gated_activation(Tensor gate, Tensor up, std::string activation) {
+Tensor gated_activation(Tensor gate, Tensor up, Text activation) {
   Gated g("gated_activation", gate, up, activation);
   Tensor out = new_output(gate, g.sizes);
   g.kernel.out = out.data_ptr();
@@ -207,7 +208,7 @@ Tensor gated_activation(Tensor gate, Tensor up, std::string activation) {
 }
 
 std::tuple<Tensor, Tensor> gated_activation_backward(Tensor dy, Tensor gate, Tensor up,
-                                                     std::string activation) {
+                                                     Text activation) {
   constexpr const char* op = "gated_activation_backward";
   Gated g(op, gate, up, activation);
   R1_CHECK(dy.dim() == gate.dim() && std::equal(dy.sizes().begin(), dy.sizes().end(), g.sizes.begin()),

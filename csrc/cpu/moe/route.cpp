@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/op.h"
+#include "common/text.h"
 #include "cpu/moe/route.h"
 #include "cpu/moe/route_scoring.h"
 #include "cpu/moe/sort.h"
@@ -46,7 +47,7 @@ Blocks blocks_of(int64_t experts, int64_t groups, bool choose_groups) {
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_route(
-    Tensor logits, int64_t top_k, std::string score, std::string order, OptionalTensor bias,
+    Tensor logits, int64_t top_k, Text score, Text order, OptionalTensor bias,
     int64_t num_groups, int64_t top_k_groups, bool normalize, double scale,
     OptionalTensor replay_ids, OptionalTensor num_valid, int64_t align) {
   const Tensor rows = dense(logits);

@@ -91,6 +91,7 @@ void moe_route_backward_rows(const MoeRouteBackward& b, int64_t begin, int64_t e
 #include <string>
 
 #include "common/op.h"
+#include "common/text.h"
 #include "cpu/moe/route_scoring.h"
 #include "cpu/common/parallel.h"
 #include "cpu/common/rows.h"
@@ -101,8 +102,8 @@ namespace r1 {
 namespace {
 constexpr int64_t kTaskRows = 64;
 
-Tensor moe_route_backward(Tensor grad, Tensor logits, Tensor ids, std::string score,
-                          std::string order, bool normalize, double scale) {
+Tensor moe_route_backward(Tensor grad, Tensor logits, Tensor ids, Text score, Text order,
+                          bool normalize, double scale) {
   R1_CHECK(ids.dim() == 2 && ids.size(0) == logits.size(0) && grad.numel() == ids.numel(),
            "moe_route_backward: grad, ids: expected shape [T, k]");
   const Tensor rows = dense(logits), gradient = to_dtype(grad, ScalarType::Float);

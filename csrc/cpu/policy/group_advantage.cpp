@@ -57,7 +57,7 @@ std::vector<int64_t> numbered(const int64_t* id, int64_t count) {
 }  // namespace
 
 Tensor group_advantage(Tensor rewards, Tensor group_ids, std::optional<Tensor> lengths,
-                       std::string scale, std::string baseline, double eps) {
+                       Text scale, Text baseline, double eps) {
   const int64_t count = rewards.numel();
   R1_CHECK(rewards.scalar_type() == ScalarType::Float && rewards.dim() == 1,
            "group_advantage: rewards: expected float32 of shape [B]");

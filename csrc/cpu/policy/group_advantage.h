@@ -1,11 +1,10 @@
 // group_advantage as a function, for policy_loss, which can begin with rewards.
 #pragma once
 
-#include <string>
-
 #include "common/op.h"
+#include "common/text.h"
 
 namespace r1 {
 Tensor group_advantage(Tensor rewards, Tensor group_ids, std::optional<Tensor> lengths,
-                       std::string scale, std::string baseline, double eps);
+                       Text scale, Text baseline, double eps);
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/op.h"
+#include "common/text.h"
 #include "cpu/policy/group_advantage.h"
 #include "cpu/common/parallel.h"
 #include "cpu/policy/policy_loss.h"
@@ -57,11 +58,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> policy_loss(
     Tensor logprob, Tensor advantages, Tensor cu_seqlens, OptionalTensor group_ids,
     OptionalTensor old_logprob, OptionalTensor ref_logprob, OptionalTensor sampling_logprob,
     OptionalTensor mask, OptionalTensor selected, OptionalTensor entropy,
-    OptionalTensor denominator, OptionalTensor num_active_tokens, std::string surrogate,
-    std::vector<double> options, std::string level, bool sequence_mean, double beta,
-    std::string kl_estimator, bool use_bias_correction_kl, double entropy_coef,
-    std::string rollout_correction, double rollout_clip_min, double rollout_clip_max,
-    double off_policy_mask_threshold, std::string scale, std::string baseline, double eps) {
+    OptionalTensor denominator, OptionalTensor num_active_tokens, Text surrogate,
+    std::vector<double> options, Text level, bool sequence_mean, double beta, Text kl_estimator,
+    bool use_bias_correction_kl, double entropy_coef, Text rollout_correction, double rollout_clip_min,
+    double rollout_clip_max, double off_policy_mask_threshold, Text scale, Text baseline, double eps) {
   const int64_t rows = logprob.numel(), sequences = cu_seqlens.numel() - 1;
   R1_CHECK(sequences >= 0, "policy_loss: cu_seqlens: expected at least one element, got none");
   R1_CHECK(options.size() <= 8, "policy_loss: options: expected at most 8, got ", options.size());

@@ -227,7 +227,7 @@ void with_kernel(bool exact_in_float, int share, const Body& body) {
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_route(
-    Tensor logits, int64_t top_k, std::string score, std::string order, std::optional<Tensor> bias,
+    Tensor logits, int64_t top_k, Text score, Text order, std::optional<Tensor> bias,
     int64_t num_groups, int64_t top_k_groups, bool normalize, double scale,
     std::optional<Tensor> replay_ids, std::optional<Tensor> num_valid, int64_t align) {
   const OnDevice device(logits);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "common/text.h"
 #include "cuda/common/double_math.h"
 #include "cuda/common/elements.h"
 #include "cuda/moe/sort.h"

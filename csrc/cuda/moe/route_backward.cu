@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(kThreads) backward(Backward call) {
   if (first) out.set(expert, in.over_all() ? choice.score * (sum - shared) : sum);
 }
 
-Tensor moe_route_backward(Tensor grad, Tensor logits, Tensor ids, std::string score,
-                          std::string order, bool normalize, double scale) {
+Tensor moe_route_backward(Tensor grad, Tensor logits, Tensor ids, Text score, Text order,
+                          bool normalize, double scale) {
   const OnDevice device(logits);
   const Tensor z = dense(logits), g = to_dtype(grad, ScalarType::Float);
   const Tensor chosen = to_dtype(ids, ScalarType::Long);

@@ -35,6 +35,7 @@ COEFFICIENTS = tuple(
         ("0x1.62e42a", 1), ("0x1.0", 0),
     )
 )  # fmt: skip
+MOST_RATE = torch.finfo(torch.float32).max  # 0 times it is 0: so the first stays the first
 ROUNDS = 1.5 * 2.0**23  # a float32 plus this is rounded to a whole number
 LOWEST = -126.0  # 2 to this power is normal, and weighs nothing
 NOT_A_NUMBER = 11.0  # 2 to this power outweighs a block
@@ -103,12 +104,13 @@ def _reference(
     temperature = temperature.where(~greedy, 1)
     token = _draw(logits.float(), uniform.view(torch.float64), temperature.float(), greedy)
     wide = logits.to(head.accumulate_dtype(logits.dtype))
-    logprob = head.scale(wide, temperature, 1.0, None).log_softmax(-1)
+    centred = wide - wide.amax(1, keepdim=True)  # before a small temperature makes all infinite
+    logprob = (centred / temperature[:, None]).log_softmax(-1)
     return token, logprob.gather(1, token[:, None])[:, 0]
 
 
 def _draw(logits: Tensor, uniform: Tensor, temperature: Tensor, greedy: Tensor) -> Tensor:
-    rate = torch.full_like(temperature, LOG2E) / temperature
+    rate = (torch.full_like(temperature, LOG2E) / temperature).clamp(max=MOST_RATE)
     padding = -logits.shape[1] % BLOCK
     blocks = F.pad(logits, (0, padding), value=-torch.inf).unflatten(1, (-1, BLOCK))
     tops = blocks.amax(2)

@@ -2,6 +2,7 @@
 // from, and one token of it. The reference in Python says why the same token comes out everywhere.
 #include "cpu/head/sample_logprob.h"
 
+#include <float.h>
 #include <math.h>
 
 #include "cpu/elementwise/elementwise.h"
@@ -47,9 +48,10 @@ inline Integers integers(F w) {
   return {(Bits)(low + unit), (Bits)(high + unit)};
 }
 
-// What logits are times, to become exponents of 2.
+// What logits are times, to become exponents of 2. Finite, so that the largest one's stays 0.
 inline float rate_of(const LogitRow& row) {
-  return kLog2E / (row.temperature == 0 ? 1.0f : row.temperature);
+  const float rate = kLog2E / (row.temperature == 0 ? 1.0f : row.temperature);
+  return rate < FLT_MAX ? rate : FLT_MAX;
 }
 
 // A block's logits, with -inf up to a whole chunk.

@@ -16,11 +16,19 @@ from r1train.data.encode import distinct
 from r1train.engine.base import SAMPLING_TOLERANCE, Request, Rollout, Sampling
 from r1train.engine.cuda_graph import Graphs
 from r1train.engine.decode import Decoding, Sampled, Work
+from r1train.engine.grid import most_slots
 from r1train.engine.noise import stream_keys
 from r1train.engine.shared_prefix import SharedPrefix, prefix_for
 from r1train.engine.stopping import StopStrings, stop_tokens
 from r1train.engine.sync import SyncError, check_names, same_memory, weights_of
-from r1train.engine.workspace import SHARE, Workspace, free_bytes, rows_that_fit
+from r1train.engine.workspace import (
+    PREFILL_SHARE,
+    SHARE,
+    Workspace,
+    bytes_of_pass,
+    free_bytes,
+    rows_that_fit,
+)
 
 
 class BuiltinEngine:
@@ -116,10 +124,12 @@ class BuiltinEngine:
         if not requests:
             raise ValueError("generate: requests: expected at least one, got none")
         rows = [(index, j) for index, request in enumerate(requests) for j in range(request.n)]
-        size = self._batch_size(requests, sampling)
+        size, prompts_at_once = self._sizes(requests, sampling)
         parts = [
             self._decode(
-                [(requests[index], j) for index, j in rows[start : start + size]], sampling
+                [(requests[index], j) for index, j in rows[start : start + size]],
+                sampling,
+                prompts_at_once,
             )
             for start in range(0, len(rows), size)
         ]
@@ -143,15 +153,17 @@ class BuiltinEngine:
         self.prefix.clear()
         self.workspace.clear()
 
-    def _decode(self, rows: Sequence[tuple[Request, int]], sampling: Sampling) -> Sampled:
+    def _decode(
+        self, rows: Sequence[tuple[Request, int]], sampling: Sampling, prompts_at_once: int
+    ) -> Sampled:
         prompts, prompt_of = distinct([request.prompt_ids for request, _ in rows])
         keys = stream_keys([request.seed for request, _ in rows], [j for _, j in rows])
         strings = StopStrings(self.tokenizer, sampling.stop) if sampling.stop else None
-        work = Work(prompts, prompt_of, keys, sampling, self.stop, strings)
+        work = Work(prompts, prompt_of, keys, sampling, self.stop, strings, prompts_at_once)
         return Decoding(self.model, self.prefix, self.workspace, work, self.graphs).run()
 
-    def _batch_size(self, requests: Sequence[Request], sampling: Sampling) -> int:
-        """How many completions are decoded at the same time."""
+    def _sizes(self, requests: Sequence[Request], sampling: Sampling) -> tuple[int, int]:
+        """How many completions are decoded at the same time, and prompts prefilled."""
         longest = max(len(request.prompt_ids) for request in requests)
         tokens, vocabulary = sampling.max_new_tokens, self.model.config.get_text_config().vocab_size
         bytes_per_row = (
@@ -159,10 +171,18 @@ class BuiltinEngine:
             + tokens * Decoding.bytes_per_token(self.model)
             + 3 * 4 * vocabulary  # logits, and what filters or the head make of them
         )
+        bytes_per_row = int(bytes_per_row * most_slots(self.model.device))
+        bytes_per_prompt = longest * (bytes_of_pass(self.model) + self.prefix.bytes_per_token)
         bound = SHARE * (free_bytes(self.model.device) + self.workspace.bytes)
         if self.max_memory_gib is not None:
             bound = self.max_memory_gib * 2**30
-        return rows_that_fit(bytes_per_row, self.batch_size, int(bound))
+        prompts = 1
+        if self.prefix.in_parts:
+            prompts = max(1, min(len(requests), int(PREFILL_SHARE * bound) // bytes_per_prompt))
+            beside = prompts * bytes_per_prompt
+        else:
+            bytes_per_row, beside = bytes_per_row + bytes_per_prompt, 0
+        return rows_that_fit(bytes_per_row, self.batch_size, int(bound), beside), prompts
 
 
 def _copied(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -36,6 +36,7 @@ class Work:
     sampling: Sampling
     stop: Tensor  # tokens that end a completion
     strings: StopStrings | None
+    prompts_at_once: int  # that go through the model together
 
 
 @dataclass
@@ -121,7 +122,7 @@ class Decoding:
     def _start(self) -> Tensor:
         work, rows = self.work, len(self.work.prompt_of)
         self.grid = self._arranged(range(rows))
-        hidden = self.prefix.start(work.prompts, self.grid, self.room)
+        hidden = self.prefix.start(work.prompts, self.grid, self.room, work.prompts_at_once)
         lengths = torch.tensor([len(prompt) for prompt in work.prompts])
         valid = self.prefix.valid
         routing = self.log.take(valid.numel(), self.device).unflatten(0, valid.shape)

@@ -19,6 +19,7 @@ class Growing:
 
     valid: Tensor
     bytes_per_token: int
+    in_parts = False  # caches of any kind cannot be joined
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -26,7 +27,9 @@ class Growing:
     def attending(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def start(self, prompts: Sequence[Sequence[int]], grid: Grid, room: int) -> Tensor:
+    def start(
+        self, prompts: Sequence[Sequence[int]], grid: Grid, room: int, at_once: int
+    ) -> Tensor:
         self.prefix, self.grid = prefill(self.model, prompts), grid
         self.valid = self.prefix.mask
         kept = [

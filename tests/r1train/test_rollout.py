@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import logging
+from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from r1kernels.hf import head_of
@@ -38,6 +41,24 @@ def grouped(mini):
     )
     torch.manual_seed(0)
     return LlamaForCausalLM(config).eval(), mini[1]
+
+
+@pytest.fixture
+def windowed(mini):
+    """A Mistral whose layers see the last four tokens alone."""
+    config = MistralConfig(
+        vocab_size=len(mini[1]),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=4,
+        initializer_range=0.3,
+        eos_token_id=1,
+    )
+    torch.manual_seed(0)
+    return MistralForCausalLM(config).eval()
 
 
 def requests(prompts, n=3, seed=1):
@@ -151,7 +172,7 @@ def test_a_batch_is_as_large_as_the_memory_allows(engine, prompts, monkeypatch):
     sizes = []
     decode = engine._decode
     monkeypatch.setattr(
-        engine, "_decode", lambda rows, sampling: sizes.append(len(rows)) or decode(rows, sampling)
+        engine, "_decode", lambda rows, *rest: sizes.append(len(rows)) or decode(rows, *rest)
     )
     engine.max_memory_gib = 5e5 / 2**30
     parts = engine.generate(requests(prompts), Sampling(12))
@@ -163,27 +184,50 @@ def test_a_batch_is_as_large_as_the_memory_allows(engine, prompts, monkeypatch):
         engine.generate(requests(prompts), Sampling(12))
 
 
-def test_a_window_of_attention_takes_the_general_way(mini, prompts, caplog):
-    config = MistralConfig(
-        vocab_size=len(mini[1]),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        sliding_window=4,
-        initializer_range=0.3,
-        eos_token_id=1,
-    )
-    torch.manual_seed(0)
-    model = MistralForCausalLM(config).eval()
+@contextmanager
+def memory():
+    """Within it PyTorch's allocations on the CPU are seen; the last of the list is their peak."""
+    found = []
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        yield found
+    events = [each for each in seen.profiler.kineto_results.events() if each.name() == "[memory]"]
+    events.sort(key=lambda each: each.start_ns())
+    found.append(max(itertools.accumulate(each.nbytes() for each in events)))
+
+
+@pytest.mark.parametrize("general", [False, True])
+def test_long_prompts_stay_within_the_memory(grouped, windowed, general):
+    asked = [Request([3 + (i * j) % 50 for j in range(200)], 2, i) for i in range(32)]
+    engine = BuiltinEngine(windowed if general else grouped[0], grouped[1])
+    with memory() as used:
+        together = engine.generate(asked, Sampling(2))
+    engine.release()
+    engine.max_memory_gib = used[0] / 3 / 2**30
+    with memory() as bounded:
+        found, rows = watched(engine, asked, Sampling(2))
+    assert bounded[0] < used[0] / 3
+    assert rows[0] < 16
+    assert found.completion_ids == together.completion_ids
+    torch.testing.assert_close(found.logprobs, together.logprobs)
+
+
+def test_prompts_in_parts_keep_their_experts(engine, prompts):
+    together = engine.generate(requests(prompts), Sampling(6))
+    rows = [(request, j) for request in requests(prompts) for j in range(request.n)]
+    for prompts_at_once in (1, 2):
+        found = engine._decode(rows, Sampling(6), prompts_at_once)
+        assert torch.equal(torch.cat(found.routing), torch.cat(together.routing))
+        assert found.tokens.tolist() == together.tokens.tolist()
+
+
+def test_a_window_of_attention_takes_the_general_way(mini, windowed, prompts, caplog):
     with caplog.at_level(logging.WARNING, logger="r1train"):
-        engine = BuiltinEngine(model, mini[1])
+        engine = BuiltinEngine(windowed, mini[1])
     assert "its attention has sliding_window" in caplog.text
     engine.stop = STOP
     rollout = engine.generate(requests(prompts, n=4), Sampling(12))
     assert len(set(rollout.lengths)) > 2
-    check_logprobs(model, rollout)
+    check_logprobs(windowed, rollout)
 
 
 def test_release_gives_the_memory_back(engine, prompts):

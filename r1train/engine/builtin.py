@@ -146,13 +146,6 @@ class BuiltinEngine:
             self.version,
         )
 
-    def release(self) -> None:
-        """Gives back caches and graphs; the next `generate` makes them again."""
-        if self.graphs is not None:
-            self.graphs.keep_for(None)
-        self.prefix.clear()
-        self.workspace.clear()
-
     def _decode(
         self, rows: Sequence[tuple[Request, int]], sampling: Sampling, prompts_at_once: int
     ) -> Sampled:

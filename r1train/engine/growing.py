@@ -30,6 +30,7 @@ class Growing:
     def start(
         self, prompts: Sequence[Sequence[int]], grid: Grid, room: int, at_once: int
     ) -> Tensor:
+        vars(self).pop("prefix", None)  # before the new one needs room
         self.prefix, self.grid = prefill(self.model, prompts), grid
         self.valid = self.prefix.mask
         kept = [
@@ -55,7 +56,3 @@ class Growing:
         slots = torch.tensor(grid.slots_of(self.grid), device=self.model.device)
         self.prefix.select(slots)
         self.grid = grid
-
-    def clear(self) -> None:
-        """Lets go of what it holds."""
-        self.__dict__.pop("prefix", None)

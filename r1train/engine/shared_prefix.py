@@ -167,10 +167,6 @@ class SharedPrefix:
             .reshape(len(query), 1, heads * each, -1)
         )
 
-    def clear(self) -> None:
-        """Lets go of what it holds."""
-        self.layers.clear()
-
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         hidden: Tensor = self.model.base_model(
             input_ids=ids, position_ids=positions, use_cache=False, decoding=self

@@ -42,10 +42,6 @@ class Workspace:
             self.moves += 1
         return buffer[:count].view(*shape)
 
-    def clear(self) -> None:
-        """Gives all of it back."""
-        self.buffers.clear()
-
     @property
     def bytes(self) -> int:
         """How much it holds."""

@@ -198,11 +198,10 @@ def memory():
 @pytest.mark.parametrize("general", [False, True])
 def test_long_prompts_stay_within_the_memory(grouped, windowed, general):
     asked = [Request([3 + (i * j) % 50 for j in range(200)], 2, i) for i in range(32)]
-    engine = BuiltinEngine(windowed if general else grouped[0], grouped[1])
+    model, tokenizer = windowed if general else grouped[0], grouped[1]
     with memory() as used:
-        together = engine.generate(asked, Sampling(2))
-    engine.release()
-    engine.max_memory_gib = used[0] / 3 / 2**30
+        together = BuiltinEngine(model, tokenizer).generate(asked, Sampling(2))
+    engine = BuiltinEngine(model, tokenizer, max_memory_gib=used[0] / 3 / 2**30)
     with memory() as bounded:
         found, rows = watched(engine, asked, Sampling(2))
     assert bounded[0] < used[0] / 3
@@ -228,14 +227,6 @@ def test_a_window_of_attention_takes_the_general_way(mini, windowed, prompts, ca
     rollout = engine.generate(requests(prompts, n=4), Sampling(12))
     assert len(set(rollout.lengths)) > 2
     check_logprobs(windowed, rollout)
-
-
-def test_release_gives_the_memory_back(engine, prompts):
-    before = engine.generate(requests(prompts), Sampling(12)).completion_ids
-    assert engine.workspace.bytes > 0
-    engine.release()
-    assert engine.workspace.bytes == 0
-    assert engine.generate(requests(prompts), Sampling(12)).completion_ids == before
 
 
 def test_the_model_attends_as_before(mini, prompts):

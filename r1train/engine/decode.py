@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from r1kernels.hf import head_of
+from r1kernels.hf.fp8.layers import fp8_codes
 from r1train.engine.base import NotANumber, Sampling
 from r1train.engine.clock import Clock
 from r1train.engine.cuda_graph import Graphs
@@ -144,9 +145,14 @@ class Decoding:
         return hidden
 
     def _keep_graphs(self) -> None:
-        """Those that still read and write where everything lies."""
+        """Those that still read and write where everything lies.
+
+        What is made from weights is made again when they change, and then lies elsewhere: codes in
+        FP8, at the latest by the prompts' pass, and the head, where it is no weight of the model.
+        """
         if self.graphs is not None:
             read = [*self.model.parameters(), *self.model.buffers(), self.work.stop]
+            read += [self.head.weight, *fp8_codes(self.model)]
             addresses = tuple(tensor.data_ptr() for tensor in read)
             self.graphs.keep_for((self.workspace.moves, addresses))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +28,7 @@ from r1train.engine.workspace import (
     free_bytes,
     rows_that_fit,
 )
+from r1train.model.lora import merged_copy
 
 
 class BuiltinEngine:
@@ -179,8 +179,11 @@ class BuiltinEngine:
 
 
 def _copied(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The parameters alone in `dtype`: buffers, such as frequencies and routers' biases, stay."""
-    found = copy.deepcopy(model).requires_grad_(False)
+    """The parameters alone in `dtype`: buffers, such as frequencies and routers' biases, stay.
+
+    Adapters are merged, as they are in the weights that it will be sent.
+    """
+    found = merged_copy(model).requires_grad_(False)
     for parameter in found.parameters():
         if parameter.is_floating_point() and parameter.itemsize > 1:  # not the codes of FP8
             parameter.data = parameter.data.to(dtype)

@@ -19,7 +19,7 @@ from r1train.engine.growing import Growing
 from r1train.engine.noise import uniform
 from r1train.engine.products import own_products
 from r1train.engine.routing_log import RoutingLog
-from r1train.engine.sampling import draw, logits_of
+from r1train.engine.sampling import sample
 from r1train.engine.shared_prefix import SharedPrefix
 from r1train.engine.stopping import StopStrings
 from r1train.engine.workspace import Workspace
@@ -193,7 +193,7 @@ class Decoding:
     def _sample(self, hidden: Tensor, clock: Clock) -> None:
         slots = self.slots
         noise = uniform(slots.keys, clock.value)
-        token, logprob = draw(logits_of(self.head, hidden), noise, self.work.sampling)
+        token, logprob = sample(self.head, hidden, noise, self.work.sampling)
         clock.put(slots.tokens, 1, token)
         clock.put(slots.logprobs, 1, logprob)
         slots.last.copy_(token)

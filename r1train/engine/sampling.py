@@ -6,9 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1kernels import filter_logits, sample_logprob
+from r1kernels.head.linear_sample_logprob import linear_sample_logprob
 from r1kernels.hf import Head
 from r1train.engine.base import Sampling
 from r1train.engine.products import product
+
+LARGE = 4096
+"""Tokens of a vocabulary: fewer are too few parts for several threads."""
 
 
 def logits_of(head: Head, hidden: Tensor) -> Tensor:
@@ -19,6 +23,21 @@ def logits_of(head: Head, hidden: Tensor) -> Tensor:
     rows = head.rows(hidden)
     multiply = product if rows.is_cpu else F.linear
     return head.map(multiply(rows, head.weight, head.bias).float())
+
+
+def sample(
+    head: Head, hidden: Tensor, uniform: Tensor, sampling: Sampling
+) -> tuple[Tensor, Tensor]:
+    """`draw` of the logits of hidden states [B, H].
+
+    On a CPU those of a large vocabulary are never written, where nothing asks for them.
+    """
+    filtered = sampling.temperature and (sampling.top_k or sampling.top_p < 1 or sampling.min_p)
+    if filtered or not hidden.is_cpu or head.weight.shape[0] < LARGE:
+        return draw(logits_of(head, hidden), uniform, sampling)
+    return linear_sample_logprob(
+        head.rows(hidden), head.weight, uniform, temperature=sampling.temperature, **head.options
+    )
 
 
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

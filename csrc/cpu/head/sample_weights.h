@@ -27,23 +27,30 @@ static inline F power(F z) {
 }
 
 // The lanes as integers, to nearest even; each is too large by kExcess, which is taken off the sum.
+#if defined(__AVX512F__)
+constexpr uint64_t kExcess = 0;  // there is an instruction for it
+#else
 constexpr uint64_t kExcess = 0x4330000000000000;  // 2^52 as a double: 1 is the worth of its last bit
+#endif
 typedef uint64_t Bits __attribute__((vector_size(8 * kDoubles)));
 struct Integers {
   Bits low, high;
 };
 static inline Integers integers(F w) {
-  const D unit = splat_double(0x1p52);
 #if defined(__AVX512F__)
-  const D low = to_double((Singles)_mm512_maskz_extractf32x8_ps(0xff, (__m512)w, 0));
-  const D high = to_double((Singles)_mm512_maskz_extractf32x8_ps(0xff, (__m512)w, 1));
-#elif defined(__AVX2__)
+  const __m256 low = _mm512_castps512_ps256((__m512)w);
+  const __m256 high = _mm512_maskz_extractf32x8_ps(0xff, (__m512)w, 1);
+  return {(Bits)_mm512_maskz_cvtps_epi64(0xff, low), (Bits)_mm512_maskz_cvtps_epi64(0xff, high)};
+#else
+#if defined(__AVX2__)
   const D low = (D)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)w, 0));
   const D high = (D)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)w, 1));
 #else
   const D low = {w[0], w[1]}, high = {w[2], w[3]};
 #endif
+  const D unit = splat_double(0x1p52);
   return {(Bits)(low + unit), (Bits)(high + unit)};
+#endif
 }
 
 // What logits are times, to become exponents of 2. Finite, so that the largest one's stays 0.

@@ -314,13 +314,14 @@ def in_range(op: str, name: str, index: Tensor, size: int, ignore: int | None = 
     if wrong.any():
         at = int(wrong.nonzero()[0])
         got = int(index[at])
+        wanted = f"0 ≤ {name} < {size}" + (", or -1 for none" if ignore == -1 else "")
         hint = ""
         if got == -100 and name == "target":
             hint = (
                 " (a label of a row that does not count: leave it out by mask=target != -100 where "
                 "a mask is taken, or by indexing all rows with that)"
             )
-        raise ValueError(f"{op}: {name}[{at}]: expected 0 ≤ {name} < {size}, got {got}{hint}")
+        raise ValueError(f"{op}: {name}[{at}]: expected {wanted}, got {got}{hint}")
 
 
 def finite(op: str, name: str, values: Tensor) -> None:

@@ -50,12 +50,16 @@ def filter_logits(
 
 
 def tempered(shapes: check.Shapes, logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """[T, V] float32 (float64 for float64): logits over the temperature, which is checked."""
+    """[T, V] float32 (float64 for float64): logits, less the largest, over the temperature.
+
+    A small temperature would make infinities of them all.
+    """
     head.check_temperature(shapes, temperature, logits)
     rows = head.row_temperature(temperature, logits)
     if check.may_look(logits):
         head.check_rows(shapes.op, logits.shape[1], rows)
-    return head.scale(logits.to(head.accumulate_dtype(logits.dtype)), rows, 1.0, None)
+    wide = logits.to(head.accumulate_dtype(logits.dtype))
+    return head.scale(wide - wide.amax(1, keepdim=True), rows, 1.0, None)
 
 
 def filtered(

@@ -35,6 +35,7 @@ COEFFICIENTS = tuple(
         ("0x1.62e42a", 1), ("0x1.0", 0),
     )
 )  # fmt: skip
+MOST_RATE = torch.finfo(torch.float32).max  # 0 times it is 0: so the first stays the first
 ROUNDS = 1.5 * 2.0**23  # a float32 plus this is rounded to a whole number
 LOWEST = -126.0  # 2 to this power is normal, and weighs nothing
 NOT_A_NUMBER = 11.0  # 2 to this power outweighs a block
@@ -87,15 +88,20 @@ def _check(logits: Tensor, uniform: Tensor, temperature: float | Tensor) -> None
     shapes("logits", logits, "B V", (torch.float32, torch.bfloat16, torch.float16))
     shapes("uniform", uniform, "B", (torch.float64,))
     head.check_rows(name, shapes.sizes["V"], None)
+    check_temperature(shapes, temperature)
+
+
+def check_temperature(shapes: check.Shapes, temperature: float | Tensor) -> None:
+    """A number from 0 on, or one a row."""
     if isinstance(temperature, Tensor):
         shapes("temperature", temperature, "B", (torch.float32,))
-    elif check.number(name, "temperature", temperature) < 0:
-        raise ValueError(f"{name}: temperature: expected a number from 0 on, got {temperature}")
+    elif check.number(shapes.op, "temperature", temperature) < 0:
+        raise ValueError(
+            f"{shapes.op}: temperature: expected a number from 0 on, got {temperature}"
+        )
 
 
-def _reference(
-    logits: Tensor, uniform: Tensor, temperature: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def reference(logits: Tensor, uniform: Tensor, temperature: Tensor | None) -> tuple[Tensor, Tensor]:
     """``uniform`` [B] int64: the bits of float64, which kernels are not given as numbers."""
     if temperature is None:
         temperature = logits.new_ones(logits.shape[0], dtype=head.accumulate_dtype(logits.dtype))
@@ -103,12 +109,13 @@ def _reference(
     temperature = temperature.where(~greedy, 1)
     token = _draw(logits.float(), uniform.view(torch.float64), temperature.float(), greedy)
     wide = logits.to(head.accumulate_dtype(logits.dtype))
-    logprob = head.scale(wide, temperature, 1.0, None).log_softmax(-1)
+    centred = wide - wide.amax(1, keepdim=True)  # before a small temperature makes all infinite
+    logprob = (centred / temperature[:, None]).log_softmax(-1)
     return token, logprob.gather(1, token[:, None])[:, 0]
 
 
 def _draw(logits: Tensor, uniform: Tensor, temperature: Tensor, greedy: Tensor) -> Tensor:
-    rate = torch.full_like(temperature, LOG2E) / temperature
+    rate = (torch.full_like(temperature, LOG2E) / temperature).clamp(max=MOST_RATE)
     padding = -logits.shape[1] % BLOCK
     blocks = F.pad(logits, (0, padding), value=-torch.inf).unflatten(1, (-1, BLOCK))
     tops = blocks.amax(2)
@@ -159,12 +166,12 @@ def _fake(logits: Tensor, uniform: Tensor, temperature: Tensor | None) -> tuple[
     )
 
 
-def _validate(logits: Tensor, uniform: Tensor, temperature: Tensor | None) -> None:
-    name = "sample_logprob"
-    head.check_rows(name, logits.shape[1], None)
-    check.from_zero(name, "uniform", uniform.view(torch.float64), 1)
+def validate(op: str, columns: int, uniform: Tensor, temperature: Tensor | None) -> None:
+    """The values of what is drawn by."""
+    head.check_rows(op, columns, None)
+    check.from_zero(op, "uniform", uniform.view(torch.float64), 1)
     if temperature is not None:
-        check.from_zero(name, "temperature", temperature, torch.inf)
+        check.from_zero(op, "temperature", temperature, torch.inf)
 
 
 def _case(
@@ -216,9 +223,9 @@ CASES = (
 SAMPLE_LOGPROB = Op(
     "sample_logprob(Tensor logits, Tensor uniform, Tensor? temperature) "
     "-> (Tensor token, Tensor logprob)",
-    reference=_reference,
+    reference=reference,
     fake=_fake,
-    validate=_validate,
+    validate=lambda logits, *drawn: validate("sample_logprob", logits.shape[1], *drawn),
     cases=CASES,
     triton="r1kernels.head.triton.sample_logprob",
 )

@@ -38,7 +38,8 @@ class Codes:
 
     def __init__(self, scale_format: str) -> None:
         self.scale_format = scale_format
-        self._codes: FP8Tensor | None = None
+        self.kept: FP8Tensor | None = None
+        """The codes of the last call; after a write to the weight the next call makes others."""
         self._weight: Any = None
         self._state: tuple[Any, ...] = ()
 
@@ -49,22 +50,22 @@ class Codes:
         # Moves to a device or a dtype keep tensor and counter.
         state = (_steps, weight._version, weight.data_ptr(), weight.device, weight.dtype)
         differentiated = weight.is_cuda and weight.dim() == 2 and torch.is_grad_enabled()
-        if self._codes is None or self._weight() is not weight or self._state != state:
+        if self.kept is None or self._weight() is not weight or self._state != state:
             with torch.inference_mode(False):  # a rollout's codes may serve training
                 codes = self._quantize(weight)
             if type(codes.data) is not Tensor:
                 return codes  # of a fake tensor, nothing to be kept
-            self._codes = codes
+            self.kept = codes
             self._weight, self._state = ref(weight), state
-        if differentiated and self._codes.data_t is None:
+        if differentiated and self.kept.data_t is None:
             with torch.inference_mode(False):
-                data_t = self._codes.data.view(torch.uint8).T.contiguous().view(E4M3)
-                self._codes = self._codes._replace(data_t=data_t)
-        return self._codes
+                data_t = self.kept.data.view(torch.uint8).T.contiguous().view(E4M3)
+                self.kept = self.kept._replace(data_t=data_t)
+        return self.kept
 
     def forget(self) -> None:
         """Quantize at the next call, whatever the counter says."""
-        self._codes, self._weight, self._state = None, None, ()
+        self.kept, self._weight, self._state = None, None, ()
 
     def _quantize(self, weight: Tensor) -> FP8Tensor:
         return fp8_quantize(weight.detach(), block=(BLOCK, BLOCK), scale_format=self.scale_format)

@@ -141,6 +141,3 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Rollout:
         """`n` completions of every request."""
-
-    def release(self) -> None:
-        """Gives back what is only needed while sampling, such as caches."""

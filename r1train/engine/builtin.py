@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +15,20 @@ from r1train.data.encode import distinct
 from r1train.engine.base import Request, Rollout, Sampling, tolerance_of
 from r1train.engine.cuda_graph import Graphs
 from r1train.engine.decode import Decoding, Sampled, Work
+from r1train.engine.grid import most_slots
 from r1train.engine.noise import stream_keys
 from r1train.engine.shared_prefix import SharedPrefix, prefix_for
 from r1train.engine.stopping import StopStrings, stop_tokens
 from r1train.engine.sync import SyncError, check_names, same_memory, weights_of
-from r1train.engine.workspace import SHARE, Workspace, memory_of, rows_that_fit
+from r1train.engine.workspace import (
+    PREFILL_SHARE,
+    SHARE,
+    Workspace,
+    bytes_of_pass,
+    memory_of,
+    rows_that_fit,
+)
+from r1train.model.lora import merged_copy
 
 
 class BuiltinEngine:
@@ -116,10 +124,12 @@ class BuiltinEngine:
         if not requests:
             raise ValueError("generate: requests: expected at least one, got none")
         rows = [(index, j) for index, request in enumerate(requests) for j in range(request.n)]
-        size = self._batch_size(requests, sampling)
+        size, prompts_at_once = self._sizes(requests, sampling)
         parts = [
             self._decode(
-                [(requests[index], j) for index, j in rows[start : start + size]], sampling
+                [(requests[index], j) for index, j in rows[start : start + size]],
+                sampling,
+                prompts_at_once,
             )
             for start in range(0, len(rows), size)
         ]
@@ -136,22 +146,17 @@ class BuiltinEngine:
             self.version,
         )
 
-    def release(self) -> None:
-        """Gives back caches and graphs; the next `generate` makes them again."""
-        if self.graphs is not None:
-            self.graphs.keep_for(None)
-        self.prefix.clear()
-        self.workspace.clear()
-
-    def _decode(self, rows: Sequence[tuple[Request, int]], sampling: Sampling) -> Sampled:
+    def _decode(
+        self, rows: Sequence[tuple[Request, int]], sampling: Sampling, prompts_at_once: int
+    ) -> Sampled:
         prompts, prompt_of = distinct([request.prompt_ids for request, _ in rows])
         keys = stream_keys([request.seed for request, _ in rows], [j for _, j in rows])
         strings = StopStrings(self.tokenizer, sampling.stop) if sampling.stop else None
-        work = Work(prompts, prompt_of, keys, sampling, self.stop, strings)
+        work = Work(prompts, prompt_of, keys, sampling, self.stop, strings, prompts_at_once)
         return Decoding(self.model, self.prefix, self.workspace, work, self.graphs).run()
 
-    def _batch_size(self, requests: Sequence[Request], sampling: Sampling) -> int:
-        """How many completions are decoded at the same time."""
+    def _sizes(self, requests: Sequence[Request], sampling: Sampling) -> tuple[int, int]:
+        """How many completions are decoded at the same time, and prompts prefilled."""
         longest = max(len(request.prompt_ids) for request in requests)
         tokens, vocabulary = sampling.max_new_tokens, self.model.config.get_text_config().vocab_size
         bytes_per_row = (
@@ -159,15 +164,26 @@ class BuiltinEngine:
             + tokens * Decoding.bytes_per_token(self.model)
             + 3 * 4 * vocabulary  # logits, and what filters or the head make of them
         )
+        bytes_per_row = int(bytes_per_row * most_slots(self.model.device))
+        bytes_per_prompt = longest * (bytes_of_pass(self.model) + self.prefix.bytes_per_token)
         bound = SHARE * memory_of(self.model.device)
         if self.max_memory_gib is not None:
             bound = self.max_memory_gib * 2**30
-        return rows_that_fit(bytes_per_row, self.batch_size, int(bound))
+        prompts = 1
+        if self.prefix.in_parts:
+            prompts = max(1, min(len(requests), int(PREFILL_SHARE * bound) // bytes_per_prompt))
+            beside = prompts * bytes_per_prompt
+        else:
+            bytes_per_row, beside = bytes_per_row + bytes_per_prompt, 0
+        return rows_that_fit(bytes_per_row, self.batch_size, int(bound), beside), prompts
 
 
 def _copied(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The parameters alone in `dtype`: buffers, such as frequencies and routers' biases, stay."""
-    found = copy.deepcopy(model).requires_grad_(False)
+    """The parameters alone in `dtype`: buffers, such as frequencies and routers' biases, stay.
+
+    Adapters are merged, as they are in the weights that it will be sent.
+    """
+    found = merged_copy(model).requires_grad_(False)
     for parameter in found.parameters():
         if parameter.is_floating_point() and parameter.itemsize > 1:  # not the codes of FP8
             parameter.data = parameter.data.to(dtype)

@@ -10,14 +10,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from r1kernels.hf import head_of
+from r1kernels.hf.fp8.layers import fp8_codes
 from r1train.engine.base import NotANumber, Sampling
 from r1train.engine.clock import Clock
 from r1train.engine.cuda_graph import Graphs
 from r1train.engine.grid import Grid, arrange
 from r1train.engine.growing import Growing
 from r1train.engine.noise import uniform
+from r1train.engine.products import own_products
 from r1train.engine.routing_log import RoutingLog
-from r1train.engine.sampling import draw, logits_of
+from r1train.engine.sampling import sample
 from r1train.engine.shared_prefix import SharedPrefix
 from r1train.engine.stopping import StopStrings
 from r1train.engine.workspace import Workspace
@@ -36,6 +38,7 @@ class Work:
     sampling: Sampling
     stop: Tensor  # tokens that end a completion
     strings: StopStrings | None
+    prompts_at_once: int  # that go through the model together
 
 
 @dataclass
@@ -103,7 +106,7 @@ class Decoding:
         Raises:
             NotANumber: a log-probability is NaN, so the next token would mean nothing.
         """
-        with self.log.listening(), self.prefix.attending():
+        with self.log.listening(), self.prefix.attending(), own_products(self.model):
             hidden = self._start()
             self._sample(hidden, Clock(0, self.now))
             looked = 0
@@ -121,7 +124,7 @@ class Decoding:
     def _start(self) -> Tensor:
         work, rows = self.work, len(self.work.prompt_of)
         self.grid = self._arranged(range(rows))
-        hidden = self.prefix.start(work.prompts, self.grid, self.room)
+        hidden = self.prefix.start(work.prompts, self.grid, self.room, work.prompts_at_once)
         lengths = torch.tensor([len(prompt) for prompt in work.prompts])
         valid = self.prefix.valid
         routing = self.log.take(valid.numel(), self.device).unflatten(0, valid.shape)
@@ -143,9 +146,14 @@ class Decoding:
         return hidden
 
     def _keep_graphs(self) -> None:
-        """Those that still read and write where everything lies."""
+        """Those that still read and write where everything lies.
+
+        What is made from weights is made again when they change, and then lies elsewhere: codes in
+        FP8, at the latest by the prompts' pass, and the head, where it is no weight of the model.
+        """
         if self.graphs is not None:
             read = [*self.model.parameters(), *self.model.buffers(), self.work.stop]
+            read += [self.head.weight, *fp8_codes(self.model)]
             addresses = tuple(tensor.data_ptr() for tensor in read)
             self.graphs.keep_for((self.workspace.moves, addresses))
 
@@ -185,7 +193,7 @@ class Decoding:
     def _sample(self, hidden: Tensor, clock: Clock) -> None:
         slots = self.slots
         noise = uniform(slots.keys, clock.value)
-        token, logprob = draw(logits_of(self.head, hidden), noise, self.work.sampling)
+        token, logprob = sample(self.head, hidden, noise, self.work.sampling)
         clock.put(slots.tokens, 1, token)
         clock.put(slots.logprobs, 1, logprob)
         slots.last.copy_(token)

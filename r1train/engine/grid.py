@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import torch
+
 WASTE = 1.125
 """Slots for each row that is sampled, at most, when groups are made as large as they can be."""
 
@@ -29,6 +31,11 @@ class Grid:
         """[S]: a group of `other` that has the same prompt."""
         place = {prompt: group for group, prompt in enumerate(other.prompts)}
         return [place[prompt] for prompt in self.prompts]
+
+
+def most_slots(device: torch.device) -> float:
+    """For each row, in the grids of a device."""
+    return WASTE if device.type == "cpu" else 2 * WASTE
 
 
 def arrange(rows: Sequence[int], prompt_of: Sequence[int], *, powers_of_two: bool = False) -> Grid:

@@ -19,6 +19,7 @@ class Growing:
 
     valid: Tensor
     bytes_per_token: int
+    in_parts = False  # caches of any kind cannot be joined
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -26,7 +27,10 @@ class Growing:
     def attending(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def start(self, prompts: Sequence[Sequence[int]], grid: Grid, room: int) -> Tensor:
+    def start(
+        self, prompts: Sequence[Sequence[int]], grid: Grid, room: int, at_once: int
+    ) -> Tensor:
+        vars(self).pop("prefix", None)  # before the new one needs room
         self.prefix, self.grid = prefill(self.model, prompts), grid
         self.valid = self.prefix.mask
         kept = [
@@ -52,7 +56,3 @@ class Growing:
         slots = torch.tensor(grid.slots_of(self.grid), device=self.model.device)
         self.prefix.select(slots)
         self.grid = grid
-
-    def clear(self) -> None:
-        """Lets go of what it holds."""
-        self.__dict__.pop("prefix", None)

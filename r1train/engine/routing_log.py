@@ -1,4 +1,4 @@
-"""Which experts the tokens of a pass went to, without a count of them."""
+"""Which experts tokens went to, without a count of them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from r1kernels.hf import routers
 
 
 class RoutingLog:
-    """What the patched routers of `model` chose in its last pass."""
+    """What the patched routers of `model` chose since it was last asked."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.routers = routers(model)
         self.shape = (len(self.routers), self.routers[0].top_k if self.routers else 0)
         """Layers, and choices of a token in each."""
-        self.ids: list[Tensor] = [torch.empty(0)] * len(self.routers)
+        self.ids: list[list[Tensor]] = [[] for _ in self.routers]  # of each pass
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -35,10 +35,12 @@ class RoutingLog:
                 router.recording = None
 
     def see(self, layer: int, ids: Tensor) -> None:
-        self.ids[layer] = ids
+        self.ids[layer].append(ids)
 
     def take(self, tokens: int, device: torch.device) -> Tensor:
-        """int16 [T, L, k]: those of the last pass, of T tokens; L is 0 without routers."""
+        """int16 [T, L, k]: those of all T tokens since; L is 0 without routers."""
         if not self.routers:
             return torch.empty(tokens, 0, 0, dtype=torch.int16, device=device)
-        return torch.stack([ids.to(device, torch.int16) for ids in self.ids], 1)
+        found = torch.stack([torch.cat(passes).to(device) for passes in self.ids], 1)
+        self.ids = [[] for _ in self.routers]
+        return found.to(torch.int16)

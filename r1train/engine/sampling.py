@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r1kernels import filter_logits, grouped_mm, sample_logprob
+from r1kernels import filter_logits, sample_logprob
+from r1kernels.head.linear_sample_logprob import linear_sample_logprob
 from r1kernels.hf import Head
 from r1train.engine.base import Sampling
+from r1train.engine.products import product
+
+LARGE = 4096
+"""Tokens of a vocabulary: fewer are too few parts for several threads."""
 
 
 def logits_of(head: Head, hidden: Tensor) -> Tensor:
     """Logits [B, V] in float32 of hidden states [B, H].
 
-    On a CPU by this library's own product, which for the few rows of a decoding step is three times
-    as fast as PyTorch's, and gives a row the same logits whatever else is in the batch.
+    On a CPU a row has the same logits whatever else is in the batch.
     """
     rows = head.rows(hidden)
-    if rows.is_cpu:
-        one_group = torch.tensor([0, rows.shape[0]], dtype=torch.int32)
-        z = grouped_mm(rows, head.weight[None], one_group)
-        z = z if head.bias is None else z + head.bias
-    else:
-        z = F.linear(rows, head.weight, head.bias)
-    return head.map(z.float())
+    multiply = product if rows.is_cpu else F.linear
+    return head.map(multiply(rows, head.weight, head.bias).float())
+
+
+def sample(
+    head: Head, hidden: Tensor, uniform: Tensor, sampling: Sampling
+) -> tuple[Tensor, Tensor]:
+    """`draw` of the logits of hidden states [B, H].
+
+    On a CPU those of a large vocabulary are never written, where nothing asks for them.
+    """
+    filtered = sampling.temperature and (sampling.top_k or sampling.top_p < 1 or sampling.min_p)
+    if filtered or not hidden.is_cpu or head.weight.shape[0] < LARGE:
+        return draw(logits_of(head, hidden), uniform, sampling)
+    return linear_sample_logprob(
+        head.rows(hidden), head.weight, uniform, temperature=sampling.temperature, **head.options
+    )
 
 
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

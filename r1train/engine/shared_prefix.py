@@ -51,6 +51,8 @@ class SharedPrefix:
     """[P, Lp] bool: False at the padding of the prompts, as the model was given them."""
     bytes_per_token: int
     """Of the cache, for each token of a completion."""
+    in_parts = True
+    """Whether `start` can take a few prompts at a time."""
 
     def __init__(self, model: PreTrainedModel, workspace: Workspace) -> None:
         AttentionInterface.register(NAME, decode_attention)
@@ -62,12 +64,15 @@ class SharedPrefix:
         """Around what follows."""
         return attention_of(self.model)
 
-    def start(self, prompts: Sequence[Sequence[int]], grid: Grid, room: int) -> Tensor:
+    def start(
+        self, prompts: Sequence[Sequence[int]], grid: Grid, room: int, at_once: int
+    ) -> Tensor:
         """Hidden states [B, H] that predict the first token of every slot.
 
         Args:
             grid: how their completions lie.
             room: tokens of a completion that there is room for.
+            at_once: prompts that go through the model together.
         """
         device = self.model.device
         ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
@@ -75,26 +80,23 @@ class SharedPrefix:
             ids = F.pad(ids, (0, -ids.shape[1] % PAD))
         ids = ids.to(device)
         steps = torch.arange(ids.shape[1], device=device)
-        self.prefilled = {}
-        hidden = self._forward(ids, steps.expand_as(ids))
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         groups = torch.tensor(grid.prompts, device=device)
-        self.grid, self.room = grid, room
-        self.layers = {
-            index: Layer(
-                self._filled(f"prompt keys {index}", keys[groups]),
-                self._filled(f"prompt values {index}", values[groups]),
-                self._own(f"keys {index}", keys.shape[1], keys.shape[-1], keys.dtype),
-                self._own(f"values {index}", values.shape[1], values.shape[-1], values.dtype),
-            )
-            for index, (keys, values) in self.prefilled.items()
-        }
+        self.grid, self.room, self.layers = grid, room, {}
+        last = []
+        for first in range(0, len(prompts), at_once):
+            part = ids[first : first + at_once]
+            self.prefilled = {}
+            states = self._forward(part, steps.expand_as(part))
+            rows = torch.arange(len(part), device=device)
+            last.append(states[rows, lengths[first : first + at_once] - 1])
+            self._keep_prompts(first, len(part))
+        hidden = torch.cat(last)
         self.bytes_per_token = sum(
             tensor.shape[1] * tensor.shape[-1] * tensor.element_size()
-            for pair in self.prefilled.values()
-            for tensor in pair
+            for layer in self.layers.values()
+            for tensor in (layer.keys, layer.values)
         )
-        self.prefilled = None
         heads = {layer.keys.shape[1] for layer in self.layers.values()}
         if len(heads) != 1:
             raise NotImplementedError(f"its layers have {sorted(heads)} heads of keys")
@@ -103,7 +105,7 @@ class SharedPrefix:
         bias = bias.repeat_interleave(heads.pop(), 0)[:, None]
         self.bias = self._filled("bias", bias)  # [S · kv, 1, P]
         self.valid = steps < lengths[:, None]
-        return hidden[groups, lengths[groups] - 1].repeat_interleave(grid.group, 0)
+        return hidden[groups].repeat_interleave(grid.group, 0)
 
     def forward(self, tokens: Tensor, positions: Tensor, clock: Clock) -> Tensor:
         """Hidden states [B, H] of `tokens` [B], each the next one of its slot.
@@ -165,10 +167,6 @@ class SharedPrefix:
             .reshape(len(query), 1, heads * each, -1)
         )
 
-    def clear(self) -> None:
-        """Lets go of what it holds."""
-        self.layers.clear()
-
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         hidden: Tensor = self.model.base_model(
             input_ids=ids, position_ids=positions, use_cache=False, decoding=self
@@ -178,6 +176,29 @@ class SharedPrefix:
     def _own(self, name: str, heads: int, width: int, dtype: torch.dtype) -> Tensor:
         shape = (len(self.grid.prompts), heads, self.grid.group, self.room, width)
         return self.workspace.take(name, shape, dtype)
+
+    def _keep_prompts(self, first: int, count: int) -> None:
+        """Puts the keys and values of `count` prompts where the groups are that continue them."""
+        pairs = [(group, prompt - first) for group, prompt in enumerate(self.grid.prompts)]
+        pairs = [(group, row) for group, row in pairs if 0 <= row < count]
+        groups, rows = torch.tensor(pairs, device=self.model.device).T
+        found, self.prefilled = self.prefilled or {}, None
+        for index, (keys, values) in found.items():
+            if index not in self.layers:
+                self.layers[index] = self._empty_layer(index, keys, values)
+            layer = self.layers[index]
+            layer.prompt_keys.index_copy_(0, groups, keys[rows])
+            layer.prompt_values.index_copy_(0, groups, values[rows])
+
+    def _empty_layer(self, index: int, keys: Tensor, values: Tensor) -> Layer:
+        """Room for all that is kept of a layer which gives such keys and values [P, kv, L, …]."""
+        groups, take = (len(self.grid.prompts),), self.workspace.take
+        return Layer(
+            take(f"prompt keys {index}", groups + keys.shape[1:], keys.dtype),
+            take(f"prompt values {index}", groups + values.shape[1:], values.dtype),
+            self._own(f"keys {index}", keys.shape[1], keys.shape[-1], keys.dtype),
+            self._own(f"values {index}", values.shape[1], values.shape[-1], values.dtype),
+        )
 
     def _moved(self, name: str, old: Tensor, slots: Tensor, step: int) -> Tensor:
         """The rows of `slots` alone, in the first part of the same memory."""
@@ -214,7 +235,7 @@ def _tried(prefix: SharedPrefix | Growing) -> Tensor:
     """Hidden states of two prompts and three completions of two tokens."""
     grid = arrange(range(3), [0, 0, 1])
     with prefix.attending():
-        hidden = [prefix.start([[1, 0, 1], [0]], grid, 2)]
+        hidden = [prefix.start([[1, 0, 1], [0]], grid, 2, 2)]
         lengths = torch.tensor([3, 3, 1], device=hidden[0].device)
         for step in range(2):
             tokens = (lengths + step) % 2

@@ -2,7 +2,15 @@
 
 A wrong sync is silent: completions still look like completions. So after every load the names,
 shapes and checksums of the weights are compared, where the engine can say what it holds, and the
-log-probabilities of a probe, which it samples and the trainer scores.
+log-probabilities of a probe, which it samples and the trainer scores. The probe sees what checksums
+cannot: a value that was derived from an old weight, such as its FP8 codes, or a head that is not
+tied.
+
+Where the engine holds the trainer's own tensors nothing is sent, and a checksum would compare a
+tensor with itself. What is derived from them is the trainer's own too (`nn.fp8_codes` makes codes
+again when a weight was written) or made for every rollout (`Decoding`: the head, and graphs, which
+are captured again when what they read lies elsewhere). That both compute the same function is seen
+by the probe, once; from then on the learner compares the log-probabilities of every rollout.
 """
 
 from __future__ import annotations
@@ -11,11 +19,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from r1kernels.hf import head_of
+from r1kernels.hf import Head
 from r1train.config.schema import RunError
 from r1train.engine.base import Engine, Request, Rollout, Sampling
+from r1train.model.packing import pack
+from r1train.model.policy import Policy
 
 PROBE = Sampling(max_new_tokens=8)
 CHUNK = 1 << 22
@@ -86,17 +95,18 @@ class WeightSync:
         prompts: what the probe continues: a few, of different lengths.
     """
 
-    def __init__(
-        self, engine: Engine, model: PreTrainedModel, prompts: Sequence[Sequence[int]]
-    ) -> None:
-        self.engine, self.model = engine, model
+    def __init__(self, engine: Engine, policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
+        self.engine, self.policy = engine, policy
         self.requests = [Request(prompt, n=2, seed=i) for i, prompt in enumerate(prompts)]
+        self.probed = False
 
     def __call__(self, version: int) -> None:
         """Raises:
         SyncError: the engine says another version, holds other weights, or samples otherwise.
         """
-        weights = weights_of(self.model)
+        own, held = weights_of(self.policy.model), self.engine.weights()
+        shared = held is not None and same_tensors(own, held)
+        weights = own if shared else dict(self.policy.weights())
         self.engine.load(weights.items(), version)
         if self.engine.version != version:
             raise SyncError(
@@ -104,12 +114,12 @@ class WeightSync:
                 f"of {version}: its load did not take effect"
             )
         held = self.engine.weights()
-        if held is not None:
+        if held is not None and not shared:
             check_names(weights, held)
-            if all(same_memory(held[name], tensor) for name, tensor in weights.items()):
-                return  # the trainer's own tensors: nothing was sent, and nothing can be stale
             self._check_sums(weights, held)
-        self._check_probe(version)
+        if not (shared and self.probed):
+            self._check_probe(version)
+            self.probed = True
 
     def _check_sums(self, weights: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
         wanted, found = checksums(weights, held), checksums(held, held)
@@ -128,7 +138,7 @@ class WeightSync:
                 f"the rollout engine sampled with version {rollout.version} of the weights after a "
                 f"load of {version}: it serves an old model"
             )
-        delta = (rollout.logprobs - trainer_logprobs(self.model, rollout)).abs().mean().item()
+        delta = (rollout.logprobs - trainer_logprobs(self.policy, rollout)).abs().mean().item()
         if not delta <= self.engine.sampling_tolerance:
             raise SyncError(
                 f"log-probabilities of a probe differ by {delta:.3g} on average between rollout "
@@ -143,13 +153,17 @@ def same_memory(one: Tensor, other: Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() and one.dtype == other.dtype
 
 
-@torch.no_grad()
-def trainer_logprobs(model: PreTrainedModel, rollout: Rollout) -> Tensor:
-    """float32 [T]: log-probabilities of a rollout at temperature 1, each text passed alone."""
-    head, found = head_of(model), []
-    for prompt, completion in zip(rollout.prompt_ids, rollout.completion_ids, strict=True):
-        ids = torch.tensor([*prompt, *completion], device=model.device)
-        hidden = model.base_model(ids[None], use_cache=False).last_hidden_state
-        logits = head.logits(hidden[0, len(prompt) - 1 : -1])
-        found.append(logits.log_softmax(-1).gather(1, ids[len(prompt) :, None])[:, 0])
-    return torch.cat(found)
+def same_tensors(own: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> bool:
+    """Whether they are, by the same names."""
+    return own.keys() == held.keys() and all(same_memory(own[name], held[name]) for name in own)
+
+
+def trainer_logprobs(policy: Policy, rollout: Rollout) -> Tensor:
+    """float32 [T]: log-probabilities of a rollout at temperature 1, as the learner has them."""
+    batch = pack(rollout.prompt_ids, rollout.completion_ids, policy.device)
+
+    def of_targets(hidden: Tensor, head: Head) -> Tensor:
+        found = head.logits(hidden).log_softmax(-1).gather(1, batch.target[:, None])
+        return found[:, 0]
+
+    return policy.run(batch, of_targets)

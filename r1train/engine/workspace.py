@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from r1kernels.hf import routers
 from r1train.config.schema import RunError
 
 SHARE = 0.25
 """Of all memory, where no bound is given; of what is free, it would depend on who else is there."""
+PREFILL_SHARE = 0.25
+"""Of what decoding may take, for prompts on their way through the model; at least one goes."""
 
 
 class Workspace:
@@ -37,10 +42,6 @@ class Workspace:
             self.moves += 1
         return buffer[:count].view(*shape)
 
-    def clear(self) -> None:
-        """Gives all of it back."""
-        self.buffers.clear()
-
     @property
     def bytes(self) -> int:
         """How much it holds."""
@@ -54,16 +55,38 @@ def memory_of(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def rows_that_fit(bytes_per_row: int, batch_size: int, bound: int) -> int:
+def bytes_of_pass(model: PreTrainedModel) -> int:
+    """What a pass through `model` holds at one time for each token, about and at most.
+
+    That is what the products of its widest layer read and write, of each expert that a token has,
+    though not all of it is there together: norms, gates and positions are what takes its place.
+    """
+    experts = max((router.top_k for router in routers(model)), default=1)
+    modules: Iterable[nn.Module] = model.modules()
+    layers = [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
+
+    def width(module: nn.Module) -> int:
+        weights = [each for each in module.parameters() if each.dim() > 1]
+        return sum(sum(w.shape[-2:]) * (experts if w.dim() == 3 else 1) for w in weights)
+
+    widest = max(map(width, layers), default=0) or width(model.base_model)
+    return widest * model.dtype.itemsize
+
+
+def rows_that_fit(bytes_per_row: int, batch_size: int, bound: int, beside: int = 0) -> int:
     """How many completions are decoded at the same time, at most `batch_size`.
+
+    Args:
+        beside: bytes that are needed however many there are.
 
     Raises:
         RunError: not even one fits.
     """
-    rows = min(batch_size, bound // bytes_per_row)
+    rows = min(batch_size, (bound - beside) // bytes_per_row)
     if rows < 1:
+        needed = (bytes_per_row + beside) / 2**30
         raise RunError(
-            f"one completion needs {bytes_per_row / 2**30:.3g} GiB to be decoded, and there are "
+            f"one completion needs {needed:.3g} GiB to be decoded, and there are "
             f"{bound / 2**30:.3g}: raise rollout.max_memory_gib, or lower "
             "rollout.max_completion_length"
         )

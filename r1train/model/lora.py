@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -93,6 +94,22 @@ def export(model: PreTrainedModel, folder: Path) -> None:
 
 def _adapted(module: Any) -> bool:
     return hasattr(module, "get_delta_weight")
+
+
+def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy without adapters, whose weights are `merged_weights`."""
+    found = copy.deepcopy(model)
+    named: Any = found.named_modules()
+    adapted = {name: each for name, each in named if hasattr(each, "get_delta_weight")}
+    if not adapted:
+        return found
+    weights = dict(merged_weights(found))
+    for name, module in adapted.items():
+        found.set_submodule(name, module.base_layer)
+        # A parameter of its own: it may have been tied to one that has no adapter.
+        module.base_layer.weight = torch.nn.Parameter(weights[f"{name}.weight"])
+    found._hf_peft_config_loaded = False
+    return found
 
 
 def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:

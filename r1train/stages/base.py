@@ -56,7 +56,7 @@ class Context:
         """Gives the engine the weights as they are, and sees that they have arrived."""
         template = self.config.task.prompt_template
         probe = encode_prompts(self.tokenizer, self.train[:PROBED], template)
-        return WeightSync(self.engine, self.model, probe)
+        return WeightSync(self.engine, self.policy, probe)
 
     @property
     def model(self) -> PreTrainedModel:

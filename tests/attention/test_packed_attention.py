@@ -200,8 +200,8 @@ def test_it_compiles_whole_with_its_gradient() -> None:
     [
         ({"prefix": [1, 0, -1]}, r"prefix\[0\]: expected a segment that has no prefix itself, got"),
         ({"prefix": [-1, 1, 0]}, r"prefix\[1\]: expected a segment that has no prefix itself, got"),
-        ({"prefix": [-1, 3, 0]}, r"prefix\[1\]: expected 0 ≤ prefix < 3, got 3"),
-        ({"prefix": [-1, -2, 0]}, r"prefix\[1\]: expected 0 ≤ prefix < 3, got -2"),
+        ({"prefix": [-1, 3, 0]}, r"prefix\[1\]: expected 0 ≤ prefix < 3, or -1 for none, got 3"),
+        ({"prefix": [-1, -2, 0]}, r"prefix\[1\]: expected 0 ≤ prefix < 3, or -1 for none, got -2"),
         ({"prefix": [-1, 0]}, r"prefix: expected S = 3 .*S is that of cu_seqlens"),
         ({"cu_seqlens": [0, 4, 2, 9]}, "cu_seqlens: expected non-decreasing offsets"),
         ({"cu_seqlens": [0, 4, 5, 8]}, r"cu_seqlens: .*end at T = 9, got 0 … 8"),

@@ -62,6 +62,16 @@ def test_each_row_has_its_temperature() -> None:
 
 
 @pytest.mark.parametrize("options", FILTERS.values(), ids=FILTERS)
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38])
+def test_a_temperature_near_0_leaves_the_largest(
+    options: dict[str, Any], temperature: float
+) -> None:
+    given = logits() - 100  # over this temperature they are all -inf
+    kept = filter_logits(given, **options | {"temperature": temperature})
+    assert torch.equal(kept.argmax(1), given.argmax(1))
+
+
+@pytest.mark.parametrize("options", FILTERS.values(), ids=FILTERS)
 def test_what_is_no_number_stays(options: dict[str, Any]) -> None:
     given = logits().bfloat16()
     given[3, 5] = torch.nan

@@ -6,6 +6,7 @@ the last bit by halving, which leaves the probability of each token to be compar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -147,6 +148,24 @@ def test_temperature_0_takes_the_first_of_the_largest(backend: str, isa: str) ->
     assert token[5] == 2999
     exact = logits.double().log_softmax(-1).gather(1, token.cpu()[:, None])[:, 0]
     torch.testing.assert_close(logprob.cpu().double(), exact, rtol=1e-6, atol=1e-6)
+
+
+@every_variant
+@pytest.mark.parametrize("temperature", [1e-45, 1e-40, 1e-38, 1e-30])
+def test_a_temperature_near_0_takes_the_largest(backend: str, isa: str, temperature: float) -> None:
+    """Where the logits over it are infinite, and where it is subnormal itself."""
+    logits = 9 * torch.randn(4, 3000, generator=torch.Generator().manual_seed(6))
+    logits[1, :2000] = -torch.inf
+    logits[2] *= 1e-3
+    logits[3, [7, 2500]] = 99.0
+    uniform = torch.full((4,), BELOW_ONE, dtype=torch.float64)
+    with active(backend, isa) as device:
+        token, logprob = sample_logprob(
+            logits.to(device), uniform.to(device), temperature=temperature
+        )
+    assert token.tolist() == [*logits[:3].argmax(1).tolist(), 2500]  # of equal ones by the number
+    expected = torch.tensor([0.0, 0.0, 0.0, math.log(0.5)])
+    torch.testing.assert_close(logprob.cpu(), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # of Triton's interpreter

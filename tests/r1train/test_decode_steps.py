@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from r1kernels.core import check
+from r1train.config.sections import Config, ModelConfig
 from r1train.engine import decode
 from r1train.engine.base import Request, Sampling
 from r1train.engine.builtin import BuiltinEngine
 from r1train.engine.clock import SHORTEST, Clock
+from r1train.model.load import load_model
+from tests.r1train.conftest import TEXTS
 
 ASKING = ("_local_scalar_dense", "item", "nonzero", "masked_select", "bincount", "equal", "unique")
 
@@ -97,6 +102,31 @@ def test_what_is_captured_keeps_its_place_from_rollout_to_rollout(engine, reques
     assert engine.graphs.addresses == first
     engine.generate(requests, Sampling(64))
     assert engine.graphs.addresses != first
+
+
+def test_nothing_captured_reads_codes_of_old_weights():
+    fp8 = Config(model=ModelConfig(preset="deepseek-v3-mini"), precision="fp8", fp8_layers="all")
+    model, tokenizer = load_model(fp8, TEXTS)
+    engine = BuiltinEngine(model, tokenizer)
+    engine.graphs = Uncaptured()
+    requests = [Request([5, 6, 7], 4)]
+    engine.generate(requests, Sampling(4))
+    first = engine.graphs.addresses
+    engine.generate(requests, Sampling(4))
+    assert engine.graphs.addresses == first
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight.mul_(2)
+    engine.generate(requests, Sampling(4))
+    assert engine.graphs.addresses != first
+
+
+def test_nothing_captured_reads_an_old_head(engine, requests, monkeypatch):
+    made = engine.model.lm_head.weight.detach().clone()  # as where adapters are appended to it
+    head = replace(decode.head_of(engine.model), weight=made)
+    monkeypatch.setattr(decode, "head_of", lambda model: head)
+    engine.graphs = Uncaptured()
+    engine.generate(requests, Sampling(4))
+    assert made.data_ptr() in engine.graphs.addresses[1]
 
 
 def test_a_clock_of_the_device_reaches_to_a_power_of_two():

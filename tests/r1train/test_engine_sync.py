@@ -6,8 +6,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from r1kernels.hf import patch
+from r1train.config.sections import Config, ModelConfig
 from r1train.engine.builtin import BuiltinEngine
 from r1train.engine.sync import SyncError, WeightSync, checksums, weights_of
+from r1train.model.load import load_model
+from r1train.model.policy import Policy
+from tests.r1train.conftest import TEXTS
 
 
 class Reloading(BuiltinEngine):
@@ -64,14 +69,14 @@ def tied(mini):
         initializer_range=0.2,
         eos_token_id=1,
     )
-    return LlamaForCausalLM(config).eval()
+    return patch(LlamaForCausalLM(config).eval())
 
 
 @pytest.mark.parametrize("spoil", [skip_a_layer, skip_everything, round_a_tensor])
 def test_checksums_find_what_was_not_loaded(mini, prompts, spoil):
     model, tokenizer = mini
     engine = Reloading(model, tokenizer, dtype=torch.float32)
-    sync = WeightSync(engine, model, prompts[1:3])
+    sync = WeightSync(engine, Policy(model), prompts[1:3])
     sync(1)
     change(model)
     engine.spoil = spoil
@@ -85,7 +90,7 @@ def test_checksums_find_what_was_not_loaded(mini, prompts, spoil):
 def test_a_probe_finds_it_where_the_engine_cannot_say_what_it_holds(mini, prompts, spoil):
     model, tokenizer = mini
     engine = Silent(model, tokenizer, dtype=torch.float32)
-    sync = WeightSync(engine, model, prompts[1:3])
+    sync = WeightSync(engine, Policy(model), prompts[1:3])
     sync(1)
     change(model)
     engine.spoil = spoil
@@ -98,7 +103,7 @@ def test_tied_weights_without_a_head_are_found(mini, tied, prompts):
     head = engine.model.lm_head
     head.weight = torch.nn.Parameter(head.weight.detach().clone())  # its own from now on
     engine.spoil = lambda weights: {n: t for n, t in weights.items() if n != "lm_head.weight"}
-    sync = WeightSync(engine, tied, prompts[1:3])
+    sync = WeightSync(engine, Policy(tied), prompts[1:3])
     sync(1)
     change(tied)
     with pytest.raises(SyncError, match=r"not the trainer's after a load, lm_head\.weight first"):
@@ -111,10 +116,10 @@ def test_tied_weights_without_a_head_are_found(mini, tied, prompts):
 def test_an_old_version_is_found(mini, prompts):
     model, tokenizer = mini
     engine = BuiltinEngine(model, tokenizer, dtype=torch.float32)
-    WeightSync(engine, model, prompts[1:3])(1)
+    WeightSync(engine, Policy(model), prompts[1:3])(1)
     engine.load = lambda weights, version: None
     with pytest.raises(SyncError, match=r"version 1 of the weights after a load of 2"):
-        WeightSync(engine, model, prompts[1:3])(2)
+        WeightSync(engine, Policy(model), prompts[1:3])(2)
 
 
 @pytest.mark.parametrize(
@@ -141,10 +146,50 @@ def test_a_load_of_other_tensors_is_refused(mini, spoil, message):
 def test_an_engine_that_shares_the_modules_is_not_sent_others(mini, prompts):
     model, tokenizer = mini
     engine = BuiltinEngine(model, tokenizer)
-    WeightSync(engine, model, prompts[1:3])(4)
+    WeightSync(engine, Policy(model), prompts[1:3])(4)
     assert engine.version == 4
     with pytest.raises(SyncError, match=r"rollout\.dtype"):
         engine.load(weights_of(copy.deepcopy(model)).items(), 5)
+
+
+def test_an_engine_that_shares_the_modules_is_probed_once(mini, prompts, monkeypatch):
+    model, tokenizer = mini
+    engine = BuiltinEngine(model, tokenizer)
+    generate, probes = engine.generate, []
+    monkeypatch.setattr(engine, "generate", lambda *given: probes.append(1) or generate(*given))
+    sync = WeightSync(engine, Policy(model), prompts[1:3])
+    for version in range(3):
+        sync(version)
+    assert len(probes) == 1
+    attend = engine.prefix.attend
+    monkeypatch.setattr(engine.prefix, "attend", lambda *given: attend(*given) * 1.5)
+    with pytest.raises(SyncError, match="log-probabilities of a probe"):
+        WeightSync(engine, Policy(model), prompts[1:3])(4)
+
+
+class PastTheCounters(BuiltinEngine):
+    """One whose load is not seen by what is derived from weights."""
+
+    def load(self, weights, version):
+        for name, tensor in weights:
+            self.weights()[name].data.copy_(tensor)
+        self.version = version
+
+
+@pytest.mark.parametrize("kind", [BuiltinEngine, PastTheCounters])
+def test_codes_of_old_weights_are_found(prompts, kind):
+    mini = ModelConfig(preset="deepseek-v3-mini")
+    model, tokenizer = load_model(Config(model=mini, precision="fp8", fp8_layers="all"), TEXTS)
+    engine = kind(model, tokenizer, dtype=torch.float32)
+    engine.sampling_tolerance = 0.02  # of FP8
+    sync = WeightSync(engine, Policy(model), prompts[1:3])
+    sync(1)
+    change(model)
+    if kind is BuiltinEngine:
+        sync(2)
+    else:
+        with pytest.raises(SyncError, match="log-probabilities of a probe"):
+            sync(2)
 
 
 def test_a_bfloat16_engine_has_a_tolerance_of_its_own(mini, prompts):
@@ -152,7 +197,7 @@ def test_a_bfloat16_engine_has_a_tolerance_of_its_own(mini, prompts):
     engine = BuiltinEngine(model, tokenizer, dtype=torch.bfloat16)
     assert model.dtype == torch.float32
     assert engine.sampling_tolerance > 10 * BuiltinEngine(model, tokenizer).sampling_tolerance
-    sync = WeightSync(engine, model, prompts[1:3])
+    sync = WeightSync(engine, Policy(model), prompts[1:3])
     sync(1)
     change(model)
     sync(2)

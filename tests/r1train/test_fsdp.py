@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from r1train.config.sections import GRPOConfig, SFTConfig
 from r1train.engine.base import Request, Sampling
 from r1train.engine.builtin import BuiltinEngine
+from r1train.engine.sync import WeightSync
 from r1train.learn.grpo import Learner
 from r1train.learn.sft import SupervisedLearner
 from r1train.model.policy import Policy
@@ -76,6 +77,17 @@ def test_a_sharded_learner_learns_the_same(mini, prompts, packs, monkeypatch):
     for name, tensor in weights.items():
         torch.testing.assert_close(weights_[name], tensor, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(reference_[name], reference[name], atol=1e-5, rtol=1e-4)
+
+
+def test_an_engine_is_sent_whole_weights(mini, prompts):
+    model, tokenizer = mini
+    engine = BuiltinEngine(model, tokenizer, dtype=torch.bfloat16)
+    policy = Policy(sharded(model))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    WeightSync(engine, policy, prompts[1:3])(1)
+    expected = model.lm_head.weight.full_tensor().bfloat16()
+    assert torch.equal(engine.model.lm_head.weight, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

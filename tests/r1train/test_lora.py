@@ -15,6 +15,7 @@ from r1train.config.schema import ConfigError
 from r1train.config.sections import Config, GRPOConfig, ModelConfig, SFTConfig
 from r1train.engine.base import Request, Sampling
 from r1train.engine.builtin import BuiltinEngine
+from r1train.engine.sync import WeightSync
 from r1train.learn.grpo import Learner
 from r1train.learn.sft import SupervisedLearner
 from r1train.model.load import load_model
@@ -70,6 +71,25 @@ def test_the_weights_of_an_engine_are_merged(adapted, mini, prompts):
     plain.load_state_dict(dict(policy.weights()))
     ids = torch.tensor([[5, 6, 7, 8]])
     torch.testing.assert_close(plain(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("targets", [(), ("q_proj", "o_proj", "lm_head")])
+def test_an_engine_with_a_copy_has_the_merged_weights(mini, prompts, targets):
+    model, tokenizer = mini
+    model.lm_head.weight = model.model.embed_tokens.weight  # tied: its adapter parts them
+    add_lora(model, ModelConfig(lora_rank=4, lora_target_modules=targets), 0)
+    engine = BuiltinEngine(model, tokenizer, dtype=torch.bfloat16)
+    policy = Policy(model)
+    sync = WeightSync(engine, policy, prompts[1:3])
+    sync(1)
+    train(policy, prompts)
+    sync(2)
+    expected = dict(policy.weights())
+    held = engine.weights()
+    assert held.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(held[name], tensor.to(held[name].dtype)), name
+    assert not any("lora" in name for name, _ in engine.model.named_modules())
 
 
 def test_a_checkpoint_is_the_whole_model_and_its_adapter(adapted, prompts, tmp_path):

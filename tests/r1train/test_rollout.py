@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import itertools
 import logging
+from contextlib import contextmanager
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from r1kernels.hf import head_of
 from r1train.config.schema import RunError
 from r1train.engine.base import NotANumber, Request, Sampling
 from r1train.engine.builtin import BuiltinEngine
+from r1train.engine.products import own_products
 from r1train.engine.sampling import draw
 
 STOP = torch.arange(1, 290, 13)
@@ -38,6 +43,24 @@ def grouped(mini):
     )
     torch.manual_seed(0)
     return LlamaForCausalLM(config).eval(), mini[1]
+
+
+@pytest.fixture
+def windowed(mini):
+    """A Mistral whose layers see the last four tokens alone."""
+    config = MistralConfig(
+        vocab_size=len(mini[1]),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=4,
+        initializer_range=0.3,
+        eos_token_id=1,
+    )
+    torch.manual_seed(0)
+    return MistralForCausalLM(config).eval()
 
 
 def requests(prompts, n=3, seed=1):
@@ -93,6 +116,28 @@ def test_heads_that_share_keys_and_values(grouped, prompts):
     rollout = engine.generate(requests(prompts, n=5), Sampling(20))
     assert len(set(rollout.lengths)) > 3
     check_logprobs(engine.model, rollout)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(12), Sampling(12, 0.7), Sampling(12, 0)])
+def test_logits_that_are_never_written_give_the_same_tokens(engine, prompts, sampling, monkeypatch):
+    expected = engine.generate(requests(prompts), sampling)
+    monkeypatch.setattr("r1train.engine.sampling.LARGE", 1)
+    found = engine.generate(requests(prompts), sampling)
+    assert found.completion_ids == expected.completion_ids
+    torch.testing.assert_close(found.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+
+
+def test_linear_layers_multiply_the_same_and_are_left_as_they_were(grouped, monkeypatch):
+    model = grouped[0]
+    layers = [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
+    monkeypatch.setattr("r1train.engine.products.LEAST_WEIGHTS", 1)
+    with own_products(model):
+        for layer in layers:
+            assert "forward" in vars(layer)
+            for rows in (1, 20):
+                x = torch.randn(rows, 3, layer.in_features)
+                torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+    assert not any("forward" in vars(layer) for layer in layers)
 
 
 def test_a_seed_gives_the_same_completions_again(engine, prompts):
@@ -151,7 +196,7 @@ def test_a_batch_is_as_large_as_the_memory_allows(engine, prompts, monkeypatch):
     sizes = []
     decode = engine._decode
     monkeypatch.setattr(
-        engine, "_decode", lambda rows, sampling: sizes.append(len(rows)) or decode(rows, sampling)
+        engine, "_decode", lambda rows, *rest: sizes.append(len(rows)) or decode(rows, *rest)
     )
     engine.max_memory_gib = 5e5 / 2**30
     parts = engine.generate(requests(prompts), Sampling(12))
@@ -165,41 +210,55 @@ def test_a_batch_is_as_large_as_the_memory_allows(engine, prompts, monkeypatch):
 
 def test_no_batch_depends_on_the_memory_that_others_leave(engine, prompts):
     engine.batch_size = 1 << 60
-    alone = engine._batch_size(requests(prompts), Sampling(12))
+    alone = engine._sizes(requests(prompts), Sampling(12))
     taken = bytearray(b"x" * (64 << 20))
-    assert engine._batch_size(requests(prompts), Sampling(12)) == alone
+    assert engine._sizes(requests(prompts), Sampling(12)) == alone
     assert len(taken) == 64 << 20
 
 
-def test_a_window_of_attention_takes_the_general_way(mini, prompts, caplog):
-    config = MistralConfig(
-        vocab_size=len(mini[1]),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        sliding_window=4,
-        initializer_range=0.3,
-        eos_token_id=1,
-    )
-    torch.manual_seed(0)
-    model = MistralForCausalLM(config).eval()
+@contextmanager
+def memory():
+    """Within it PyTorch's allocations on the CPU are seen; the last of the list is their peak."""
+    found = []
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        yield found
+    events = [each for each in seen.profiler.kineto_results.events() if each.name() == "[memory]"]
+    events.sort(key=lambda each: each.start_ns())
+    found.append(max(itertools.accumulate(each.nbytes() for each in events)))
+
+
+@pytest.mark.parametrize("general", [False, True])
+def test_long_prompts_stay_within_the_memory(grouped, windowed, general):
+    asked = [Request([3 + (i * j) % 50 for j in range(200)], 2, i) for i in range(32)]
+    model, tokenizer = windowed if general else grouped[0], grouped[1]
+    with memory() as used:
+        together = BuiltinEngine(model, tokenizer).generate(asked, Sampling(2))
+    engine = BuiltinEngine(model, tokenizer, max_memory_gib=used[0] / 3 / 2**30)
+    with memory() as bounded:
+        found, rows = watched(engine, asked, Sampling(2))
+    assert bounded[0] < used[0] / 3
+    assert rows[0] < 16
+    assert found.completion_ids == together.completion_ids
+    torch.testing.assert_close(found.logprobs, together.logprobs)
+
+
+def test_prompts_in_parts_keep_their_experts(engine, prompts):
+    together = engine.generate(requests(prompts), Sampling(6))
+    rows = [(request, j) for request in requests(prompts) for j in range(request.n)]
+    for prompts_at_once in (1, 2):
+        found = engine._decode(rows, Sampling(6), prompts_at_once)
+        assert torch.equal(torch.cat(found.routing), torch.cat(together.routing))
+        assert found.tokens.tolist() == together.tokens.tolist()
+
+
+def test_a_window_of_attention_takes_the_general_way(mini, windowed, prompts, caplog):
     with caplog.at_level(logging.WARNING, logger="r1train"):
-        engine = BuiltinEngine(model, mini[1])
+        engine = BuiltinEngine(windowed, mini[1])
     assert "its attention has sliding_window" in caplog.text
     engine.stop = STOP
     rollout = engine.generate(requests(prompts, n=4), Sampling(12))
     assert len(set(rollout.lengths)) > 2
-    check_logprobs(model, rollout)
-
-
-def test_release_gives_the_memory_back(engine, prompts):
-    before = engine.generate(requests(prompts), Sampling(12)).completion_ids
-    assert engine.workspace.bytes > 0
-    engine.release()
-    assert engine.workspace.bytes == 0
-    assert engine.generate(requests(prompts), Sampling(12)).completion_ids == before
+    check_logprobs(windowed, rollout)
 
 
 def test_the_model_attends_as_before(mini, prompts):

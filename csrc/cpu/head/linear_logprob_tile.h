@@ -5,11 +5,12 @@
 #include "cpu/head/linear_logprob.h"
 
 namespace r1::R1_ISA {
-// z [cols][kRows]: scaled logits of one block of rows and `cols` columns from v0 on.
+// z [cols][kRows]: scaled logits of one block of rows and `cols` columns from v0 on. The weight that
+// lies `ahead` units after theirs is fetched meanwhile.
 template <class T>
 static void logits_tile(const Head& h, const Rows& rows, int64_t block, int64_t lanes, int64_t v0,
-                        int64_t cols, float* z) {
-  gemm_panel<T>(cols, lanes, h.units, Left{h.weight + v0 * h.units, h.units, 1},
+                        int64_t cols, float* z, int64_t ahead = 0) {
+  gemm_panel<T>(cols, lanes, h.units, Left{h.weight + v0 * h.units, h.units, 1, ahead},
                 rows.panels + block * h.units * kRows, z, kRows, false);
   if (h.plain) return;
   const float* factor = rows.factor + block * kRows;

@@ -5,53 +5,10 @@
 #include <math.h>
 
 #include "cpu/elementwise/elementwise.h"
-#include "cpu/common/simd_double.h"
+#include "cpu/head/sample_weights.h"
 
 namespace r1::R1_ISA {
 namespace {
-constexpr float kLog2E = 1.44269504088896341f;
-constexpr float kOne = 0x1p40f;  // what a block's largest logit weighs
-constexpr int64_t kMostOfBlock = kSampleBlock << 40;  // more only where there is no number
-
-// 2^(40 + z) for z ≤ 0, 2^51 for NaN. Products and sums are rounded by themselves.
-inline F power(F z) {
-  z = min(max(splat(-126.0f), z), splat(11.0f));
-  const F magic = splat(12582912.0f);  // 1.5·2^23: adding it rounds to an integer
-  const F shifted = z + magic, f = z - (shifted - magic);
-  F p = splat(0x1.5bba14p-10f * kOne);
-  p = apart(p * f) + splat(0x1.3cea88p-7f * kOne);
-  p = apart(p * f) + splat(0x1.c6b752p-5f * kOne);
-  p = apart(p * f) + splat(0x1.ebf9bcp-3f * kOne);
-  p = apart(p * f) + splat(0x1.62e42ap-1f * kOne);
-  p = apart(p * f) + splat(kOne);
-  return (F)((U)p + ((U)shifted << 23));
-}
-
-// The lanes as integers, to nearest even; each is too large by kExcess, which is taken off the sum.
-constexpr uint64_t kExcess = 0x4330000000000000;  // 2^52 as a double: 1 is the worth of its last bit
-typedef uint64_t Bits __attribute__((vector_size(8 * kDoubles)));
-struct Integers {
-  Bits low, high;
-};
-inline Integers integers(F w) {
-  const D unit = splat_double(0x1p52);
-#if defined(__AVX512F__)
-  const D low = to_double((Singles)_mm512_maskz_extractf32x8_ps(0xff, (__m512)w, 0));
-  const D high = to_double((Singles)_mm512_maskz_extractf32x8_ps(0xff, (__m512)w, 1));
-#elif defined(__AVX2__)
-  const D low = (D)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)w, 0));
-  const D high = (D)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)w, 1));
-#else
-  const D low = {w[0], w[1]}, high = {w[2], w[3]};
-#endif
-  return {(Bits)(low + unit), (Bits)(high + unit)};
-}
-
-// What logits are times, to become exponents of 2.
-inline float rate_of(const LogitRow& row) {
-  return kLog2E / (row.temperature == 0 ? 1.0f : row.temperature);
-}
-
 // A block's logits, with -inf up to a whole chunk.
 template <class T>
 struct Block {
@@ -84,24 +41,16 @@ struct Block {
   }
 };
 
-// Weights of a block's logits.
-struct Weigher {
-  F top, rate;
-  Weigher(const LogitRow& row, float top)
-      : top(splat(top > -INFINITY ? top : 0.0f)), rate(splat(rate_of(row))) {}
-  Integers operator()(F logits) const { return integers(power(apart((logits - top) * rate))); }
-};
-
 template <class T>
 void weigh(const LogitRow& row, int64_t begin, int64_t end, float* tops, int64_t* weights) {
   for (int64_t n = begin; n < end; ++n) {
     const Block<T> block(row, n);
     tops[n] = block.top();
-    const Weigher weight_of(row, tops[n]);
+    const F top = splat(number_of(tops[n])), rate = splat(rate_of(row.temperature));
     Bits sums{};
     for (int64_t i = 0; i < block.count; i += kChunk) {
       const Chunk x = Chunks<T>::load(block.logits + i);
-      const Integers a = weight_of(x.a), b = weight_of(x.b);
+      const Integers a = weights_of(x.a, top, rate), b = weights_of(x.b, top, rate);
       sums += (a.low + a.high) + (b.low + b.high);
     }
     uint64_t sum = 0;
@@ -115,9 +64,9 @@ template <class T>
 int64_t place(const LogitRow& row, int64_t n, float top, int64_t target) {
   const Block<T> block(row, n);
   int64_t w[kSampleBlock];
-  const Weigher weight_of(row, top);
+  const F most = splat(number_of(top)), rate = splat(rate_of(row.temperature));
   for (int64_t i = 0; i < block.count; i += kWidth) {
-    const Integers at = weight_of(T::load(block.logits + i));
+    const Integers at = weights_of(T::load(block.logits + i), most, rate);
     store_as(w + i, at.low - kExcess);
     store_as(w + i + kDoubles, at.high - kExcess);
   }
@@ -143,39 +92,14 @@ int64_t place_of_top(const LogitRow& row, int64_t n, float top) {
 template <class T>
 Sampled draw(const LogitRow& row, double uniform, const float* tops, const int64_t* weights) {
   const int64_t blocks = (row.columns + kSampleBlock - 1) / kSampleBlock;
-  constexpr Sampled none{0, NAN};
-  float top = -INFINITY;
-  for (int64_t n = 0; n < blocks; ++n) {
-    if (weights[n] > kMostOfBlock) return none;
-    top = tops[n] > top ? tops[n] : top;
-  }
-  if (top == -INFINITY) return none;
-
-  // What a weight of a block is worth beside those of the block with the largest logit.
-  const auto worth = [&](int64_t n) {
-    return double(power(splat((tops[n] - top) * rate_of(row)))[0]) * 0x1p-40;
-  };
-  const auto share = [&](int64_t n) { return static_cast<int64_t>(double(weights[n]) * worth(n)); };
-  int64_t total = 0;
-  for (int64_t n = 0; n < blocks; ++n) total += share(n);
-
-  int64_t n = 0, token;
-  if (row.temperature == 0) {
-    while (tops[n] != top) ++n;
-    token = place_of_top<T>(row, n, top);
-  } else {
-    int64_t target = static_cast<int64_t>(uniform * double(total));
-    if (target >= total) target = total - 1;
-    for (int64_t s; target >= (s = share(n)); ++n) target -= s;
-    int64_t within = static_cast<int64_t>(double(target) / worth(n));
-    if (within >= weights[n]) within = weights[n] - 1;
-    token = place<T>(row, n, tops[n], within);
-  }
-  token += n * kSampleBlock;
+  const Choice choice = choose_block(tops, weights, blocks, row.temperature, uniform);
+  const int64_t n = choice.block;
+  if (n < 0) return {0, NAN};
+  const int64_t at = row.temperature == 0 ? place_of_top<T>(row, n, choice.top)
+                                          : place<T>(row, n, tops[n], choice.within);
+  const int64_t token = n * kSampleBlock + at;
   const float logit = T::scalar(static_cast<const typename T::Element*>(row.logits)[token]);
-  const double temperature = row.temperature == 0 ? 1.0 : row.temperature;
-  const double above = (double(logit) - double(top)) / temperature;
-  return {token, static_cast<float>(above - ::log(double(total) * 0x1p-40))};
+  return {token, logprob_of(choice, logit, row.temperature)};
 }
 }  // namespace
 

@@ -24,6 +24,7 @@ from r1kernels.triton.handles import UNFUSED, launched
 LOWEST = tl.constexpr(definition.LOWEST)
 NOT_A_NUMBER = tl.constexpr(definition.NOT_A_NUMBER)
 ROUNDS = tl.constexpr(definition.ROUNDS)
+MOST_RATE = tl.constexpr(definition.MOST_RATE)
 WHOLE = tl.constexpr(2.0**23)  # a float32 from here on is a whole number
 MOST_OF_BLOCK = tl.constexpr(definition.MOST_OF_BLOCK)
 PER_ONE = tl.constexpr(2.0**-definition.BITS)
@@ -48,7 +49,7 @@ def rate_of(given, row):
     else:
         temperature = tl.load(given.temperature + row)
         greedy = temperature == 0
-        rate = tl.div_rn(LOG2E, tl.where(greedy, 1.0, temperature))
+        rate = tl.minimum(tl.div_rn(LOG2E, tl.where(greedy, 1.0, temperature)), MOST_RATE)
     return rate, greedy
 
 

@@ -224,6 +224,17 @@ def _quantized(module: Any, name: str) -> FP8Tensor:
     return found
 
 
+def fp8_codes(model: nn.Module) -> list[Tensor]:
+    """The codes and scales that are kept beside the weights of a model that ``patch_fp8`` patched.
+
+    Others take their place when a weight changes: what holds on to them, such as a captured graph,
+    is then stale.
+    """
+    every = [vars(module).get("_r1kernels_codes", {}) for module in model.modules()]
+    kept = [codes.kept for each in every for codes in each.values() if isinstance(codes, Codes)]
+    return [tensor for codes in kept if codes for tensor in codes if isinstance(tensor, Tensor)]
+
+
 def _linear_forward(self: Any, input: Tensor) -> Tensor:
     scale_format = self._r1kernels_codes["weight"].scale_format
     quantized = _quantized(self, "weight")

@@ -38,7 +38,7 @@ struct Integers {
 };
 static inline Integers integers(F w) {
 #if defined(__AVX512F__)
-  const __m256 low = _mm512_castps512_ps256((__m512)w);
+  const __m256 low = _mm512_maskz_extractf32x8_ps(0xff, (__m512)w, 0);
   const __m256 high = _mm512_maskz_extractf32x8_ps(0xff, (__m512)w, 1);
   return {(Bits)_mm512_maskz_cvtps_epi64(0xff, low), (Bits)_mm512_maskz_cvtps_epi64(0xff, high)};
 #else

@@ -61,6 +61,7 @@ def run(race: Race, folder: Path, seed: int, device: str, turns: Turns) -> None:
                 rewards=rewards,
                 train=train,
                 heldout=train,
+                reserved=ProblemSet([], ()),
             )
         )
         for _ in range(race.steps):

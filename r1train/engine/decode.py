@@ -17,7 +17,6 @@ from r1train.engine.cuda_graph import Graphs
 from r1train.engine.grid import Grid, arrange
 from r1train.engine.growing import Growing
 from r1train.engine.noise import uniform
-from r1train.engine.products import own_products
 from r1train.engine.routing_log import RoutingLog
 from r1train.engine.sampling import sample
 from r1train.engine.shared_prefix import SharedPrefix
@@ -106,7 +105,7 @@ class Decoding:
         Raises:
             NotANumber: a log-probability is NaN, so the next token would mean nothing.
         """
-        with self.log.listening(), self.prefix.attending(), own_products(self.model):
+        with self.log.listening(), self.prefix.attending():
             hidden = self._start()
             self._sample(hidden, Clock(0, self.now))
             looked = 0

@@ -9,7 +9,7 @@ from r1kernels import filter_logits, sample_logprob
 from r1kernels.head.linear_sample_logprob import linear_sample_logprob
 from r1kernels.hf import Head
 from r1train.engine.base import Sampling
-from r1train.engine.products import product
+from r1train.model.products import product
 
 LARGE = 4096
 """Tokens of a vocabulary: fewer are too few parts for several threads."""

@@ -24,6 +24,7 @@ from r1train.model.folder import from_folder, stored_in_fp8
 from r1train.model.limits import check_tokenizer
 from r1train.model.lora import add_lora
 from r1train.model.presets import PRESETS, SMOLLM2_FILE, deepseek_v3_mini, smollm2_folder
+from r1train.model.products import patch_linear
 
 
 def device_of(config: Config) -> torch.device:
@@ -82,6 +83,7 @@ def load_model(
             _into_fp8(model, config)
     if config.elementwise:
         patch_elementwise(model)
+    patch_linear(model)
     patch(model.eval())
     if choice.lora_rank:
         add_lora(model, choice, config.seed)

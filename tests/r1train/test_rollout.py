@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
@@ -14,7 +13,6 @@ from r1kernels.hf import head_of
 from r1train.config.schema import RunError
 from r1train.engine.base import NotANumber, Request, Sampling
 from r1train.engine.builtin import BuiltinEngine
-from r1train.engine.products import own_products
 from r1train.engine.sampling import draw
 
 STOP = torch.arange(1, 290, 13)
@@ -125,19 +123,6 @@ def test_logits_that_are_never_written_give_the_same_tokens(engine, prompts, sam
     found = engine.generate(requests(prompts), sampling)
     assert found.completion_ids == expected.completion_ids
     torch.testing.assert_close(found.logprobs, expected.logprobs, atol=1e-5, rtol=0)
-
-
-def test_linear_layers_multiply_the_same_and_are_left_as_they_were(grouped, monkeypatch):
-    model = grouped[0]
-    layers = [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
-    monkeypatch.setattr("r1train.engine.products.LEAST_WEIGHTS", 1)
-    with own_products(model):
-        for layer in layers:
-            assert "forward" in vars(layer)
-            for rows in (1, 20):
-                x = torch.randn(rows, 3, layer.in_features)
-                torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
-    assert not any("forward" in vars(layer) for layer in layers)
 
 
 def test_a_seed_gives_the_same_completions_again(engine, prompts):

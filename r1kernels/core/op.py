@@ -20,7 +20,7 @@ from r1kernels.core import autocast, check, device_records, gradient, native, on
 from r1kernels.core.arguments import fields_of
 from r1kernels.core.implementation import Implementation, Predicate, always, device_of
 from r1kernels.core.names import nearest
-from r1kernels.core.plan import Plan, as_declared, kinds_of, watched
+from r1kernels.core.plan import Plan, as_declared, kinds_of, observed
 
 OPS: dict[str, Op] = {}
 
@@ -136,7 +136,7 @@ class Op:
     def __call__(self, *args: Any) -> Any:
         if forward_ad._current_level >= 0:
             self._refuse_tangents(args)  # below this call torch.func.jvp has taken them away
-        if not watched() and (plan := self._plan(args)).direct:
+        if not observed() and (plan := self._plan(args)).direct:
             if not plan.requires_grad or self._mutable or not torch.is_grad_enabled():
                 return self._compute(plan, args)
             return self._function.apply(*args, lambda *inputs: self._compute(plan, inputs))
@@ -449,12 +449,12 @@ def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
         devices = {arg.device for arg in args if isinstance(arg, torch.Tensor)}
         if len(devices) > 1:
             declared = getattr(torch.ops.r1kernels, name).default._schema.arguments
-            places = ", ".join(
+            got = ", ".join(
                 f"{argument.name} on {arg.device}"
                 for argument, arg in zip(declared, args, strict=True)
                 if isinstance(arg, torch.Tensor)
             )
-            raise ValueError(f"{name}: expected tensors on one device, got {places}")
+            raise ValueError(f"{name}: expected tensors on one device, got {got}")
         return fake(*args)
 
     return run

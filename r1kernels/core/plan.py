@@ -45,11 +45,11 @@ def _kinds(types: tuple[type, ...]) -> Reading:
     of_tensors = (".dtype", ".device", ".is_neg()", ".requires_grad")  # is_neg: memory has −values
     return reading(
         term
-        for place, kind in enumerate(types)
+        for index, kind in enumerate(types)
         for term in (
-            [f"args[{place}]{what}" for what in of_tensors]
+            [f"args[{index}]{what}" for what in of_tensors]
             if issubclass(kind, Tensor)
-            else [f"*map(type, args[{place}])"] * issubclass(kind, list)
+            else [f"*map(type, args[{index}])"] * issubclass(kind, list)
         )
     )
 
@@ -70,7 +70,7 @@ def as_declared(overload: Any, args: Sequence[Any]) -> bool:
     )
 
 
-def watched() -> bool:
+def observed() -> bool:
     """Whether anybody must see calls pass PyTorch's dispatcher: a tracer, a mode, a profiler."""
     return (
         torch.compiler.is_compiling()

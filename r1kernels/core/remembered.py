@@ -64,7 +64,7 @@ def _facts(types: tuple[type, ...]) -> Reading | None:
     if not all(kind in TENSORS or kind in OPTIONS for kind in types):
         return None
     return reading(
-        f"args[{place}]{what}"
-        for place, kind in enumerate(types)
+        f"args[{index}]{what}"
+        for index, kind in enumerate(types)
         for what in ((".shape", ".dtype", ".device", ".layout") if kind in TENSORS else ("",))
     )

@@ -118,26 +118,26 @@ def _draw(logits: Tensor, uniform: Tensor, temperature: Tensor, greedy: Tensor) 
     rate = (torch.full_like(temperature, LOG2E) / temperature).clamp(max=MOST_RATE)
     padding = -logits.shape[1] % BLOCK
     blocks = F.pad(logits, (0, padding), value=-torch.inf).unflatten(1, (-1, BLOCK))
-    tops = blocks.amax(2)
-    centred = blocks - tops.where(tops != -torch.inf, 0)[..., None]
+    block_max = blocks.amax(2)
+    centred = blocks - block_max.where(block_max != -torch.inf, 0)[..., None]
     weights = _power(centred * rate[:, None, None]).round().long()
     sums = weights.sum(2)
 
-    top = tops.amax(1)
-    scales = _power((tops - top[:, None]) * rate[:, None]).double() * 2.0**-BITS
+    max_logit = block_max.amax(1)
+    scales = _power((block_max - max_logit[:, None]) * rate[:, None]).double() * 2.0**-BITS
     shares = (sums * scales).long()
     ends = shares.cumsum(1)
     total = ends[:, -1]
     target = torch.minimum((uniform * total).long(), total - 1)
-    block = _place(ends, target)[:, None]
+    block = _index_within(ends, target)[:, None]
     within = target - (ends - shares).gather(1, block)[:, 0]
     within = (within / scales.gather(1, block)[:, 0]).long()
     within = torch.minimum(within, sums.gather(1, block)[:, 0] - 1)
     chosen = weights.gather(1, block[..., None].expand(-1, 1, BLOCK))[:, 0]
-    token = BLOCK * block[:, 0] + _place(chosen.cumsum(1), within)
+    token = BLOCK * block[:, 0] + _index_within(chosen.cumsum(1), within)
 
     token = token.where(~greedy, logits.argmax(1))
-    regular = (top > -torch.inf) & (sums <= MOST_OF_BLOCK).all(1)
+    regular = (max_logit > -torch.inf) & (sums <= MOST_OF_BLOCK).all(1)
     return token.where(regular, 0)
 
 
@@ -153,7 +153,7 @@ def _power(z: Tensor) -> Tensor:
     return (p.view(torch.int32) + (whole.int() << 23)).view(torch.float32)
 
 
-def _place(ends: Tensor, target: Tensor) -> Tensor:
+def _index_within(ends: Tensor, target: Tensor) -> Tensor:
     """[B]: the first index of each row of ``ends`` [B, N], which do not fall, that is above it."""
     return (ends <= target[:, None]).sum(1).clamp(max=ends.shape[1] - 1)
 

@@ -25,7 +25,7 @@ from r1kernels.hf.elementwise.elementwise import (
 from r1kernels.hf.experts.moe import patch_moe, unpatch_moe
 from r1kernels.hf.fp8.layers import patch_fp8, unpatch_fp8
 from r1kernels.hf.head.head import Head, read_head
-from r1kernels.hf.head.logit_map import watch
+from r1kernels.hf.head.logit_map import observe
 from r1kernels.hf.unwrap import unwrap
 
 M = TypeVar("M")
@@ -198,7 +198,7 @@ class State:
         self, model: Any, fp8: bool | str | Sequence[str], elementwise: bool = False
     ) -> None:
         self.model, self.fp8, self.elementwise = model, fp8, elementwise
-        self.logits = watch(model)
+        self.logits = observe(model)
         self.replaced = vars(model).get("forward")  # someone else's patch
         self.parameters = tuple(inspect.signature(self.original()).parameters)
         if "logits_to_keep" not in self.parameters:

@@ -69,20 +69,20 @@ def moe_balance_loss(
     logits = logits.masked_fill(~mask[:, None], 0)  # whatever padding holds
     ids = moe_route(logits.detach(), top_k, score=score, align=None).ids
     s = formulas.score_of(logits, score)
-    share = s if score == "softmax" else s / (s.sum(1, keepdim=True) + formulas.EPS)
+    probability = s if score == "softmax" else s / (s.sum(1, keepdim=True) + formulas.EPS)
 
     # Whole numbers: the order in which they are added up does not matter. The last sequence takes
     # tokens that are in none.
     packed = Sequences(cu_seqlens, rows)
     choices = torch.zeros((packed.count + 1) * experts, dtype=torch.int64, device=logits.device)
-    place = packed.of_row[:, None] * experts + ids
-    choices.scatter_add_(0, place.flatten(), mask[:, None].expand_as(ids).flatten().long())
-    load = choices.view(-1, experts).to(share.dtype)
-    # Σ_i f_i·P_i as a sum over tokens: that of each expert's shares is never needed.
-    row = (load[packed.of_row] * share).sum(1, dtype=torch.float64).where(mask, 0)
+    index = packed.of_row[:, None] * experts + ids
+    choices.scatter_add_(0, index.flatten(), mask[:, None].expand_as(ids).flatten().long())
+    load = choices.view(-1, experts).to(probability.dtype)
+    # Σ_i f_i·P_i as a sum over tokens: that of each expert's probabilities is never needed.
+    row = (load[packed.of_row] * probability).sum(1, dtype=torch.float64).where(mask, 0)
     tokens = packed.total(mask.double())
     loss = packed.total(row) * (experts / top_k) / tokens.clamp(min=1).square()
-    return (coef * loss.sum() / (tokens > 0).sum().clamp(min=1)).to(share.dtype)
+    return (coef * loss.sum() / (tokens > 0).sum().clamp(min=1)).to(probability.dtype)
 
 
 def update_expert_bias(

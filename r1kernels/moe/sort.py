@@ -85,8 +85,8 @@ def reference(ids: Tensor, num_experts: int, align: int) -> tuple[Tensor, ...]:
     offsets = torch.cat([room.new_zeros(1), room.cumsum(0)])
     order = expert.argsort(stable=True)
     first = counts.cumsum(0) - counts  # of each expert, without padding
-    place = torch.arange(len(order), device=ids.device) - first[expert[order]]
-    row = torch.where(chosen[order], place + offsets[expert[order]], -1)
+    rank = torch.arange(len(order), device=ids.device) - first[expert[order]]
+    row = torch.where(chosen[order], rank + offsets[expert[order]], -1)
     inverse = torch.empty_like(row).scatter_(0, order, row)
     rows = padded_rows(len(order), num_experts, align)
     gather = row.new_full((rows + 1,), -1)  # the last one takes what is skipped

@@ -119,21 +119,21 @@ class FusedLinearCrossEntropy(nn.Module):
         )  # fmt: skip
         # From here on, the rows that count alone: the others may hold anything.
         counts = target != self.ignore_index
-        hidden, own, nll = _input[counts], target[counts].long(), nll[counts]
+        hidden, labels, nll = _input[counts], target[counts].long(), nll[counts]
         classes = self._class_weights(weight)
 
-        loss = nll if classes is None else classes[own] * nll
-        share = torch.ones_like(nll)
+        loss = nll if classes is None else classes[labels] * nll
+        scale = torch.ones_like(nll)
         if self.label_smoothing or self.lse_square_scale or self.return_z_loss:
-            lse = nll + target_logits(hidden, weight, own, bias, self.softcap)
+            lse = nll + target_logits(hidden, weight, labels, bias, self.softcap)
             if self.label_smoothing:
                 loss = self._smoothed(loss, lse, hidden, weight, bias, classes)
         if self.reduction == "mean":
-            loss = loss / (len(own) if classes is None else classes[own].sum())
-            share = share / max(len(own), 1)
+            loss = loss / (len(labels) if classes is None else classes[labels].sum())
+            scale = scale / max(len(labels), 1)
         z_loss = torch.zeros_like(nll)
         if self.lse_square_scale:
-            z_loss = self.lse_square_scale * lse.square() * share
+            z_loss = self.lse_square_scale * lse.square() * scale
             loss = loss + z_loss
         if self.use_token_scaling:
             probability = (-nll.detach()).exp()
@@ -148,8 +148,8 @@ class FusedLinearCrossEntropy(nn.Module):
         if self.return_token_accuracy or self.return_predicted_tokens:
             best = predicted_tokens(hidden, weight, bias, self.softcap)
             if self.return_token_accuracy:
-                right = (best == own).float()
-                of = 1 if self.reduction == "none" else len(own)
+                right = (best == labels).float()
+                of = 1 if self.reduction == "none" else len(labels)
                 output.token_accuracy = self._reduced(right, counts) / of
             if self.return_predicted_tokens:
                 output.predicted_tokens = torch.full_like(target, -1, dtype=torch.int64)

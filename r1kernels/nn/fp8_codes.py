@@ -24,7 +24,7 @@ def _count(*_: Any) -> None:
 register_optimizer_step_post_hook(_count)
 
 
-class Codes:
+class QuantizedWeight:
     """``codes(weight)`` quantizes when the weight was written since the last call, or replaced.
 
     What wrote it is told by autograd's version counter, which ``load_state_dict`` and most writes
@@ -74,4 +74,4 @@ class Codes:
         return self.scale_format  # a copy of the module makes codes of its own weight
 
     def __setstate__(self, scale_format: str) -> None:
-        Codes.__init__(self, scale_format)
+        QuantizedWeight.__init__(self, scale_format)

@@ -9,7 +9,7 @@ from r1kernels.core import check
 from r1kernels.fp8.experts import fp8_experts
 from r1kernels.fp8.format import SCALE_FORMATS
 from r1kernels.moe.route import Routing
-from r1kernels.nn.fp8_codes import Codes
+from r1kernels.nn.fp8_codes import QuantizedWeight
 
 
 class FP8Experts(nn.Module):
@@ -43,7 +43,8 @@ class FP8Experts(nn.Module):
         down = (num_experts, hidden_size, intermediate_size)
         self.gate_up_proj = nn.Parameter(torch.empty(gate_up, device=device, dtype=dtype))
         self.down_proj = nn.Parameter(torch.empty(down, device=device, dtype=dtype))
-        self.gate_up_codes, self.down_codes = Codes(scale_format), Codes(scale_format)
+        self.gate_up_codes = QuantizedWeight(scale_format)
+        self.down_codes = QuantizedWeight(scale_format)
         self.scale_format = scale_format
         self.reset_parameters()
 

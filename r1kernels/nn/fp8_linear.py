@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from r1kernels.core import check
 from r1kernels.fp8.format import SCALE_FORMATS
 from r1kernels.fp8.linear import fp8_linear
-from r1kernels.nn.fp8_codes import Codes
+from r1kernels.nn.fp8_codes import QuantizedWeight
 
 
 class FP8Linear(nn.Linear):
@@ -38,7 +38,7 @@ class FP8Linear(nn.Linear):
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
         check.choice("FP8Linear", "scale_format", scale_format, SCALE_FORMATS)
-        self.codes = Codes(scale_format)
+        self.codes = QuantizedWeight(scale_format)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, *, scale_format: str = "float") -> FP8Linear:

@@ -138,17 +138,17 @@ class FP8Optimizer(Optimizer):
 
     def _step_one_by_one(self) -> None:
         groups = self.optimizer.param_groups
-        places = {weight.floats: place for place, weight in enumerate(self._weights)}
+        indices = {weight.floats: index for index, weight in enumerate(self._weights)}
         try:
             for group in groups:
-                plain = [p for p in group["params"] if p not in places]
+                plain = [p for p in group["params"] if p not in indices]
                 if plain:
                     self.optimizer.param_groups = [{**group, "params": plain}]
                     self.optimizer.step()
                 for floats in group["params"]:
-                    if floats not in places:
+                    if floats not in indices:
                         continue
-                    weight = self._weights[places[floats]]
+                    weight = self._weights[indices[floats]]
                     assert isinstance(weight, _Weight)  # halves have masters, or are plain
                     if weight.parameter.grad is None:
                         continue
@@ -156,14 +156,14 @@ class FP8Optimizer(Optimizer):
                     floats.grad = weight.parameter.grad
                     self.optimizer.param_groups = [{**group, "params": [floats]}]
                     self.optimizer.step()
-                    weight.round(self._generator(places[floats], floats.device))
+                    weight.round(self._generator(indices[floats], floats.device))
                     floats.grad = None
                     floats.data = floats.new_empty(0)
         finally:
             self.optimizer.param_groups = groups
 
-    def _generator(self, place: int, device: torch.device) -> torch.Generator:
-        mixed = ((self.seed * 1_000_003 + self.steps) * 1_000_003 + place) % 2**63
+    def _generator(self, index: int, device: torch.device) -> torch.Generator:
+        mixed = ((self.seed * 1_000_003 + self.steps) * 1_000_003 + index) % 2**63
         return torch.Generator(device).manual_seed(mixed)
 
     def state_dict(self) -> dict[str, Any]:
@@ -171,25 +171,25 @@ class FP8Optimizer(Optimizer):
         _copy_options(self.param_groups, self.optimizer.param_groups)
         found = self.optimizer.state_dict()
         if self.master:
-            for place, weight in self._places().items():
-                state = found["state"].get(place, {})
-                found["state"][place] = {**state, MASTER: weight.floats.detach()}
+            for index, weight in self._weights_by_index().items():
+                state = found["state"].get(index, {})
+                found["state"][index] = {**state, MASTER: weight.floats.detach()}
         groups = [{**group, STEPS: self.steps} for group in found["param_groups"]]
         return {**found, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up where ``state_dict`` was made; the codes themselves belong to the model's."""
-        states, places = state_dict["state"], self._places()
-        masters = {place: state[MASTER] for place, state in states.items() if MASTER in state}
-        if masters.keys() != (places.keys() if self.master else set()):
+        states, weights = state_dict["state"], self._weights_by_index()
+        masters = {index: state[MASTER] for index, state in states.items() if MASTER in state}
+        if masters.keys() != (weights.keys() if self.master else set()):
             expected, got = ("masters", "others") if self.master else ("no masters", "masters")
             raise ValueError(
                 f"FP8Optimizer: state_dict: expected one with {expected} "
                 f"(master={self.master}), got one with {got}"
             )
         inner = {
-            place: {name: value for name, value in state.items() if name != MASTER}
-            for place, state in states.items()
+            index: {name: value for name, value in state.items() if name != MASTER}
+            for index, state in states.items()
         }
         groups = state_dict["param_groups"]
         self.steps = groups[0][STEPS]
@@ -198,14 +198,14 @@ class FP8Optimizer(Optimizer):
         self.state = self.optimizer.state
         _copy_options(self.optimizer.param_groups, self.param_groups)
         with torch.no_grad():
-            for place, saved in masters.items():
-                places[place].floats.copy_(saved)
+            for index, saved in masters.items():
+                weights[index].floats.copy_(saved)
 
-    def _places(self) -> dict[int, _Weight | _Half]:
+    def _weights_by_index(self) -> dict[int, _Weight | _Half]:
         """Those that floats stand for, by their number among all parameters."""
         weights = {weight.floats: weight for weight in self._weights}
         members = chain.from_iterable(group["params"] for group in self.optimizer.param_groups)
-        return {place: weights[p] for place, p in enumerate(members) if p in weights}
+        return {index: weights[p] for index, p in enumerate(members) if p in weights}
 
 
 class _Weight:

@@ -36,7 +36,7 @@ def select(
     tokens = active.sum()
     cov = _centred(advantage, active, tokens) * _centred(logprob, active, tokens)
     if loss_type == "kl_cov":
-        candidates, order_by, share = active, -cov, options["kl_cov_ratio"]
+        candidates, order_by, ratio = active, -cov, options["kl_cov_ratio"]
     else:
         old = logprob if old_logprob is None else old_logprob.where(active, 0)
         clip = [
@@ -45,9 +45,9 @@ def select(
         ]
         *_, clipped = surrogates.ppo(logprob, old, logprob - old, advantage, 0.0, *clip)
         within = (cov > options["clip_cov_lb"]) & (cov < options["clip_cov_ub"])
-        candidates, share = active & within & (clipped == 0), options["clip_cov_ratio"]
+        candidates, ratio = active & within & (clipped == 0), options["clip_cov_ratio"]
         order_by = draws(logprob.shape[0], options["seed"], logprob.device).double()
-    count = (tokens.double() * share).floor().clamp(min=1)
+    count = (tokens.double() * ratio).floor().clamp(min=1)
     order = order_by.where(candidates, math.inf).argsort(stable=True)
     rank = torch.arange(order.shape[0], device=order.device)
     return torch.zeros_like(active).scatter(0, order, rank < count) & candidates

@@ -88,12 +88,12 @@ def reference(*args: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     advantage = advantage.where(active, 0)
 
     # The ratio of the token, and that of the surrogate.
-    own, slope = bounded_difference(logprob, old_logprob)
-    ratio = own.exp()
+    log_ratio, slope = bounded_difference(logprob, old_logprob)
+    ratio = log_ratio.exp()
     clipped = zero
-    x = own
+    x = log_ratio
     if a.surrogate == "gmpo":
-        x, inside = surrogates.gmpo_log_ratio(own, advantage, *options)
+        x, inside = surrogates.gmpo_log_ratio(log_ratio, advantage, *options)
         slope, clipped = slope * inside, (1 - inside).where(advantage != 0, 0)
 
     drift = zero
@@ -143,11 +143,11 @@ def reference(*args: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     entropy, grad_entropy = zero, m.new_empty(0)
     if a.entropy is not None:
-        share = (1 / (tokens if a.num_active_tokens is None else a.num_active_tokens)) * m
-        share = share.where(active, 0)
+        entropy_weight = (1 / (tokens if a.num_active_tokens is None else a.num_active_tokens)) * m
+        entropy_weight = entropy_weight.where(active, 0)
         entropy = a.entropy.where(active, 0)
-        loss = loss - a.entropy_coef * (share * entropy).sum()
-        grad_entropy = -a.entropy_coef * share
+        loss = loss - a.entropy_coef * (entropy_weight * entropy).sum()
+        grad_entropy = -a.entropy_coef * entropy_weight
 
     def mean(values: Tensor) -> Tensor:
         return (values * m).sum() / tokens.clamp(min=1)

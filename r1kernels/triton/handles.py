@@ -132,7 +132,7 @@ def specialisation(args: Sequence[Any]) -> tuple[Any, ...]:
 
 @cache
 def _specialising(types: tuple[type, ...]) -> Reading:
-    terms = (term for place, kind in enumerate(types) for term in _terms(f"args[{place}]", kind))
+    terms = (term for index, kind in enumerate(types) for term in _terms(f"args[{index}]", kind))
     return reading(terms, specialisation=specialisation)
 
 

@@ -48,9 +48,9 @@ static inline U number_magnitude(F x) { return (U)x & 0x7fffffff & is_number(x);
 static inline U largest(U a, U b) { return a > b ? a : b; }
 
 #ifdef __AVX512BF16__
-struct Bf16Codes {  // of every code without its sign
+struct Bf16Table {  // of every code without its sign
   alignas(64) uint16_t bits[128];
-  constexpr Bf16Codes() : bits() {
+  constexpr Bf16Table() : bits() {
     for (int c = 0; c < 128; ++c) {
       int m = c & 7, exponent = (c >> 3) + 120;
       if (c < 8)  // subnormal: m·2^-9
@@ -66,7 +66,7 @@ struct alignas(64) Bf16Halves {
   uint8_t low[128], high[128], from[2][64];
 
   constexpr Bf16Halves() : low(), high(), from() {
-    const Bf16Codes codes;
+    const Bf16Table codes;
     for (int c = 0; c < 128; ++c) {
       low[c] = uint8_t(codes.bits[c]);
       high[c] = uint8_t(codes.bits[c] >> 8);
@@ -89,7 +89,7 @@ static inline void decode_fours(__m512i code, U& one, U& two) {
 
 // 2·kWidth neighbouring codes as bf16, two in a lane, the first one in the low half.
 static inline U decode_pairs(const uint8_t* p) {
-  static constexpr Bf16Codes codes;
+  static constexpr Bf16Table codes;
   const __m512i* table = reinterpret_cast<const __m512i*>(codes.bits);
   const __m512i code = _mm512_cvtepu8_epi16(load_as<__m256i>(p));
   const __m512i low = _mm512_permutex2var_epi16(table[0], code, table[1]);
@@ -100,19 +100,19 @@ static inline U decode_pairs(const uint8_t* p) {
 }
 #endif
 
-typedef uint8_t Codes __attribute__((vector_size(kWidth)));
+typedef uint8_t CodeVector __attribute__((vector_size(kWidth)));
 
 // By way of 16 bits: the compiler has instructions for each step, and none for both at once.
 static inline U load_codes(const uint8_t* p) {
-  return widen(__builtin_convertvector(load_as<Codes>(p), H));
+  return widen(__builtin_convertvector(load_as<CodeVector>(p), H));
 }
 // Up to `whole` codes, and zeros after them: where they are if there are as many.
 template <int whole>
-struct SomeCodes {
+struct PaddedCodes {
   uint8_t some[whole];
   const uint8_t* p = some;
 
-  SomeCodes(const uint8_t* codes, int64_t count) {
+  PaddedCodes(const uint8_t* codes, int64_t count) {
     if (count >= whole) {
       p = codes;
       return;
@@ -124,10 +124,10 @@ struct SomeCodes {
 
 // Up to a vector of codes.
 static inline U load_codes(const uint8_t* p, int64_t count) {
-  return load_codes(SomeCodes<kWidth>(p, count).p);
+  return load_codes(PaddedCodes<kWidth>(p, count).p);
 }
 static inline void store_codes(uint8_t* p, U code) {
-  store_as(p, __builtin_convertvector(__builtin_convertvector(code, H), Codes));
+  store_as(p, __builtin_convertvector(__builtin_convertvector(code, H), CodeVector));
 }
 
 // The codes of 4·kWidth numbers, load(i) from i on, times a factor.

@@ -149,7 +149,7 @@ static inline void decode_columns(const uint8_t* const (&row)[kWidth], int64_t c
 // `count` codes of a row.
 static inline void decode_panel_row(const uint8_t* codes, int64_t count, float* to) {
   for (int64_t n = 0; n < count; n += 2 * kWidth) {
-    const SomeCodes<2 * kWidth> some(codes + n, count - n);
+    const PaddedCodes<2 * kWidth> some(codes + n, count - n);
     const __m128i c = load_as<__m128i>(some.p);
     const __m256i above = _mm256_slli_epi16(_mm256_cvtepu8_epi16(c), 8), half = halves(above);
     const F low = floats(_mm256_castsi256_si128(half)), high = floats(_mm256_extracti128_si256(half, 1));
@@ -185,19 +185,19 @@ static inline void decode_panel_row(const uint8_t* codes, int64_t count, float* 
 
 // Rows of b as lanes: [k][kPanel] of the codes k0 to k1, which are transposed before they grow.
 static inline void pack_rows(const Fp8Product& f, int64_t n0, int64_t k0, int64_t k1, uint32_t* out) {
-  constexpr int kCodes = 4 * kWidth;
+  constexpr int kStep = 4 * kWidth;
   const int64_t lanes = least(f.columns - n0, kPanel);
   for (int64_t n = 0; n < lanes; n += kWidth)
-    for (int64_t k = k0; k < k1; k += kCodes) {
+    for (int64_t k = k0; k < k1; k += kStep) {
       const uint8_t* codes = f.b + (n0 + n) * f.stride + k;
-      const int64_t count = least(k1 - k, kCodes);
+      const int64_t count = least(k1 - k, kStep);
       float* to = reinterpret_cast<float*>(out) + (k - k0) * kPanel + n;
       const uint8_t* row[kWidth];
-      if (count == kCodes && lanes - n >= kWidth) {
+      if (count == kStep && lanes - n >= kWidth) {
         for (int i = 0; i < kWidth; ++i) row[i] = codes + i * f.stride;
         decode_columns<true>(row, count, to);
       } else {
-        uint8_t some[kWidth][kCodes] = {};
+        uint8_t some[kWidth][kStep] = {};
         for (int i = 0; i < kWidth; ++i) {
           row[i] = some[i];
           if (i < lanes - n) memcpy(some[i], codes + i * f.stride, count);

@@ -146,7 +146,7 @@ void fp8_decode_rows(const uint8_t* codes, int64_t stride, int64_t rows, int64_t
   const int64_t units = (depth + kPer - 1) / kPer;
   for (int64_t r = 0; r < rows; ++r, codes += stride, out += units)
     for (int64_t u = 0; u < units; u += kWidth) {
-      const U some = left_units(SomeCodes<kPer * kWidth>(codes + kPer * u, depth - kPer * u).p);
+      const U some = left_units(PaddedCodes<kPer * kWidth>(codes + kPer * u, depth - kPer * u).p);
       if (u + kWidth <= units) store_as(out + u, some);
       else memcpy(out + u, &some, (units - u) * 4);
     }

@@ -22,18 +22,18 @@ static inline void add_products(const float* a, const uint8_t* const (&row)[8], 
 
 // The sums of the codes k0 to k1 of 8 rows.
 static inline F block_of_rows(const float* a, const uint8_t* const (&rows)[8], int64_t k0, int64_t k1) {
-  constexpr int kCodes = 4 * kWidth;
+  constexpr int kStep = 4 * kWidth;
   F acc[8] = {};
   __m256i most{};
   const uint8_t* row[8];
   int64_t k = k0;
-  for (; k + kCodes <= k1; k += kCodes) {
+  for (; k + kStep <= k1; k += kStep) {
     for (int i = 0; i < 8; ++i) row[i] = rows[i] + k;
     add_products(a + k, row, acc, most);
   }
   if (k < k1) {
-    uint8_t codes[8][kCodes] = {};
-    float left[kCodes] = {};
+    uint8_t codes[8][kStep] = {};
+    float left[kStep] = {};
     memcpy(left, a + k, (k1 - k) * sizeof(float));
     for (int i = 0; i < 8; ++i) row[i] = static_cast<uint8_t*>(memcpy(codes[i], rows[i] + k, k1 - k));
     add_products(left, row, acc, most);

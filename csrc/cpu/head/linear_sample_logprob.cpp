@@ -10,7 +10,7 @@ struct LinearSample {
   Head head;
   Rows rows;
   const float *rates, *temperatures;  // [rows], padded
-  float* tops;                        // [row][block]: the largest logit
+  float* block_max;                   // [row][block]: the largest logit
   int64_t *weights, *tile_weights;    // [row][block], and of its tiles [row][block][kTiles]
   int64_t blocks() const { return ceil_div(head.columns, kSampleBlock); }
 };
@@ -21,10 +21,10 @@ namespace {
 using r1::smaller;  // of whole numbers
 
 // Weights of `cols` logits of kWidth rows, summed for each row.
-Integers weight_sums(const float* z, int64_t cols, F top, F rate) {
+Integers weight_sums(const float* z, int64_t cols, F max_logit, F rate) {
   Integers sums{};
   for (int64_t v = 0; v < cols; ++v) {
-    const Integers one = weights_of(load(z + v * kRows), top, rate);
+    const Integers one = weights_of(load(z + v * kRows), max_logit, rate);
     sums.low += one.low;
     sums.high += one.high;
   }
@@ -42,9 +42,9 @@ void weigh(const LinearSample& f, int64_t n, float* z) {
                      ahead);
     for (int64_t lane = 0; lane < lanes; lane += kWidth) {
       const int64_t row0 = b * kRows + lane, count = smaller(lanes - lane, kWidth);
-      F top = splat(-INFINITY);
-      for (int64_t v = 0; v < cols; ++v) top = max(load(z + v * kRows + lane), top);
-      const F rate = load(f.rates + row0), number = top > splat(-INFINITY) ? top : F{};
+      F max_logit = splat(-INFINITY);
+      for (int64_t v = 0; v < cols; ++v) max_logit = max(load(z + v * kRows + lane), max_logit);
+      const F rate = load(f.rates + row0), number = max_logit > splat(-INFINITY) ? max_logit : F{};
       int64_t total[kWidth] = {}, part[kWidth];
       for (int64_t c = 0; c < cols; c += kCols) {
         const float* tile = z + c * kRows + lane;
@@ -57,7 +57,7 @@ void weigh(const LinearSample& f, int64_t n, float* z) {
         }
       }
       for (int64_t i = 0; i < count; ++i) {
-        f.tops[(row0 + i) * f.blocks() + n] = top[i];
+        f.block_max[(row0 + i) * f.blocks() + n] = max_logit[i];
         f.weights[(row0 + i) * f.blocks() + n] = total[i];
       }
     }
@@ -80,17 +80,17 @@ struct Column {
     for (int64_t v = count; v < kCols; ++v) logits[v] = -INFINITY;
   }
 
-  int64_t place_of(float logit) const {  // or `count`
+  int64_t index_of(float logit) const {  // or `count`
     int64_t i = 0;
     while (i < count && logits[i] != logit) ++i;
     return i;
   }
 
-  // The first place whose weights, up to itself, sum to more than `target`.
-  int64_t place(float top, float rate, int64_t target) const {
+  // The first index whose weights, up to itself, sum to more than `target`.
+  int64_t index_within(float max_logit, float rate, int64_t target) const {
     int64_t w[kCols];
     for (int64_t i = 0; i < kCols; i += kWidth) {
-      const Integers at = weights_of(load(logits + i), splat(number_of(top)), splat(rate));
+      const Integers at = weights_of(load(logits + i), splat(number_of(max_logit)), splat(rate));
       store_as(w + i, at.low - kExcess);
       store_as(w + i + kDoubles, at.high - kExcess);
     }
@@ -103,9 +103,9 @@ struct Column {
 template <class T>
 Sampled draw(const LinearSample& f, int64_t row, double uniform) {
   const float temperature = f.temperatures[row];
-  const float* tops = f.tops + row * f.blocks();
+  const float* block_max = f.block_max + row * f.blocks();
   const Choice choice =
-      choose_block(tops, f.weights + row * f.blocks(), f.blocks(), temperature, uniform);
+      choose_block(block_max, f.weights + row * f.blocks(), f.blocks(), temperature, uniform);
   const int64_t n = choice.block;
   if (n < 0) return {0, NAN};
   const int64_t* weights = f.tile_weights + (row * f.blocks() + n) * kTiles;
@@ -117,13 +117,13 @@ Sampled draw(const LinearSample& f, int64_t row, double uniform) {
     for (int64_t tile = 0; tile <= last; ++tile) {
       if (weights[tile] < static_cast<int64_t>(kOne)) continue;  // the largest logit weighs as much
       const Column<T> column(f, row, n, tile);
-      const int64_t i = column.place_of(choice.top);
+      const int64_t i = column.index_of(choice.max_logit);
       if (i < column.count) return drawn(column, i);
     }
   int64_t tile = 0, target = choice.within;
   while (tile < last && weights[tile] <= target) target -= weights[tile++];
   const Column<T> column(f, row, n, tile);
-  return drawn(column, column.place(tops[n], f.rates[row], target));
+  return drawn(column, column.index_within(block_max[n], f.rates[row], target));
 }
 }  // namespace
 
@@ -172,10 +172,10 @@ std::tuple<Tensor, Tensor> linear_sample_logprob(Tensor hidden, Tensor weight, T
     if (temperature) temperatures[t] = data<float>(*temperature)[t];
     rates[t] = scalar::linear_sample_rate(temperatures[t]);
   }
-  Buffer<float> tops(rows * blocks), logits(workers() * kSampleBlock * kRows);
+  Buffer<float> block_max(rows * blocks), logits(workers() * kSampleBlock * kRows);
   Buffer<int64_t> weights(rows * blocks), tile_weights(rows * blocks * kTiles);
   const LinearSample f{in.head, order.rows(panels.p), rates.data(), temperatures.data(),
-                       tops.p, weights.p, tile_weights.p};
+                       block_max.p, weights.p, tile_weights.p};
   const auto weigh = R1_DISPATCH(linear_sample_weigh);
   parallel(blocks, [&](int64_t block, int worker) {
     weigh(f, block, logits.p + worker * kSampleBlock * kRows);

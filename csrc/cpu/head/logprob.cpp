@@ -40,22 +40,22 @@ inline int64_t load_block(const LogitFormat& f, const void* row, float temperatu
 RowStatistics logprob_row(const LogitFormat& f, const void* row, const RowOptions& options,
                           bool entropy) {
   const int64_t target = options.target;
-  float z[kBlock], top = -INFINITY, own = 0;
-  double total = 0, weighted = 0;  // Σ e^(z - top), Σ e^(z - top)·(z - top)
+  float z[kBlock], max_logit = -INFINITY, target_logit = 0;
+  double total = 0, weighted = 0;  // Σ e^(z - max_logit), Σ e^(z - max_logit)·(z - max_logit)
   for (int64_t at = 0; at < f.columns; at += kBlock) {
     const int64_t count = load_block(f, row, options.temperature, at, z);
-    if (target >= at && target < at + count) own = z[target - at];
+    if (target >= at && target < at + count) target_logit = z[target - at];
     F lanes = load(z);
     for (int64_t i = kWidth; i < count; i += kWidth) lanes = max(lanes, load(z + i));
-    float best = top;
+    float best = max_logit;
     for (int i = 0; i < kWidth; ++i) best = lanes[i] > best ? lanes[i] : best;
-    if (best > top && total > 0) {
-      const double shift = double(top) - best, factor = ::exp(shift);
+    if (best > max_logit && total > 0) {
+      const double shift = double(max_logit) - best, factor = ::exp(shift);
       weighted = (weighted + total * shift) * factor;
       total *= factor;
     }
-    top = best;
-    const F centre = splat(top > -INFINITY ? top : 0.0f);
+    max_logit = best;
+    const F centre = splat(max_logit > -INFINITY ? max_logit : 0.0f);
     F block_total{}, block_weighted{};
     for (int64_t i = 0; i < count; i += kWidth) {
       const F x = load(z + i) - centre, e = exp_nonpositive(x);
@@ -66,7 +66,8 @@ RowStatistics logprob_row(const LogitFormat& f, const void* row, const RowOption
     weighted += sum(block_weighted);
   }
   const double log_total = ::log(total);
-  return {static_cast<float>((double(own) - top) - log_total), static_cast<float>(top + log_total),
+  return {static_cast<float>((double(target_logit) - max_logit) - log_total),
+          static_cast<float>(max_logit + log_total),
           static_cast<float>(log_total - weighted / total)};
 }
 

@@ -27,7 +27,7 @@ struct Block {
     logits = padded;
   }
 
-  float top() const {
+  float max_logit() const {
     F a = splat(-INFINITY), b = a;
     for (int64_t i = 0; i < count; i += kChunk) {
       const Chunk x = Chunks<T>::load(logits + i);
@@ -35,22 +35,22 @@ struct Block {
       b = max(x.b, b);
     }
     a = max(a, b);
-    float top = a[0];
-    for (int j = 1; j < kWidth; ++j) top = a[j] > top ? a[j] : top;
-    return top;
+    float max_logit = a[0];
+    for (int j = 1; j < kWidth; ++j) max_logit = a[j] > max_logit ? a[j] : max_logit;
+    return max_logit;
   }
 };
 
 template <class T>
-void weigh(const LogitRow& row, int64_t begin, int64_t end, float* tops, int64_t* weights) {
+void weigh(const LogitRow& row, int64_t begin, int64_t end, float* block_max, int64_t* weights) {
   for (int64_t n = begin; n < end; ++n) {
     const Block<T> block(row, n);
-    tops[n] = block.top();
-    const F top = splat(number_of(tops[n])), rate = splat(rate_of(row.temperature));
+    block_max[n] = block.max_logit();
+    const F max_logit = splat(number_of(block_max[n])), rate = splat(rate_of(row.temperature));
     Bits sums{};
     for (int64_t i = 0; i < block.count; i += kChunk) {
       const Chunk x = Chunks<T>::load(block.logits + i);
-      const Integers a = weights_of(x.a, top, rate), b = weights_of(x.b, top, rate);
+      const Integers a = weights_of(x.a, max_logit, rate), b = weights_of(x.b, max_logit, rate);
       sums += (a.low + a.high) + (b.low + b.high);
     }
     uint64_t sum = 0;
@@ -59,12 +59,12 @@ void weigh(const LogitRow& row, int64_t begin, int64_t end, float* tops, int64_t
   }
 }
 
-// The first place of a block whose weights, up to itself, sum to more than `target`.
+// The first index of a block whose weights, up to itself, sum to more than `target`.
 template <class T>
-int64_t place(const LogitRow& row, int64_t n, float top, int64_t target) {
+int64_t index_within(const LogitRow& row, int64_t n, float max_logit, int64_t target) {
   const Block<T> block(row, n);
   int64_t w[kSampleBlock];
-  const F most = splat(number_of(top)), rate = splat(rate_of(row.temperature));
+  const F most = splat(number_of(max_logit)), rate = splat(rate_of(row.temperature));
   for (int64_t i = 0; i < block.count; i += kWidth) {
     const Integers at = weights_of(T::load(block.logits + i), most, rate);
     store_as(w + i, at.low - kExcess);
@@ -82,34 +82,35 @@ int64_t place(const LogitRow& row, int64_t n, float top, int64_t target) {
 }
 
 template <class T>
-int64_t place_of_top(const LogitRow& row, int64_t n, float top) {
+int64_t index_of_max(const LogitRow& row, int64_t n, float max_logit) {
   const Block<T> block(row, n);
   int64_t i = 0;
-  while (i + 1 < block.count && T::scalar(block.logits[i]) != top) ++i;
+  while (i + 1 < block.count && T::scalar(block.logits[i]) != max_logit) ++i;
   return i;
 }
 
 template <class T>
-Sampled draw(const LogitRow& row, double uniform, const float* tops, const int64_t* weights) {
+Sampled draw(const LogitRow& row, double uniform, const float* block_max, const int64_t* weights) {
   const int64_t blocks = (row.columns + kSampleBlock - 1) / kSampleBlock;
-  const Choice choice = choose_block(tops, weights, blocks, row.temperature, uniform);
+  const Choice choice = choose_block(block_max, weights, blocks, row.temperature, uniform);
   const int64_t n = choice.block;
   if (n < 0) return {0, NAN};
-  const int64_t at = row.temperature == 0 ? place_of_top<T>(row, n, choice.top)
-                                          : place<T>(row, n, tops[n], choice.within);
+  const int64_t at = row.temperature == 0 ? index_of_max<T>(row, n, choice.max_logit)
+                                          : index_within<T>(row, n, block_max[n], choice.within);
   const int64_t token = n * kSampleBlock + at;
   const float logit = T::scalar(static_cast<const typename T::Element*>(row.logits)[token]);
   return {token, logprob_of(choice, logit, row.temperature)};
 }
 }  // namespace
 
-void sample_weigh(const LogitRow& row, int64_t begin, int64_t end, float* tops, int64_t* weights) {
-  (row.bf16 ? weigh<BF16> : weigh<F32>)(row, begin, end, tops, weights);
+void sample_weigh(const LogitRow& row, int64_t begin, int64_t end, float* block_max,
+                  int64_t* weights) {
+  (row.bf16 ? weigh<BF16> : weigh<F32>)(row, begin, end, block_max, weights);
 }
 
-Sampled sample_draw(const LogitRow& row, double uniform, const float* tops,
+Sampled sample_draw(const LogitRow& row, double uniform, const float* block_max,
                     const int64_t* weights) {
-  return (row.bf16 ? draw<BF16> : draw<F32>)(row, uniform, tops, weights);
+  return (row.bf16 ? draw<BF16> : draw<F32>)(row, uniform, block_max, weights);
 }
 }  // namespace r1::R1_ISA
 
@@ -139,7 +140,7 @@ std::tuple<Tensor, Tensor> sample_logprob(Tensor logits, Tensor uniform, Optiona
                     temperature ? data<float>(*temperature)[b] : 1.0f};
   };
   const int64_t blocks = (columns + kSampleBlock - 1) / kSampleBlock;
-  Buffer<float> tops(rows * blocks);
+  Buffer<float> block_max(rows * blocks);
   Buffer<int64_t> weights(rows * blocks);
   const auto weigh = R1_DISPATCH(sample_weigh);
   const int64_t bytes = std::min<int64_t>(columns, kSampleBlock) * sizeof(float);  // as is weighed
@@ -147,7 +148,7 @@ std::tuple<Tensor, Tensor> sample_logprob(Tensor logits, Tensor uniform, Optiona
     while (begin < end) {
       const int64_t b = begin / blocks, first = begin % blocks;
       const int64_t last = std::min(first + end - begin, blocks);
-      weigh(row(b), first, last, tops.p + b * blocks, weights.p + b * blocks);
+      weigh(row(b), first, last, block_max.p + b * blocks, weights.p + b * blocks);
       begin += last - first;
     }
   });
@@ -157,7 +158,7 @@ std::tuple<Tensor, Tensor> sample_logprob(Tensor logits, Tensor uniform, Optiona
   const auto draw = R1_DISPATCH(sample_draw);
   parallel_ranges(rows, items_a_task(bytes), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
-      const Sampled s = draw(row(b), data<double>(uniform)[b], tops.p + b * blocks,
+      const Sampled s = draw(row(b), data<double>(uniform)[b], block_max.p + b * blocks,
                              weights.p + b * blocks);
       data<int64_t>(token)[b] = s.token;
       data<float>(logprob)[b] = s.logprob;

@@ -22,9 +22,9 @@ struct Sampled {
 
 #ifdef R1_BASELINE
 // Of blocks [begin, end) of a row: the largest logits, and the sums of weights.
-R1_DECLARE(void sample_weigh(const LogitRow&, int64_t begin, int64_t end, float* tops,
+R1_DECLARE(void sample_weigh(const LogitRow&, int64_t begin, int64_t end, float* block_max,
                              int64_t* weights))
 // From those of all blocks of the row.
-R1_DECLARE(Sampled sample_draw(const LogitRow&, double uniform, const float* tops,
+R1_DECLARE(Sampled sample_draw(const LogitRow&, double uniform, const float* block_max,
                                const int64_t* weights))
 #endif

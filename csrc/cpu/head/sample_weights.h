@@ -59,56 +59,58 @@ static inline float rate_of(float temperature) {
   return rate < FLT_MAX ? rate : FLT_MAX;
 }
 
-static inline Integers weights_of(F logits, F top, F rate) {
-  return integers(power(apart((logits - top) * rate)));
+static inline Integers weights_of(F logits, F max_logit, F rate) {
+  return integers(power(apart((logits - max_logit) * rate)));
 }
 
-static inline float number_of(float top) { return top > -INFINITY ? top : 0.0f; }
+static inline float number_of(float max_logit) { return max_logit > -INFINITY ? max_logit : 0.0f; }
 
 // Which block a uniform number falls into, and how far into its weights.
 struct Choice {
-  int64_t block;   // -1 where there is no distribution
-  int64_t within;  // of its weights; nothing where the largest logit is wanted
-  float top;       // the largest logit of all
-  double total;    // weight of all, where that of `top` is 1
+  int64_t block;    // -1 where there is no distribution
+  int64_t within;   // of its weights; nothing where the largest logit is wanted
+  float max_logit;  // the largest logit of all
+  double total;     // weight of all, where that of `max_logit` is 1
 };
 
 // From the largest logit and the weight of every block.
-static inline Choice choose_block(const float* tops, const int64_t* weights, int64_t blocks,
+static inline Choice choose_block(const float* block_max, const int64_t* weights, int64_t blocks,
                                   float temperature, double uniform) {
   constexpr int64_t kMostOfBlock = kSampleBlock << 40;  // more only where there is no number
-  float top = -INFINITY;
+  float max_logit = -INFINITY;
   for (int64_t n = 0; n < blocks; ++n) {
     if (weights[n] > kMostOfBlock) return {-1, 0, NAN, 0};
-    top = tops[n] > top ? tops[n] : top;
+    max_logit = block_max[n] > max_logit ? block_max[n] : max_logit;
   }
-  if (top == -INFINITY) return {-1, 0, NAN, 0};
+  if (max_logit == -INFINITY) return {-1, 0, NAN, 0};
 
   // What a weight of a block is worth beside those of the block with the largest logit.
   const float rate = rate_of(temperature);
   const auto worth = [&](int64_t n) {
-    return double(power(splat((tops[n] - top) * rate))[0]) * 0x1p-40;
+    return double(power(splat((block_max[n] - max_logit) * rate))[0]) * 0x1p-40;
   };
-  const auto share = [&](int64_t n) { return static_cast<int64_t>(double(weights[n]) * worth(n)); };
+  const auto scaled_weight = [&](int64_t n) {
+    return static_cast<int64_t>(double(weights[n]) * worth(n));
+  };
   int64_t total = 0;
-  for (int64_t n = 0; n < blocks; ++n) total += share(n);
+  for (int64_t n = 0; n < blocks; ++n) total += scaled_weight(n);
 
   int64_t n = 0, within = 0;
   if (temperature == 0) {
-    while (tops[n] != top) ++n;
+    while (block_max[n] != max_logit) ++n;
   } else {
     int64_t target = static_cast<int64_t>(uniform * double(total));
     if (target >= total) target = total - 1;
-    for (int64_t s; target >= (s = share(n)); ++n) target -= s;
+    for (int64_t s; target >= (s = scaled_weight(n)); ++n) target -= s;
     within = static_cast<int64_t>(double(target) / worth(n));
     if (within >= weights[n]) within = weights[n] - 1;
   }
-  return {n, within, top, double(total) * 0x1p-40};
+  return {n, within, max_logit, double(total) * 0x1p-40};
 }
 
 static inline float logprob_of(const Choice& choice, float logit, float temperature) {
   const double divisor = temperature == 0 ? 1.0 : temperature;
-  const double above = (double(logit) - double(choice.top)) / divisor;
+  const double above = (double(logit) - double(choice.max_logit)) / divisor;
   return static_cast<float>(above - ::log(choice.total));
 }
 }  // namespace r1::R1_ISA

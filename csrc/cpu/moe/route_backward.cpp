@@ -48,9 +48,9 @@ void store_gradient(const MoeRouteBackward& b, int64_t row, const double* dz) {
 void moe_route_backward_rows(const MoeRouteBackward& b, int64_t begin, int64_t end,
                              double* scratch) {
   const Scoring& s = b.scoring;
-  const int64_t room = padded(s.experts), places = padded(s.top_k);
+  const int64_t room = padded(s.experts), padded_k = padded(s.top_k);
   double *z = scratch, *dz = z + room;
-  double *chosen = dz + room, *scores = chosen + places, *ds = scores + places;
+  double *chosen = dz + room, *scores = chosen + padded_k, *ds = scores + padded_k;
   const bool of_whole_row = s.score == Score::softmax && !s.of_chosen;
   Softmax softmax{};
   for (int64_t t = begin; t < end; ++t) {
@@ -67,7 +67,7 @@ void moe_route_backward_rows(const MoeRouteBackward& b, int64_t begin, int64_t e
 
     for (int64_t i = 0; i < room; ++i) dz[i] = 0;
     if (s.score == Score::sqrtsoftplus)
-      for (int64_t j = 0; j < places; j += kDoubles)
+      for (int64_t j = 0; j < padded_k; j += kDoubles)
         store_double(chosen + j, sigmoid(load_double(chosen + j)));
     for (int64_t j = 0; j < s.top_k; ++j) {
       if (!names_expert(s, ids[j])) continue;

@@ -42,20 +42,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> moe_sort(Tensor ids, int64_t num_expe
       std::clamp<int64_t>((count + kStretchSlots - 1) / kStretchSlots, 1, workers());
   const auto begin_of = [&](int64_t stretch) { return count * stretch / stretches; };
   // [stretches, experts + 1]: how many slots, then the next row; skipped slots come last.
-  std::vector<int32_t> places(stretches * (experts + 1));
+  std::vector<int32_t> next_rows(stretches * (experts + 1));
   const auto expert_of = [&](int64_t slot) {
     return std::min<uint64_t>(static_cast<uint64_t>(id[slot]), experts);
   };
   parallel(stretches, [&](int64_t stretch, int) {
-    int32_t* of = &places[stretch * (experts + 1)];
+    int32_t* of = &next_rows[stretch * (experts + 1)];
     for (int64_t s = begin_of(stretch); s < begin_of(stretch + 1); ++s) ++of[expert_of(s)];
   });
   offset[0] = 0;
   for (int64_t e = 0; e < experts; ++e) {
     int32_t next = offset[e];
     for (int64_t stretch = 0; stretch < stretches; ++stretch) {
-      int32_t& place = places[stretch * (experts + 1) + e];
-      next += std::exchange(place, next);
+      int32_t& next_row = next_rows[stretch * (experts + 1) + e];
+      next += std::exchange(next_row, next);
     }
     total[e] = next - offset[e];
     offset[e + 1] = offset[e] + static_cast<int32_t>((total[e] + align - 1) / align * align);
@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> moe_sort(Tensor ids, int64_t num_expe
   }
   std::fill(slot_of + offset[experts], slot_of + rows, -1);
   parallel(stretches, [&](int64_t stretch, int) {
-    int32_t* next = &places[stretch * (experts + 1)];
+    int32_t* next = &next_rows[stretch * (experts + 1)];
     for (int64_t s = begin_of(stretch); s < begin_of(stretch + 1); ++s) {
       const uint64_t expert = expert_of(s);
       if (expert == static_cast<uint64_t>(experts)) {

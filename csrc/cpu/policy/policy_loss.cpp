@@ -106,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> policy_loss(
 
   const double tokens = p.mask ? std::count(p.mask, p.mask + rows, true) : rows;
   p.total = divisor ? *divisor : sequence_mean ? sequences : tokens;
-  p.share = 1 / (step_tokens ? *step_tokens : tokens);
+  p.entropy_weight = 1 / (step_tokens ? *step_tokens : tokens);
   Tensor loss = new_empty(logprob, {}, ScalarType::Float);
   Tensor grad = new_empty(logprob, {rows}, ScalarType::Float);
   Tensor grad_entropy = new_empty(logprob, {p.entropy ? rows : 0}, ScalarType::Float);
@@ -126,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> policy_loss(
   for (const PolicyLossSums& part : parts) add(all, part);
   double value = all.policy;
   if (p.ref_logprob) value += beta * all.penalty;
-  if (p.entropy && tokens > 0) value -= entropy_coef * p.share * all.entropy;
+  if (p.entropy && tokens > 0) value -= entropy_coef * p.entropy_weight * all.entropy;
   *data<float>(loss) = static_cast<float>(value);
   const double n = tokens > 0 ? tokens : 1;
   const double values[] = {all.policy, all.kl / n, all.entropy / n, all.clipped / n, all.ratio / n,

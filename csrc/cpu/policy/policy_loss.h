@@ -21,7 +21,8 @@ struct PolicyLoss {
   Rollout rollout;
   float options[8];
   float rollout_min, rollout_max, off_policy_threshold;
-  double beta, entropy_coef, total, share;  // total: the denominator but for a sequence's length
+  // total: the denominator but for a sequence's length
+  double beta, entropy_coef, total, entropy_weight;
   float *grad, *grad_entropy;
 };
 

@@ -175,7 +175,7 @@ void policy_loss_sequence(const PolicyLoss& p, int64_t b, PolicyLossSums* sums) 
   const Surrogate surrogate = kSurrogates[p.surrogate];
   const Estimator estimator = kEstimators[p.estimator];
   const F w = splat(static_cast<float>(weight)), beta = splat(static_cast<float>(p.beta));
-  const F minus_share = splat(static_cast<float>(-p.entropy_coef * p.share));
+  const F entropy_grad = splat(static_cast<float>(-p.entropy_coef * p.entropy_weight));
 
   Sum policy, kl, entropy, clipped, ratios, drift, rollouts, dropped, active, chains;
   Largest ratio_max, drift_max;
@@ -189,12 +189,12 @@ void policy_loss_sequence(const PolicyLoss& p, int64_t b, PolicyLossSums* sums) 
     const F ratio = exp(own_ratio ? l.own : log_ratio);
     if (p.rollout == Rollout::token_truncate || p.rollout == Rollout::token_mask)
       rollout = weight_of(p, l.drift);
-    F share = p.level == RatioLevel::sequence_sum ? l.active : l.active * rollout;
+    F policy_weight = p.level == RatioLevel::sequence_sum ? l.active : l.active * rollout;
     if (drops) {
-      share = where(l.advantage < F{}, F{}, share);
+      policy_weight = where(l.advantage < F{}, F{}, policy_weight);
       dropped += where(l.advantage < F{}, l.active, F{});
     }
-    F chain = share * term.by_log_ratio, g = share * term.by_logprob;
+    F chain = policy_weight * term.by_log_ratio, g = policy_weight * term.by_logprob;
     if (p.ref_logprob) {
       const F reference = where(l.active > F{}, read(p.ref_logprob, t, count), F{});
       const F difference = difference_of(reference, l.logprob), inside = bounded(difference);
@@ -215,9 +215,9 @@ void policy_loss_sequence(const PolicyLoss& p, int64_t b, PolicyLossSums* sums) 
     write(p.grad, t, count, where(l.active > F{}, w * g, F{}));
     if (p.entropy) {
       entropy += where(l.active > F{}, read(p.entropy, t, count), F{});
-      write(p.grad_entropy, t, count, where(l.active > F{}, minus_share, F{}));
+      write(p.grad_entropy, t, count, where(l.active > F{}, entropy_grad, F{}));
     }
-    policy += weighted(share, term.value);
+    policy += weighted(policy_weight, term.value);
     clipped += l.active * (l.cut + term.clipped);
     ratios += l.active * ratio;
     ratio_max += l.active * ratio;

@@ -133,7 +133,7 @@ __device__ inline void store_few(const FewRowsShared<kRows>& shared, const FewRo
 template <int kRows>
 __device__ inline void multiply_few(FewRowsShared<kRows>& shared, const FewRows& in) {
   const int t = threadIdx.x, own_row = t / 32 * 16 + t % 32 / 4, own_column = 2 * (t % 4);
-  RingPlace<FewRowsShared<kRows>::kStages> at, coming;
+  RingSlot<FewRowsShared<kRows>::kStages> at, coming;
   WeightScales weight_scales;
   for (int column = blockIdx.x * kWeightRows; column < in.columns; column += gridDim.x * kWeightRows) {
     float sums[kRows / 2] = {};

@@ -15,7 +15,7 @@ struct MatrixWalk {
     step = step < 0 ? order.first_step() : step + order.turn();
     const int row_steps = order.row_steps(rows);
     if (step >= row_steps * order.column_steps) return false;
-    order.place(step, row_steps, tile.row, tile.column);
+    order.locate(step, row_steps, tile.row, tile.column);
     tile.end_row = rows, tile.b_row = tile.column;
     tile.first_block = 0, tile.blocks = blocks;
     tile.b_scale = tile.out_row = 0;

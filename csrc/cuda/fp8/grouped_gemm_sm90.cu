@@ -29,7 +29,7 @@ struct GroupedWalk {
       row_steps = order.row_steps(end - begin), steps = row_steps * order.column_steps;
     }
     const int expert = segment / 2;
-    order.place(step - steps_before, row_steps, tile.row, tile.column);
+    order.locate(step - steps_before, row_steps, tile.row, tile.column);
     tile.row += begin, tile.end_row = end;
     tile.b_row = expert * columns + tile.column;
     tile.first_block = 0, tile.blocks = segment % 2 == 0 ? 0 : blocks;

@@ -15,7 +15,7 @@ struct WgradWalk {
     step = step < 0 ? order.first_step() : step + order.turn();
     const int expert = of_expert.quotient(step);
     if (expert >= experts) return false;
-    order.place(step - expert * of_expert.by(), order.row_steps(rows), tile.row, tile.column);
+    order.locate(step - expert * of_expert.by(), order.row_steps(rows), tile.row, tile.column);
     tile.end_row = rows, tile.b_row = tile.column;
     tile.first_block = offsets[expert] / kTileBlock;
     tile.blocks = offsets[expert + 1] / kTileBlock - tile.first_block;

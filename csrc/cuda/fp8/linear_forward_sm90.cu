@@ -10,7 +10,7 @@
 namespace r1 {
 namespace {
 constexpr const char* kOp = "fp8_linear_forward";
-constexpr ScalarType kCodes = ScalarType::Float8_e4m3fn;
+constexpr ScalarType kE4M3 = ScalarType::Float8_e4m3fn;
 
 struct Layer {
   const OnDevice& device;
@@ -52,12 +52,12 @@ void few_rows(const Layer& layer) {
   layer.device.launch_early(
       kOp, fp8_few_rows<kRows>, dim3(std::min<int64_t>(tiles, layer.device.multiprocessors())),
       kFewThreads, 1, static_cast<int>(sizeof(Shared) + Shared::kRoom),
-      tensor_map(layer.weight.data_ptr(), kCodes, columns, depth, depth, kWeightRows),
-      tensor_map(codes, kCodes, layer.x.rows, depth, depth, kRows), in);
+      tensor_map(layer.weight.data_ptr(), kE4M3, columns, depth, depth, kWeightRows),
+      tensor_map(codes, kE4M3, layer.x.rows, depth, depth, kRows), in);
 }
 
 void many_rows(const Layer& layer) {
-  const Tensor codes = fresh(layer.y, {layer.x.rows, layer.x.columns}, kCodes);
+  const Tensor codes = fresh(layer.y, {layer.x.rows, layer.x.columns}, kE4M3);
   const Tensor x_scale = new_scales(layer.y, layer.x.rows, blocks_of(layer.x.columns));
   quantize_rows(layer.device, layer.x, quantized(codes, x_scale), layer.transposed);
   const auto bias =
@@ -75,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor> fp8_linear_forward(Tensor x, Tensor weight, T
   const auto addend = bias ? std::optional(dense(*bias)) : std::nullopt;
   const Tensor y = fresh(x, {rows, columns}, x.scalar_type());
   const int64_t tall = both ? blocks_of(rows) : 0, wide = both ? depth : 0;
-  const Tensor data_t = fresh(x, {wide, tall * kTileBlock}, kCodes);
+  const Tensor data_t = fresh(x, {wide, tall * kTileBlock}, kE4M3);
   const Tensor scale_t =
       both ? new_scales(x, wide, tall) : fresh(x, {0, 0}, ScalarType::Float);
   const Layer layer{device, rows_of(source, power_of_two), dense(weight), scale, addend, y,

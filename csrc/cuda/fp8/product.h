@@ -82,11 +82,11 @@ struct FP8Shared {
   static constexpr int kScaleRows = Shape::kRows + 4;
   static constexpr int kScaleColumns = Shape::kByColumn ? Shape::kColumns : 4;
 
-  struct Codes {
+  struct Operands {
     unsigned char a[Shape::kRows * kTileBlock], b[Shape::kColumns * kTileBlock];
   };
   unsigned char staged[2][Shape::kPanels][kPanelBytes];  // at a multiple of 1024, like the codes
-  Codes codes[kStages];
+  Operands codes[kStages];
   alignas(16) float a_scale[kStages][kScaleRows];
   alignas(16) float b_scale[kStages][kScaleColumns];
   Barrier full[kStages], empty[kStages];
@@ -96,9 +96,9 @@ struct FP8Shared {
   __device__ static FP8Shared& here() { return *reinterpret_cast<FP8Shared*>(dynamic_shared()); }
 };
 
-// A place in the ring, and the parity of the turn it is in.
+// A slot of the ring, and the parity of the turn it is in.
 template <int kStages>
-struct RingPlace {
+struct RingSlot {
   int stage = 0;
   uint32_t parity = 0;
 
@@ -132,22 +132,22 @@ template <class Shape, class Walk>
 __device__ inline void bring(FP8Shared<Shape>& shared, const TensorMap& a, const TensorMap& b,
                              const FP8Problem& in, Walk walk) {
   using Shared = FP8Shared<Shape>;
-  RingPlace<Shared::kStages> at;
-  RingPlace<kTiles> place;
+  RingSlot<Shared::kStages> at;
+  RingSlot<kTiles> tile_slot;
   bool later = false;
-  for (bool more = true; more; place.advance()) {
+  for (bool more = true; more; tile_slot.advance()) {
     Tile tile;
     more = walk.next(tile);
     if (!more) tile.blocks = -1;
-    shared.tile_empty[place.stage].wait(place.parity ^ 1);
-    shared.tiles[place.stage] = tile;
-    shared.tile_full[place.stage].arrive();
+    shared.tile_empty[tile_slot.stage].wait(tile_slot.parity ^ 1);
+    shared.tiles[tile_slot.stage] = tile;
+    shared.tile_full[tile_slot.stage].arrive();
     ScaleCopy a_scale(in.a, 0, tile.row, Shared::kScaleRows, tile.first_block), b_scale = a_scale;
     if constexpr (Shape::kByColumn)
       b_scale = ScaleCopy(in.b, tile.b_scale, tile.column, Shape::kColumns, tile.first_block);
     else b_scale.bytes = 0;
     if (leaves_out(in, kScales)) a_scale.bytes = b_scale.bytes = 0;
-    const uint32_t bytes = sizeof(typename Shared::Codes) + a_scale.bytes + b_scale.bytes;
+    const uint32_t bytes = sizeof(typename Shared::Operands) + a_scale.bytes + b_scale.bytes;
     for (int block = 0; block < tile.blocks; ++block, at.advance()) {
       Barrier& full = shared.full[at.stage];
       auto& codes = shared.codes[at.stage];
@@ -256,14 +256,14 @@ __device__ inline void multiply_tiles(FP8Shared<Shape>& shared, const TensorMap&
                                       const FP8Problem& in, int group) {
   constexpr int kHeights = Shape::kHeights, kSums = Shape::kSums;
   const int t = threadIdx.x % kWarpGroup, own_row = t / 32 * 16 + t % 32 / 4;
-  RingPlace<Shape::kStages> at;
+  RingSlot<Shape::kStages> at;
   Staging<Shape::kPanels> staging{shared.staged[group][0], group};
   SquareScales<Shape> squares;
   Turns turns{group, in.in_turns};
-  RingPlace<kTiles> place;
+  RingSlot<kTiles> tile_slot;
   const auto here = [&]() -> const Tile& {
-    shared.tile_full[place.stage].wait(place.parity);
-    return shared.tiles[place.stage];
+    shared.tile_full[tile_slot.stage].wait(tile_slot.parity);
+    return shared.tiles[tile_slot.stage];
   };
   const Tile* tile = &here();
   if constexpr (!Shape::kByColumn) squares.start(in, *tile);
@@ -303,8 +303,8 @@ __device__ inline void multiply_tiles(FP8Shared<Shape>& shared, const TensorMap&
       }
     }
     const Tile& done = *tile;
-    Barrier& given_back = shared.tile_empty[place.stage];
-    place.advance();
+    Barrier& given_back = shared.tile_empty[tile_slot.stage];
+    tile_slot.advance();
     tile = &here();
     if constexpr (!Shape::kByColumn) squares.start(in, *tile);
 #pragma unroll

@@ -53,7 +53,7 @@ struct Order {
   __device__ int first_step() const { return blockIdx.x >> (pairs.blocks() - 1); }
   __device__ int turn() const { return gridDim.x >> (pairs.blocks() - 1); }
   // The tile of this block in a step of a matrix that has `row_steps`.
-  __device__ void place(int step, int row_steps, int& row, int& column) const {
+  __device__ void locate(int step, int row_steps, int& row, int& column) const {
     const int rank = blockIdx.x & (pairs.blocks() - 1);
     const int halved = pairs.rows - 1, whole = kBand >> halved;  // steps of a column of a band
     const int band = of_band.quotient(step), in_band = step - band * of_band.by();

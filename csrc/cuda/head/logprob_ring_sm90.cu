@@ -11,18 +11,18 @@ constexpr int kSlot = kChunk + 16;  // bytes of one: with the unit that a skewed
 constexpr int kThreads = kSliceThreads + 2 * kWarp;
 enum Role { kCopies = kSliceWarps, kEnds };  // of the last two warps
 
-// The place in a ring of kSize that all who use it pass in the same order.
+// The slot in a ring of kSize that all who use it pass in the same order.
 template <int kSize>
 struct Turn {
-  int place = 0;
+  int slot = 0;
   uint32_t parity = 0;
 
   __device__ void next() {
-    if (++place == kSize) place = 0, parity ^= 1;
+    if (++slot == kSize) slot = 0, parity ^= 1;
   }
 };
 
-// Work goes from who fills a place to who empties it.
+// Work goes from who fills a slot to who empties it.
 struct Handover {
   Barrier full, empty;
 
@@ -42,8 +42,8 @@ struct Shared {
 };
 
 template <bool kWeighted>
-__device__ unsigned char* slot(int place) {
-  return dynamic_shared() + Shared<kWeighted>::kSize + place * kSlot;
+__device__ unsigned char* slot(int index) {
+  return dynamic_shared() + Shared<kWeighted>::kSize + index * kSlot;
 }
 
 // Calls body(slice, first group, last group) for the chunks of a row in their order.
@@ -62,10 +62,10 @@ __device__ void copy_rows(const LogprobForward& in, const Slices& slices,
     for (int slice = 0; slice < slices.count; ++slice)
       for_chunks(slices, slice, [&](int first, int last) {
         const Units<T> units(in.row<T>(t), first, last);
-        Handover& chunk = shared.chunks[turn.place];
+        Handover& chunk = shared.chunks[turn.slot];
         chunk.empty.wait(turn.parity ^ 1);
         chunk.full.arrive_and_expect(units.bytes);
-        copy_bytes(slot<kWeighted>(turn.place), units.from, units.bytes, chunk.full);
+        copy_bytes(slot<kWeighted>(turn.slot), units.from, units.bytes, chunk.full);
         turn.next();
       });
 }
@@ -83,10 +83,10 @@ __device__ void add_rows(const LogprobForward& in, const Slices& slices,
     for (int slice = 0; slice < slices.count; ++slice) {
       auto mine = Statistics<kWeighted>::none();
       for_chunks(slices, slice, [&](int first, int last) {
-        Handover& chunk = shared.chunks[turn.place];
+        Handover& chunk = shared.chunks[turn.slot];
         const int skew = Units<T>(in.row<T>(t), first, last).skew;
         chunk.full.wait(turn.parity);
-        add_part<kSliceThreads>(mine, reinterpret_cast<const T*>(slot<kWeighted>(turn.place) + skew),
+        add_part<kSliceThreads>(mine, reinterpret_cast<const T*>(slot<kWeighted>(turn.slot) + skew),
                                 last - first, scale, [](int) {});
         __syncwarp();
         if (lane == 0) chunk.empty.arrive();
@@ -96,10 +96,10 @@ __device__ void add_rows(const LogprobForward& in, const Slices& slices,
       else all.merge(mine, scale.log2_unit);
     }
     all.merge_lanes(scale.log2_unit);
-    shared.rows[row.place].empty.wait(row.parity ^ 1);
+    shared.rows[row.slot].empty.wait(row.parity ^ 1);
     if (lane == 0) {
-      shared.warps[row.place][warp] = all;
-      shared.rows[row.place].full.arrive();
+      shared.warps[row.slot][warp] = all;
+      shared.rows[row.slot].full.arrive();
     }
     row.next();
     scale = next;
@@ -111,10 +111,10 @@ __device__ void end_rows(const LogprobForward& in, Shared<kWeighted>& shared) {
   Turn<2> row;
   for (int64_t t = blockIdx.x; t < in.rows; t += gridDim.x) {
     RowEnd<kSliceWarps, T, kPlain, kWeighted> end(in, t);
-    shared.rows[row.place].full.wait(row.parity);
-    end.finish(in, t, shared.warps[row.place]);
+    shared.rows[row.slot].full.wait(row.parity);
+    end.finish(in, t, shared.warps[row.slot]);
     __syncwarp();
-    if (threadIdx.x % kWarp == 0) shared.rows[row.place].empty.arrive();
+    if (threadIdx.x % kWarp == 0) shared.rows[row.slot].empty.arrive();
     row.next();
   }
 }

@@ -7,7 +7,7 @@
 namespace r1 {
 namespace {
 constexpr int kBlocks = 8;            // in a cluster at most: what every device can do
-constexpr int kSliceGoal = 40 << 10;  // bytes, for several blocks on a multiprocessor
+constexpr int kSliceTarget = 40 << 10;  // bytes, for several blocks on a multiprocessor
 constexpr int kSliceLimit = 180 << 10;  // one block's share beside what it gets from the others
 
 template <bool kWeighted>
@@ -68,7 +68,7 @@ void logprob_on_clusters(const OnDevice& device, const LogprobForward& in, const
   with_kernel(in, [&](auto element, auto plain, auto weighted) {
     using Memory = Shared<weighted.value>;
     const int before = Memory::kSize + (slices.count - 1) * Memory::kPerSlice;
-    const int shared = before + slices.share * 16 + 16;
+    const int shared = before + slices.per_slice * 16 + 16;
     device.launch_clusters("logprob", forward<decltype(element), plain.value, weighted.value>,
                            dim3(in.rows * slices.count), kSliceThreads, slices.count, shared, in,
                            slices);
@@ -78,10 +78,10 @@ void logprob_on_clusters(const OnDevice& device, const LogprobForward& in, const
 bool logprob_on_sm90(const OnDevice& device, const LogprobForward& in) {
   const int64_t bytes = in.columns * (in.bf16 ? 2 : 4), groups = bytes / 16;
   int count = 1;
-  while (count < kBlocks && bytes > int64_t{count} * kSliceGoal) count *= 2;
-  const int64_t share = (groups + count - 1) / count;
-  if (share * 16 > kSliceLimit) return false;
-  const Slices slices{count, static_cast<int>(groups), static_cast<int>(share)};
+  while (count < kBlocks && bytes > int64_t{count} * kSliceTarget) count *= 2;
+  const int64_t per_slice = (groups + count - 1) / count;
+  if (per_slice * 16 > kSliceLimit) return false;
+  const Slices slices{count, static_cast<int>(groups), static_cast<int>(per_slice)};
   const bool fill_the_ring = bytes >= kChunk && in.rows >= 2 * device.multiprocessors();
   (fill_the_ring ? logprob_on_ring : logprob_on_clusters)(device, in, slices);
   return true;

@@ -10,10 +10,10 @@ constexpr int kChunk = kBatch * kSliceThreads * 16;  // bytes a copy: what the t
 
 // Of the whole groups of a row; they depend on V alone.
 struct Slices {
-  int count, groups, share;
+  int count, groups, per_slice;
 
-  __device__ int begin(int slice) const { return min(slice * share, groups); }
-  __device__ int size(int slice) const { return min(share, groups - begin(slice)); }
+  __device__ int begin(int slice) const { return min(slice * per_slice, groups); }
+  __device__ int size(int slice) const { return min(per_slice, groups - begin(slice)); }
 };
 
 // A copy takes whole units of 16 bytes, here those of groups [first, last) of what starts at x. Units

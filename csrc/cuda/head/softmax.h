@@ -61,9 +61,9 @@ struct Statistics {
     }
   }
   __device__ void merge(Statistics other, float log2_unit) {
-    const float top = fmaxf(max, other.max);
-    move_to(top, log2_unit);
-    other.move_to(top, log2_unit);
+    const float merged = fmaxf(max, other.max);
+    move_to(merged, log2_unit);
+    other.move_to(merged, log2_unit);
     sum += other.sum;
     if constexpr (kWeighted) weighted += other.weighted;
   }
@@ -79,11 +79,11 @@ struct Statistics {
   }
 
  private:
-  __device__ void move_to(float top, float log2_unit) {
-    const float d = (max - top) * log2_unit, factor = fast_exp2(d);
+  __device__ void move_to(float new_max, float log2_unit) {
+    const float d = (max - new_max) * log2_unit, factor = fast_exp2(d);
     if constexpr (kWeighted) weighted = factor * fmaf(d, sum, weighted);
     sum *= factor;
-    max = top;
+    max = new_max;
   }
 };
 }  // namespace r1

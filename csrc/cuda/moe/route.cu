@@ -6,12 +6,12 @@
 
 namespace r1 {
 namespace {
-// A group of experts has `lanes` lanes of a warp, a power of two, each of which holds up to `share`
-// neighbours. Lower lanes, and lower places within a lane, hold lower experts.
+// A group of experts has `lanes` lanes of a warp, a power of two, each of which holds up to
+// `per_lane` neighbours. Lower lanes, and lower positions within a lane, hold lower experts.
 struct Layout {
   int groups, used, size;
   bool by_two;  // a group is as good as its two best, not as its best
-  int lanes, share;
+  int lanes, per_lane;
 };
 
 struct Route {
@@ -109,16 +109,16 @@ struct Owned {
 
   __device__ explicit Owned(const Layout& layout) {
     const int lane = threadIdx.x % 32, group = lane / layout.lanes;
-    const int begin = lane % layout.lanes * layout.share;
+    const int begin = lane % layout.lanes * layout.per_lane;
     first = group * layout.size + begin;
-    count = group < layout.groups ? max(0, min(layout.share, layout.size - begin)) : 0;
+    count = group < layout.groups ? max(0, min(layout.per_lane, layout.size - begin)) : 0;
   }
 };
 
 template <class Key, int N>
 __device__ inline void make_keys(Keys<Key, N>& keys, const Route& call, const Row& row,
                                  const Owned& owned, const Softmax& all) {
-  // Every place computes, the ones without an expert something: no branch parts the computations.
+  // Every position computes, those without an expert something: no branch parts the computations.
   auto fill = [&](auto key) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
@@ -162,14 +162,15 @@ template <int N>
 constexpr int kThreads = N <= 8 ? 512 : 256;  // so many registers: none is spilled anywhere
 
 template <class Key, int N>
-__global__ void __launch_bounds__(kThreads<N>, 1) route(Route call, MoeSort sort, Shares shares) {
+__global__ void __launch_bounds__(kThreads<N>, 1)
+    route(Route call, MoeSort sort, Segments segments) {
   const Scoring& in = call.in;
   const BlockSort<kThreads<N>> rows(sort);
   const Owned owned(call.layout);
   const int lane = threadIdx.x % 32;
   const int64_t valid = call.num_valid != nullptr ? *call.num_valid : in.tokens;
   bool negative = false;
-  const Segment tokens = shares.of(int64_t{blockIdx.x} * (kThreads<N> / 32) + threadIdx.x / 32);
+  const Segment tokens = segments.of(int64_t{blockIdx.x} * (kThreads<N> / 32) + threadIdx.x / 32);
   for (int64_t t = tokens.begin; t < tokens.end; ++t) {
     const Row row(in, t);
     const bool mine = lane < in.top_k;
@@ -192,7 +193,7 @@ __global__ void __launch_bounds__(kThreads<N>, 1) route(Route call, MoeSort sort
     }
     if (mine) call.ids[slot] = id;
   }
-  if (sort.align > 0) rows.place({tokens.begin * in.top_k, tokens.end * in.top_k});
+  if (sort.align > 0) rows.scatter({tokens.begin * in.top_k, tokens.end * in.top_k});
   assert(!negative && "moe_route: replay_ids: expected ids >= 0");  // a call: few registers live
 }
 
@@ -206,23 +207,23 @@ Layout layout_of(int64_t experts, int64_t groups, int64_t used, bool by_two) {
   const int size = static_cast<int>(experts / groups);
   int lanes = 32;
   while (lanes * groups > 32) lanes /= 2;
-  const int share = (size + lanes - 1) / lanes;
-  R1_CHECK(share <= 32, "moe_route: num_groups: expected at most ", 32 * lanes,
+  const int per_lane = (size + lanes - 1) / lanes;
+  R1_CHECK(per_lane <= 32, "moe_route: num_groups: expected at most ", 32 * lanes,
            " experts a group on CUDA where there are ", groups, ", got ", size,
            "; r1kernels.using(\"triton\") takes them");
-  return {static_cast<int>(groups), static_cast<int>(used), size, by_two, lanes, share};
+  return {static_cast<int>(groups), static_cast<int>(used), size, by_two, lanes, per_lane};
 }
 
 // Calls body(key, n): a key of the type that choices need, and the constant of experts a lane.
 template <class Body>
-void with_kernel(bool exact_in_float, int share, const Body& body) {
+void with_kernel(bool exact_in_float, int per_lane, const Body& body) {
   auto with_key = [&](auto n) {
     if (exact_in_float) body(uint32_t{}, n);
     else body(uint64_t{}, n);
   };
-  if (share <= 4) with_key(std::integral_constant<int, 4>{});
-  else if (share <= 8) with_key(std::integral_constant<int, 8>{});
-  else if (share <= 16) with_key(std::integral_constant<int, 16>{});
+  if (per_lane <= 4) with_key(std::integral_constant<int, 4>{});
+  else if (per_lane <= 8) with_key(std::integral_constant<int, 8>{});
+  else if (per_lane <= 16) with_key(std::integral_constant<int, 16>{});
   else with_key(std::integral_constant<int, 32>{});
 }
 
@@ -257,7 +258,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_route(
   // A score that only rises with the logit need not be computed to choose by it.
   const bool by_logit = !bias && (num_groups == 1 || softmax || in.topk_first);
   std::optional<SortTensors> out;
-  with_kernel(by_logit, layout.share, [&](auto key, auto n) {
+  with_kernel(by_logit, layout.per_lane, [&](auto key, auto n) {
     constexpr int kBlock = kThreads<n>, kWarps = kBlock / 32;
     const Route call{in, layout, data_or_null<const float>(added),
                      data_or_null<const int64_t>(replayed), data_or_null<const int64_t>(valid),
@@ -268,13 +269,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_route(
       const int blocks = blocks_for(device, in.tokens, kWarps);
       out = SortTensors::of("moe_route", ids, in.experts, align, blocks);
       device.launch_together("moe_route", route<decltype(key), n>, blocks, kBlock, shared, call,
-                             out->of(ids, align), Shares(in.tokens, blocks * kWarps));
+                             out->of(ids, align), Segments(in.tokens, blocks * kWarps));
       return;
     }
     out = SortTensors::none(ids);
     if (wanted > 0) {
       device.launch_clusters("moe_route", route<decltype(key), n>, dim3(wanted), kBlock, 1, shared,
-                             call, out->of(ids, align), Shares(in.tokens, wanted * kWarps));
+                             call, out->of(ids, align), Segments(in.tokens, wanted * kWarps));
     }
   });
   return {weights, ids, out->counts, out->offsets, out->gather, out->inverse};

@@ -5,14 +5,14 @@ namespace r1 {
 namespace {
 constexpr int kThreads = 512;
 
-__global__ void __launch_bounds__(kThreads) sort(MoeSort in, Shares shares) {
+__global__ void __launch_bounds__(kThreads) sort(MoeSort in, Segments segments) {
   const BlockSort<kThreads> rows(in);
-  const Segment slots = shares.of(int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32);
+  const Segment slots = segments.of(int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32);
   for (int64_t slot = slots.begin + threadIdx.x % 32; slot < slots.end; slot += 32) {
     const int64_t id = in.ids[slot];
     if (id >= 0 && id < in.experts) rows.add(static_cast<int>(id));
   }
-  rows.place(slots);
+  rows.scatter(slots);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> moe_sort(Tensor ids, int64_t num_experts,
@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> moe_sort(Tensor ids, int64_t num_expe
   const SortTensors out = SortTensors::of("moe_sort", slots, num_experts, align, blocks);
   device.launch_together("moe_sort", sort, blocks, kThreads,
                          BlockSort<kThreads>::shared_bytes(num_experts), out.of(slots, align),
-                         Shares(slots.numel(), blocks * (kThreads / 32)));
+                         Segments(slots.numel(), blocks * (kThreads / 32)));
   return {out.counts, out.offsets, out.gather, out.inverse};
 }
 }  // namespace

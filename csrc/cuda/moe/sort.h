@@ -1,6 +1,6 @@
 // A stable counting sort of slots by expert (r1kernels/moe/sort.py) within one launch, whose
 // blocks run together: each warp counts a contiguous segment of the slots, all counts meet, and each
-// warp ranks its segment. Places depend on (expert, slot) alone; the one thing that comes in any
+// warp ranks its segment. Ranks depend on (expert, slot) alone; the one thing that comes in any
 // order is the addition of integers.
 #pragma once
 
@@ -19,10 +19,10 @@ struct Segment {
   int64_t begin, end;
 };
 // Items dealt to the warps of a launch, one after the other, as evenly as it goes.
-struct Shares {
+struct Segments {
   int64_t each, rest;
 
-  Shares(int64_t items, int64_t warps) : each(items / warps), rest(items % warps) {}
+  Segments(int64_t items, int64_t warps) : each(items / warps), rest(items % warps) {}
   __device__ Segment of(int64_t warp) const {
     const int64_t begin = warp * each + min(warp, rest);
     return {begin, begin + each + (warp < rest)};
@@ -46,10 +46,10 @@ class BlockSort {
   static int shared_bytes(int experts) { return (kPerExpert * experts + 1) * sizeof(int); }
 
   __device__ explicit BlockSort(const MoeSort& in)
-      : in_(in), places_(reinterpret_cast<int*>(dynamic_shared())),
-        mine_(places_ + threadIdx.x / 32 * in.experts), total_(places_ + kWarps * in.experts),
+      : in_(in), next_rows_(reinterpret_cast<int*>(dynamic_shared())),
+        mine_(next_rows_ + threadIdx.x / 32 * in.experts), total_(next_rows_ + kWarps * in.experts),
         before_(total_ + in.experts), offsets_(before_ + in.experts) {
-    for (int i = threadIdx.x; i < (kWarps + 2) * in.experts; i += kThreads) places_[i] = 0;
+    for (int i = threadIdx.x; i < (kWarps + 2) * in.experts; i += kThreads) next_rows_[i] = 0;
     __syncthreads();
   }
 
@@ -57,7 +57,7 @@ class BlockSort {
   __device__ void add(int expert) const { atomicAdd(mine_ + expert, 1); }
 
   // After all slots were added; called by the whole block.
-  __device__ void place(Segment slots) const {
+  __device__ void scatter(Segment slots) const {
     __syncthreads();
     count_block();
     sync_grid();
@@ -66,7 +66,7 @@ class BlockSort {
     if (threadIdx.x < 32) lay_out();
     __syncthreads();
     for (int e = threadIdx.x; e < in_.experts; e += kThreads)
-      for (int w = 0; w < kWarps; ++w) places_[w * in_.experts + e] += offsets_[e] + before_[e];
+      for (int w = 0; w < kWarps; ++w) next_rows_[w * in_.experts + e] += offsets_[e] + before_[e];
     if (blockIdx.x == 0) write_counts();
     write_gaps();
     __syncthreads();
@@ -79,8 +79,8 @@ class BlockSort {
     for (int e = threadIdx.x; e < in_.experts; e += kThreads) {
       int sum = 0;
       for (int w = 0; w < kWarps; ++w) {
-        const int count = places_[w * in_.experts + e];
-        places_[w * in_.experts + e] = sum;
+        const int count = next_rows_[w * in_.experts + e];
+        next_rows_[w * in_.experts + e] = sum;
         sum += count;
       }
       in_.histograms[int64_t{blockIdx.x} * in_.experts + e] = sum;
@@ -161,7 +161,7 @@ class BlockSort {
   }
 
   const MoeSort& in_;
-  int* places_;                      // [warps, experts]: counts, then next rows
+  int* next_rows_;                   // [warps, experts]: counts, then next rows
   int* mine_;                        // the warp's
   int *total_, *before_, *offsets_;  // rows of each expert, those of earlier blocks, [E + 1]
 };
@@ -174,10 +174,11 @@ inline void check_sort(const char* op, int64_t experts, int64_t align) {
   R1_CHECK(align >= 1 && align <= INT32_MAX, op, ": align: expected 1 or more, got ", align);
 }
 
-// Blocks of a launch together: one for every `share` items, one a multiprocessor at most.
-inline int blocks_for(const OnDevice& device, int64_t items, int share) {
+// Blocks of a launch together: one for every `items_per_block` items, one a multiprocessor at most.
+inline int blocks_for(const OnDevice& device, int64_t items, int items_per_block) {
   return static_cast<int>(
-      std::clamp<int64_t>((items + share - 1) / share, 1, device.multiprocessors()));
+      std::clamp<int64_t>((items + items_per_block - 1) / items_per_block, 1,
+                          device.multiprocessors()));
 }
 
 // The outputs of moe_sort for the slots of ids [T, k], not yet written.

@@ -55,7 +55,7 @@ def activated_and_slope(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def places(x, stride, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def pointers(x, stride, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Pointers to the elements from ``first`` on; without a WIDTH all of them lie together."""
     index = tl.arange(0, BLOCK)
     if WIDTH is None:
@@ -76,8 +76,8 @@ def forward(
     first = tl.program_id(0).to(tl.int64) * BLOCK
     index = tl.arange(0, BLOCK)
     inside = index < size - first
-    x = tl.load(places(gate, gate_stride, first, WIDTH, BLOCK), inside, 0.0).to(tl.float32)
-    u = tl.load(places(up, up_stride, first, WIDTH, BLOCK), inside, 0.0).to(tl.float32)
+    x = tl.load(pointers(gate, gate_stride, first, WIDTH, BLOCK), inside, 0.0).to(tl.float32)
+    u = tl.load(pointers(up, up_stride, first, WIDTH, BLOCK), inside, 0.0).to(tl.float32)
     a = activated(x, ACTIVATION).to(y.dtype.element_ty).to(tl.float32)
     tl.store(y + first + index, a * u, inside)
 
@@ -91,9 +91,9 @@ def gradient(
     first = tl.program_id(0).to(tl.int64) * BLOCK
     index = tl.arange(0, BLOCK)
     inside = index < size - first
-    g = tl.load(places(dy, dy_stride, first, WIDTH, BLOCK), inside, 0.0).to(tl.float32)
-    x = tl.load(places(gate, gate_stride, first, WIDTH, BLOCK), inside, 0.0).to(tl.float32)
-    u = tl.load(places(up, up_stride, first, WIDTH, BLOCK), inside, 0.0).to(tl.float32)
+    g = tl.load(pointers(dy, dy_stride, first, WIDTH, BLOCK), inside, 0.0).to(tl.float32)
+    x = tl.load(pointers(gate, gate_stride, first, WIDTH, BLOCK), inside, 0.0).to(tl.float32)
+    u = tl.load(pointers(up, up_stride, first, WIDTH, BLOCK), inside, 0.0).to(tl.float32)
     a, slope = activated_and_slope(x, ACTIVATION)
     through = (g * u).to(dgate.dtype.element_ty).to(tl.float32)
     tl.store(dgate + first + index, through * slope, inside)

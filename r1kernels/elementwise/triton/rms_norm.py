@@ -24,7 +24,7 @@ SUMMED = {"PARTS": 256, "COLUMNS": 16}  # that a program adds up at once
 
 
 @triton.jit
-def place(first, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def tile_indices(first, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Row and column of each element of a tile, and whether it is in the matrix."""
     row = first + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
@@ -37,7 +37,7 @@ def forward(
     y, h, rstd, x, residual, weight, rows, x_stride, residual_stride, eps, offset,
     WIDTH: tl.constexpr, ROUND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    row, column, inside = place(tl.program_id(0) * ROWS, rows, WIDTH, ROWS, COLUMNS)
+    row, column, inside = tile_indices(tl.program_id(0) * ROWS, rows, WIDTH, ROWS, COLUMNS)
     value = tl.load(x + row * x_stride + column, inside, 0.0)
     w = tl.load(weight + column, column < WIDTH, 0.0).to(tl.float32) + offset
     at = row * WIDTH + column
@@ -65,7 +65,7 @@ def gradient(
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     step = tl.num_programs(0) * ROWS
     for first in tl.range(tl.program_id(0) * ROWS, rows, step, num_stages=STAGES):
-        row, column, inside = place(first, rows, WIDTH, ROWS, COLUMNS)
+        row, column, inside = tile_indices(first, rows, WIDTH, ROWS, COLUMNS)
         g = tl.load(dy + row * dy_stride + column, inside, 0.0).to(tl.float32)
         normal = tl.load(h + row * h_stride + column, inside, 0.0).to(tl.float32)
         scale = tl.load(rstd + row, row < rows, 0.0)

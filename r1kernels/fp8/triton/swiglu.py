@@ -31,7 +31,7 @@ def load(x, row, column, inside, columns):
 
 
 @triton.jit
-def place(tile_row, tile_column, rows, columns, HEIGHT: tl.constexpr):
+def tile_indices(tile_row, tile_column, rows, columns, HEIGHT: tl.constexpr):
     """(rows, columns and mask of a tile), to be broadcast."""
     row, in_row = e4m3_tiles.lines(tile_row, rows, HEIGHT)
     column, in_column = e4m3_tiles.lines(tile_column, columns, e4m3_tiles.BLOCK)
@@ -43,7 +43,7 @@ def place(tile_row, tile_column, rows, columns, HEIGHT: tl.constexpr):
 def swiglu(h, data, scale, rows, inner, HEIGHT: tl.constexpr, POWER_OF_TWO: tl.constexpr):
     tiles = tl.cdiv(inner, e4m3_tiles.BLOCK)
     tile_row, tile_column = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    row, column, inside = place(tile_row, tile_column, rows, inner, HEIGHT)
+    row, column, inside = tile_indices(tile_row, tile_column, rows, inner, HEIGHT)
     gate = load(h, row, column, inside, 2 * inner)
     up = load(h + inner, row, column, inside, 2 * inner)
     e4m3_tiles.store(
@@ -64,7 +64,7 @@ def gradient(
     line, in_row = e4m3_tiles.lines(tile_row, rows, HEIGHT)
     weight = tl.load(weights + line, in_row, 0.0)[:, None]
     if tile < of_dh:
-        row, column, inside = place(tile_row, tile, rows, 2 * inner, HEIGHT)
+        row, column, inside = tile_indices(tile_row, tile, rows, 2 * inner, HEIGHT)
         of_gate = column < inner
         column = tl.where(of_gate, column, column - inner)
         gate = load(h, row, column, inside, 2 * inner)
@@ -81,7 +81,7 @@ def gradient(
             )
     else:
         tile -= of_dh
-        row, column, inside = place(tile_row, tile, rows, inner, HEIGHT)
+        row, column, inside = tile_indices(tile_row, tile, rows, inner, HEIGHT)
         gate = load(h, row, column, inside, 2 * inner)
         a = gate * tl.sigmoid(gate) * load(h + inner, row, column, inside, 2 * inner)
         dot = tl.sum(load(da, row, column, inside, inner) * a, 1)

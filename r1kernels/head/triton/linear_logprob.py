@@ -40,11 +40,11 @@ BIAS_BLOCK = {"ROWS": 64, "COLUMNS": 128, "num_warps": 4}
 
 
 class Order(NamedTuple):
-    """Which row is at each place, and how many; see linear_logprob_order.py. All on the device."""
+    """Which row is at each rank, and how many; see linear_logprob_order.py. All on the device."""
 
     rows: Tensor  # [T] int32
     counts: Tensor  # [4] int32: wanted rows, valid rows, live blocks, kept rows
-    # [⌈T / step⌉ + 1] int32: first places of the live blocks, then anything; of a backward pass
+    # [⌈T / step⌉ + 1] int32: first ranks of the live blocks, then anything; of a backward pass
     blocks: Tensor | None
 
     @staticmethod
@@ -73,7 +73,7 @@ class Order(NamedTuple):
 class Kept(NamedTuple):
     """What the private buffer begins with; it ends with KEPT_STATE bytes, of which 8 are a mark."""
 
-    shares: Tensor  # of the first places: [places, columns in rows that begin at whole TILE_COLS]
+    shares: Tensor  # of the first ranks: [ranks, columns in rows that begin at whole TILE_COLS]
     anchors: Tensor | None  # of all, [T] float32; None where there is no place for a row
 
     @staticmethod
@@ -81,9 +81,9 @@ class Kept(NamedTuple):
         rows, size = hidden.shape[0], hidden.element_size()
         stride = cdiv(weight.shape[0], TILE_COLS) * TILE_COLS
         begin = buffer.numel() - KEPT_STATE - 16 * cdiv(rows, 4)
-        places = min(begin // (stride * size), rows) if used and begin > 0 else 0
-        shares = buffer.view(hidden.dtype).as_strided((places, stride), (stride, 1), 0)
-        if not places:
+        ranks = min(begin // (stride * size), rows) if used and begin > 0 else 0
+        shares = buffer.view(hidden.dtype).as_strided((ranks, stride), (stride, 1), 0)
+        if not ranks:
             return Kept(shares, None)
         return Kept(shares, buffer.view(torch.float32)[begin // 4 : begin // 4 + rows])
 
@@ -133,9 +133,9 @@ def linear_logprob(
     factors, own = torch.empty_like(lse), torch.empty_like(lse)
     anchors = kept.anchors if keeps else torch.empty_like(lse)
     coefficients = torch.empty_like(lse) if frozen_head else None
-    goals, ordered = torch.empty_like(order.rows), torch.empty_like(hidden)
+    targets, ordered = torch.empty_like(order.rows), torch.empty_like(hidden)
     ordered_row[(rows,)](
-        hidden, weight, bias, temperature, target, order.rows, order.counts, ordered, goals,
+        hidden, weight, bias, temperature, target, order.rows, order.counts, ordered, targets,
         factors, anchors, own, logprob, entropy if want_entropy else None, lse, columns, width,
         # A target that is nowhere has the logit 0 in a shard, and shows as NaN elsewhere.
         logit_scale, softcap, 0.0 if sharded else float("nan"), **ROW_BLOCK, **EXACT,
@@ -158,14 +158,14 @@ def linear_logprob(
         here = shares if frozen_head or start == 0 else shares[start:]
         lines, stride = here.shape
         forward_tile[grid](
-            *operands, bias, order.counts, goals, factors, anchors, shifts, sums, dots, own,
+            *operands, bias, order.counts, targets, factors, anchors, shifts, sums, dots, own,
             matrix(tile, here, "ROWS", "PART") if lines else None, start, size, columns, width,
             stride, lines, logit_scale, softcap, EVEN=width % tile["STEP"] == 0, **tile, **EXACT,
         )  # fmt: skip
         forward_row[(size,)](
-            temperature, order.rows, order.counts, goals, anchors, shifts, sums, dots, own, logprob,
-            entropy, lse, here if lines else None, coefficients, start, columns, stride, lines,
-            logit_scale, softcap, ROWS=tile["ROWS"], PART=tile["PART"], **ROW_BLOCK, **EXACT,
+            temperature, order.rows, order.counts, targets, anchors, shifts, sums, dots, own,
+            logprob, entropy, lse, here if lines else None, coefficients, start, columns, stride,
+            lines, logit_scale, softcap, ROWS=tile["ROWS"], PART=tile["PART"], **ROW_BLOCK, **EXACT,
         )  # fmt: skip
         if coefficients is not None:
             add_hidden_gradient(
@@ -236,9 +236,9 @@ def linear_logprob_backward(
     shares, chunk = stored, columns
     if not complete:
         factors, ordered = torch.empty_like(lse), torch.empty_like(hidden)
-        goals = torch.empty_like(order.rows)
+        targets = torch.empty_like(order.rows)
         ordered_row[(rows,)](
-            hidden, None, None, temperature, target, order.rows, order.counts, ordered, goals,
+            hidden, None, None, temperature, target, order.rows, order.counts, ordered, targets,
             factors, None, None, None, None, None, columns, width, logit_scale, softcap, 0.0,
             **ROW_BLOCK, **EXACT,
         )  # fmt: skip
@@ -252,7 +252,7 @@ def linear_logprob_backward(
         last = min(first + chunk, columns)
         if not complete:
             gradient_tile[programs(tile, rows, last - first)](
-                *operands, bias, temperature, order.rows, order.counts, goals, factors, anchors,
+                *operands, bias, temperature, order.rows, order.counts, targets, factors, anchors,
                 coefficients, logprob, lse, entropy, dlogprob, of_entropy,
                 stored if stored.numel() else None, stored.stride(0), shares, chunk, first, last,
                 rows, columns, width, logit_scale, softcap, EVEN=width % tile["STEP"] == 0,

@@ -22,7 +22,7 @@ TMA[100] = TMA[90].replace("wgmma\\.mma_async", "tcgen05\\.mma")
 
 FLOATS = ("hidden", "weight", "bias", "kept", "shares", "ordered", "scaled")
 FLOATS += ("dhidden", "dweight", "dbias")
-INDICES = ("order", "counts", "blocks", "goals")
+INDICES = ("order", "counts", "blocks", "targets")
 SCALARS = ("start", "size", "columns", "width", "depth", "first_column", "last_column", "kept_rows")
 SCALARS += ("shares_stride", "shares_lines", "kept_stride")
 WIDE = ("ignore_index", "here", "end")

@@ -25,7 +25,7 @@ def hidden_tile(
 ):  # fmt: skip
     """dhidden[order] = coefficient · (shares · weight), ``depth`` columns of V a call.
 
-    Places [start, start + size) are lines 0 to size of the shares. Between the FIRST and the LAST
+    Ranks [start, start + size) are lines 0 to size of the shares. Between the FIRST and the LAST
     call the accumulators rest in partial [size, width], fp32: the bits are those of one call for
     all columns. Tiles without an upstream gradient are left out. TMA: shares and weight are tensor
     descriptors.

@@ -3,7 +3,7 @@
 Rows that want a gradient come first, then the other valid ones, then the ignored: a stable
 partition made on the device, whose counts never come to the host. Everything by row that a loop
 over tiles needs is gathered into that order once, so that no loop follows an index. A row's number
-in the order is its place.
+in the order is its rank.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def order_rows(
 ):  # fmt: skip
     """order [size]; counts: wanted rows, valid rows and, with dlogprob, live blocks and kept rows.
 
-    COMPACT: rows without an upstream gradient are not wanted. blocks: the live ones' first places;
-    STEP wanted places are a block, and live if a row has an upstream gradient. The last of eight
+    COMPACT: rows without an upstream gradient are not wanted. blocks: the live ones' first ranks;
+    STEP wanted ranks are a block, and live if a row has an upstream gradient. The last of eight
     words from ``end`` of the buffer on is ``here`` where rows are kept: written in the forward
     pass, read in the backward pass. One program: a few microseconds for each BLOCK rows.
     """
@@ -69,9 +69,9 @@ def order_rows(
         first, second = classes(target, keep, dlogprob, dentropy, row, size, ignore_index, COMPACT)
         firsts = wanted_before + tl.cumsum(first, 0) - first
         seconds = valid_before + tl.cumsum(second, 0) - second
-        place = tl.where(second != 0, wanted + seconds - firsts, valid + row - seconds)
-        place = tl.where(first != 0, firsts, place)
-        tl.store(order + place, row, mask=row < size)
+        rank = tl.where(second != 0, wanted + seconds - firsts, valid + row - seconds)
+        rank = tl.where(first != 0, firsts, rank)
+        tl.store(order + rank, row, mask=row < size)
         wanted_before += tl.sum(first, 0)
         valid_before += tl.sum(second, 0)
     if dlogprob is None:
@@ -81,9 +81,9 @@ def order_rows(
         tl.debug_barrier()  # the order is read by other threads than wrote it
         live = 0
         for start in range(0, wanted, BLOCK):
-            place = start + tl.arange(0, BLOCK)
-            row = tl.load(order + place, mask=place < wanted, other=0)
-            active = has_gradient(dlogprob, dentropy, row, place < wanted).to(tl.int32)
+            rank = start + tl.arange(0, BLOCK)
+            row = tl.load(order + rank, mask=rank < wanted, other=0)
+            active = has_gradient(dlogprob, dentropy, row, rank < wanted).to(tl.int32)
             alive = tl.max(tl.reshape(active, (BLOCK // STEP, STEP)), 1)
             number = live + tl.cumsum(alive, 0) - alive
             block = start + STEP * tl.arange(0, BLOCK // STEP)
@@ -117,29 +117,29 @@ def factor_of(temperature, row, logit_scale, softcap):
 @launched
 @triton.jit(do_not_specialize=["columns"])
 def ordered_row(
-    hidden, weight, bias, temperature, target, order, counts, ordered, goals, factors, anchors, own,
-    logprob, entropy, lse, columns, width, logit_scale, softcap, absent_logit,
+    hidden, weight, bias, temperature, target, order, counts, ordered, targets, factors, anchors,
+    own, logprob, entropy, lse, columns, width, logit_scale, softcap, absent_logit,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What the row at this place brings along; rows that are not valid become zeros.
+    """What the row at this rank brings along; rows that are not valid become zeros.
 
-    ordered: its hidden. goals: its target, −1 for none in [0, columns). factors: ``factor_of``.
+    ordered: its hidden. targets: its target, −1 for none in [0, columns). factors: ``factor_of``.
     With anchors also what its exponentials are relative to: the target's logit in units of log 2,
     or another one's where the target is elsewhere, rounded to a whole number; NaN where that is of
     no use. own: the target's logit less that, until the tile that has it writes it.
     """
-    place = tl.program_id(0)
-    row = tl.load(order + place)
-    not_valid = place >= tl.load(counts + 1)
+    rank = tl.program_id(0)
+    row = tl.load(order + rank)
+    not_valid = rank >= tl.load(counts + 1)
     valid = ~not_valid
-    goal = tl.load(target + row)
-    here = valid & (goal >= 0) & (goal < columns)
-    tl.store(goals + place, tl.where(here, goal, -1).to(tl.int32))
+    target_column = tl.load(target + row)
+    here = valid & (target_column >= 0) & (target_column < columns)
+    tl.store(targets + rank, tl.where(here, target_column, -1).to(tl.int32))
     factor = tl.where(valid, factor_of(temperature, row, logit_scale, softcap), 0.0)
-    tl.store(factors + place, factor)
+    tl.store(factors + rank, factor)
     hidden += row.to(tl.int64) * width
-    ordered += place.to(tl.int64) * width
-    near = tl.where(here, goal, 0).to(tl.int64)
+    ordered += rank.to(tl.int64) * width
+    near = tl.where(here, target_column, 0).to(tl.int64)
     if anchors is not None:
         weight += near * width
     sums = tl.zeros((BLOCK,), tl.float32)
@@ -161,8 +161,8 @@ def ordered_row(
         usable = tl.abs(anchor) < LARGEST_ANCHOR
         if ordered.dtype.element_ty == tl.float16:  # its exponents leave no room
             usable = False
-        tl.store(anchors + place, tl.where(usable, anchor, float("nan")))
-        tl.store(own + place, absent_logit * factor - tl.where(usable, anchor, 0.0))
+        tl.store(anchors + rank, tl.where(usable, anchor, float("nan")))
+        tl.store(own + rank, absent_logit * factor - tl.where(usable, anchor, 0.0))
     if logprob is not None:
         tl.store(logprob + row, 0.0, mask=not_valid)
         tl.store(lse + row, 0.0, mask=not_valid)
@@ -171,12 +171,12 @@ def ordered_row(
 
 
 @triton.jit
-def anchor_of(anchors, counts, place, exists, row_lse):
+def anchor_of(anchors, counts, rank, exists, row_lse):
     """(anchor, is it of use, are the shares normalised); without kept anchors the log-sum-exp."""
     if anchors is None:
         return row_lse * LOG2E, row_lse == row_lse, row_lse != row_lse
     else:
-        kept = tl.load(anchors + place, mask=exists, other=0.0)
+        kept = tl.load(anchors + rank, mask=exists, other=0.0)
         whole = tl.floor(kept)
         usable = kept == kept
         is_here = tl.load(counts + 3) > 0
@@ -190,29 +190,29 @@ def scaled_row(
     hidden, temperature, order, counts, anchors, lse, dlogprob, dentropy, coefficients, scaled,
     width, logit_scale, COMPLETE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """coefficients: what the shares of each place are to be multiplied with; 0 without a gradient.
+    """coefficients: what the shares of each rank are to be multiplied with; 0 without a gradient.
 
     scaled: coefficient · hidden, in the order. COMPLETE: all shares were to be kept, so that a row
     without them can only come of a ``keep`` or of a forward pass that were not these, and shows as
     NaN. With dentropy, the upstream gradients are in the shares already.
     """
-    place = tl.program_id(0)
-    row = tl.load(order + place)
-    active = has_gradient(dlogprob, dentropy, row, place < tl.load(counts))
+    rank = tl.program_id(0)
+    row = tl.load(order + rank)
+    active = has_gradient(dlogprob, dentropy, row, rank < tl.load(counts))
     row_lse = tl.load(lse + row)
-    anchor, _, normalised = anchor_of(anchors, counts, place, active, row_lse)
+    anchor, _, normalised = anchor_of(anchors, counts, rank, active, row_lse)
     coefficient = -logit_scale * tl.exp2(tl.where(normalised, 0.0, anchor - row_lse * LOG2E))
     if dentropy is None:
         coefficient *= tl.load(dlogprob + row)
     if temperature is not None:
         coefficient /= tl.load(temperature + row)
-    lost = ~(tl.abs(row_lse) < float("inf")) | (COMPLETE & (place >= tl.load(counts + 3)))
+    lost = ~(tl.abs(row_lse) < float("inf")) | (COMPLETE & (rank >= tl.load(counts + 3)))
     coefficient = tl.where(lost, float("nan"), coefficient)
     coefficient = tl.where(active, coefficient, 0.0)
-    tl.store(coefficients + place, coefficient)
+    tl.store(coefficients + rank, coefficient)
     if scaled is not None:
         hidden += row.to(tl.int64) * width
-        scaled += place.to(tl.int64) * width
+        scaled += rank.to(tl.int64) * width
         for start in range(0, width, BLOCK):
             column = start + tl.arange(0, BLOCK)
             inside = column < width

@@ -64,9 +64,9 @@ def masked(exponent, first, columns):
 
 
 @triton.jit
-def shift_of(top, usable):
-    """How much exponents up to ``top`` must be lowered by."""
-    return tl.where(((top > LARGEST) | ~usable) & (top != float("-inf")), top, 0.0)
+def shift_of(largest, usable):
+    """How much exponents up to ``largest`` must be lowered by."""
+    return tl.where(((largest > LARGEST) | ~usable) & (largest != float("-inf")), largest, 0.0)
 
 
 @triton.jit
@@ -92,26 +92,26 @@ def slope_at_target(z, temperature, rows, softcap):
 
 @triton.jit
 def forward_part(
-    acc, bias, goals, factors, anchors, shifts, sums, dots, own, shares,
+    acc, bias, targets, factors, anchors, shifts, sums, dots, own, shares,
     first_line, start, size, valid, wanted, first, columns, shares_stride, shares_lines,
     logit_scale, softcap, TMA: tl.constexpr,
 ):  # fmt: skip
     PART: tl.constexpr = acc.shape[1]
     line = first_line + tl.arange(0, acc.shape[0])
-    place = start + line
-    exists = (line < size) & (place < valid)
-    goal = tl.load(goals + place, mask=exists, other=-1) - first
-    at_goal = (goal >= 0) & (goal < PART)
-    factor = tl.load(factors + place, mask=exists, other=0.0)
-    anchor = tl.load(anchors + place, mask=exists, other=0.0)
+    rank = start + line
+    exists = (line < size) & (rank < valid)
+    target = tl.load(targets + rank, mask=exists, other=-1) - first
+    has_target = (target >= 0) & (target < PART)
+    factor = tl.load(factors + rank, mask=exists, other=0.0)
+    anchor = tl.load(anchors + rank, mask=exists, other=0.0)
     usable = anchor == anchor
     x = capped_tile(acc, bias, first, columns, logit_scale, softcap)
     exponent = tl.fma(x, factor[:, None], tl.where(usable, -anchor, 0.0)[:, None])
     exponent = masked(exponent, first, columns)
     shift = shift_of(tl.max(exponent, 1), usable)
-    if tl.max((at_goal | (shift != 0)).to(tl.int32), 0) != 0:  # few tiles
-        is_goal = tl.arange(0, PART)[None, :] == goal[:, None]
-        tl.store(own + place, tl.sum(tl.where(is_goal, exponent, 0.0), 1), mask=at_goal)
+    if tl.max((has_target | (shift != 0)).to(tl.int32), 0) != 0:  # few tiles
+        is_target = tl.arange(0, PART)[None, :] == target[:, None]
+        tl.store(own + rank, tl.sum(tl.where(is_target, exponent, 0.0), 1), mask=has_target)
         exponent -= shift[:, None]
     e = tl.exp2(exponent)
     partial = line.to(tl.int64) * tl.cdiv(columns, PART) + first // PART
@@ -137,14 +137,14 @@ def forward_part(
 @launched
 @triton.jit(do_not_specialize=["start", "size", "shares_lines"])
 def forward_tile(
-    hidden, weight, bias, counts, goals, factors, anchors, shifts, sums, dots, own, shares,
+    hidden, weight, bias, counts, targets, factors, anchors, shifts, sums, dots, own, shares,
     start, size, columns, width, shares_stride, shares_lines, logit_scale, softcap,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr,
     EVEN: tl.constexpr, PART: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Per row and PART columns: shift, Σe, Σe·log₂e of its exponentials e; own, the target's log₂e.
 
-    Places [start, start + size) are lines 0 to size here; counts = (wanted rows, valid rows).
+    Ranks [start, start + size) are lines 0 to size here; counts = (wanted rows, valid rows).
     hidden is in the order. shifts, sums, dots: [size, parts]. shares, if any, gets the exponentials
     times the slope of the softcap, of every tile with a wanted row in it.
 
@@ -171,7 +171,7 @@ def forward_tile(
             step += 1
             if step == steps:
                 forward_parts(
-                    acc, bias, goals, factors, anchors, shifts, sums, dots, own, shares,
+                    acc, bias, targets, factors, anchors, shifts, sums, dots, own, shares,
                     line, start, size, valid, wanted, first, columns, shares_stride, shares_lines,
                     logit_scale, softcap, PART, TMA,
                 )  # fmt: skip
@@ -185,7 +185,7 @@ def forward_tile(
             ROWS, COLUMNS, STEP, EVEN, TMA,
         )  # fmt: skip
         forward_parts(
-            acc, bias, goals, factors, anchors, shifts, sums, dots, own, shares,
+            acc, bias, targets, factors, anchors, shifts, sums, dots, own, shares,
             line, start, size, valid, wanted, first, columns, shares_stride, shares_lines,
             logit_scale, softcap, PART, TMA,
         )  # fmt: skip
@@ -193,14 +193,14 @@ def forward_tile(
 
 @triton.jit
 def forward_parts(
-    acc, bias, goals, factors, anchors, shifts, sums, dots, own, shares,
+    acc, bias, targets, factors, anchors, shifts, sums, dots, own, shares,
     line, start, size, valid, wanted, first, columns, shares_stride, shares_lines,
     logit_scale, softcap, PART: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     parts = pieces(acc, PART)
     for part in tl.static_range(acc.shape[1] // PART):
         forward_part(
-            parts[part], bias, goals, factors, anchors, shifts, sums, dots, own, shares,
+            parts[part], bias, targets, factors, anchors, shifts, sums, dots, own, shares,
             line, start, size, valid, wanted, first + part * PART, columns, shares_stride,
             shares_lines, logit_scale, softcap, TMA,
         )  # fmt: skip
@@ -209,7 +209,7 @@ def forward_parts(
 @launched
 @triton.jit(do_not_specialize=["start", "shares_lines"])
 def forward_row(
-    temperature, order, counts, goals, anchors, shifts, sums, dots, own, logprob, entropy, lse,
+    temperature, order, counts, targets, anchors, shifts, sums, dots, own, logprob, entropy, lse,
     shares, coefficients, start, columns, shares_stride, shares_lines, logit_scale, softcap,
     ROWS: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -220,41 +220,41 @@ def forward_row(
     factor of a row without its upstream gradient.
     """
     line = tl.program_id(0)
-    place = start + line
+    rank = start + line
     wanted = tl.load(counts)
-    if place >= tl.load(counts + 1):
+    if rank >= tl.load(counts + 1):
         return
-    row = tl.load(order + place)
+    row = tl.load(order + rank)
     block = tl.arange(0, BLOCK)
     parts = tl.cdiv(columns, PART)
     partial = line.to(tl.int64) * parts
-    top, shifted = float("-inf"), 0
+    max_shift, shifted = float("-inf"), 0
     for part in range(0, parts, BLOCK):
         at, exists = partial + part + block, part + block < parts
         shift = tl.load(shifts + at, mask=exists, other=0.0)
         shifted = tl.maximum(shifted, tl.max((shift != 0).to(tl.int32), 0))
         empty = tl.load(sums + at, mask=exists, other=0.0) == 0
-        top = tl.maximum(top, tl.max(tl.where(empty, float("-inf"), shift), 0))
+        max_shift = tl.maximum(max_shift, tl.max(tl.where(empty, float("-inf"), shift), 0))
     total, product = 0.0, 0.0
     for part in range(0, parts, BLOCK):
         at, exists = partial + part + block, part + block < parts
         sums_here = tl.load(sums + at, mask=exists, other=0.0)
-        below = tl.load(shifts + at, mask=exists, other=0.0) - top
+        below = tl.load(shifts + at, mask=exists, other=0.0) - max_shift
         term = tl.where(sums_here == 0, 0.0, tl.exp2(below) * sums_here)
         total += tl.sum(term, 0)
         if dots is not None:
             dot = tl.exp2(below) * tl.load(dots + at, mask=exists, other=0.0) + below * term
             product += tl.sum(tl.where(sums_here == 0, 0.0, dot), 0)
     log_total = tl.log2(total)
-    goal = tl.load(goals + place)
-    own_logprob = LN2 * ((tl.load(own + place) - top) - log_total)
-    if goal >= 0:  # it is one of the terms of the sum
+    target = tl.load(targets + rank)
+    own_logprob = LN2 * ((tl.load(own + rank) - max_shift) - log_total)
+    if target >= 0:  # it is one of the terms of the sum
         own_logprob = minimum(own_logprob, 0.0)
     tl.store(logprob + row, own_logprob)
-    mark = tl.load(anchors + place)
+    mark = tl.load(anchors + rank)
     usable = mark == mark
     anchor = tl.where(usable, mark, 0.0)
-    row_lse = LN2 * ((anchor + top) + log_total)
+    row_lse = LN2 * ((anchor + max_shift) + log_total)
     tl.store(lse + row, row_lse)
     if dots is not None:
         tl.store(entropy + row, LN2 * (log_total - product / total))
@@ -264,11 +264,13 @@ def forward_row(
         coefficient = -logit_scale * tl.exp2(tl.where(normalised, 0.0, anchor - row_lse * LOG2E))
         if temperature is not None:
             coefficient /= tl.load(temperature + row)
-        tl.store(coefficients + place, tl.where(is_finite, coefficient, float("nan")))
+        tl.store(coefficients + rank, tl.where(is_finite, coefficient, float("nan")))
     if normalised:
-        tl.store(anchors + place, mark + NORMALISED)
+        tl.store(anchors + rank, mark + NORMALISED)
     if shares is not None:
-        at_goal = at_target(own_logprob, row_lse, anchor, normalised, temperature, row, softcap)
+        target_share = at_target(
+            own_logprob, row_lse, anchor, normalised, temperature, row, softcap
+        )
         shares += line.to(tl.int64) * shares_stride
         stored = line < tl.minimum(shares_lines, tl.cdiv(wanted - start, ROWS) * ROWS)
         if stored & (normalised | ~is_finite):
@@ -279,11 +281,11 @@ def forward_row(
                 its_part = partial + tl.minimum(column // PART, parts - 1)
                 shift_here = tl.load(shifts + its_part, mask=exists, other=0.0)
                 share = e * tl.exp2((anchor + shift_here) - row_lse * LOG2E)
-                share = tl.where(column == goal, at_goal, share)
+                share = tl.where(column == target, target_share, share)
                 share = tl.where(is_finite, share, 0.0)
                 tl.store(shares + column, share.to(shares.dtype.element_ty), mask=exists)
         elif stored:
-            tl.store(shares + goal, at_goal.to(shares.dtype.element_ty), mask=goal >= 0)
+            tl.store(shares + target, target_share.to(shares.dtype.element_ty), mask=target >= 0)
 
 
 @triton.jit
@@ -297,19 +299,19 @@ def at_target(logprob, row_lse, anchor, normalised, temperature, rows, softcap):
 
 @triton.jit
 def gradient_part(
-    acc, bias, temperature, order, counts, goals, factors, anchors, coefficients, logprob, lse,
+    acc, bias, temperature, order, counts, targets, factors, anchors, coefficients, logprob, lse,
     entropy, dlogprob, dentropy, kept, kept_stride, shares, shares_stride,
     first_line, size, first, first_column, columns, logit_scale, softcap,
 ):  # fmt: skip
     PART: tl.constexpr = acc.shape[1]
-    place = first_line + tl.arange(0, acc.shape[0])
-    exists = place < size
-    row = tl.load(order + place, mask=exists, other=0)
+    rank = first_line + tl.arange(0, acc.shape[0])
+    exists = rank < size
+    row = tl.load(order + rank, mask=exists, other=0)
     row_lse, row_logprob = tl.load(lse + row), tl.load(logprob + row)
-    factor = tl.load(factors + place, mask=exists, other=0.0)
+    factor = tl.load(factors + rank, mask=exists, other=0.0)
     x = capped_tile(acc, bias, first, columns, logit_scale, softcap)
     if dentropy is None:
-        anchor, usable, normalised = anchor_of(anchors, counts, place, exists, row_lse)
+        anchor, usable, normalised = anchor_of(anchors, counts, rank, exists, row_lse)
         exponent = masked(tl.fma(x, factor[:, None], -anchor[:, None]), first, columns)
         shift = shift_of(tl.max(exponent, 1), usable)
         if tl.max((shift != 0).to(tl.int32), 0) != 0:
@@ -321,7 +323,9 @@ def gradient_part(
             e = share.to(shares.dtype.element_ty).to(tl.float32)
             e *= tl.exp2((anchor + shift) - row_lse * LOG2E)[:, None]
             share = tl.where(normalised[:, None], e, share)
-        at_goal = at_target(row_logprob, row_lse, anchor, normalised, temperature, row, softcap)
+        target_share = at_target(
+            row_logprob, row_lse, anchor, normalised, temperature, row, softcap
+        )
     else:
         exponent = masked(tl.fma(x, factor[:, None], -(row_lse * LOG2E)[:, None]), first, columns)
         g, of_entropy = tl.load(dlogprob + row), tl.load(dentropy + row)
@@ -329,32 +333,33 @@ def gradient_part(
         share = tl.exp2(exponent)
         logp = tl.where(share > 0, LN2 * exponent, 0.0)
         share *= (g + of_entropy * mean)[:, None] + of_entropy[:, None] * logp
-        p_goal = tl.exp(row_logprob)
-        goal_logp = tl.where(p_goal == 0, 0.0, row_logprob)  # nothing is left of p·log p at −inf
-        at_goal = g * expm1(row_logprob) + of_entropy * p_goal * (goal_logp + mean)
+        p_target = tl.exp(row_logprob)
+        # Nothing is left of p·log p at −inf.
+        target_logp = tl.where(p_target == 0, 0.0, row_logprob)
+        target_share = g * expm1(row_logprob) + of_entropy * p_target * (target_logp + mean)
         if softcap is not None:
             share *= slope_of_softcap(x, softcap)
-            at_goal *= slope_at_target(row_logprob + row_lse, temperature, row, softcap)
-    goal = tl.load(goals + place, mask=exists, other=-1) - first
-    share = tl.where(tl.arange(0, PART)[None, :] == goal[:, None], at_goal[:, None], share)
-    active = tl.load(coefficients + place, mask=exists, other=0.0) != 0
+            target_share *= slope_at_target(row_logprob + row_lse, temperature, row, softcap)
+    target = tl.load(targets + rank, mask=exists, other=-1) - first
+    share = tl.where(tl.arange(0, PART)[None, :] == target[:, None], target_share[:, None], share)
+    active = tl.load(coefficients + rank, mask=exists, other=0.0) != 0
     share = tl.where(active[:, None], share, 0.0).to(shares.dtype.element_ty)
     column = first + tl.arange(0, PART)
     local = column - first_column
     inside = exists[:, None] & (local < shares_stride)[None, :]
     if kept is not None:
-        is_kept = place < tl.load(counts + 3)
-        at = kept + place.to(tl.int64)[:, None] * kept_stride + column[None, :]
+        is_kept = rank < tl.load(counts + 3)
+        at = kept + rank.to(tl.int64)[:, None] * kept_stride + column[None, :]
         there = is_kept[:, None] & (column < kept_stride)[None, :]
         share = tl.where(is_kept[:, None], tl.load(at, mask=inside & there, other=0.0), share)
-    at = shares + place.to(tl.int64)[:, None] * shares_stride + local[None, :]
+    at = shares + rank.to(tl.int64)[:, None] * shares_stride + local[None, :]
     tl.store(at, share, mask=inside)
 
 
 @launched
 @triton.jit(do_not_specialize=["size", "last_column"])
 def gradient_tile(
-    hidden, weight, bias, temperature, order, counts, goals, factors, anchors, coefficients,
+    hidden, weight, bias, temperature, order, counts, targets, factors, anchors, coefficients,
     logprob, lse, entropy, dlogprob, dentropy, kept, kept_stride, shares, shares_stride,
     first_column, last_column, size, columns, width, logit_scale, softcap,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr,
@@ -362,7 +367,7 @@ def gradient_tile(
 ):  # fmt: skip
     """Shares of the wanted rows in columns [first_column, last_column): kept ones, others anew.
 
-    counts[3] places are kept. What is made anew goes through the same roundings as what was kept;
+    counts[3] ranks are kept. What is made anew goes through the same roundings as what was kept;
     rows without an upstream gradient get 0. With dentropy, the upstream gradients are in the shares
     already. TMA: hidden and weight are tensor descriptors.
     """
@@ -373,8 +378,8 @@ def gradient_tile(
         return
     tile_row, tile_column = gemm.tile_of(tl.program_id(0), tile_rows, tile_columns, GROUP)
     line, first = tile_row * ROWS, first_column + tile_column * COLUMNS
-    place = line + tl.arange(0, ROWS)
-    active = tl.load(coefficients + place, mask=place < wanted, other=0.0) != 0
+    rank = line + tl.arange(0, ROWS)
+    active = tl.load(coefficients + rank, mask=rank < wanted, other=0.0) != 0
     if tl.max(active.to(tl.int32), 0) == 0:
         return
     all_kept = tl.minimum(line + ROWS, wanted) <= tl.load(counts + 3)
@@ -385,7 +390,7 @@ def gradient_tile(
     parts = pieces(acc, PART)
     for part in tl.static_range(COLUMNS // PART):
         gradient_part(
-            parts[part], bias, temperature, order, counts, goals, factors, anchors, coefficients,
+            parts[part], bias, temperature, order, counts, targets, factors, anchors, coefficients,
             logprob, lse, entropy, dlogprob, dentropy, kept, kept_stride, shares, shares_stride,
             line, size, first + part * PART, first_column, columns, logit_scale, softcap,
         )  # fmt: skip

@@ -99,15 +99,15 @@ def read(
         z = scaled(tl.load(x + column, here, float("-inf")), factor, given)
         if given.softcap is not None:
             z = tl.where(here, z, float("-inf"))
-        top = tl.maximum(m, tl.max(z, 0, keep_dims=True))
-        z -= top
+        largest = tl.maximum(m, tl.max(z, 0, keep_dims=True))
+        z -= largest
         p = tl.exp2(z)
-        share = tl.exp2(m - top)
+        share = tl.exp2(m - largest)
         if ENTROPY:
-            weighted = share * (weighted + (m - top) * total)
+            weighted = share * (weighted + (m - largest) * total)
             weighted += tl.sum(p * tl.maximum(z, UNLIKELY), 0, keep_dims=True)
         total = share * total + tl.sum(p, 0, keep_dims=True)
-        m = top
+        m = largest
     s = row_statistics(Statistics(m, total, weighted))
     at = parts + 3 * tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     tl.store(at, s.m)

@@ -69,9 +69,9 @@ def power(z):
 
 
 @triton.jit
-def weights_of(logits, top, rate):
+def weights_of(logits, max_logit, rate):
     """Whole numbers, to nearest even."""
-    w = power((logits - tl.where(top == float("-inf"), 0.0, top)) * rate)
+    w = power((logits - tl.where(max_logit == float("-inf"), 0.0, max_logit)) * rate)
     return tl.where(w < WHOLE, (w + WHOLE) - WHOLE, w).to(tl.int64)
 
 
@@ -83,34 +83,35 @@ def load_logits(given, row, column):
 
 @launched
 @triton.jit
-def weigh(given, tops, sums, blocks, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
+def weigh(given, block_max, sums, blocks, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
     """The largest logit and the sum of weights of some blocks of a row."""
     groups = tl.cdiv(blocks, DEPTH)
     row = tl.program_id(0) // groups
     block = tl.program_id(0) % groups * DEPTH + tl.arange(0, DEPTH)
     rate, _ = rate_of(given, row)
     x = load_logits(given, row, block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :])
-    top = tl.max(x, 1)
+    max_logit = tl.max(x, 1)
     at = row.to(tl.int64) * blocks + block
     here = block < blocks
-    tl.store(tops + at, top, here)
-    tl.store(sums + at, tl.sum(weights_of(x, top[:, None], rate), 1), here)
+    tl.store(block_max + at, max_logit, here)
+    tl.store(sums + at, tl.sum(weights_of(x, max_logit[:, None], rate), 1), here)
 
 
 @launched
 @triton.jit
 def draw(
-    given, uniform, token, logprob, tops, sums, blocks, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
+    given, uniform, token, logprob, block_max, sums, blocks,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """A block of a row by the shares of all, then a token of it."""
     row = tl.program_id(0)
     rate, greedy = rate_of(given, row)
     n = tl.arange(0, BLOCKS)
     at = row.to(tl.int64) * blocks + n
-    top_of = tl.load(tops + at, n < blocks, float("-inf"))
+    max_of = tl.load(block_max + at, n < blocks, float("-inf"))
     sum_of = tl.load(sums + at, n < blocks, 0)
-    top = tl.max(top_of, 0)
-    scale = power((top_of - top) * rate).to(tl.float64) * PER_ONE
+    max_logit = tl.max(max_of, 0)
+    scale = power((max_of - max_logit) * rate).to(tl.float64) * PER_ONE
     share = (sum_of.to(tl.float64) * scale).to(tl.int64)
     ends = tl.cumsum(share, 0)
     total = tl.sum(share, 0)
@@ -119,7 +120,7 @@ def draw(
 
     drawn = tl.sum((ends <= target).to(tl.int32), 0)
     if given.temperature is not None:
-        first = tl.min(tl.where(top_of == top, n, BLOCKS), 0)
+        first = tl.min(tl.where(max_of == max_logit, n, BLOCKS), 0)
         drawn = tl.where(greedy, first, drawn)
     drawn = tl.minimum(drawn, blocks - 1)
     its = n == drawn
@@ -129,17 +130,17 @@ def draw(
 
     lane = tl.arange(0, BLOCK)
     x = load_logits(given, row, drawn * BLOCK + lane)
-    its_top = tl.max(x, 0)
-    place = tl.sum((tl.cumsum(weights_of(x, its_top, rate), 0) <= within).to(tl.int32), 0)
+    its_max = tl.max(x, 0)
+    index = tl.sum((tl.cumsum(weights_of(x, its_max, rate), 0) <= within).to(tl.int32), 0)
     if given.temperature is not None:
-        first = tl.min(tl.where(x == its_top, lane, BLOCK), 0)
-        place = tl.where(greedy, first, place)
-    place = tl.minimum(place, BLOCK - 1)
+        first = tl.min(tl.where(x == its_max, lane, BLOCK), 0)
+        index = tl.where(greedy, first, index)
+    index = tl.minimum(index, BLOCK - 1)
 
-    regular = (top > float("-inf")) & (tl.max(sum_of, 0) <= MOST_OF_BLOCK)
-    z = (tl.sum(tl.where(lane == place, x, 0.0), 0) - top) * rate
+    regular = (max_logit > float("-inf")) & (tl.max(sum_of, 0) <= MOST_OF_BLOCK)
+    z = (tl.sum(tl.where(lane == index, x, 0.0), 0) - max_logit) * rate
     log_total = tl.log2((total.to(tl.float64) * PER_ONE).to(tl.float32))
-    tl.store(token + row, tl.where(regular, drawn * BLOCK + place, 0).to(tl.int64))
+    tl.store(token + row, tl.where(regular, drawn * BLOCK + index, 0).to(tl.int64))
     tl.store(logprob + row, tl.where(regular, (z - log_total) * LN2, float("nan")))
 
 
@@ -160,15 +161,15 @@ def sample_logprob(
     temperature = None if temperature is None else temperature.contiguous()
     given = Rows(logits, temperature, columns, logits.stride(0))
     blocks = cdiv(columns, BLOCK)
-    tops, sums = logprob.new_empty(rows, blocks), token.new_empty(rows, blocks)
+    block_max, sums = logprob.new_empty(rows, blocks), token.new_empty(rows, blocks)
     tile = launch.parameters("sample_logprob.weigh", logits.device, logits.dtype)
     # Narrow rows take fewer threads.
     depth = min(next_power_of_2(blocks), tile["DEPTH"])
     warps = max(tile["num_warps"] * depth // tile["DEPTH"], 1)
     grid = (rows * cdiv(blocks, depth),)
-    weigh[grid](given, tops, sums, blocks, BLOCK, depth, num_warps=warps, **UNFUSED)
+    weigh[grid](given, block_max, sums, blocks, BLOCK, depth, num_warps=warps, **UNFUSED)
     draw[(rows,)](
-        given, uniform.contiguous(), token, logprob, tops, sums, blocks, BLOCK,
+        given, uniform.contiguous(), token, logprob, block_max, sums, blocks, BLOCK,
         next_power_of_2(blocks), num_warps=4, **UNFUSED,
     )  # fmt: skip
     return token, logprob
@@ -177,8 +178,8 @@ def sample_logprob(
 def builds(dtype: str, temperature: str | None) -> Iterator[Build]:
     signature = {
         "given": Rows(f"*{dtype}", temperature, "i32", "i32"),
-        "uniform": "*i64", "token": "*i64", "logprob": "*fp32", "tops": "*fp32", "sums": "*i64",
-        "blocks": "i32",
+        "uniform": "*i64", "token": "*i64", "logprob": "*fp32", "block_max": "*fp32",
+        "sums": "*i64", "blocks": "i32",
     }  # fmt: skip
     aligned = ("given.logits", "given.columns", "given.row_stride")
     for target in (*NVIDIA, AMD):

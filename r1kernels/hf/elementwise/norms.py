@@ -62,10 +62,10 @@ def _probed(kind: type, eps: float, module: nn.Module) -> NormRule | str:
             # Some rows so small that eps is a good part of their mean square.
             x = normal((ROWS, WIDTH), rng) * eps**0.5 ** normal((ROWS, 1), rng).sigmoid()
             weight = normal((WIDTH,), rng) * 0.3 + 0.7
-            twin: Any = copy.copy(module)
-            twin._parameters = {"weight": nn.Parameter(weight.to(dtype))}
+            clone: Any = copy.copy(module)
+            clone._parameters = {"weight": nn.Parameter(weight.to(dtype))}
             try:
-                y = kind.forward(twin, x.to(dtype))  # type: ignore[attr-defined]
+                y = kind.forward(clone, x.to(dtype))  # type: ignore[attr-defined]
             except Exception as error:  # of whatever kind: the code is somebody else's
                 return f"its forward does not run on rows alone ({error})"
             seen.append((x.to(dtype), weight.to(dtype), y))

@@ -200,8 +200,8 @@ def _add_norm(three: list[ast.stmt]) -> ast.stmt | None:
     return None
 
 
-def _call(name: str, args: list[ast.expr], place: ast.AST) -> ast.Call:
-    return ast.copy_location(ast.Call(ast.Name(name, ast.Load()), args, []), place)
+def _call(name: str, args: list[ast.expr], node: ast.AST) -> ast.Call:
+    return ast.copy_location(ast.Call(ast.Name(name, ast.Load()), args, []), node)
 
 
 def _own_call(node: ast.AST) -> str | None:

@@ -106,16 +106,16 @@ DTYPES = (  # of heads and of tables
 
 
 def _agrees(
-    rotation: Rotation, dtype: torch.dtype, of_tables: torch.dtype, share: float
+    rotation: Rotation, dtype: torch.dtype, of_tables: torch.dtype, fraction: float
 ) -> bool | None:
-    """Whether the rotation's function does what it says, where tables cover that share of a head.
+    """Whether the rotation's function does what it says, its tables over that fraction of a head.
 
     None where it does not run.
     """
     rng = torch.Generator("cpu").manual_seed(0)
     q, k = (normal((B, heads, S, D), rng).to(dtype) for heads in (3, 1))
     # Tables of columns that all differ, so that it shows which are read.
-    columns = int(D * share) // (2 if rotation.columns == "one a pair" else 1)
+    columns = int(D * fraction) // (2 if rotation.columns == "one a pair" else 1)
     cos, sin = (normal((B, S, columns), rng).to(of_tables) for _ in range(2))
     with torch.no_grad():
         try:

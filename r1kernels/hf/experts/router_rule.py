@@ -42,7 +42,7 @@ class Casts(NamedTuple):
     in_float32: bool  # both sides of the product are cast first
     float32_logits: bool  # the product is cast afterwards
     weights_like: str  # "float32", or the tensor whose dtype the weights have
-    places: tuple[int, int, int]  # of logits, weights and ids in the output
+    positions: tuple[int, int, int]  # of logits, weights and ids in the output
 
     def product(self, module: Any, hidden: Tensor) -> Tensor:
         """[..., H] → what the module's linear map makes of it, [T, E]."""
@@ -56,7 +56,7 @@ class Casts(NamedTuple):
         like = {"float32": torch.float32, "logits": z.dtype, "hidden": hidden.dtype}
         logits = z.float() if self.float32_logits else z
         found = logits, weights.to(like[self.weights_like]), ids
-        return tuple(found[self.places.index(place)] for place in range(3))
+        return tuple(found[self.positions.index(position)] for position in range(3))
 
 
 CASTS = tuple(
@@ -80,15 +80,15 @@ def router_rule(module: nn.Module) -> RouterRule | str:
         return reason
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            seen = [Sight(module, setting) for setting in SETTINGS]
+            probes = [Probe(module, setting) for setting in SETTINGS]
         except Exception as error:  # of whatever kind: the code is somebody else's
             return f"its forward does not run on rows alone ({error})"
-        casts = next((casts for casts in CASTS if all(s.has(casts) for s in seen)), None)
+        casts = next((casts for casts in CASTS if all(probe.has(casts) for probe in probes)), None)
         if casts is None:
             return "its output is not the logits of a linear map, weights and ids"
-        exact = [sight for sight in seen if sight.setting in (EXACT, EXACT_EVAL)]
+        exact = [probe for probe in probes if probe.setting in (EXACT, EXACT_EVAL)]
         for options in _options(module):
-            if all(sight.comes_from(RouterRule(casts, options)) for sight in exact):
+            if all(probe.comes_from(RouterRule(casts, options)) for probe in exact):
                 return RouterRule(casts, options)
     return "it chooses or weighs in a way that moe_route does not"
 
@@ -127,39 +127,39 @@ EXACT, EXACT_EVAL = Setting(), Setting(training=False)  # training: where noise 
 SETTINGS = (EXACT, EXACT_EVAL, Setting(torch.bfloat16), Setting(autocast=True))
 
 
-class Sight:
+class Probe:
     """What the forward of a router's class makes of random rows, on the CPU."""
 
     def __init__(self, module: nn.Module, setting: Setting) -> None:
         rng = torch.Generator("cpu").manual_seed(0)
-        self.setting, self.twin = setting, _twin(module, setting, rng)
-        width = self.twin.weight.shape[1]
+        self.setting, self.clone = setting, _clone(module, setting, rng)
+        width = self.clone.weight.shape[1]
         self.hidden = _normal((ROWS, width), rng).to(setting.dtype)
         with setting.context():
-            self.output = type(module).forward(self.twin, self.hidden.clone())
+            self.output = type(module).forward(self.clone, self.hidden.clone())
 
     def has(self, casts: Casts) -> bool:
         """Whether ``casts`` give its logits, and the dtypes and shapes of the rest."""
         if not isinstance(self.output, tuple) or len(self.output) != 3:
             return False
         with self.setting.context():
-            z = casts.product(self.twin, self.hidden)
-        some = z.new_empty(ROWS, self.twin.top_k)
+            z = casts.product(self.clone, self.hidden)
+        some = z.new_empty(ROWS, self.clone.top_k)
         found = casts.output(self.hidden, z, some, some.long())
         same = all(
             a.dtype == b.dtype and a.shape == b.shape
             for a, b in zip(found, self.output, strict=True)
         )
-        at = casts.places[0]
+        at = casts.positions[0]
         return same and torch.equal(found[at], self.output[at])
 
     def comes_from(self, rule: RouterRule) -> bool:
         """Whether the rule gives its choices, in whatever order, and its weights."""
-        _, weights, ids = (self.output[place] for place in rule.casts.places)
-        z = rule.casts.product(self.twin, self.hidden)
-        bias = self.twin._buffers.get(BIAS)
+        _, weights, ids = (self.output[position] for position in rule.casts.positions)
+        z = rule.casts.product(self.clone, self.hidden)
+        bias = self.clone._buffers.get(BIAS)
         try:
-            found = moe_route(z, self.twin.top_k, bias=bias, align=None, **rule.options)
+            found = moe_route(z, self.clone.top_k, bias=bias, align=None, **rule.options)
         except ValueError:  # groups that it could not choose from
             return False
         (ids, order), (found_ids, found_order) = ids.sort(1), found.ids.sort(1)
@@ -168,24 +168,24 @@ class Sight:
         return near and torch.equal(found_ids, ids)
 
 
-def _twin(module: nn.Module, setting: Setting, rng: torch.Generator) -> Any:
+def _clone(module: nn.Module, setting: Setting, rng: torch.Generator) -> Any:
     """The module with parameters of its own, so that neither its device nor values matter."""
-    twin: Any = object.__new__(type(module))
-    twin.__dict__ = dict(vars(module))
+    clone: Any = object.__new__(type(module))
+    clone.__dict__ = dict(vars(module))
 
     def drawn(like: Tensor) -> Tensor:
         size = like.shape[-1] ** -0.5 if like.dim() > 1 else 0.5
         return _normal(like.shape, rng) * size
 
-    twin._parameters = {
+    clone._parameters = {
         name: None if p is None else nn.Parameter(drawn(p).to(setting.dtype))
         for name, p in module._parameters.items()
     }
-    twin._buffers = {
+    clone._buffers = {
         name: None if buffer is None else drawn(buffer) for name, buffer in module._buffers.items()
     }
-    twin.training = setting.training
-    return twin
+    clone.training = setting.training
+    return clone
 
 
 def _normal(shape: Sequence[int], rng: torch.Generator) -> Tensor:

@@ -17,7 +17,7 @@ from r1kernels.hf.bound import Bound
 from r1kernels.hf.expert_layout import is_silu, is_swiglu
 from r1kernels.hf.unwrap import unwrap
 from r1kernels.moe.route import Routing
-from r1kernels.nn.fp8_codes import Codes
+from r1kernels.nn.fp8_codes import QuantizedWeight
 
 M = TypeVar("M")
 
@@ -193,18 +193,18 @@ def _enter(module: Any) -> None:
         module.forward = Bound(_linear_forward, module)
 
 
-def _codes(module: Any, name: str) -> Codes | StoredCodes:
+def _codes(module: Any, name: str) -> QuantizedWeight | StoredQuantizedWeight:
     weight = getattr(module, name)
     if weight.dtype != E4M3:
-        return Codes("float")
+        return QuantizedWeight("float")
     scale = getattr(module, f"{name}_scale_inv")
     scale.requires_grad_(False)
     weight.requires_grad_(True)
     weight.grad_dtype = torch.float32
-    return StoredCodes(scale.dtype == torch.float32)
+    return StoredQuantizedWeight(scale.dtype == torch.float32)
 
 
-class StoredCodes:
+class StoredQuantizedWeight:
     """The codes of an FP8 weight are the weight; a checkpoint may have its scales as exponents."""
 
     def __init__(self, floats: bool) -> None:
@@ -218,7 +218,7 @@ class StoredCodes:
 
 def _quantized(module: Any, name: str) -> FP8Tensor:
     codes, weight = module._r1kernels_codes[name], getattr(module, name)
-    if isinstance(codes, StoredCodes):
+    if isinstance(codes, StoredQuantizedWeight):
         return codes(weight, getattr(module, f"{name}_scale_inv"))
     found: FP8Tensor = codes(weight)
     return found
@@ -231,7 +231,12 @@ def fp8_codes(model: nn.Module) -> list[Tensor]:
     is then stale.
     """
     every = [vars(module).get("_r1kernels_codes", {}) for module in model.modules()]
-    kept = [codes.kept for each in every for codes in each.values() if isinstance(codes, Codes)]
+    kept = [
+        codes.kept
+        for each in every
+        for codes in each.values()
+        if isinstance(codes, QuantizedWeight)
+    ]
     return [tensor for codes in kept if codes for tensor in codes if isinstance(tensor, Tensor)]
 
 

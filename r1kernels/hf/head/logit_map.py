@@ -42,11 +42,11 @@ _KNOWN: WeakKeyDictionary[nn.Module, LogitMap] = WeakKeyDictionary()
 
 
 def logit_map(model: Any) -> LogitMap:
-    """``watch(model)``, remembered from the first time."""
-    return _KNOWN[model] if model in _KNOWN else watch(model)
+    """``observe(model)``, remembered from the first time."""
+    return _KNOWN[model] if model in _KNOWN else observe(model)
 
 
-def watch(model: Any) -> LogitMap:
+def observe(model: Any) -> LogitMap:
     """The map of a causal LM as it is now; runs the model once.
 
     On the meta device the backbone has no values to give: numbers take the place of its hidden
@@ -88,7 +88,7 @@ def _run(model: Any, head: nn.Module) -> tuple[Any, dict[str, Tensor]]:
     name, weight = type(model).__name__, head.get_parameter("weight")
     device = weight.device
     meta = device.type == "meta"
-    place = torch.device("cpu") if meta else device
+    compute_device = torch.device("cpu") if meta else device
     seen: dict[str, Tensor] = {}
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
@@ -101,7 +101,7 @@ def _run(model: Any, head: nn.Module) -> tuple[Any, dict[str, Tensor]]:
     def replace(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if "z" in seen:
             raise NotImplementedError(f"{name}: its head runs more than once in a forward pass")
-        grid = torch.linspace(-60, 60, output.shape[-1], dtype=torch.float64, device=place)
+        grid = torch.linspace(-60, 60, output.shape[-1], dtype=torch.float64, device=compute_device)
         z = torch.stack([grid, torch.full_like(grid, SMALL), torch.full_like(grid, LARGE)])[None]
         seen["z"] = z
         return z
@@ -113,12 +113,12 @@ def _run(model: Any, head: nn.Module) -> tuple[Any, dict[str, Tensor]]:
     ]
     # Without values the router loss cannot be added to the loss of the logits, which has some.
     inputs: dict[str, Any] = {"output_router_logits": False} if meta and _has_routers(model) else {}
-    random = [] if place.type == "cpu" else [place]
-    tokens = TOKENS.to(place)
+    random = [] if compute_device.type == "cpu" else [compute_device]
+    tokens = TOKENS.to(compute_device)
     try:
         with (
             torch.no_grad(),
-            torch.random.fork_rng(random, device_type=place.type),
+            torch.random.fork_rng(random, device_type=compute_device.type),
             _numbers_for(model.base_model, head) if meta else nullcontext(),
         ):
             output = type(model).forward(

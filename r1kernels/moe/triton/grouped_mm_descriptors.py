@@ -90,14 +90,14 @@ def weight_tiles(
     ):
         expert = tile // (tiles * columns)
         tile_row, tile_column = gemm.tile_of(tile % (tiles * columns), tiles, columns, GROUP)
-        top, start = tile_row * ROWS, tile_column * COLUMNS
+        row, column = tile_row * ROWS, tile_column * COLUMNS
         first = tl.load(offsets + expert)
         size = tl.maximum(tl.minimum(tl.load(offsets + expert + 1), rows) - first, 0)
         steps = tl.maximum(tl.cdiv(size, STEP), 1)
         tl.assume(steps > 0)
         acc = tl.zeros((ROWS, COLUMNS), tl.float32)
         for step in range(steps):
-            left = load_rows(left_blocks, first, size, step * STEP, top)
-            right = load_rows(right_blocks, first, size, step * STEP, start)
+            left = load_rows(left_blocks, first, size, step * STEP, row)
+            right = load_rows(right_blocks, first, size, step * STEP, column)
             acc = gemm.multiply_add(left.T, right, acc)
-        out_blocks.store([expert, top, start], acc.to(out_blocks.dtype).reshape(1, ROWS, COLUMNS))
+        out_blocks.store([expert, row, column], acc.to(out_blocks.dtype).reshape(1, ROWS, COLUMNS))

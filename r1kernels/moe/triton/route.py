@@ -101,11 +101,11 @@ def route(
 ):  # fmt: skip
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     slot = tl.arange(0, CHOICES)[None, :]
-    place = tl.arange(0, WIDTH)[None, :]
+    lane = tl.arange(0, WIDTH)[None, :]
     SIZE: tl.constexpr = WIDTH // GROUPS
     PADDING: tl.constexpr = SIZE - EXPERTS // NUM_GROUPS  # of every group, and groups of padding
-    column = place - place // SIZE * PADDING
-    there = (place % SIZE < SIZE - PADDING) & (column < EXPERTS)
+    column = lane - lane // SIZE * PADDING
+    there = (lane % SIZE < SIZE - PADDING) & (column < EXPERTS)
     logits = Logits(logits, tokens, stride)
     z = read_rows(logits, row, column, there)
     here = (row < tokens) & (slot < top_k)

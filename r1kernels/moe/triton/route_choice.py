@@ -40,24 +40,24 @@ def to_48_bits(sums):
 
 
 @triton.jit
-def best(key, place, AXIS: tl.constexpr):
-    """The largest key along an axis, and its place: the first of equal ones.
+def best(key, index, AXIS: tl.constexpr):
+    """The largest key along an axis, and its index: the first of equal ones.
 
     By 32 bits at a time, which is what a warp reduces in one instruction.
     """
     if key.dtype == tl.int64:
         high = (key >> 32).to(tl.int32)
         low = key.to(tl.int32) ^ lowest(tl.int32)  # as signed numbers in the order of unsigned ones
-        top_high = tl.max(high, AXIS, keep_dims=True)
-        low = tl.where(high == top_high, low, lowest(tl.int32))
-        top_low = tl.max(low, AXIS, keep_dims=True)
-        first = (high == top_high) & (low == top_low)
-        unsigned = (top_low ^ lowest(tl.int32)).to(tl.uint32, bitcast=True)
-        top = top_high.to(tl.int64) << 32 | unsigned.to(tl.int64)
+        largest_high = tl.max(high, AXIS, keep_dims=True)
+        low = tl.where(high == largest_high, low, lowest(tl.int32))
+        largest_low = tl.max(low, AXIS, keep_dims=True)
+        first = (high == largest_high) & (low == largest_low)
+        unsigned = (largest_low ^ lowest(tl.int32)).to(tl.uint32, bitcast=True)
+        largest = largest_high.to(tl.int64) << 32 | unsigned.to(tl.int64)
     else:
-        top = tl.max(key, AXIS, keep_dims=True)
-        first = key == top
-    return top, tl.min(tl.where(first, place, key.shape[AXIS]), AXIS, keep_dims=True)
+        largest = tl.max(key, AXIS, keep_dims=True)
+        first = key == largest
+    return largest, tl.min(tl.where(first, index, key.shape[AXIS]), AXIS, keep_dims=True)
 
 
 @triton.jit
@@ -66,10 +66,10 @@ def in_best_groups(key, top_k_groups, BEST: tl.constexpr, GROUPS: tl.constexpr):
     ROWS: tl.constexpr = key.shape[0]
     SIZE: tl.constexpr = key.shape[1] // GROUPS
     member = tl.reshape(key, [ROWS, GROUPS, SIZE])
-    place = tl.arange(0, SIZE)[None, None, :]
-    score, at = best(member, place, 2)
+    index = tl.arange(0, SIZE)[None, None, :]
+    score, at = best(member, index, 2)
     if BEST == 2:
-        second, _ = best(tl.where(place == at, lowest(key.dtype), member), place, 2)
+        second, _ = best(tl.where(index == at, lowest(key.dtype), member), index, 2)
         both = flipped(score).to(tl.float64, bitcast=True)
         both += flipped(second).to(tl.float64, bitcast=True)
         score = tl.where(score == lowest(key.dtype), score, ordered(to_48_bits(both)))
@@ -84,12 +84,12 @@ def in_best_groups(key, top_k_groups, BEST: tl.constexpr, GROUPS: tl.constexpr):
 
 @triton.jit
 def choose(key, top_k, CHOICES: tl.constexpr):
-    """[ROWS, CHOICES] int32: places of the ``top_k`` largest keys, best first."""
-    place = tl.arange(0, key.shape[1])[None, :]
+    """[ROWS, CHOICES] int32: indices of the ``top_k`` largest keys, best first."""
+    index = tl.arange(0, key.shape[1])[None, :]
     slot = tl.arange(0, CHOICES)[None, :]
     chosen = tl.zeros([key.shape[0], CHOICES], tl.int32)
     for j in range(top_k):
-        _, at = best(key, place, 1)
+        _, at = best(key, index, 1)
         chosen = tl.where(slot == j, at, chosen)
-        key = tl.where(place == at, lowest(key.dtype), key)
+        key = tl.where(index == at, lowest(key.dtype), key)
     return chosen

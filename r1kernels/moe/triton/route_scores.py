@@ -11,14 +11,14 @@ import triton.language as tl
 class Softmax(NamedTuple):
     """Of a row, each [ROWS, 1]."""
 
-    top: Any
-    total: Any  # Σ exp(z − top)
+    max: Any
+    total: Any  # Σ exp(z − max)
 
 
 @triton.jit
 def softmax(z, there):
-    top = tl.max(tl.where(there, z, float("-inf")), 1, keep_dims=True)
-    return Softmax(top, tl.sum(tl.where(there, tl.exp(z - top), 0.0), 1, keep_dims=True))
+    max = tl.max(tl.where(there, z, float("-inf")), 1, keep_dims=True)
+    return Softmax(max, tl.sum(tl.where(there, tl.exp(z - max), 0.0), 1, keep_dims=True))
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def sigmoid(z):
 def score_of(z, row, SCORE: tl.constexpr):
     """Scores of logits; ``row`` is the Softmax that they are part of, if SCORE is one."""
     if SCORE == "softmax":
-        s = tl.exp(z - row.top) / row.total
+        s = tl.exp(z - row.max) / row.total
     elif SCORE == "sigmoid":
         s = sigmoid(z)
     else:

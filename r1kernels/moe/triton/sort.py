@@ -1,4 +1,4 @@
-"""Stable counting sort of slots by expert in two launches: count, then place.
+"""Stable counting sort of slots by expert in two launches: count, then scatter.
 
 A program has a run of neighbouring slots. The first launch counts each run's slots by expert; in
 the second every program adds up the runs before its own, which tells it where to go on. Integers
@@ -52,7 +52,7 @@ def count(
 
 @launched
 @triton.jit(do_not_specialize=["slots", "run", "programs"])
-def place(
+def scatter(
     counts, offsets, gather, inverse, parts, ids, slots, run, programs, align,
     EXPERTS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, COUNTS: tl.constexpr,
 ):  # fmt: skip
@@ -103,7 +103,7 @@ def moe_sort(ids: Tensor, num_experts: int, align: int) -> tuple[Tensor, ...]:
     width = max(next_power_of_2(num_experts), 32)
     parts = counts.new_empty(programs, width)
     count[(programs,)](parts, gather, ids, slots, rows, run, programs, num_experts, width, TILE)
-    place[(programs,)](
+    scatter[(programs,)](
         counts, offsets, gather, inverse, parts, ids, slots, run, programs, align,
         num_experts, width, TILE, COUNTS,
     )  # fmt: skip
@@ -119,7 +119,7 @@ def _builds(experts: int) -> tuple[Build, ...]:
     sizes = {"EXPERTS": experts, "WIDTH": max(next_power_of_2(experts), 32), "TILE": TILE}
     return (
         Build(count, signature, sizes, aligned=aligned),
-        Build(place, signature, sizes | {"COUNTS": COUNTS}, aligned=aligned),
+        Build(scatter, signature, sizes | {"COUNTS": COUNTS}, aligned=aligned),
     )
 
 

@@ -40,9 +40,9 @@ class Moments(NamedTuple):
 
 
 @triton.jit
-def unit(top, n):
-    """The power of two times which n numbers up to ``top`` add up below 2⁶¹, and its inverse."""
-    exponent = tl.maximum(top.to(tl.float64).to(tl.int64, bitcast=True) >> 52, 128) - 1022
+def unit(largest, n):
+    """A power of two times which n numbers up to ``largest`` add up below 2⁶¹; its inverse."""
+    exponent = tl.maximum(largest.to(tl.float64).to(tl.int64, bitcast=True) >> 52, 128) - 1022
     bits = (n.to(tl.float64).to(tl.int64, bitcast=True) >> 52) - 1022
     power = 61 - bits - exponent
     return (

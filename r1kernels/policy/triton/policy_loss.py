@@ -161,8 +161,8 @@ def kernel(
         tl.store(grad + i, tl.where(row.active, gradient, 0.0), i < stop)
         if a.entropy is not None:
             entropy_sum += tl.load(a.entropy + i, row.active, 0.0)
-            share = tl.where(row.active, 1.0 / entropy_total, 0.0)
-            tl.store(grad_entropy + i, -a.entropy_coef * share, i < stop)
+            entropy_weight = tl.where(row.active, 1.0 / entropy_total, 0.0)
+            tl.store(grad_entropy + i, -a.entropy_coef * entropy_weight, i < stop)
 
         active_sum += row.active.to(tl.int32)
         nothing = (policy_weight == 0.0) & (tl.abs(value) == float("inf"))
@@ -215,15 +215,15 @@ def combine(a, loss, metrics, parts, sequences, entropy_total, SEQUENCES: tl.con
     """Add up what the programs have written, in the order of the sequences."""
     column = tl.arange(0, WIDTH)
     total = tl.zeros([SEQUENCES, WIDTH], tl.float64)
-    top = tl.zeros([SEQUENCES, WIDTH], tl.float64)
+    largest = tl.zeros([SEQUENCES, WIDTH], tl.float64)
     for first in range(0, sequences, SEQUENCES):
         b = first + tl.arange(0, SEQUENCES)[:, None]
         at = parts + b * WIDTH + column[None, :]
         # From the second cache: the first may still hold what stood there before.
         part = tl.load(at, b < sequences, 0.0, cache_modifier=".cg")
         total += part
-        top = maximum(top, part)
-    value = tl.where((MAXIMA >> column) & 1 != 0, tl.reduce(top, 0, maximum), tl.sum(total, 0))
+        largest = maximum(largest, part)
+    value = tl.where((MAXIMA >> column) & 1 != 0, tl.reduce(largest, 0, maximum), tl.sum(total, 0))
     sum_of_loss = take(value, POLICY)
     if a.ref_logprob is not None:
         sum_of_loss += a.beta * take(value, KL_TERM)

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 
 _INVISIBLE = dict.fromkeys([0x00AD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFE0E, 0xFE0F, 0xFEFF])
+_WITHOUT_INK = {"\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}  # letters, and a symbol
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn"}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-")
@@ -55,8 +56,8 @@ def clean(text: str) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of it can be seen: spaces, and characters without width."""
-    return not any(c.isprintable() and c != " " for c in text)
+    """Whether nothing of it can be seen: spaces, marks without a letter, and what has no ink."""
+    return not any(unicodedata.category(c)[0] in "LNPS" and c not in _WITHOUT_INK for c in text)
 
 
 def _unicode(text: str) -> str:

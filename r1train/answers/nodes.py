@@ -72,7 +72,7 @@ class Alternatives:
     items: tuple[Form, ...]
     name: str | None = None
     braces: bool = False
-    """Whether it is one thing, as a set in a list of sets is."""
+    """Whether it was written in braces: a set, which stays one item of the list that it is in."""
 
 
 @dataclass(frozen=True)

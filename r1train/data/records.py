@@ -63,7 +63,8 @@ def record_of(row: Row, dataset: DatasetConfig, template: str) -> Record:
     name = ANSWER_FIELD if dataset.answer_field is None else dataset.answer_field
     answer = _answer(lookup(row, name, "answer_field"), kind) if name else ""
     used = {TYPE_FIELD, *({key, name} & {*PROMPT_FIELDS, ANSWER_FIELD})}
-    columns = {name: plain(value) for name, value in row.items() if name not in used}
+    own = {name: value for name, value in row.items() if name not in used and value is not None}
+    columns = {name: plain(value) for name, value in own.items()}
     return Record(messages, answer, kind, columns)
 
 

@@ -57,6 +57,11 @@ def load_model(
                 f"precision = {config.precision!r}: the weights in {str(folder)!r} are FP8, "
                 "which needs precision = 'fp8'"
             )
+        if stored and choice.lora_rank:
+            raise ConfigError(
+                f"model.lora_rank = {choice.lora_rank}: the weights in {str(folder)!r} are FP8, "
+                "which adapters cannot be merged into: use 0, or a checkpoint in bfloat16"
+            )
         if stored:
             register_fp8()
         loaded = dtype if stored else torch.float32

@@ -63,7 +63,7 @@ def evaluate(
     for i, problem in enumerate(problems):
         group = slice(i * k, (i + 1) * k)
         judged = [value for value in accuracy[group] if value is not None]
-        if judged:  # all of a problem's or none
+        if judged:  # by the problem: accuracy applies to all of its completions or to none
             solved.append(fmean(judged))
             agreed.append(majority(texts[group], judged, problem.answer_type))
     return EvalResult(

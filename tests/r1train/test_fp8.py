@@ -147,6 +147,12 @@ def test_a_run_on_fp8_weights_leaves_fp8_weights(config, stored, tmp_path):
     assert model.model.layers[1].mlp.experts.down_proj.dtype == torch.float8_e4m3fn
 
 
+def test_fp8_weights_take_no_adapters(config, stored):
+    path = ["model.preset=none", f"model.path={stored}", "precision=fp8"]
+    with pytest.raises(ConfigError, match="model.lora_rank = 4: the weights in .* are FP8"):
+        load_model(config(*path, "model.lora_rank=4"))
+
+
 def test_sft_lowers_the_loss_of_fp8_weights(config, stored, tmp_path):
     path = ["model.preset=none", f"model.path={stored}", "precision=fp8"]
     run(config(*path, 'stages=["sft"]', "sft.max_steps=12"))

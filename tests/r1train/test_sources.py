@@ -142,20 +142,21 @@ def test_numbers_of_columns_keep_the_digits_of_their_type(tmp_path):
     first, second = problems_of(write_parquet(tmp_path, table))
     assert (first.answer, second.answer) == ("0.1", "1e-07")
     assert first.columns == {"inner": {"x": [0.1]}, "whole": 2**62}
-    assert second.columns == {"inner": None, "whole": None}
+    assert second.columns == {}
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_parquet, write_arrow])
 def test_a_field_that_is_null_is_one_that_is_not_there(write, tmp_path):
     """A table has the fields of any row in all of them."""
     rows = [
-        {"prompt": "a", "question": None, "answer": "1", "answer_type": None},
-        {"prompt": None, "question": "b", "answer": "2", "answer_type": "text"},
+        {"prompt": "a", "question": None, "answer": "1", "answer_type": None, "hint": None},
+        {"prompt": None, "question": "b", "answer": "2", "answer_type": "text", "hint": "h"},
     ]
     data = rows if write is write_jsonl else pa.Table.from_pylist(rows)
     first, second = problems_of(write(tmp_path, data), answer_type="math")
     assert (first.question, first.answer_type) == ("a", "math")
     assert (second.question, second.answer_type) == ("b", "text")
+    assert (first.columns, second.columns) == ({}, {"hint": "h"})
 
 
 def test_messages_of_a_table(tmp_path):

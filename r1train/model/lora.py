@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -79,8 +80,7 @@ def export(model: PreTrainedModel, folder: Path) -> None:
     if not model._hf_peft_config_loaded:
         model.save_pretrained(folder)
         return
-    alone = {name: tensor for name, tensor in model.state_dict().items() if "lora_" in name}
-    model.save_pretrained(folder / "adapter", state_dict=alone)
+    _export_adapter(model, folder / "adapter")
     ends: Any = (model.get_input_embeddings(), model.get_output_embeddings())
     tied = model.config.tie_word_embeddings
     model.config.tie_word_embeddings = tied and not any(map(_adapted, ends))
@@ -90,6 +90,19 @@ def export(model: PreTrainedModel, folder: Path) -> None:
     finally:
         model._hf_peft_config_loaded = True
         model.config.tie_word_embeddings = tied
+
+
+def _export_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """In peft's format, as `model.save_pretrained` does, but never with the embeddings below.
+
+    That leaves peft to find out whether they are needed: by a warning, or a look at the hub.
+    """
+    from peft import get_peft_model_state_dict
+
+    model.peft_config[ADAPTER].save_pretrained(folder)
+    weights = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    named = {f"base_model.model.{name}": tensor for name, tensor in weights.items()}
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _adapted(module: Any) -> bool:

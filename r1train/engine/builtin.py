@@ -17,6 +17,7 @@ from r1train.engine.cuda_graph import Graphs
 from r1train.engine.decode import Decoding, Sampled, Work
 from r1train.engine.grid import most_slots
 from r1train.engine.noise import stream_keys
+from r1train.engine.sampling import bytes_of_row
 from r1train.engine.shared_prefix import SharedPrefix, prefix_for
 from r1train.engine.stopping import StopStrings, stop_tokens
 from r1train.engine.sync import SyncError, check_names, same_memory, weights_of
@@ -162,7 +163,7 @@ class BuiltinEngine:
         bytes_per_row = (
             (longest + tokens) * self.prefix.bytes_per_token
             + tokens * Decoding.bytes_per_token(self.model)
-            + 3 * 4 * vocabulary  # logits, and what filters or the head make of them
+            + bytes_of_row(vocabulary, self.model.device, sampling)
         )
         bytes_per_row = int(bytes_per_row * most_slots(self.model.device))
         bytes_per_prompt = longest * (bytes_of_pass(self.model) + self.prefix.bytes_per_token)

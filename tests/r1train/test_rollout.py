@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 from contextlib import contextmanager
@@ -225,6 +226,25 @@ def test_long_prompts_stay_within_the_memory(grouped, windowed, general):
     assert rows[0] < 16
     assert found.completion_ids == together.completion_ids
     torch.testing.assert_close(found.logprobs, together.logprobs)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "rows"),
+    [
+        (Sampling(2, top_p=0.9), 20),
+        (Sampling(2, top_k=5, top_p=0.9, min_p=0.01), 20),
+        (Sampling(2), 64),  # on a CPU no logits are written
+    ],
+)
+def test_a_large_vocabulary_stays_within_the_memory(grouped, sampling, rows):
+    config = copy.copy(grouped[0].config)
+    config.vocab_size = 20_000
+    bound, model = 15 << 20, LlamaForCausalLM(config).eval()
+    engine = BuiltinEngine(model, grouped[1], max_memory_gib=bound / 2**30)
+    with memory() as used:
+        _, decoded = watched(engine, [Request([3, 4, 5], 64)], sampling)
+    assert used[0] < bound
+    assert max(decoded) == rows
 
 
 def test_prompts_in_parts_keep_their_experts(engine, prompts):

@@ -160,12 +160,11 @@ class BuiltinEngine:
         """How many completions are decoded at the same time, and prompts prefilled."""
         longest = max(len(request.prompt_ids) for request in requests)
         tokens, vocabulary = sampling.max_new_tokens, self.model.config.get_text_config().vocab_size
-        bytes_per_row = (
-            (longest + tokens) * self.prefix.bytes_per_token
-            + tokens * Decoding.bytes_per_token(self.model)
-            + bytes_of_row(vocabulary, self.model.device, sampling)
-        )
-        bytes_per_row = int(bytes_per_row * most_slots(self.model.device))
+        slots = most_slots(self.model.device)
+        logits = bytes_of_row(vocabulary, self.model.device, sampling)
+        per_token = self.prefix.bytes_per_token + Decoding.bytes_per_token(self.model)
+        of_length = int(slots * tokens * per_token)
+        bytes_per_row = of_length + int(slots * (longest * self.prefix.bytes_per_token + logits))
         bytes_per_prompt = longest * (bytes_of_pass(self.model) + self.prefix.bytes_per_token)
         bound = SHARE * memory_of(self.model.device)
         if self.max_memory_gib is not None:
@@ -176,7 +175,8 @@ class BuiltinEngine:
             beside = prompts * bytes_per_prompt
         else:
             bytes_per_row, beside = bytes_per_row + bytes_per_prompt, 0
-        return rows_that_fit(bytes_per_row, self.batch_size, int(bound), beside), prompts
+        size = rows_that_fit(bytes_per_row, self.batch_size, int(bound), beside, of_length)
+        return size, prompts
 
 
 def _copied(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -68,21 +68,26 @@ def bytes_of_pass(model: PreTrainedModel) -> int:
     return widest * model.dtype.itemsize
 
 
-def rows_that_fit(bytes_per_row: int, batch_size: int, bound: int, beside: int = 0) -> int:
+def rows_that_fit(
+    bytes_per_row: int, batch_size: int, bound: int, beside: int, of_length: int
+) -> int:
     """How many completions are decoded at the same time, at most `batch_size`.
 
     Args:
         beside: bytes that are needed however many there are.
+        of_length: of `bytes_per_row`, those that a shorter completion would not need.
 
     Raises:
         RunError: not even one fits.
     """
     rows = min(batch_size, (bound - beside) // bytes_per_row)
     if rows < 1:
-        needed = (bytes_per_row + beside) / 2**30
+        needed = bytes_per_row + beside
+        least = needed - of_length
+        remedy = "lower rollout.max_completion_length" if least < bound else "shorten the prompts"
         raise RunError(
-            f"one completion needs {needed:.3g} GiB to be decoded, and there are "
-            f"{bound / 2**30:.3g}: raise rollout.max_memory_gib, or lower "
-            "rollout.max_completion_length"
+            f"one completion needs {needed / 2**30:.3g} GiB to be decoded, {least / 2**30:.3g} of "
+            f"them for its prompt and logits, and there are {bound / 2**30:.3g}: raise "
+            f"rollout.max_memory_gib, or {remedy}"
         )
     return rows

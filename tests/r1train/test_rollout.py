@@ -189,9 +189,19 @@ def test_a_batch_is_as_large_as_the_memory_allows(engine, prompts, monkeypatch):
     assert parts.completion_ids == together.completion_ids
     assert 1 < sizes[0] < 12
     assert sum(sizes) == 12
-    engine.max_memory_gib = 1e3 / 2**30
-    with pytest.raises(RunError, match=r"one completion needs .* rollout\.max_memory_gib"):
-        engine.generate(requests(prompts), Sampling(12))
+
+
+@pytest.mark.parametrize("general", [False, True])
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "remedy"),
+    [(1500, 1, "shorten the prompts"), (1, 5000, r"lower rollout\.max_completion_length")],
+)
+def test_a_memory_that_is_too_small_is_an_error(grouped, windowed, general, prompt, tokens, remedy):
+    model = windowed if general else grouped[0]
+    engine = BuiltinEngine(model, grouped[1], max_memory_gib=5e5 / 2**30)
+    message = rf"one completion needs .*: raise rollout\.max_memory_gib, or {remedy}"
+    with pytest.raises(RunError, match=message):
+        engine.generate([Request([3] * prompt)], Sampling(tokens))
 
 
 def test_no_batch_depends_on_the_memory_that_others_leave(engine, prompts):

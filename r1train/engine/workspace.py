@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,11 @@ SHARE = 0.25
 """Of all memory, where no bound is given; of what is free, it would depend on who else is there."""
 PREFILL_SHARE = 0.25
 """Of what decoding may take, for prompts on their way through the model; at least one goes."""
+LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""Of a container's memory: a number of bytes where there is one. Cgroups of version 2, and of 1."""
 
 
 class Workspace:
@@ -44,10 +50,12 @@ class Workspace:
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes that `device` has, free or not."""
+    """Bytes that `device` has, free or not; on a CPU, that this process may have of them."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = [path.read_text().strip() for path in LIMITS if path.exists()]
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([pages, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def bytes_of_pass(model: PreTrainedModel) -> int:

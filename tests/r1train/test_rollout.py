@@ -15,6 +15,7 @@ from r1train.config.schema import RunError
 from r1train.engine.base import NotANumber, Request, Sampling
 from r1train.engine.builtin import BuiltinEngine
 from r1train.engine.sampling import draw
+from r1train.engine.workspace import memory_of
 
 STOP = torch.arange(1, 290, 13)
 
@@ -210,6 +211,21 @@ def test_no_batch_depends_on_the_memory_that_others_leave(engine, prompts):
     taken = bytearray(b"x" * (64 << 20))
     assert engine._sizes(requests(prompts), Sampling(12)) == alone
     assert len(taken) == 64 << 20
+
+
+def test_a_container_has_the_memory_of_its_limit(tmp_path, monkeypatch):
+    second, first = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
+    monkeypatch.setattr("r1train.engine.workspace.LIMITS", (second, first))
+    host = memory_of(torch.device("cpu"))
+    assert host > 1 << 20
+    for path, limit, expected in (
+        (second, "max", host),
+        (second, "1048576", 1 << 20),
+        (first, "9223372036854771712", 1 << 20),
+        (first, "65536", 1 << 16),
+    ):
+        path.write_text(f"{limit}\n")
+        assert memory_of(torch.device("cpu")) == expected
 
 
 @contextmanager

@@ -55,7 +55,7 @@ class BuiltinEngine:
         self.model = model if dtype is None else _copied(model, dtype)
         self.tokenizer, self.batch_size = tokenizer, batch_size
         self.max_memory_gib = max_memory_gib
-        self.version = 0
+        self.version, self.warned = 0, False
         self.sampling_tolerance = tolerance_of(self.model)
         self.stop = torch.tensor(stop_tokens(model, tokenizer), device=model.device)
         self.workspace = Workspace(model.device)
@@ -176,7 +176,21 @@ class BuiltinEngine:
         else:
             bytes_per_row, beside = bytes_per_row + bytes_per_prompt, 0
         size = rows_that_fit(bytes_per_row, self.batch_size, int(bound), beside, of_length)
+        at_once = min(size, sum(request.n for request in requests))
+        self._warn_of_memory(at_once * bytes_per_row + beside)
         return size, prompts
+
+    def _warn_of_memory(self, needed: int) -> None:
+        """Once, where decoding is going to take more than training and others leave."""
+        free = self.workspace.room()
+        if self.warned or needed <= free:
+            return
+        self.warned = True
+        logging.getLogger("r1train").warning(
+            "rollouts may take %.3g GiB of memory beside the weights, and %.3g are free: if there "
+            "is too little, give them less by rollout.max_memory_gib",
+            *(needed / 2**30, free / 2**30),
+        )
 
 
 def _copied(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -24,6 +24,7 @@ LIMITS = (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
 """Of a container's memory: a number of bytes where there is one. Cgroups of version 2, and of 1."""
+MEMINFO, STATM = Path("/proc/meminfo"), Path("/proc/self/statm")
 
 
 class Workspace:
@@ -48,6 +49,10 @@ class Workspace:
             self.moves += 1
         return buffer[:count].view(*shape)
 
+    def room(self) -> int:
+        """Bytes that it holds, or may have beside them: about what is free on its device."""
+        return free_memory_of(self.device) + sum(each.nbytes for each in self.buffers.values())
+
 
 def memory_of(device: torch.device) -> int:
     """Bytes that `device` has, free or not; on a CPU, that this process may have of them."""
@@ -56,6 +61,16 @@ def memory_of(device: torch.device) -> int:
     limits = [path.read_text().strip() for path in LIMITS if path.exists()]
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([pages, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def free_memory_of(device: torch.device) -> int:
+    """Bytes that nobody has taken, about; those count that PyTorch has and no tensor."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+    resident = int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return min(int(lines["MemAvailable"].split()[0]) << 10, memory_of(device) - resident)
 
 
 def bytes_of_pass(model: PreTrainedModel) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import os
 from contextlib import contextmanager
 
 import pytest
@@ -15,7 +16,7 @@ from r1train.config.schema import RunError
 from r1train.engine.base import NotANumber, Request, Sampling
 from r1train.engine.builtin import BuiltinEngine
 from r1train.engine.sampling import draw
-from r1train.engine.workspace import memory_of
+from r1train.engine.workspace import free_memory_of, memory_of
 
 STOP = torch.arange(1, 290, 13)
 
@@ -211,6 +212,33 @@ def test_no_batch_depends_on_the_memory_that_others_leave(engine, prompts):
     taken = bytearray(b"x" * (64 << 20))
     assert engine._sizes(requests(prompts), Sampling(12)) == alone
     assert len(taken) == 64 << 20
+
+
+def test_too_little_free_memory_is_a_warning_once(mini, prompts, caplog, monkeypatch):
+    monkeypatch.setattr("r1train.engine.workspace.free_memory_of", lambda device: free)
+    engine = BuiltinEngine(*mini)
+    free = 1 << 30
+    expected = engine.generate(requests(prompts), Sampling(12))
+    free = 0  # beside what decoding has already
+    engine.generate(requests(prompts[:1]), Sampling(2))
+    assert not caplog.records
+    for _ in range(2):
+        found = engine.generate(requests(prompts, n=30), Sampling(12))
+    assert found.completion_ids[:3] == expected.completion_ids[:3]
+    (record,) = caplog.records
+    assert "rollout.max_memory_gib" in record.getMessage()
+
+
+def test_what_this_process_or_others_have_is_not_free(tmp_path, monkeypatch):
+    machine, process = tmp_path / "meminfo", tmp_path / "statm"
+    monkeypatch.setattr("r1train.engine.workspace.MEMINFO", machine)
+    monkeypatch.setattr("r1train.engine.workspace.STATM", process)
+    monkeypatch.setattr("r1train.engine.workspace.memory_of", lambda device: 1 << 30)
+    resident = 100 * os.sysconf("SC_PAGE_SIZE")
+    process.write_text("900 100 50 1 0 700 0\n")
+    for available, expected in ((1 << 30, (1 << 30) - resident), (1 << 20, 1 << 20)):
+        machine.write_text(f"MemTotal: 9 kB\nMemAvailable:   {available >> 10} kB\nCached: 1 kB\n")
+        assert free_memory_of(torch.device("cpu")) == expected
 
 
 def test_a_container_has_the_memory_of_its_limit(tmp_path, monkeypatch):

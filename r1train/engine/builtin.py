@@ -17,6 +17,7 @@ from r1train.engine.cuda_graph import Graphs
 from r1train.engine.decode import Decoding, Sampled, Work
 from r1train.engine.grid import most_slots
 from r1train.engine.noise import stream_keys
+from r1train.engine.sampling import bytes_of_row
 from r1train.engine.shared_prefix import SharedPrefix, prefix_for
 from r1train.engine.stopping import StopStrings, stop_tokens
 from r1train.engine.sync import SyncError, check_names, same_memory, weights_of
@@ -54,7 +55,7 @@ class BuiltinEngine:
         self.model = model if dtype is None else _copied(model, dtype)
         self.tokenizer, self.batch_size = tokenizer, batch_size
         self.max_memory_gib = max_memory_gib
-        self.version = 0
+        self.version, self.warned = 0, False
         self.sampling_tolerance = tolerance_of(self.model)
         self.stop = torch.tensor(stop_tokens(model, tokenizer), device=model.device)
         self.workspace = Workspace(model.device)
@@ -159,12 +160,11 @@ class BuiltinEngine:
         """How many completions are decoded at the same time, and prompts prefilled."""
         longest = max(len(request.prompt_ids) for request in requests)
         tokens, vocabulary = sampling.max_new_tokens, self.model.config.get_text_config().vocab_size
-        bytes_per_row = (
-            (longest + tokens) * self.prefix.bytes_per_token
-            + tokens * Decoding.bytes_per_token(self.model)
-            + 3 * 4 * vocabulary  # logits, and what filters or the head make of them
-        )
-        bytes_per_row = int(bytes_per_row * most_slots(self.model.device))
+        slots = most_slots(self.model.device)
+        logits = bytes_of_row(vocabulary, self.model.device, sampling)
+        per_token = self.prefix.bytes_per_token + Decoding.bytes_per_token(self.model)
+        of_length = int(slots * tokens * per_token)
+        bytes_per_row = of_length + int(slots * (longest * self.prefix.bytes_per_token + logits))
         bytes_per_prompt = longest * (bytes_of_pass(self.model) + self.prefix.bytes_per_token)
         bound = SHARE * memory_of(self.model.device)
         if self.max_memory_gib is not None:
@@ -175,7 +175,22 @@ class BuiltinEngine:
             beside = prompts * bytes_per_prompt
         else:
             bytes_per_row, beside = bytes_per_row + bytes_per_prompt, 0
-        return rows_that_fit(bytes_per_row, self.batch_size, int(bound), beside), prompts
+        size = rows_that_fit(bytes_per_row, self.batch_size, int(bound), beside, of_length)
+        at_once = min(size, sum(request.n for request in requests))
+        self._warn_of_memory(at_once * bytes_per_row + beside)
+        return size, prompts
+
+    def _warn_of_memory(self, needed: int) -> None:
+        """Once, where decoding is going to take more than training and others leave."""
+        free = self.workspace.room()
+        if self.warned or needed <= free:
+            return
+        self.warned = True
+        logging.getLogger("r1train").warning(
+            "rollouts may take %.3g GiB of memory beside the weights, and %.3g are free: if there "
+            "is too little, give them less by rollout.max_memory_gib",
+            *(needed / 2**30, free / 2**30),
+        )
 
 
 def _copied(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from r1train.model.products import product
 
 LARGE = 4096
 """Tokens of a vocabulary: fewer are too few parts for several threads."""
+WRITTEN, FILTERED = 12, 34
+"""Bytes for each token of a vocabulary: of logits and what the head makes of them, or filters."""
 
 
 def logits_of(head: Head, hidden: Tensor) -> Tensor:
@@ -32,8 +35,7 @@ def sample(
 
     On a CPU those of a large vocabulary are never written, where nothing asks for them.
     """
-    filtered = sampling.temperature and (sampling.top_k or sampling.top_p < 1 or sampling.min_p)
-    if filtered or not hidden.is_cpu or head.weight.shape[0] < LARGE:
+    if _writes(head.weight.shape[0], hidden.device, sampling):
         return draw(logits_of(head, hidden), uniform, sampling)
     return linear_sample_logprob(
         head.rows(hidden), head.weight, uniform, temperature=sampling.temperature, **head.options
@@ -47,10 +49,30 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
     temperature 0 the token is the most likely one and its log-probability that at 1.
     """
     temperature = sampling.temperature
-    top_k, top_p = sampling.top_k or None, sampling.top_p if sampling.top_p < 1 else None
-    min_p = sampling.min_p or None
-    if temperature and (top_k or top_p or min_p):
+    if _filters(sampling):
         logits = filter_logits(
-            logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+            logits,
+            temperature=temperature,
+            top_k=sampling.top_k or None,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p or None,
         )
     return sample_logprob(logits, uniform, temperature=temperature)
+
+
+def bytes_of_row(vocabulary: int, device: torch.device, sampling: Sampling) -> int:
+    """What `sample` holds for each row at one time, about and at most."""
+    if not _writes(vocabulary, device, sampling):
+        return 0
+    return vocabulary * (FILTERED if _filters(sampling) else WRITTEN)
+
+
+def _writes(vocabulary: int, device: torch.device, sampling: Sampling) -> bool:
+    """Whether there are logits at all."""
+    return _filters(sampling) or device.type != "cpu" or vocabulary < LARGE
+
+
+def _filters(sampling: Sampling) -> bool:
+    """The most likely token, at temperature 0, is left by all of them."""
+    some = sampling.top_k or sampling.top_p < 1 or sampling.min_p
+    return bool(sampling.temperature and some)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,12 @@ SHARE = 0.25
 """Of all memory, where no bound is given; of what is free, it would depend on who else is there."""
 PREFILL_SHARE = 0.25
 """Of what decoding may take, for prompts on their way through the model; at least one goes."""
+LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""Of a container's memory: a number of bytes where there is one. Cgroups of version 2, and of 1."""
+MEMINFO, STATM = Path("/proc/meminfo"), Path("/proc/self/statm")
 
 
 class Workspace:
@@ -42,17 +49,28 @@ class Workspace:
             self.moves += 1
         return buffer[:count].view(*shape)
 
-    @property
-    def bytes(self) -> int:
-        """How much it holds."""
-        return sum(buffer.nbytes for buffer in self.buffers.values())
+    def room(self) -> int:
+        """Bytes that it holds, or may have beside them: about what is free on its device."""
+        return free_memory_of(self.device) + sum(each.nbytes for each in self.buffers.values())
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes that `device` has, free or not."""
+    """Bytes that `device` has, free or not; on a CPU, that this process may have of them."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = [path.read_text().strip() for path in LIMITS if path.exists()]
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([pages, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def free_memory_of(device: torch.device) -> int:
+    """Bytes that nobody has taken, about; those count that PyTorch has and no tensor."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+    resident = int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return min(int(lines["MemAvailable"].split()[0]) << 10, memory_of(device) - resident)
 
 
 def bytes_of_pass(model: PreTrainedModel) -> int:
@@ -73,21 +91,26 @@ def bytes_of_pass(model: PreTrainedModel) -> int:
     return widest * model.dtype.itemsize
 
 
-def rows_that_fit(bytes_per_row: int, batch_size: int, bound: int, beside: int = 0) -> int:
+def rows_that_fit(
+    bytes_per_row: int, batch_size: int, bound: int, beside: int, of_length: int
+) -> int:
     """How many completions are decoded at the same time, at most `batch_size`.
 
     Args:
         beside: bytes that are needed however many there are.
+        of_length: of `bytes_per_row`, those that a shorter completion would not need.
 
     Raises:
         RunError: not even one fits.
     """
     rows = min(batch_size, (bound - beside) // bytes_per_row)
     if rows < 1:
-        needed = (bytes_per_row + beside) / 2**30
+        needed = bytes_per_row + beside
+        least = needed - of_length
+        remedy = "lower rollout.max_completion_length" if least < bound else "shorten the prompts"
         raise RunError(
-            f"one completion needs {needed:.3g} GiB to be decoded, and there are "
-            f"{bound / 2**30:.3g}: raise rollout.max_memory_gib, or lower "
-            "rollout.max_completion_length"
+            f"one completion needs {needed / 2**30:.3g} GiB to be decoded, {least / 2**30:.3g} of "
+            f"them for its prompt and logits, and there are {bound / 2**30:.3g}: raise "
+            f"rollout.max_memory_gib, or {remedy}"
         )
     return rows

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -79,8 +80,7 @@ def export(model: PreTrainedModel, folder: Path) -> None:
     if not model._hf_peft_config_loaded:
         model.save_pretrained(folder)
         return
-    alone = {name: tensor for name, tensor in model.state_dict().items() if "lora_" in name}
-    model.save_pretrained(folder / "adapter", state_dict=alone)
+    _export_adapter(model, folder / "adapter")
     ends: Any = (model.get_input_embeddings(), model.get_output_embeddings())
     tied = model.config.tie_word_embeddings
     model.config.tie_word_embeddings = tied and not any(map(_adapted, ends))
@@ -92,19 +92,35 @@ def export(model: PreTrainedModel, folder: Path) -> None:
         model.config.tie_word_embeddings = tied
 
 
+def _export_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """In peft's format, as `model.save_pretrained` does, but never with the embeddings below.
+
+    That leaves peft to find out whether they are needed: by a warning, or a look at the hub.
+    """
+    from peft import get_peft_model_state_dict
+
+    model.peft_config[ADAPTER].save_pretrained(folder)
+    weights = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    named = {f"base_model.model.{name}": tensor for name, tensor in weights.items()}
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
 def _adapted(module: Any) -> bool:
     return hasattr(module, "get_delta_weight")
+
+
+def _adapted_layers(model: PreTrainedModel) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules() if _adapted(module)}
 
 
 def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy without adapters, whose weights are `merged_weights`."""
     found = copy.deepcopy(model)
-    named: Any = found.named_modules()
-    adapted = {name: each for name, each in named if hasattr(each, "get_delta_weight")}
-    if not adapted:
+    layers = _adapted_layers(found)
+    if not layers:
         return found
     weights = dict(merged_weights(found))
-    for name, module in adapted.items():
+    for name, module in layers.items():
         found.set_submodule(name, module.base_layer)
         # A parameter of its own: it may have been tied to one that has no adapter.
         module.base_layer.weight = torch.nn.Parameter(weights[f"{name}.weight"])
@@ -114,8 +130,7 @@ def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """The model's `state_dict`, under the names it has without adapters, with these added in."""
-    named: Any = model.named_modules()
-    layers = {name: module for name, module in named if _adapted(module)}
+    layers = _adapted_layers(model)
     for name, tensor in model.state_dict().items():
         layer, _, own = name.partition(".base_layer.")
         if own == "weight":

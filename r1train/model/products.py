@@ -31,11 +31,11 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def patch_linear(model: PreTrainedModel) -> None:
-    """Makes the linear layers of `model` multiply so, on a processor where that is faster.
+    """Makes the linear layers of `model`, if it is on a CPU, multiply so where that is faster.
 
     Layers whose forward is another function already, and the head, stay as they are.
     """
-    if not faster_than_mkl():
+    if model.device.type != "cpu" or not faster_than_mkl():
         return
     head = model.get_output_embeddings()
     for module in model.modules():
@@ -49,7 +49,8 @@ def linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
     small = x.numel() * weight.shape[0] < LEAST_WORK
     if small or weight.dtype != torch.float32 or not weight.is_cpu:
         return F.linear(x, weight, layer.bias)
-    return product(x.flatten(0, -2), weight, layer.bias).view(*x.shape[:-1], weight.shape[0])
+    rows = x.reshape(-1, x.shape[-1])
+    return product(rows, weight, layer.bias).view(*x.shape[:-1], weight.shape[0])
 
 
 @cache

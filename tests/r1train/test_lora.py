@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -24,7 +25,7 @@ from r1train.model.policy import Policy
 from r1train.run.export import save_checkpoint
 from tests.r1train.conftest import TEXTS
 
-pytest.importorskip("peft")
+PeftModel = pytest.importorskip("peft").PeftModel
 CONFIG = Config(model=ModelConfig(preset="deepseek-v3-mini", lora_rank=4))
 
 
@@ -108,7 +109,9 @@ def test_an_adapter_on_a_tied_head_or_embedding_unties_them_in_a_checkpoint(targ
     model = tied()
     add_lora(model, ModelConfig(preset="smollm2", lora_rank=4, lora_target_modules=targets), 0)
     train(Policy(model), [[1, 2], [3], [4], [5]])
-    export(model, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export(model, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is False
     assert model.config.tie_word_embeddings
     names = load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
@@ -116,6 +119,8 @@ def test_an_adapter_on_a_tied_head_or_embedding_unties_them_in_a_checkpoint(targ
     plain, ids = AutoModelForCausalLM.from_pretrained(tmp_path), torch.tensor([[5, 6, 7, 8]])
     assert plain.lm_head.weight is not plain.model.embed_tokens.weight
     torch.testing.assert_close(plain(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+    adapted = PeftModel.from_pretrained(tied(), tmp_path / "adapter")
+    torch.testing.assert_close(adapted(ids).logits, model(ids).logits)
 
 
 def test_a_head_without_an_adapter_stays_tied_in_a_checkpoint(tmp_path):

@@ -41,7 +41,7 @@ def linear_layers(model):
     return [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
 
 
-@pytest.mark.parametrize("shape", [(20,), (5, 3), (1, 2, 4), (0,)])
+@pytest.mark.parametrize("shape", [(), (20,), (5, 3), (1, 2, 4), (0,)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_values_and_gradients_are_those_of_a_linear_layer(shape, bias, monkeypatch):
     monkeypatch.setattr(products, "LEAST_WORK", 0)
@@ -81,6 +81,12 @@ def test_the_head_and_layers_that_are_replaced_already_stay(small_llama, monkeyp
     assert "forward" not in vars(model.get_output_embeddings())
     inner = [layer for layer in linear_layers(model.base_model) if layer is not other]
     assert all("forward" in vars(layer) for layer in inner)
+
+
+def test_a_model_on_another_device_stays(small_llama, monkeypatch):
+    monkeypatch.setattr(products, "faster_than_mkl", lambda: True)
+    patch_linear(small_llama.to("meta"))
+    assert not any("forward" in vars(layer) for layer in linear_layers(small_llama))
 
 
 def test_a_copy_multiplies_by_its_own_weights(patched):

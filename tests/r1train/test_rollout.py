@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
+import os
 from contextlib import contextmanager
 
 import pytest
@@ -14,6 +16,7 @@ from r1train.config.schema import RunError
 from r1train.engine.base import NotANumber, Request, Sampling
 from r1train.engine.builtin import BuiltinEngine
 from r1train.engine.sampling import draw
+from r1train.engine.workspace import free_memory_of, memory_of
 
 STOP = torch.arange(1, 290, 13)
 
@@ -188,9 +191,19 @@ def test_a_batch_is_as_large_as_the_memory_allows(engine, prompts, monkeypatch):
     assert parts.completion_ids == together.completion_ids
     assert 1 < sizes[0] < 12
     assert sum(sizes) == 12
-    engine.max_memory_gib = 1e3 / 2**30
-    with pytest.raises(RunError, match=r"one completion needs .* rollout\.max_memory_gib"):
-        engine.generate(requests(prompts), Sampling(12))
+
+
+@pytest.mark.parametrize("general", [False, True])
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "remedy"),
+    [(1500, 1, "shorten the prompts"), (1, 5000, r"lower rollout\.max_completion_length")],
+)
+def test_a_memory_that_is_too_small_is_an_error(grouped, windowed, general, prompt, tokens, remedy):
+    model = windowed if general else grouped[0]
+    engine = BuiltinEngine(model, grouped[1], max_memory_gib=5e5 / 2**30)
+    message = rf"one completion needs .*: raise rollout\.max_memory_gib, or {remedy}"
+    with pytest.raises(RunError, match=message):
+        engine.generate([Request([3] * prompt)], Sampling(tokens))
 
 
 def test_no_batch_depends_on_the_memory_that_others_leave(engine, prompts):
@@ -199,6 +212,48 @@ def test_no_batch_depends_on_the_memory_that_others_leave(engine, prompts):
     taken = bytearray(b"x" * (64 << 20))
     assert engine._sizes(requests(prompts), Sampling(12)) == alone
     assert len(taken) == 64 << 20
+
+
+def test_too_little_free_memory_is_a_warning_once(mini, prompts, caplog, monkeypatch):
+    monkeypatch.setattr("r1train.engine.workspace.free_memory_of", lambda device: free)
+    engine = BuiltinEngine(*mini)
+    free = 1 << 30
+    expected = engine.generate(requests(prompts), Sampling(12))
+    free = 0  # beside what decoding has already
+    engine.generate(requests(prompts[:1]), Sampling(2))
+    assert not caplog.records
+    for _ in range(2):
+        found = engine.generate(requests(prompts, n=30), Sampling(12))
+    assert found.completion_ids[:3] == expected.completion_ids[:3]
+    (record,) = caplog.records
+    assert "rollout.max_memory_gib" in record.getMessage()
+
+
+def test_what_this_process_or_others_have_is_not_free(tmp_path, monkeypatch):
+    machine, process = tmp_path / "meminfo", tmp_path / "statm"
+    monkeypatch.setattr("r1train.engine.workspace.MEMINFO", machine)
+    monkeypatch.setattr("r1train.engine.workspace.STATM", process)
+    monkeypatch.setattr("r1train.engine.workspace.memory_of", lambda device: 1 << 30)
+    resident = 100 * os.sysconf("SC_PAGE_SIZE")
+    process.write_text("900 100 50 1 0 700 0\n")
+    for available, expected in ((1 << 30, (1 << 30) - resident), (1 << 20, 1 << 20)):
+        machine.write_text(f"MemTotal: 9 kB\nMemAvailable:   {available >> 10} kB\nCached: 1 kB\n")
+        assert free_memory_of(torch.device("cpu")) == expected
+
+
+def test_a_container_has_the_memory_of_its_limit(tmp_path, monkeypatch):
+    second, first = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
+    monkeypatch.setattr("r1train.engine.workspace.LIMITS", (second, first))
+    host = memory_of(torch.device("cpu"))
+    assert host > 1 << 20
+    for path, limit, expected in (
+        (second, "max", host),
+        (second, "1048576", 1 << 20),
+        (first, "9223372036854771712", 1 << 20),
+        (first, "65536", 1 << 16),
+    ):
+        path.write_text(f"{limit}\n")
+        assert memory_of(torch.device("cpu")) == expected
 
 
 @contextmanager
@@ -225,6 +280,25 @@ def test_long_prompts_stay_within_the_memory(grouped, windowed, general):
     assert rows[0] < 16
     assert found.completion_ids == together.completion_ids
     torch.testing.assert_close(found.logprobs, together.logprobs)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "rows"),
+    [
+        (Sampling(2, top_p=0.9), 20),
+        (Sampling(2, top_k=5, top_p=0.9, min_p=0.01), 20),
+        (Sampling(2), 64),  # on a CPU no logits are written
+    ],
+)
+def test_a_large_vocabulary_stays_within_the_memory(grouped, sampling, rows):
+    config = copy.copy(grouped[0].config)
+    config.vocab_size = 20_000
+    bound, model = 15 << 20, LlamaForCausalLM(config).eval()
+    engine = BuiltinEngine(model, grouped[1], max_memory_gib=bound / 2**30)
+    with memory() as used:
+        _, decoded = watched(engine, [Request([3, 4, 5], 64)], sampling)
+    assert used[0] < bound
+    assert max(decoded) == rows
 
 
 def test_prompts_in_parts_keep_their_experts(engine, prompts):

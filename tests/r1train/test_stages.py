@@ -14,7 +14,7 @@ from r1train.config.schema import ConfigError
 from r1train.config.sections import Config, StageConfig
 from r1train.run import artifacts, checksums, choice
 from r1train.run.artifacts import difference, plan
-from r1train.run.runner import run
+from r1train.run.runner import resume, run
 from r1train.stages import check_stages
 
 STAGES = """
@@ -217,8 +217,6 @@ def damage_bit(path):
 def test_a_finished_stage_whose_model_is_damaged_is_run_again(
     recipe, tmp_path, capsys, damage, reason
 ):
-    from r1train.run.runner import resume
-
     options = ('stages=["sft"]', "sft.max_steps=1")
     folder = tmp_path / "runs" / "tiny"
     run(recipe(*options))
@@ -274,7 +272,6 @@ def test_data_and_models_are_read_when_a_run_asks_what_it_is_made_from(
 
 def test_a_model_that_nobody_starts_from_any_more_may_go(recipe, tmp_path, monkeypatch):
     """The first stage's, to free the disk, when the last one was broken off."""
-    from r1train.run.runner import resume
     from r1train.stages.evaluate import Evaluate
 
     folder = tmp_path / "runs" / "tiny"
@@ -290,6 +287,15 @@ def test_a_model_that_nobody_starts_from_any_more_may_go(recipe, tmp_path, monke
     shutil.rmtree(folder / "zero" / "checkpoint")
     (folder / "exam" / "artifact.json").unlink()
     with pytest.raises(ConfigError, match=r"'base' left is needed again, .*: checkpoint/.* is"):
+        resume(folder)
+
+
+def test_a_finished_stage_that_is_to_be_evaluated_later_is_named(recipe, tmp_path):
+    folder = tmp_path / "runs" / "tiny"
+    run(recipe('stages=["sft", "evaluate"]', "sft.max_steps=1"))
+    text = to_toml(load_config(folder / "config.toml", ["stages.sft.evaluate=true"]))
+    (folder / "config.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"'sft' left is needed again, .*: it was not evaluated;"):
         resume(folder)
 
 

@@ -231,6 +231,22 @@ def test_a_finished_stage_whose_model_is_damaged_is_run_again(
     assert model.read_bytes() == whole
 
 
+def test_a_finished_stage_without_checksums_is_run_again(recipe, tmp_path, capsys):
+    options = ('stages=["sft"]', "sft.max_steps=1")
+    folder = tmp_path / "runs" / "tiny"
+    run(recipe(*options))
+    file = folder / "sft" / "artifact.json"
+    record = json.loads(file.read_text())
+    del record["files"]  # as before there were any
+    file.write_text(json.dumps(record))
+    capsys.readouterr()
+    run(recipe(*options))
+    reason = "its record has no checksums, since an earlier version wrote it"
+    assert f"sft: run again, not taken from {folder}/sft: {reason}" in said(capsys)
+    resume(folder)
+    assert f"sft: run again: {reason}" in said(capsys)
+
+
 def said(capsys):
     return capsys.readouterr().out
 

@@ -198,7 +198,7 @@ class Run:
     def _train(self, one: Plan, stage: TrainStage, sizes: dict[str, int]) -> Trainer:
         seed = derive_seed(self.config.seed, "eval")  # of the run: all evaluations compare
         store = CheckpointStore(self.folder.path / one.name, self.config.keep_checkpoints)
-        self.trainer = trainer = Trainer(
+        trainer = Trainer(
             stage,
             one.name,
             self.folder,
@@ -209,6 +209,7 @@ class Run:
         )
         if not trainer.restore():
             self.folder.cut(sizes)
+        self.trainer = trainer  # not before: half restored, it would be saved in place of its last
         trainer.fit()
         return trainer
 

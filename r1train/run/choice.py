@@ -88,8 +88,8 @@ def take_up(folder: Path, plans: Sequence[Plan]) -> Choice:
         old = there.get(lost.name)
         reason = why(lost, old) if old is not None else f"{lost.name}/{FILE} is missing"
         raise ConfigError(
-            f"{folder}: what stage {lost.name!r} left is needed again, and cannot be used: {reason}; "
-            "put it back, or start anew with r1train run"
+            f"{folder}: what stage {lost.name!r} left is needed again, and cannot be used: "
+            f"{reason}; put it back, or start anew with r1train run"
         )
     again = [
         f"{plan.name}: run again: {why(plan, there[plan.name])}"

@@ -16,6 +16,8 @@ from r1train.run import artifacts, checksums, choice
 from r1train.run.artifacts import difference, plan
 from r1train.run.runner import resume, run
 from r1train.stages import check_stages
+from r1train.stages.rl import RL
+from tests.r1train.kills import left
 
 STAGES = """
 [[stages]]
@@ -245,6 +247,22 @@ def test_a_finished_stage_without_checksums_is_run_again(recipe, tmp_path, capsy
     assert f"sft: run again, not taken from {folder}/sft: {reason}" in said(capsys)
     resume(folder)
     assert f"sft: run again: {reason}" in said(capsys)
+
+
+def test_a_stage_that_is_run_again_leaves_the_lines_of_those_after_it(
+    recipe, tmp_path, monkeypatch
+):
+    options = ('stages=["sft", "grpo"]', "sft.max_steps=2", "grpo.max_steps=2")
+    options += ("grpo.save_steps=1", "eval.limit=2", "stages.sft.evaluate=true")
+    run(recipe(*options, "name=unbroken"))
+    folder, prepare = tmp_path / "runs" / "tiny", RL.prepare
+    with monkeypatch.context() as patch:
+        patch.setattr(RL, "prepare", lambda self: interrupt() if self.step else prepare(self))
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe(*options))
+    damage_bit(folder / "sft" / "checkpoint" / "model.safetensors")
+    resume(folder)
+    assert left(folder) == left(folder.with_name("unbroken"))
 
 
 def said(capsys):

@@ -175,6 +175,8 @@ class Run:
             trainer = self._train(one, stage)
             self.evaluations[one.name] = trainer.evaluations
             seconds, warnings = trainer.elapsed(), [*trainer.stall.said.values()]
+            # Its checksums too: a signal that acted before the record is written would have the
+            # stage saved once more, with its state, which takes longer than to read the model.
             with self.signals.held():
                 path = self.folder.path / one.name / "checkpoint"
                 save_checkpoint(context.model, context.tokenizer, path)

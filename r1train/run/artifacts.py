@@ -193,6 +193,8 @@ class Finished:
     @cached_property
     def fault(self) -> str | None:
         """Why what it left cannot be used; None where every file is as it was written."""
+        if not self.record.get("files"):
+            return "its record has no checksums, since an earlier version wrote it"
         return fault(self.artifact.path, self.record["files"])
 
     @property
@@ -207,7 +209,7 @@ def finished(run: Path) -> dict[str, Finished]:
     for file in sorted(run.glob(f"*/{FILE}")):
         try:
             stage = Finished(file.parent, json.loads(file.read_text()))
-            if stage.artifact.inputs_hash and stage.record["files"]:
+            if stage.artifact.inputs_hash:
                 found[stage.name] = stage
         except (OSError, ValueError, KeyError, TypeError):
             continue  # damaged: the stage is run again

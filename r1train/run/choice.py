@@ -85,10 +85,11 @@ def take_up(folder: Path, plans: Sequence[Plan]) -> Choice:
     there = finished(folder)
     done = usable(plans, [there])
     if lost := out_of_order(plans, done):
-        reason = there[lost].fault if lost in there else f"{lost}/{FILE} is missing"
+        old = there.get(lost.name)
+        reason = why(lost, old) if old is not None else f"{lost.name}/{FILE} is missing"
         raise ConfigError(
-            f"{folder}: what stage {lost!r} left is needed again, and cannot be used: {reason}; "
-            "put it back, or start anew with r1train run"
+            f"{folder}: what stage {lost.name!r} left is needed again, and cannot be used: "
+            f"{reason}; put it back, or start anew with r1train run"
         )
     again = [
         f"{plan.name}: run again: {why(plan, there[plan.name])}"
@@ -112,13 +113,13 @@ def usable(plans: Sequence[Plan], known: Sequence[Mapping[str, Finished]]) -> di
     return kept
 
 
-def out_of_order(plans: Sequence[Plan], done: Mapping[str, Finished]) -> str | None:
+def out_of_order(plans: Sequence[Plan], done: Mapping[str, Finished]) -> Plan | None:
     """A stage to be repeated before one that is finished, whose lines in the logs come after its
     own; None where there is none."""
     waiting = None
     for plan in plans:
         if plan.name not in done:
-            waiting = waiting or plan.name
+            waiting = waiting or plan
         elif waiting is not None:
             return waiting
     return None

@@ -35,6 +35,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.trackers = Trackers()
+        self.begins: dict[str, int] = {}  # where in each log the stage at work has its first line
 
     @classmethod
     def create(cls, config: Config) -> RunFolder:
@@ -65,9 +66,9 @@ class RunFolder:
             self.write(TRACKED, json.dumps({**ids, **self.trackers.ids}) + "\n")
 
     def resume(self, stage: str, step: int, sizes: Mapping[str, int]) -> None:
-        """A stage goes on after this step: what was logged after `sizes` were these is taken back,
+        """A stage goes on after this step: what it logged after `sizes` were these is taken back,
         and the trackers know that it comes again."""
-        self.cut(sizes)
+        self.begin(stage, sizes)
         self.trackers.resume(stage, step)
 
     @contextmanager
@@ -90,24 +91,36 @@ class RunFolder:
             new.symlink_to(os.path.relpath(checkpoint, self.path))
         return link
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of the logs, which are on the disk now: what `cut` goes back to."""
-        found = {}
+    def begin(self, stage: str, sizes: Mapping[str, int] | None = None) -> None:
+        """A stage is at work from now on. Of what it has logged before, so many bytes stay, by
+        default none. They come after the lines of all others, in whichever order those were run."""
         for name in LOGS:
             path = self.path / name
+            others, own = bytearray(), bytearray()
+            for line, record in _records(path):
+                (own if record["stage"] == stage else others).extend(line + b"\n")
+            self.begins[name] = len(others)
+            kept = others + own[: (sizes or {}).get(name, 0)]
+            if path.exists() and path.read_bytes() != kept:
+                with writing(path), replaced(path) as partial:
+                    partial.write_bytes(kept)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes that the stage at work has logged, on the disk now: what `begin` goes back to."""
+        self.sync()
+        logs = {name: self.path / name for name in self.begins}
+        return {
+            name: path.stat().st_size - self.begins[name]
+            for name, path in logs.items()
+            if path.exists()
+        }
+
+    def sync(self) -> None:
+        """What has been logged is on the disk now."""
+        for path in (self.path / name for name in LOGS):
             if path.exists():
                 with writing(path):
                     synced(path)
-            found[name] = path.stat().st_size if path.exists() else 0
-        return found
-
-    def cut(self, sizes: Mapping[str, int]) -> None:
-        """Takes back what was logged after `sizes` were these."""
-        for name in LOGS:
-            path = self.path / name
-            if path.exists() and path.stat().st_size > sizes.get(name, 0):
-                with writing(path):
-                    os.truncate(path, sizes.get(name, 0))
 
     def log(self, step: int, metrics: Mapping[str, float], stage: str = "grpo") -> None:
         """Append one line to metrics.jsonl; figures that are not finite become null.
@@ -145,9 +158,7 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, without lines that a crash has torn."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-        return [record for line in lines if (record := _record(line)) is not None]
+        return [record for _, record in _records(self.path / "metrics.jsonl")]
 
     def plot(self) -> list[Path]:
         """Draw what metrics.jsonl holds: reward.png and training.png, each if it has data."""
@@ -178,9 +189,7 @@ class RunFolder:
     def copy_logs(self, other: Path, stage: str) -> None:
         """Appends the lines of one stage of another run."""
         for name in LOGS:
-            path = other / name
-            lines = path.read_bytes().split(b"\n") if path.exists() else []
-            records = (record for line in lines if (record := _record(line)) is not None)
+            records = (record for _, record in _records(other / name))
             self._append(name, [record for record in records if record["stage"] == stage])
 
 
@@ -197,6 +206,13 @@ def _plotted(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, 
     if len(set(kinds.values())) == len(kinds):
         return [("", kinds)]
     return [(f"-{name}", {name: kind}) for name, kind in kinds.items()]
+
+
+def _records(log: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines of a log and what they hold, without those that a crash has torn."""
+    for line in log.read_bytes().split(b"\n") if log.exists() else []:
+        if (record := _record(line)) is not None:
+            yield line, record
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -141,22 +141,19 @@ class Run:
 
     def stages(self) -> None:
         """Every stage in order; of one that is finished, what it left is taken."""
-        sizes: dict[str, int] = {}
         for one in self.plans:
             if one.name in self.done:
-                self._take(one, self.done[one.name], sizes)
+                self._take(one, self.done[one.name])
             else:
-                self._run(one, sizes)
-            sizes = self.done[one.name].record["log"]
+                self._run(one)
 
-    def _take(self, one: Plan, stage: Finished, sizes: dict[str, int]) -> None:
+    def _take(self, one: Plan, stage: Finished) -> None:
         """A finished stage, of this folder or of another; its lines are in the logs of both."""
         if stage.folder.parent.resolve() != self.folder.path.resolve():
-            self.folder.cut(sizes)  # it may have been begun here too
+            self.folder.begin(one.name)  # it may have been begun here too
             path = os.path.relpath(stage.artifact.path, self.folder.path / one.name)
             self.folder.copy_logs(stage.folder.parent, one.name)
-            record = {**stage.record, "path": path, "log": self.folder.sizes()}
-            stage = self._write_record(one, record)
+            stage = self._write_record(one, {**stage.record, "path": path})
         self.done[one.name] = stage
         self.evaluations[one.name] = [
             EvalResult.from_state(result) for result in stage.record["evaluations"]
@@ -165,8 +162,8 @@ class Run:
         if stage.artifact.kind == "checkpoint" and stage.there:
             self.checkpoint = self.folder.link(stage.artifact.path)
 
-    def _run(self, one: Plan, sizes: dict[str, int]) -> None:
-        """A stage to its end; `sizes` are those of the logs where it begins."""
+    def _run(self, one: Plan) -> None:
+        """A stage to its end."""
         context = self.supplies.context(one)
         stage = kind_of(one.stage.kind)(context)
         record: dict[str, Any] = {
@@ -175,9 +172,11 @@ class Run:
             "parameters": context.model.num_parameters(),
         }
         if isinstance(stage, TrainStage):
-            trainer = self._train(one, stage, sizes)
+            trainer = self._train(one, stage)
             self.evaluations[one.name] = trainer.evaluations
             seconds, warnings = trainer.elapsed(), [*trainer.stall.said.values()]
+            # Its checksums too: a signal that acted before the record is written would have the
+            # stage saved once more, with its state, which takes longer than to read the model.
             with self.signals.held():
                 path = self.folder.path / one.name / "checkpoint"
                 save_checkpoint(context.model, context.tokenizer, path)
@@ -185,7 +184,7 @@ class Run:
                 self.warnings += warnings
                 self._record(one, record, path, seconds, warnings)
             return
-        self.folder.cut(sizes)
+        self.folder.begin(one.name)
         started = time.perf_counter()
         path = stage.run(self.folder.path / one.name)
         with self.signals.held():
@@ -195,10 +194,10 @@ class Run:
             seconds = time.perf_counter() - started
             self._record(one, record | {"evaluated": True}, path, seconds, [])
 
-    def _train(self, one: Plan, stage: TrainStage, sizes: dict[str, int]) -> Trainer:
+    def _train(self, one: Plan, stage: TrainStage) -> Trainer:
         seed = derive_seed(self.config.seed, "eval")  # of the run: all evaluations compare
         store = CheckpointStore(self.folder.path / one.name, self.config.keep_checkpoints)
-        self.trainer = trainer = Trainer(
+        trainer = Trainer(
             stage,
             one.name,
             self.folder,
@@ -208,7 +207,8 @@ class Run:
             ends_evaluated=one.evaluated,
         )
         if not trainer.restore():
-            self.folder.cut(sizes)
+            self.folder.begin(one.name)
+        self.trainer = trainer  # not before: half restored, it would be saved in place of its last
         trainer.fit()
         return trainer
 
@@ -228,13 +228,13 @@ class Run:
                 "evaluations": evaluations,
                 "warnings": warnings,
                 "seconds": seconds,
-                "log": self.folder.sizes(),
             },
         )
 
     def _write_record(self, one: Plan, record: dict[str, Any]) -> Finished:
         record |= {"inputs_hash": one.inputs_hash, "inputs": one.inputs}
         (self.folder.path / one.name).mkdir(exist_ok=True)
+        self.folder.sync()
         self.folder.write(f"{one.name}/{FILE}", json.dumps(record, indent=1) + "\n")
         return Finished(self.folder.path / one.name, record)
 

@@ -52,10 +52,8 @@ class Trainer:
         """Trains until the stage is done."""
         stage = self.stage
         with ProgressBar(self.name, stage.max_steps, done=stage.step) as bar:
-            while True:
-                self._evaluate_where_due()
-                if stage.step >= stage.max_steps:
-                    return
+            self._evaluate_where_due()
+            while stage.step < stage.max_steps:
                 stage.prepare()
                 with self.signals.held():
                     self.whole = False
@@ -65,8 +63,10 @@ class Trainer:
                         self.stall.observe(stage.step, metrics)
                         bar.advance({name: metrics[name] for name in stage.shown})
                     self.whole = True
-                    if self._save_is_due(metrics is not None):
-                        self.save()
+                self._evaluate_where_due()
+                # With its evaluation: a step of which half is logged anew would be there twice.
+                if self._save_is_due(metrics is not None):
+                    self.save()
 
     def _evaluate_where_due(self) -> None:
         step, stage = self.stage.step, self.stage

@@ -30,14 +30,15 @@ def replaced(path: Path) -> Iterator[Path]:
         removed(partial)
         yield partial
         synced(partial)
+        # A folder takes the place of nothing, and nothing that of a folder.
+        if _is_folder(path) or (_is_folder(partial) and os.path.lexists(path)):
+            removed(previous)
+            os.rename(path, previous)
+        os.rename(partial, path)
     except BaseException:
         with suppress(OSError):
             removed(partial)  # what it holds is room for nothing
         raise
-    if path.is_dir() and not path.is_symlink():  # which nothing can be renamed onto
-        removed(previous)
-        os.rename(path, previous)
-    os.rename(partial, path)
     synced_folder(path.parent)
     removed(previous)
 
@@ -74,10 +75,15 @@ def synced_folder(folder: Path) -> None:
 
 def removed(path: Path) -> None:
     """A folder, a file or a link is not there any more, if it was."""
-    if path.is_dir() and not path.is_symlink():
+    if _is_folder(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _is_folder(path: Path) -> bool:
+    """And no link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def _sync(path: Path, flags: int) -> None:

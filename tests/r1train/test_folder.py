@@ -227,6 +227,29 @@ def test_everything_is_synced_before_the_old_one_goes(tokenizer, folder, monkeyp
     assert happened[first + 2 :] == [folder.parent.name]
 
 
+def test_a_model_replaces_a_link_to_a_folder_elsewhere(tokenizer, folder, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+    before = {path.name: path.read_bytes() for path in elsewhere.iterdir()}
+    save_checkpoint(qwen(tokenizer), tokenizer, folder)
+    assert not folder.is_symlink()
+    load(folder)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "elsewhere"}
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == before
+
+
+def test_what_cannot_be_put_in_its_place_does_not_stay(tokenizer, folder, monkeypatch):
+    def refused(old, new):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(ConfigError, match="model cannot be written: Operation not permitted"):
+        save_checkpoint(qwen(tokenizer), tokenizer, folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    load(folder)
+
+
 def test_a_full_disk_is_said(tokenizer, folder, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")

@@ -104,5 +104,60 @@ def test_a_run_that_is_broken_off_again_and_again_ends_the_same(
                 continue
         break
     assert "checkpoint-0-1" in places  # within a step too
-    assert "checkpoint-2" in places  # before an evaluation
+    assert "checkpoint-2" in places  # after an evaluation
     assert left(folder) == unbroken
+
+
+@pytest.mark.parametrize("ended", [Killed, KeyboardInterrupt])
+def test_an_evaluation_that_is_broken_off_comes_again(
+    config, unbroken, tmp_path, monkeypatch, ended
+):
+    settings, folder = config(*OPTIONS), tmp_path / "runs" / "tiny"
+    for step in (0, 2, 4):
+        with monkeypatch.context() as patch:
+            breaks_off_at(patch, step, ended)
+            with pytest.raises(ended):
+                run(settings) if step == 0 else resume(folder)
+    resume(folder)
+    assert left(folder) == unbroken
+
+
+def breaks_off_at(monkeypatch, step, ended):
+    """Ends the process in the evaluation of this step, when all has been sampled."""
+    killed_after(monkeypatch, 0)
+    evaluate = trainer.Trainer.evaluate
+
+    def broken_off(self):
+        true = self.evaluator
+
+        def evaluator():
+            result = true()
+            if self.stage.step == step:
+                raise ended
+            return result
+
+        self.evaluator = evaluator
+        evaluate(self)
+
+    monkeypatch.setattr(trainer.Trainer, "evaluate", broken_off)
+
+
+def test_what_is_logged_after_a_checkpoint_is_of_later_steps(config, often, tmp_path, monkeypatch):
+    """Trackers cannot take back half of a step."""
+    logged, saved = [], []
+    log, save = runner.RunFolder.log, CheckpointStore.save
+
+    def logs(self, step, *arguments, **options):
+        logged.append(step)
+        log(self, step, *arguments, **options)
+
+    def saves(self, place, *arguments):
+        saved.append((place[0], len(logged)))
+        return save(self, place, *arguments)
+
+    monkeypatch.setattr(runner.RunFolder, "log", logs)
+    monkeypatch.setattr(CheckpointStore, "save", saves)
+    run(config(*OPTIONS, 'stages=["grpo"]'))
+    assert logged == [0, 1, 2, 2, 3, 4, 4]
+    assert {step for step, _ in saved} == {0, 1, 2, 3, 4}
+    assert all(step < later for step, count in saved for later in logged[count:])

@@ -19,9 +19,10 @@ from r1train.report.console import CONSOLE
 from r1train.run import runner, supplies
 from r1train.run.checkpoint import CheckpointStore
 from r1train.run.folder import RunFolder
-from r1train.run.runner import Run, run
+from r1train.run.runner import Run, resume, run
 from r1train.run.signals import Stopped, stopping_signals
 from r1train.run.trainer import Trainer
+from r1train.stages.sft import SFT
 
 TERM, HUP, INT = signal.SIGTERM, signal.SIGHUP, signal.SIGINT
 
@@ -256,6 +257,27 @@ def test_sigterm_in_a_periodic_save_acts_when_it_is_whole(config, folder, monkey
     assert not (folder / "grpo" / "checkpoint-2").exists()
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
     assert steps == [1]
+
+
+def test_sigterm_while_a_checkpoint_is_read_leaves_it(config, folder, monkeypatch):
+    monkeypatch.setattr(Trainer, "evaluate", lambda *_: None)
+    options = config('stages=["sft"]')
+    for owner, name in ((SFT, "prepare"), (Trainer, "load_state_dict")):
+        true = getattr(owner, name)
+
+        def stops(self, *state, true=true):
+            if state or self.step == 2:
+                send(TERM)
+            return true(self, *state)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, stops)
+            with pytest.raises(Stopped):
+                resume(folder) if folder.exists() else run(options)
+        assert [path.name for path in (folder / "sft").iterdir()] == ["checkpoint-2"]
+    resume(folder)
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
+    assert steps == [1, 2, 3]
 
 
 def test_sigterm_in_the_last_evaluation(config, folder, monkeypatch):

@@ -14,8 +14,10 @@ from r1train.config.schema import ConfigError
 from r1train.config.sections import Config, StageConfig
 from r1train.run import artifacts, checksums, choice
 from r1train.run.artifacts import difference, plan
-from r1train.run.runner import run
+from r1train.run.runner import resume, run
 from r1train.stages import check_stages
+from r1train.stages.rl import RL
+from tests.r1train.kills import left
 
 STAGES = """
 [[stages]]
@@ -217,8 +219,6 @@ def damage_bit(path):
 def test_a_finished_stage_whose_model_is_damaged_is_run_again(
     recipe, tmp_path, capsys, damage, reason
 ):
-    from r1train.run.runner import resume
-
     options = ('stages=["sft"]', "sft.max_steps=1")
     folder = tmp_path / "runs" / "tiny"
     run(recipe(*options))
@@ -231,6 +231,38 @@ def test_a_finished_stage_whose_model_is_damaged_is_run_again(
     resume(folder)
     assert re.search(f"sft: run again: {reason}", said(capsys))
     assert model.read_bytes() == whole
+
+
+def test_a_finished_stage_without_checksums_is_run_again(recipe, tmp_path, capsys):
+    options = ('stages=["sft"]', "sft.max_steps=1")
+    folder = tmp_path / "runs" / "tiny"
+    run(recipe(*options))
+    file = folder / "sft" / "artifact.json"
+    record = json.loads(file.read_text())
+    del record["files"]  # as before there were any
+    file.write_text(json.dumps(record))
+    capsys.readouterr()
+    run(recipe(*options))
+    reason = "its record has no checksums, since an earlier version wrote it"
+    assert f"sft: run again, not taken from {folder}/sft: {reason}" in said(capsys)
+    resume(folder)
+    assert f"sft: run again: {reason}" in said(capsys)
+
+
+def test_a_stage_that_is_run_again_leaves_the_lines_of_those_after_it(
+    recipe, tmp_path, monkeypatch
+):
+    options = ('stages=["sft", "grpo"]', "sft.max_steps=2", "grpo.max_steps=2")
+    options += ("grpo.save_steps=1", "eval.limit=2", "stages.sft.evaluate=true")
+    run(recipe(*options, "name=unbroken"))
+    folder, prepare = tmp_path / "runs" / "tiny", RL.prepare
+    with monkeypatch.context() as patch:
+        patch.setattr(RL, "prepare", lambda self: interrupt() if self.step else prepare(self))
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe(*options))
+    damage_bit(folder / "sft" / "checkpoint" / "model.safetensors")
+    resume(folder)
+    assert left(folder) == left(folder.with_name("unbroken"))
 
 
 def said(capsys):
@@ -274,7 +306,6 @@ def test_data_and_models_are_read_when_a_run_asks_what_it_is_made_from(
 
 def test_a_model_that_nobody_starts_from_any_more_may_go(recipe, tmp_path, monkeypatch):
     """The first stage's, to free the disk, when the last one was broken off."""
-    from r1train.run.runner import resume
     from r1train.stages.evaluate import Evaluate
 
     folder = tmp_path / "runs" / "tiny"
@@ -290,6 +321,15 @@ def test_a_model_that_nobody_starts_from_any_more_may_go(recipe, tmp_path, monke
     shutil.rmtree(folder / "zero" / "checkpoint")
     (folder / "exam" / "artifact.json").unlink()
     with pytest.raises(ConfigError, match=r"'base' left is needed again, .*: checkpoint/.* is"):
+        resume(folder)
+
+
+def test_a_finished_stage_that_is_to_be_evaluated_later_is_named(recipe, tmp_path):
+    folder = tmp_path / "runs" / "tiny"
+    run(recipe('stages=["sft", "evaluate"]', "sft.max_steps=1"))
+    text = to_toml(load_config(folder / "config.toml", ["stages.sft.evaluate=true"]))
+    (folder / "config.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"'sft' left is needed again, .*: it was not evaluated;"):
         resume(folder)
 
 

@@ -193,7 +193,7 @@ class RolloutConfig(Section, section="rollout"):
     """Completions decoded at the same time, at most."""
     max_memory_gib: Positive | None = None
     """What decoding may take beside the weights, by which batches become smaller (unset: a quarter
-    of the device's memory)."""
+    of the device's memory, or the container's)."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of a copy of the weights that rollouts are sampled from (unset: the trainer's own
     weights, and no copy)."""

@@ -123,8 +123,11 @@ class NoStep:
 def patched(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of the model as r1train loads it."""
     from r1kernels.hf import patch
+    from r1train.model.products import patch_linear
 
-    return patch(copy.deepcopy(model))
+    model = copy.deepcopy(model)
+    patch_linear(model)
+    return patch(model)
 
 
 OURS: dict[str, Callable[[Task], Callable[[], tuple[Tensor, ...]]]] = {

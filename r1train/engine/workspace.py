@@ -68,6 +68,8 @@ def free_memory_of(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
+    if not MEMINFO.exists():  # it is Linux that says
+        return memory_of(device)
     lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
     resident = int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return min(int(lines["MemAvailable"].split()[0]) << 10, memory_of(device) - resident)

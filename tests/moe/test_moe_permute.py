@@ -145,7 +145,7 @@ def test_a_place_out_of_range_is_named(value: int) -> None:
     gather, inverse = sort()
     bad_gather, bad_inverse = gather.clone(), inverse.clone()
     bad_gather[2] = bad_inverse.view(-1)[2] = value
-    expected = r"{0}: {1}\[2\]: expected 0 ≤ {1} < 57, got {2}"
+    expected = r"{0}: {1}\[2\]: expected 0 ≤ {1} < 57, or -1 for none, got {2}"
     message = expected.format("moe_permute", "gather", value)
     with pytest.raises(ValueError, match=message):
         r1kernels.moe_permute(torch.randn(TOKENS, 8), bad_gather, inverse)

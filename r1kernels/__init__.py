@@ -31,6 +31,7 @@ from r1kernels.head.head import LogProb
 from r1kernels.head.kept_memory import kept_memory
 from r1kernels.head.linear_cross_entropy import linear_cross_entropy
 from r1kernels.head.linear_logprob import linear_logprob
+from r1kernels.head.linear_sample_logprob import linear_sample_logprob
 from r1kernels.head.logit_filters import filter_logits
 from r1kernels.head.logprob import logprob
 from r1kernels.head.pack import Packed, pack
@@ -87,6 +88,7 @@ __all__ = [
     "kept_memory",
     "linear_cross_entropy",
     "linear_logprob",
+    "linear_sample_logprob",
     "logprob",
     "moe_balance_loss",
     "moe_combine",

@@ -95,6 +95,11 @@ def calls() -> dict[str, dict[str, Any]]:
         "sample_logprob": {
             "logits": torch.randn(T, V), "uniform": torch.rand(T).double(), "temperature": 0.7,
         },
+        "linear_sample_logprob": {
+            **{name: head[name] for name in ("hidden", "weight", "bias")},
+            "uniform": torch.rand(T).double(), "temperature": 0.7, "logit_scale": 1.0,
+            "softcap": 5.0,
+        },
         "filter_logits": {
             "logits": torch.randn(T, V), "temperature": 0.7, "top_k": 3, "top_p": 0.9, "min_p": 0.1,
         },

@@ -80,8 +80,9 @@ def _reference(
     logit_scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    logits = hidden.float() @ weight.float().T
-    logits = logits if bias is None else logits + bias.float()
+    wide = torch.promote_types(hidden.dtype, torch.float32)  # the tests' truth is in float64
+    logits = hidden.to(wide) @ weight.to(wide).T
+    logits = logits if bias is None else logits + bias.to(wide)
     logits = head.scale(logits, None, logit_scale, softcap)
     return sampling.reference(logits, uniform, temperature)
 

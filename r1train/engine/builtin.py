@@ -166,8 +166,9 @@ class BuiltinEngine:
         of_length = int(slots * tokens * per_token)
         bytes_per_row = of_length + int(slots * (longest * self.prefix.bytes_per_token + logits))
         bytes_per_prompt = longest * (bytes_of_pass(self.model) + self.prefix.bytes_per_token)
-        bound = SHARE * memory_of(self.model.device)
-        if self.max_memory_gib is not None:
+        if self.max_memory_gib is None:
+            bound = SHARE * memory_of(self.model.device)
+        else:
             bound = self.max_memory_gib * 2**30
         prompts = 1
         if self.prefix.in_parts:
@@ -182,8 +183,7 @@ class BuiltinEngine:
 
     def _warn_of_memory(self, needed: int) -> None:
         """Once, where decoding is going to take more than training and others leave."""
-        free = self.workspace.room()
-        if self.warned or needed <= free:
+        if self.warned or needed <= (free := self.workspace.room()):
             return
         self.warned = True
         logging.getLogger("r1train").warning(

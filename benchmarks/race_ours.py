@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.race_tasks import EPSILON, LOSS_TYPE, MAX_GRAD_NORM, Race, Turns
-from r1train.config.sections import (
-    Config,
-    DatasetConfig,
-    GRPOConfig,
-    ModelConfig,
-    RewardConfig,
-    RolloutConfig,
-    StageConfig,
-    TaskConfig,
-)
+from r1train.config.grpo import GRPOConfig
+from r1train.config.model import ModelConfig
+from r1train.config.rewards import RewardConfig
+from r1train.config.rollout import RolloutConfig
+from r1train.config.sections import Config
+from r1train.config.stages import StageConfig
+from r1train.config.task import DatasetConfig, TaskConfig
 from r1train.data.problems import Problem, ProblemSet
 from r1train.engine.builtin import BuiltinEngine
 from r1train.model.load import load_model

@@ -69,7 +69,7 @@ def learner_of(
     model: PreTrainedModel, kind: type[Learner], group: int, token_budget: int
 ) -> Learner:
     """A learner whose weights stay."""
-    from r1train.config.sections import GRPOConfig
+    from r1train.config.grpo import GRPOConfig
     from r1train.model.policy import Policy
 
     config = GRPOConfig(

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from r1train.config.recipe import documented, load_config, recipes
 from r1train.config.schema import ConfigError, RunError
-from r1train.config.sections import KINDS, Config, StageConfig
+from r1train.config.sections import Config
+from r1train.config.stages import KINDS, StageConfig
 from r1train.run.extras import require_extras
 from r1train.run.signals import Stopped
 from r1train.stages import check_stages

@@ -1,20 +1,15 @@
 """Every option of a run, as checked dataclasses and as TOML."""
 
-from r1train.config.sections import (
-    Config,
-    DatasetConfig,
-    DemonstrationsConfig,
-    EvalConfig,
-    GRPOConfig,
-    LossType,
-    ModelConfig,
-    RewardConfig,
-    RolloutConfig,
-    Schedule,
-    SFTConfig,
-    StageConfig,
-    TaskConfig,
-)
+from r1train.config.evaluation import EvalConfig
+from r1train.config.grpo import GRPOConfig, LossType
+from r1train.config.model import ModelConfig
+from r1train.config.optim import Schedule
+from r1train.config.rewards import RewardConfig
+from r1train.config.rollout import RolloutConfig
+from r1train.config.sections import Config
+from r1train.config.sft import DemonstrationsConfig, SFTConfig
+from r1train.config.stages import StageConfig
+from r1train.config.task import DatasetConfig, TaskConfig
 
 __all__ = [
     "Config",

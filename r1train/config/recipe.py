@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from r1train.config.schema import ConfigError, Section, build, field_docs, nearest, shown
-from r1train.config.sections import Config, StageConfig
+from r1train.config.schema import ConfigError, Section, build, field_docs, nearest, own_first, shown
+from r1train.config.sections import Config
+from r1train.config.stages import StageConfig
 
 
 def recipes() -> dict[str, Path]:
@@ -74,7 +75,7 @@ def _documented(section: Section, name: str) -> Iterator[str]:
     if name:
         yield from ("", *_comment((type(section).__doc__ or "").partition("\n")[0]))
         yield name
-    for field in fields(section):  # type: ignore[arg-type]
+    for field in own_first(type(section)):
         value = getattr(section, field.name)
         inner = name.strip("[]") + "." * bool(name) + field.name
         if isinstance(section, StageConfig) and field.name == "sections":

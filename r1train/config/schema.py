@@ -110,8 +110,18 @@ class Section:
             raise ConfigError(f"{self.key(name)} = {shown(getattr(self, name))}: {reason}")
 
 
+def own_first(cls: type) -> list[dataclasses.Field[Any]]:
+    """The fields of a dataclass, those that it declares itself before those it has from another."""
+    return sorted(dataclasses.fields(cls), key=lambda f: f.name not in cls.__annotations__)
+
+
 def field_docs(cls: type) -> dict[str, str]:
     """What stands below each field of a dataclass as its documentation, in one line."""
+    bases = [base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)]
+    return {name: text for base in bases for name, text in _own_docs(base).items()}
+
+
+def _own_docs(cls: type) -> dict[str, str]:
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(tree, ast.ClassDef)
     docs = {}

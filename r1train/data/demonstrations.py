@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from r1train.config.schema import ConfigError
-from r1train.config.sections import DemonstrationsConfig, SFTConfig, TaskConfig
+from r1train.config.sft import DemonstrationsConfig, SFTConfig
+from r1train.config.task import TaskConfig
 from r1train.data.distinct import HELD, hashed, question_key
 from r1train.data.epochs import draw
 from r1train.data.fields import (

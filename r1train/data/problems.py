@@ -17,7 +17,7 @@ from typing import Any, overload
 import numpy as np
 
 from r1train.config.schema import ConfigError
-from r1train.config.sections import DatasetConfig, TaskConfig
+from r1train.config.task import DatasetConfig, TaskConfig
 from r1train.data.distinct import Asked, Index, distinct, hashed, question_key, questions_of
 from r1train.data.fields import Message
 from r1train.data.mixture import apportion, largest

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from r1train.config.sections import DatasetConfig
+from r1train.config.task import DatasetConfig
 from r1train.data.fields import (
     PROMPT_FIELDS,
     Message,

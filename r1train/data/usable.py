@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from r1train.config.schema import ConfigError
-from r1train.config.sections import OnBadRow
+from r1train.config.task import OnBadRow
 from r1train.data.sources.base import Row, RowError, Rows
 
 T = TypeVar("T")

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from transformers import PreTrainedTokenizerBase
 
 from r1train.config.schema import ConfigError
-from r1train.config.sections import DatasetConfig, SFTConfig
+from r1train.config.sft import SFTConfig
+from r1train.config.task import DatasetConfig
 from r1train.data.demonstrations import Demonstration
 from r1train.data.encode import encode_prompts
 from r1train.data.problems import Problem, ProblemSet

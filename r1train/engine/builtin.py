@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from r1train.config.sections import RolloutConfig
+from r1train.config.rollout import RolloutConfig
 from r1train.data.encode import distinct
 from r1train.engine.base import Request, Rollout, Sampling, tolerance_of
 from r1train.engine.cuda_graph import Graphs

@@ -16,8 +16,8 @@ from r1kernels import (
     linear_logprob,
 )
 from r1kernels.hf import Head
+from r1train.config.grpo import GRPOConfig
 from r1train.config.schema import RunError
-from r1train.config.sections import GRPOConfig
 from r1train.engine.base import NotANumber, Rollout, tolerance_of
 from r1train.learn.batch import Batch, micro_batches
 from r1train.learn.expert_load import ExpertLoad

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from r1kernels import linear_cross_entropy
 from r1kernels.hf import Head
-from r1train.config.sections import SFTConfig
+from r1train.config.sft import SFTConfig
 from r1train.learn.batch import micro_batches
 from r1train.learn.expert_load import ExpertLoad
 from r1train.learn.optim import Optimizer

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from r1kernels.hf import routers
+from r1train.config.model import ModelConfig
 from r1train.config.schema import ConfigError
-from r1train.config.sections import ModelConfig
 
 ADAPTER = "default"
 EXPERTS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from r1train.answers.clean import is_blank
-from r1train.config.sections import RewardConfig
+from r1train.config.rewards import RewardConfig
 from r1train.data.problems import ProblemSet
 from r1train.data.samples import Sample
 from r1train.rewards.base import Reward, Scores

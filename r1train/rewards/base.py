@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from r1train.config.sections import RewardConfig
+from r1train.config.rewards import RewardConfig
 from r1train.data.problems import ProblemSet
 from r1train.data.samples import Sample
 

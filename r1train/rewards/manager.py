@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from r1train.config.rewards import RewardConfig
 from r1train.config.schema import ConfigError, shown
-from r1train.config.sections import RewardConfig
 from r1train.data.problems import ProblemSet
 from r1train.data.samples import Sample
 from r1train.rewards.base import Reward, RewardBatch

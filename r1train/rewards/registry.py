@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from r1train.config.rewards import RewardConfig
 from r1train.config.schema import ConfigError, nearest, shown
-from r1train.config.sections import RewardConfig
 from r1train.data.problems import ProblemSet
 from r1train.rewards.accuracy import AccuracyReward
 from r1train.rewards.base import Reward

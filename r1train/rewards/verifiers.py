@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from r1train.config.sections import DatasetConfig
+from r1train.config.task import DatasetConfig
 from r1train.rewards.gym import score, scorer
 from r1train.rewards.gym_checks import CHECKS
 from r1train.verify import is_hedge, verify

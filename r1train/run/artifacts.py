@@ -14,7 +14,8 @@ from typing import Any
 import r1kernels
 import r1train
 from r1train.config.schema import ConfigError, shown
-from r1train.config.sections import Config, StageConfig
+from r1train.config.sections import Config
+from r1train.config.stages import StageConfig
 from r1train.model.presets import PRESETS
 from r1train.rewards.custom.function import source_file
 from r1train.run.checksums import digest_of, digest_of_files, fault

@@ -14,7 +14,8 @@ from transformers.utils import logging as transformers_logging
 
 from r1train.config.recipe import load_config
 from r1train.config.schema import ConfigError
-from r1train.config.sections import Config, StageConfig
+from r1train.config.sections import Config
+from r1train.config.stages import StageConfig
 from r1train.report.console import CONSOLE
 from r1train.report.evaluation import EvalResult
 from r1train.report.trackers import check_trackers

@@ -13,7 +13,7 @@ from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
-from r1train.config.sections import EvalConfig
+from r1train.config.evaluation import EvalConfig
 from r1train.data.encode import encode_prompts
 from r1train.data.problems import ProblemSet
 from r1train.data.samples import samples_of

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from r1train.config.model import ModelConfig
 from r1train.config.recipe import load_config
-from r1train.config.sections import Config, ModelConfig
+from r1train.config.sections import Config
 from r1train.model.load import load_model
 from r1train.rewards.pool.pool import VerifierPool
 from tests.r1train.misbehaving import Misbehaving

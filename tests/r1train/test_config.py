@@ -4,18 +4,14 @@ import typing
 import pytest
 
 from r1kernels.policy import group_advantage, losses
-from r1train.config import sections as module
+from r1train.config.grpo import GRPOConfig, LossType
 from r1train.config.recipe import load_config, recipes, to_toml
+from r1train.config.rewards import RewardConfig
+from r1train.config.rollout import RolloutConfig
 from r1train.config.schema import ConfigError
-from r1train.config.sections import (
-    Config,
-    DatasetConfig,
-    GRPOConfig,
-    LossType,
-    RewardConfig,
-    RolloutConfig,
-    TaskConfig,
-)
+from r1train.config.sections import Config
+from r1train.config.task import DatasetConfig, TaskConfig
+from tests.r1train.sections import sections
 
 TOML = """
 stages = ["sft"]
@@ -157,8 +153,7 @@ def test_recipes_load(recipe):
 
 def test_optional_fields_default_to_none():
     """TOML has no null: a None that is left out must come back as None."""
-    sections = [Config, *(t for t in vars(module).values() if dataclasses.is_dataclass(t))]
-    for section in sections:
+    for section in sections():
         hints = typing.get_type_hints(section)
         for field in dataclasses.fields(section):
             if type(None) in typing.get_args(hints[field.name]):

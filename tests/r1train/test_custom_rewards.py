@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 import r1train
+from r1train.config.rewards import RewardConfig
 from r1train.config.schema import ConfigError, RunError
-from r1train.config.sections import RewardConfig
 from r1train.data.problems import Problem, ProblemSet
 from r1train.rewards.base import Scores
 from r1train.rewards.custom.function import FunctionFailed, UserFunction, load_function, source_file

@@ -9,7 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from r1kernels.core import check
-from r1train.config.sections import Config, ModelConfig
+from r1train.config.model import ModelConfig
+from r1train.config.sections import Config
 from r1train.engine import decode
 from r1train.engine.base import Request, Sampling
 from r1train.engine.builtin import BuiltinEngine

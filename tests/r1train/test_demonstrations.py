@@ -5,7 +5,9 @@ import json
 import pytest
 
 from r1train.config.schema import ConfigError
-from r1train.config.sections import Config, DemonstrationsConfig, SFTConfig, TaskConfig
+from r1train.config.sections import Config
+from r1train.config.sft import DemonstrationsConfig, SFTConfig
+from r1train.config.task import TaskConfig
 from r1train.data.demonstrations import RecordedDemonstrations
 from r1train.data.problems import Problem, ProblemSet
 from r1train.model.presets import mini_tokenizer

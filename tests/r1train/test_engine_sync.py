@@ -7,7 +7,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from r1kernels.hf import patch
-from r1train.config.sections import Config, ModelConfig
+from r1train.config.model import ModelConfig
+from r1train.config.sections import Config
 from r1train.engine.builtin import BuiltinEngine
 from r1train.engine.sync import SyncError, WeightSync, checksums, weights_of
 from r1train.model.load import load_model

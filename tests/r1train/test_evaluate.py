@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 from rich.console import Console
 
-from r1train.config.sections import EvalConfig
+from r1train.config.evaluation import EvalConfig
 from r1train.data.problems import Problem, ProblemSet
 from r1train.engine.base import Sampling
 from r1train.report.console import show_before_after, show_evaluation

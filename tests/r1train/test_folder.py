@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+from r1train.config.model import ModelConfig
 from r1train.config.schema import ConfigError
-from r1train.config.sections import Config, DatasetConfig, ModelConfig
+from r1train.config.sections import Config
+from r1train.config.task import DatasetConfig
 from r1train.data.problems import Problem, ProblemSet
 from r1train.model.folder import from_folder
 from r1train.model.limits import fitting_problems

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from r1kernels.core import native
 from r1kernels.fp8 import speed
 from r1kernels.hf import explain_fp8, unregister_fp8
+from r1train.config.model import ModelConfig
 from r1train.config.schema import ConfigError
-from r1train.config.sections import Config, ModelConfig
+from r1train.config.sections import Config
 from r1train.engine.base import FP8_TOLERANCE, Request, Sampling
 from r1train.engine.builtin import BuiltinEngine
 from r1train.engine.sync import trainer_logprobs

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from r1train.config.sections import GRPOConfig, SFTConfig
+from r1train.config.grpo import GRPOConfig
+from r1train.config.sft import SFTConfig
 from r1train.engine.base import Request, Sampling
 from r1train.engine.builtin import BuiltinEngine
 from r1train.engine.sync import WeightSync

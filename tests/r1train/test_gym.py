@@ -2,8 +2,9 @@
 
 import pytest
 
+from r1train.config.rewards import RewardConfig
 from r1train.config.schema import ConfigError
-from r1train.config.sections import DatasetConfig, RewardConfig, TaskConfig
+from r1train.config.task import DatasetConfig, TaskConfig
 from r1train.data.problems import Problem, ProblemSet
 from r1train.rewards.accuracy import AccuracyReward
 from r1train.rewards.gym import create, score

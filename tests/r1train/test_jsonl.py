@@ -5,7 +5,7 @@ import json
 import pytest
 
 from r1train.config.schema import ConfigError
-from r1train.config.sections import DatasetConfig, TaskConfig
+from r1train.config.task import DatasetConfig, TaskConfig
 from r1train.data.problems import FileProblems, load_problems
 from r1train.data.sources.jsonl import MAX_LINE_BYTES
 from r1train.rewards.verifiers import Verifier

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from r1train.config.sections import GRPOConfig
+from r1train.config.grpo import GRPOConfig
 from r1train.engine.base import NotANumber, Request, Sampling
 from r1train.engine.builtin import BuiltinEngine
 from r1train.learn.grpo import Learner, SamplingMismatch

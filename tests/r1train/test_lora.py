@@ -12,8 +12,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from r1kernels.hf import patch
+from r1train.config.grpo import GRPOConfig
+from r1train.config.model import ModelConfig
 from r1train.config.schema import ConfigError
-from r1train.config.sections import Config, GRPOConfig, ModelConfig, SFTConfig
+from r1train.config.sections import Config
+from r1train.config.sft import SFTConfig
 from r1train.engine.base import Request, Sampling
 from r1train.engine.builtin import BuiltinEngine
 from r1train.engine.sync import WeightSync

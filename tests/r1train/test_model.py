@@ -7,8 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1kernels.hf import explain_elementwise
+from r1train.config.model import ModelConfig
 from r1train.config.schema import ConfigError
-from r1train.config.sections import Config, ModelConfig
+from r1train.config.sections import Config
 from r1train.data.prompts import TAGS
 from r1train.model.load import load_model
 from r1train.model.presets import mini_tokenizer

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from r1train.config.sections import DatasetConfig, TaskConfig
+from r1train.config.task import DatasetConfig, TaskConfig
 from r1train.data.problems import load_problems
 from r1train.rewards.pool import pool as pool_module
 from r1train.rewards.pool.pool import Outcome, VerifierPool

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from r1train.config.rewards import RewardConfig
 from r1train.config.schema import ConfigError
-from r1train.config.sections import RewardConfig
 from r1train.data.problems import ProblemSet
 from r1train.rewards import manager, registry
 from r1train.rewards.base import Reward, RewardBatch, Scores

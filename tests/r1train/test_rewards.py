@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from r1train.config.sections import DatasetConfig, RewardConfig, TaskConfig
+from r1train.config.rewards import RewardConfig
+from r1train.config.task import DatasetConfig, TaskConfig
 from r1train.data.problems import load_problems
 from r1train.rewards.accuracy import AccuracyReward, extract_answer
 from r1train.rewards.base import Scores

@@ -7,7 +7,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from r1kernels.hf import patch, record_routing, routers
-from r1train.config.sections import Config, GRPOConfig, ModelConfig, SFTConfig
+from r1train.config.grpo import GRPOConfig
+from r1train.config.model import ModelConfig
+from r1train.config.sections import Config
+from r1train.config.sft import SFTConfig
 from r1train.engine.base import Request, Sampling
 from r1train.engine.builtin import BuiltinEngine
 from r1train.learn.expert_load import ExpertLoad

@@ -5,8 +5,10 @@ import random
 import pytest
 import torch
 
+from r1train.config.grpo import GRPOConfig
 from r1train.config.schema import ConfigError
-from r1train.config.sections import DatasetConfig, GRPOConfig, SFTConfig, TaskConfig
+from r1train.config.sft import SFTConfig
+from r1train.config.task import DatasetConfig, TaskConfig
 from r1train.data.demonstrations import Demonstration
 from r1train.data.problems import Problem, ProblemSet, load_problems
 from r1train.data.worked_solutions import WorkedSolutions, chain_sum, worked_solution

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from r1train.config.schema import ConfigError, RunError
-from r1train.config.sections import DatasetConfig, TaskConfig
+from r1train.config.task import DatasetConfig, TaskConfig
 from r1train.data.problems import FileProblems, load_problems
 from r1train.data.sources import open_rows, parquet
 from r1train.data.sources.base import Number, RowError

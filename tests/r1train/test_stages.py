@@ -11,7 +11,8 @@ import pytest
 
 from r1train.config.recipe import documented, load_config, to_toml
 from r1train.config.schema import ConfigError
-from r1train.config.sections import Config, StageConfig
+from r1train.config.sections import Config
+from r1train.config.stages import StageConfig
 from r1train.run import artifacts, checksums, choice
 from r1train.run.artifacts import difference, plan
 from r1train.run.runner import resume, run

@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from r1train.config.schema import ConfigError
-from r1train.config.sections import DatasetConfig, TaskConfig
+from r1train.config.task import DatasetConfig, TaskConfig
 from r1train.data.problems import load_problems
 from r1train.data.prompts import R1_ZERO_INSTRUCTION, opens_think, render_prompt
 from r1train.data.sources import gym

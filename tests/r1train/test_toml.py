@@ -5,15 +5,12 @@ import tomllib
 
 import pytest
 
-from r1train.config import sections as config
 from r1train.config.recipe import documented, load_config, recipes
 from r1train.config.schema import ConfigError, field_docs
+from r1train.config.sections import Config
+from tests.r1train.sections import sections
 
-CLASSES = [
-    each
-    for each in vars(config).values()
-    if dataclasses.is_dataclass(each) and each.__module__ == config.__name__
-]
+CLASSES = sections()
 
 
 @pytest.fixture
@@ -48,7 +45,7 @@ def test_every_option_is_documented(section):
     docs = field_docs(section)
     undocumented = {field.name for field in dataclasses.fields(section) if not docs[field.name]}
     inner = {section.section for section in CLASSES} - {"stages"}
-    assert undocumented == (inner & docs.keys() if section is config.Config else set())
+    assert undocumented == (inner & docs.keys() if section is Config else set())
 
 
 def test_a_byte_order_mark_is_read_past(write):

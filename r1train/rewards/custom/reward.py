@@ -9,8 +9,8 @@ from itertools import groupby
 from math import inf
 from typing import Any, Protocol
 
+from r1train.config.rewards import RewardConfig
 from r1train.config.schema import ConfigError, RunError, shown
-from r1train.config.sections import RewardConfig
 from r1train.data.problems import Problem, ProblemSet
 from r1train.data.samples import Sample
 from r1train.rewards.base import Reward, Scores

@@ -1,0 +1,33 @@
+"""Held-out evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from r1train.config.schema import Count, CountOrZero, NonNegative, Section, Share
+
+
+@dataclass(frozen=True)
+class EvalConfig(Section, section="eval"):
+    """Held-out evaluation (R1: temperature 0.6, top-p 0.95, k from 4 to 64)."""
+
+    k: Count = 4
+    """Completions of each problem: pass@1 is their mean, cons@k their majority."""
+    temperature: NonNegative = 0.6
+    """Sampling temperature; 0 is greedy."""
+    top_p: Share = 0.95
+    """Probability mass that is sampled from."""
+    top_k: CountOrZero = 0
+    """How many of the most probable tokens are sampled from; 0: all."""
+    min_p: Share = 0.0
+    """Least probability of a token, as a share of the most probable one's; 0: any."""
+    max_completion_length: Count | None = None
+    """Tokens after which a completion is cut off (unset: as in training)."""
+    limit: Count | None = None
+    """How many held-out problems are used (unset: all)."""
+    confidence: Share = 0.95
+    """Level of the confidence intervals."""
+
+    def check(self) -> None:
+        self.require(0 < self.confidence < 1, "confidence", "expected a value > 0 and < 1")
+        self.require(self.top_p > 0, "top_p", "expected a value > 0")

@@ -1,0 +1,30 @@
+"""What completions are worth, and to whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from r1train.config.schema import NonNegative, Seconds, Section, Workers
+
+
+@dataclass(frozen=True)
+class RewardConfig(Section, section="rewards"):
+    """Reward functions and the processes they run in."""
+
+    functions: tuple[str, ...] = ("accuracy", "format")
+    """Built-in rewards (R1 uses these two for R1-Zero), and functions of your own with TRL's
+    signature, as "file.py:name" or "package.module:name"."""
+    weights: tuple[NonNegative, ...] | None = None
+    """Weight of each function in the sum (unset: 1; TRL's reward_weights; R1 weighs both alike)."""
+    timeout: Seconds = 5.0
+    """Seconds that a verifier may take for one answer, and a function of your own for a batch,
+    before its process is killed and the time-out counted."""
+    workers: Workers = 1
+    """Number of verifier processes, and of processes for each function of your own."""
+
+    def check(self) -> None:
+        self.require(bool(self.functions), "functions", "give at least one reward function")
+        unique = len(set(self.functions)) == len(self.functions)
+        self.require(unique, "functions", "each function at most once")
+        paired = self.weights is None or len(self.weights) == len(self.functions)
+        self.require(paired, "weights", f"expected {len(self.functions)}, one for each function")

@@ -1,0 +1,64 @@
+"""Supervised training, and where demonstrations come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from r1train.config.optim import OptimConfig
+from r1train.config.schema import Count, CountOrZero, Decay, Positive, Section, Share
+from r1train.config.task import OnBadRow
+
+
+@dataclass(frozen=True)
+class DemonstrationsConfig(Section, section="sft.datasets"):
+    """One source of demonstrations: prompts with completions, or conversations."""
+
+    path: str
+    """JSONL, Parquet or Arrow file, folder of such files or of `datasets`, or a pattern with *."""
+    prompt_field: str | None = None
+    """Key of the prompt, text or chat messages (unset: "prompt" or "question")."""
+    completion_field: str | None = None
+    """Key of what is to be said, text or one message of the assistant (unset: "completion")."""
+    messages_field: str = "messages"
+    """Key of a conversation; a row that has it needs no prompt and no completion."""
+    learned_turns: Literal["last", "all"] = "last"
+    """Which of the assistant's messages of a conversation the loss is of: the last, which must end
+    it, or all of them (TRL's assistant_only_loss). Prompts have no loss."""
+    system_prompt: str | None = None
+    """System message of this source's "chat" prompts (unset: task.system_prompt)."""
+    on_bad_row: OnBadRow = "error"
+    """What a row does that cannot be used, or has more tokens than the model positions: "error"
+    ends the run before it starts, naming them all; "skip" leaves them out with a warning."""
+    weight: Positive | None = None
+    """Share of the demonstrations, relative to the other weights (unset: 1; if none is given, all
+    files are used whole)."""
+
+
+@dataclass(frozen=True)
+class SFTConfig(OptimConfig, section="sft"):
+    """Supervised phase before RL: a cold start, or what stands in for pre-training."""
+
+    datasets: tuple[DemonstrationsConfig, ...] = ()
+    """Demonstrations to learn from (unset: worked solutions of task.datasets, by rule)."""
+    max_steps: Count = 200
+    """Optimizer steps."""
+    batch_size: Count = 128
+    """Examples a step (R1: 128)."""
+    learning_rate: Positive = 5e-5
+    """Peak learning rate (R1: 5e-5)."""
+    min_lr_rate: Share = 0.1
+    """Where "linear" and "cosine" end, as a share of the peak (R1: 0.1)."""
+    warmup_ratio: Share = 0.05
+    """Share of the steps over which the rate rises from 0."""
+    adam_beta2: Decay = 0.95
+    """Decay of the second moment."""
+    token_budget: Count = 16384
+    """Tokens of a micro-batch: each prompt once, its completions, no padding."""
+    save_steps: CountOrZero | None = None
+    """Steps between checkpoints that a run can be resumed from; 0: none (unset: as many as two
+    minutes take)."""
+    teacher_accuracy: Share = 1.0
+    """Share of worked solutions whose answer is right; below 1 leaves RL something to improve."""
+    teacher_format: Share = 1.0
+    """Share of worked solutions with the right tags."""

@@ -16,12 +16,14 @@ from r1train.rewards.base import Reward
 from r1train.rewards.custom.function import load_function
 from r1train.rewards.custom.reward import CustomReward
 from r1train.rewards.format import FormatReward
+from r1train.rewards.language import LanguageReward
 
 Factory = Callable[[RewardConfig, ProblemSet], Reward]
 
 BUILT_IN: dict[str, Factory] = {
     "accuracy": AccuracyReward,
     "format": FormatReward,
+    "language": LanguageReward,
 }
 
 

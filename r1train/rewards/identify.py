@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any
 
@@ -131,11 +132,16 @@ def _chances(words: Iterable[str]) -> dict[str, float]:
 
 @cache
 def _identifier() -> Any:
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError:
-        raise ConfigError(
-            "rewards.functions: 'language' tells languages of one script apart by py3langid, which "
-            "is not installed: pip install 'r1kernels[language]'"
-        ) from None
+    check_installed()
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def check_installed() -> None:
+    """ConfigError where the library is not there."""
+    if find_spec("py3langid") is None:
+        raise ConfigError(
+            "languages of one script are told apart by py3langid, which is not installed: "
+            "pip install 'r1kernels[language]'"
+        )

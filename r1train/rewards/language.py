@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from r1train.data.problems import Problem
+from r1train.config.rewards import RewardConfig
+from r1train.data.problems import Problem, ProblemSet
 from r1train.data.samples import Sample
 from r1train.rewards.base import Reward, Scores
-from r1train.rewards.identify import detect, in_language, language_code
+from r1train.rewards.identify import check_installed, detect, in_language, language_code
 from r1train.rewards.words import words_of
 
 
@@ -45,8 +46,12 @@ class LanguageReward(Reward):
     """`language_ratio` of the chain of thought; None where the problem says no language.
 
     A chain without a word has 0, and so earns nothing: it is as little readable as a mixed one, and
-    an empty chain must not be worth more than an honest slip.
+    an empty chain must not be worth more than an honest slip. ConfigError where py3langid is not
+    installed.
     """
+
+    def __init__(self, config: RewardConfig, problems: ProblemSet) -> None:
+        check_installed()
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
         return Scores([self._value(sample) for sample in samples])

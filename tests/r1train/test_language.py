@@ -179,8 +179,7 @@ def test_no_text_takes_long(text):
 
 
 def test_without_the_library_it_is_said_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "py3langid.langid", None)
-    identify._identifier.cache_clear()
+    monkeypatch.setattr(identify, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'r1kernels\[language\]'"):
-        language_ratio(GERMAN, "en")
+        LanguageReward(RewardConfig(), ProblemSet([ONE], ()))
     assert language_ratio("我们 two", "zh") == 0.5  # the script alone decides

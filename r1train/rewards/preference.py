@@ -34,6 +34,7 @@ class PreferenceReward(Reward):
         reason = 'give the folder of a reward model, or "stage:NAME" of a stage that leaves one'
         self.config.require(path is not None, "path", reason)
         assert path is not None
+        self.config.require(Path(path).is_dir(), "path", "no such folder")
         self.model, self.tokenizer = from_folder(
             Path(path),
             dtype=getattr(torch, self.config.dtype),

@@ -8,6 +8,7 @@ import regex
 
 from r1train.config.rewards import RewardConfig
 from r1train.data.problems import ProblemSet
+from r1train.data.prompts import TAGS
 from r1train.data.samples import Sample
 from r1train.rewards.base import Reward, Scores
 
@@ -20,8 +21,10 @@ def repetition_penalty(text: str, ngram_size: int = 3) -> float:
 
     `get_repetition_penalty_reward` of Open-R1 (src/open_r1/rewards.py), which takes it from
     Demystifying Long CoT (arXiv 2502.03373), with a greatest penalty of −1: `rewards.weights` has
-    another.
+    another. Tags part words, and are none.
     """
+    for tag in TAGS:
+        text = text.replace(tag, " ")
     words = _WORDS.findall(text.lower())
     ngrams = list(zip(*(words[start:] for start in range(ngram_size)), strict=False))
     return len(set(ngrams)) / len(ngrams) - 1 if ngrams else 0.0

@@ -45,7 +45,7 @@ _NEUTRAL = regex.compile(
 )
 _NEUTRAL_LETTERS = regex.compile(r"[\p{Latin}\p{Greek}\p{M}]+")
 _UNSEEN = regex.compile(r"\p{Cf}+")
-_MARKS = regex.compile(r"(\p{M}{8})\p{M}+")  # sorting longer runs takes quadratic time
+_MARKS = regex.compile(r"(\p{M}{30})\p{M}+")  # sorting longer runs takes quadratic time
 
 
 def _words_of_script(script: str) -> str:

@@ -8,7 +8,10 @@ from typing import Any
 
 from r1train.config.schema import ConfigError, Section, Seed, nearest, shown
 
-OWN_SECTIONS = ("task", "rewards", "rollout", "sft", "grpo", "eval")
+OWN_SECTIONS = (
+    *("task", "rewards", "rollout", "sft", "grpo", "eval"),
+    *("sample", "rejection", "reward_model"),
+)
 """Sections that a stage can have of its own."""
 KINDS = {"grpo": "rl"}
 """Older names of kinds of stages."""

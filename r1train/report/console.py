@@ -117,6 +117,14 @@ def show_before_after(
         console.print(path, soft_wrap=True)
 
 
+def show_counts(title: str, counts: Mapping[str, float], console: Console = CONSOLE) -> None:
+    """Figures of a stage by name, one a line; shares and means with three digits."""
+    table = Table("", Column(justify="right"), show_header=False, title=title)
+    for name, value in counts.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else unless_nan(value, "{:.3g}"))
+    console.print(table)
+
+
 def _reward(value: float | None) -> Text:
     if value is None:
         return Text("–")

@@ -7,6 +7,7 @@ from itertools import groupby
 from math import isnan
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -117,11 +118,13 @@ def show_before_after(
         console.print(path, soft_wrap=True)
 
 
-def show_counts(title: str, counts: Mapping[str, float], console: Console = CONSOLE) -> None:
-    """Figures of a stage by name, one a line; shares and means with three digits."""
+def show_counts(title: str, counts: Mapping[str, Any], console: Console = CONSOLE) -> None:
+    """Figures of a stage by name, one a line, but those of single problems."""
     table = Table("", Column(justify="right"), show_header=False, title=title)
     for name, value in counts.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else unless_nan(value, "{:.3g}"))
+        if not isinstance(value, Mapping):
+            whole = isinstance(value, int)
+            table.add_row(name, f"{value:,}" if whole else unless_nan(value, "{:.3g}"))
     console.print(table)
 
 

@@ -16,7 +16,7 @@ from r1train.config.recipe import load_config
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
 from r1train.config.stages import StageConfig
-from r1train.report.console import CONSOLE
+from r1train.report.console import CONSOLE, show_counts
 from r1train.report.evaluation import EvalResult
 from r1train.report.trackers import check_trackers
 from r1train.run.artifacts import FILE, Finished, Plan, code_hash, plan
@@ -33,6 +33,7 @@ from r1train.seeds import derive_seed, deterministic
 from r1train.stages import check_stages, kind_of
 from r1train.stages.base import TrainStage
 from r1train.stages.evaluate import evaluate_heldout
+from r1train.stages.table import write_table
 
 
 def run(config: Config, *, resume: bool = False) -> dict[str, Any]:
@@ -176,6 +177,9 @@ class Run:
         }
         if isinstance(stage, TrainStage):
             trainer = self._train(one, stage)
+            if figures := stage.table():
+                write_table(self.folder.path / one.name, figures)
+                show_counts(one.name, figures)
             self.evaluations[one.name] = trainer.evaluations
             seconds, warnings = trainer.elapsed(), [*trainer.stall.said.values()]
             # Its checksums too: a signal that acted before the record is written would have the
@@ -183,7 +187,9 @@ class Run:
             with self.signals.held():
                 path = self.folder.path / one.name / "checkpoint"
                 save_checkpoint(stage.model, context.tokenizer, path)
-                self.checkpoint, self.trainer = self.folder.link(path), None
+                if stage.leaves == "checkpoint":
+                    self.checkpoint = self.folder.link(path)
+                self.trainer = None
                 self.warnings += warnings
                 self._record(one, record, path, seconds, warnings)
             return
@@ -270,6 +276,7 @@ class Run:
     def _save(self) -> Path | None:
         """The newest model: of the stage that was broken off, or of the last that is finished."""
         if self.trainer is not None:
-            self.checkpoint = None
-            self.checkpoint = self.folder.link(self.trainer.save())
+            self.checkpoint, path = None, self.trainer.save()
+            if self.trainer.stage.leaves == "checkpoint":
+                self.checkpoint = self.folder.link(path)
         return self.checkpoint

@@ -122,7 +122,6 @@ class Evaluate(Stage):
     def run(self, folder: Path) -> Path:
         result = evaluate_heldout(self.context, self.context.seed)
         self.results.append(result)
-        folder.mkdir(exist_ok=True)
         return write_table(folder, result.as_dict())
 
 

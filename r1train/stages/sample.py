@@ -43,7 +43,7 @@ class SampleStage(Stage):
     leaves = "samples"
     uses = ("task", "rewards", "rollout", "sample")
     section: ClassVar[str] = "sample"
-    reasons: ClassVar[Sequence[str]] = ()
+    reasons: Sequence[str] = ()
     """Why a completion may be dropped, in the order in which that is asked."""
 
     def __init__(self, context: Context) -> None:

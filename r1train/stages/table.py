@@ -16,6 +16,7 @@ def write_table(folder: Path, figures: Mapping[str, Any]) -> Path:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in figures.items()
     }
+    folder.mkdir(exist_ok=True)
     path = folder / "table.json"
     path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
     return path

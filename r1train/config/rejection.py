@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from r1train.config.sample import SampleConfig
-from r1train.config.schema import Count, Share, shown
+from r1train.config.schema import Count, CountOrZero, Share, shown
 from r1train.config.sft import DemonstrationsConfig
 
 ALWAYS = {"accuracy": 1.0, "format": 1.0}
@@ -20,9 +20,9 @@ class RejectionConfig(SampleConfig, section="rejection"):
     """Least reward by name, for each reward where it applies: `accuracy` and `format`, which are 1
     unless given, and those of `rewards.functions`, such as `language`, or a judge of answers that
     no rule verifies."""
-    max_paragraph_length: Count | None = 2000
+    max_paragraph_length: CountOrZero = 2000
     """Characters of the longest paragraph of thoughts, which a line break ends (R1 drops "long
-    paragraphs" and gives no number; unset: any)."""
+    paragraphs" and gives no number); 0: any."""
     drop_code_blocks: bool = True
     """Whether thoughts with a fenced block of code are dropped (R1: yes; the answer may have
     some)."""

@@ -68,9 +68,9 @@ class RewardModelConfig(OptimConfig, section="reward_model"):
     objective: Literal["pairwise", "pointwise"] = "pairwise"
     """"pairwise": −log σ(r_chosen − r_rejected), Bradley and Terry's; "pointwise": binary
     cross-entropy of labels (R1: for helpfulness, and for safety)."""
-    part: Literal["response", "summary"] = "response"
-    """What is judged: all that is said, or what follows the thoughts (R1: helpfulness by the
-    summary alone, safety by all)."""
+    part: Literal["summary", "response"] = "summary"
+    """What is judged: "summary", what follows the thoughts (R1: helpfulness), or the whole
+    "response" (R1: safety)."""
     num_train_epochs: Positive = 1.0
     """How many times each judgement is learnt (R1: 1)."""
     batch_size: Count = 256

@@ -23,7 +23,7 @@ class StageConfig(Section, section="stages"):
     those of the recipe, key by key; the same kind may come many times."""
 
     kind: str
-    """What it does: "sft", "rl" or "evaluate"; those of `r1train.stages`."""
+    """What it does: "sft", "rl", "rejection", "evaluate" …; those of `r1train.stages`."""
     name: str | None = None
     """Its name in the log and of its folder (unset: the kind, and a number from the second on)."""
     init: str | None = None

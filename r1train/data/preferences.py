@@ -103,9 +103,10 @@ class Preferences:
         wanted = config.heldout_size or min(512, max(1, len(keys) // 10))
         kept_out, order = set[int](), sorted(set(keys))
         random.Random(f"{seed}/heldout").shuffle(order)
-        sizes = Counter(keys)
-        while order and sum(sizes[key] for key in kept_out) < wanted:
+        sizes, count = Counter(keys), 0
+        while count < wanted and order:
             kept_out.add(order.pop())
+            count = sum(sizes[key] for key in kept_out)
         inside = array("q", (i for i, key in enumerate(keys) if key not in kept_out))
         outside = array("q", (i for i, key in enumerate(keys) if key in kept_out))
         if not inside:

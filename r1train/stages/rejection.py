@@ -97,7 +97,7 @@ class Rejection(SampleStage):
             return UNJUDGED
         thought = thoughts(row["completion"])
         longest = max(map(len, thought.splitlines()), default=0)
-        if config.max_paragraph_length is not None and longest > config.max_paragraph_length:
+        if 0 < config.max_paragraph_length < longest:
             return PARAGRAPHS
         if config.drop_code_blocks and any(fence in thought for fence in FENCES):
             return CODE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from math import ceil
 from typing import Any
 
@@ -15,11 +16,13 @@ from r1train.data.preferences import REASONS, Preferences
 from r1train.data.problems import ProblemSet
 from r1train.data.sources import open_rows
 from r1train.learn.bradley_terry import RewardLearner, judgement_loss, margins
-from r1train.model.limits import positions
+from r1train.model.limits import check_sequences, positions
 from r1train.model.scoring import with_score
 from r1train.report.evaluation import interval
 from r1train.seeds import derive_seed
 from r1train.stages.base import Context, TrainStage
+
+CONFIDENCE = 0.95
 
 
 class RewardModel(TrainStage):
@@ -65,13 +68,16 @@ class RewardModel(TrainStage):
     def update(self) -> dict[str, float]:
         size = self.config.batch_size
         batch = draw(self.judgements, size, self.step + 1, self.context.seed)
-        metrics = self.learner.step(batch[: self.examples - self.step * size])
+        batch = batch[: self.examples - self.step * size]
+        ids = chain(*((one.prompt, *one.responses) for one in batch))
+        check_sequences(self.context.model, self.context.tokenizer, ids)
+        metrics = self.learner.step(batch)
         self.step += 1
         return metrics
 
     def table(self) -> dict[str, Any]:
-        """Loss, accuracy and mean margin of the judgements that were kept apart; of pairs with
-        equal scores half are right."""
+        """Loss, accuracy with its interval and mean margin of the judgements that were kept apart;
+        a pair with equal scores is half right."""
         preferences = self.preferences
         figures: dict[str, Any] = {
             "judgements": len(self.judgements),
@@ -84,7 +90,7 @@ class RewardModel(TrainStage):
         scores, good = self.learner.scores(kept), torch.tensor([one.good for one in kept])
         margin = margins(scores, good)
         right = [1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margin.tolist()]
-        low, high = interval(right, self.context.config.eval.confidence)
+        low, high = interval(right, CONFIDENCE)
         return figures | {
             "accuracy": sum(right) / len(right),
             "accuracy_low": low,

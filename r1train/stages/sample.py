@@ -50,7 +50,7 @@ class SampleStage(Stage):
         super().__init__(context)
         options, rollout = self.options(context.config), context.config.rollout
         self.generations = options.num_generations
-        self.prompts = options.num_prompts or len(context.train)
+        self.prompts = min(options.num_prompts or len(context.train), len(context.train))
         self.at_once = max(1, rollout.batch_size // self.generations)
         self.template = context.config.task.prompt_template
         self.sampling = Sampling(

@@ -24,6 +24,7 @@ from r1train.learn.bradley_terry import RewardLearner
 from r1train.model.policy import Policy
 from r1train.model.scoring import with_score
 from r1train.run.export import write_model
+from r1train.run.folder import RunFolder
 from r1train.run.runner import resume, run
 from r1train.stages.reward_model import RewardModel
 
@@ -142,6 +143,12 @@ def test_a_model_that_cannot_score_is_named(mini, monkeypatch):
         with_score(model, tokenizer, 0)
 
 
+@pytest.fixture(autouse=True)
+def without_plots(monkeypatch):
+    """They take longer than what they would show."""
+    monkeypatch.setattr(RunFolder, "plot", lambda self: [])
+
+
 @pytest.fixture
 def pairs(tmp_path):
     """Forty pairs, in which the response that says "yes" is better."""
@@ -178,10 +185,10 @@ def test_a_stage_learns_what_is_better_and_says_so_of_pairs_it_has_not_seen(
 
 
 def test_a_stage_that_is_broken_off_ends_the_same(config, pairs, tmp_path, monkeypatch):
-    options = (*pairs, "reward_model.save_steps=1")
+    options = (*pairs, "reward_model.save_steps=1", "reward_model.num_train_epochs=1")
     run(config(*options, "name=unbroken"))
     folder, prepare = tmp_path / "runs" / "tiny", RewardModel.prepare
-    for step in (1, 4):
+    for step in (1, 2):
         with monkeypatch.context() as patched:
 
             def interrupted(self, step=step):

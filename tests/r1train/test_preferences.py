@@ -76,11 +76,17 @@ def load(tmp_path, tokenizer):
         ({"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": [7, 9, 8, 8],
           "score_rejected": 6.5}, {"min_margin": 1.0}),
         ({"prompt": "q", "chosen": "<think>x</think><answer>a</answer>",
-          "rejected": "<think>y</think>b"}, {"part": "summary"}),
+          "rejected": "<think>y</think>b"}, {}),
     ],
 )  # fmt: skip
 def test_forms_of_pairs(load, row, options):
     assert load.texts(load(row, **options)) == {("User: q Assistant:", "a<eos>", "b<eos>", 1.0)}
+
+
+def test_all_that_is_said_is_judged_where_that_is_asked_for(load):
+    row = {"prompt": "q", "chosen": "<think>x</think>a", "rejected": "<think>x</think>b"}
+    ((_, better, *_),) = load.texts(load(row, part="response"))
+    assert better == "<think>x</think>a<eos>"
 
 
 def test_labels(load):

@@ -17,6 +17,7 @@ from r1train.data.samples import Sample
 from r1train.data.similarity import jaccard, shingles
 from r1train.rewards.base import RewardBatch
 from r1train.rewards.manager import RewardManager
+from r1train.run.folder import RunFolder
 from r1train.run.runner import resume, run
 from r1train.stages.rejection import Rejection
 from r1train.stages.sample import SampleStage, row_of
@@ -122,6 +123,12 @@ def test_a_file_of_rows_is_cut_where_a_crash_has_torn_it(tmp_path):
         assert file.whole_batches() == 2
         assert list(file) == rows[:4]
         file.append(rows[4:])
+
+
+@pytest.fixture(autouse=True)
+def without_plots(monkeypatch):
+    """They take longer than what they would show."""
+    monkeypatch.setattr(RunFolder, "plot", lambda self: [])
 
 
 @pytest.fixture

@@ -65,6 +65,9 @@ class Config(Section):
     """
     threads: Workers | None = None
     """PyTorch's CPU threads (unset: its default)."""
+    processes: Workers = 1
+    """Stages that are at work at the same time, each in a process of its own with `threads` (unset:
+    its share of the processors). A stage begins once those that it needs are finished."""
     report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Trackers that the figures of metrics.jsonl go to as well; their packages must be installed
     (TRL's report_to)."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from r1train.config.rewards import RewardConfig
 from r1train.config.sections import Config
 from r1train.data.problems import ProblemSet, load_problems
 from r1train.data.prompts import render_prompt
@@ -80,9 +81,12 @@ class Supplies:
     def rewards(self, one: Plan) -> RewardManager:
         """The rewards, their processes too, the same for stages of one task and one choice."""
         config = self.config(one)
-        key = repr((config.task, config.rewards))
+        rewards = config.rewards
+        if "rewards" not in kind_of(one.stage.kind).uses:  # they may name a stage that comes later
+            rewards = RewardConfig(timeout=rewards.timeout, workers=rewards.workers)
+        key = repr((config.task, rewards))
         if key not in self._rewards:
-            manager = RewardManager(config.rewards, self.problems(one)[0])
+            manager = RewardManager(rewards, self.problems(one)[0])
             self._rewards[key] = self.closing.enter_context(manager)
         return self._rewards[key]
 

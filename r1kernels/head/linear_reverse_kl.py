@@ -78,6 +78,8 @@ def linear_reverse_kl(
         hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias, temperature,
         logit_scale, softcap, teacher_logit_scale, teacher_softcap, vocab_size,
     )  # fmt: skip
+    if torch.is_grad_enabled():
+        _check_constant(teacher_hidden, teacher_weight, teacher_bias)
     if vocab_size is not None:
         weight, bias = weight[:vocab_size], None if bias is None else bias[:vocab_size]
         teacher_weight = teacher_weight[:vocab_size]
@@ -116,16 +118,6 @@ def _check(
     shapes("teacher_weight", teacher_weight, f"{columns} Ht", (teacher_hidden.dtype,))
     if teacher_bias is not None:
         shapes("teacher_bias", teacher_bias, columns, (teacher_hidden.dtype,))
-    for name, tensor in (
-        ("teacher_hidden", teacher_hidden),
-        ("teacher_weight", teacher_weight),
-        ("teacher_bias", teacher_bias),
-    ):
-        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                f"{NAME}: {name}: expected no gradient to be required of the teacher: compute it "
-                "under torch.no_grad(), or .detach() it"
-            )
     head.check_options(NAME, logit_scale, softcap)
     head.check_options(NAME, teacher_logit_scale, teacher_softcap, of="teacher_")
     if vocab_size is not None:
@@ -136,6 +128,16 @@ def _check(
                 f"teacher_weight both have, got {vocab_size}"
             )
     head.check_temperature(shapes, temperature, hidden)
+
+
+def _check_constant(*teacher: Tensor | None) -> None:
+    names = ("teacher_hidden", "teacher_weight", "teacher_bias")
+    for name, tensor in zip(names, teacher, strict=True):
+        if tensor is not None and tensor.requires_grad:
+            raise ValueError(
+                f"{NAME}: {name}: expected no gradient to be required of the teacher: compute it "
+                "under torch.no_grad(), or .detach() it"
+            )
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 KINDS = {
     "sft": "r1train.stages.sft:SFT",
     "rl": "r1train.stages.rl:RL",
+    "on_policy_distill": "r1train.stages.on_policy_distill:OnPolicyDistill",
     "evaluate": "r1train.stages.evaluate:Evaluate",
 }
 

@@ -318,6 +318,7 @@ LINEAR_REVERSE_KL = Op(
     backward=_backward,
     validate=_validate,
     cases=CASES,
+    triton="r1kernels.head.triton.linear_reverse_kl",
 )
 LINEAR_REVERSE_KL_BACKWARD = Op(
     "linear_reverse_kl_backward(Tensor dkl, Tensor kl, Tensor lse, Tensor teacher_lse, "
@@ -329,4 +330,5 @@ LINEAR_REVERSE_KL_BACKWARD = Op(
     fake=_backward_fake,
     # Of one column the gradient is nothing but the rounding of what the forward pass gave.
     cases=tuple(_backward_case(case) for case in CASES if case.name != "one column"),
+    triton="r1kernels.head.triton.linear_reverse_kl",
 )

@@ -40,7 +40,7 @@ class Supplies:
         return all(read.name in self.done for read in one.read)
 
     def config(self, one: Plan) -> Config:
-        """The options of a stage, with paths where those that it uses name what another has left."""
+        """The options of a stage; those that it uses have paths where they name other stages."""
 
         def path(name: str) -> str:
             return str(self.done[name].artifact.path)

@@ -163,8 +163,8 @@ def check_vocabularies(
     raise ConfigError(
         f"distill.teacher = {shown(teacher)}: its vocabulary is not the student's: "
         f"{len(differing)} tokens differ, such as {token!r}, number {theirs.get(token)} there and "
-        f"{ours.get(token)} here; distil between models of one tokenizer, or train on the teacher's "
-        'texts instead (kind = "sft")'
+        f"{ours.get(token)} here; distil between models of one tokenizer, or train on texts of the "
+        'teacher instead (kind = "sft")'
     )
 
 

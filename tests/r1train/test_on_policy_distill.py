@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 
 import pytest
 import torch
@@ -16,7 +15,9 @@ from r1train.engine.base import Request, Sampling
 from r1train.engine.builtin import BuiltinEngine
 from r1train.learn.distill import OnPolicyDistiller
 from r1train.model.policy import Policy
-from r1train.run.runner import run
+from r1train.run import trainer
+from r1train.run.folder import RunFolder
+from r1train.run.runner import resume, run
 from r1train.seeds import deterministic
 from r1train.stages.on_policy_distill import check_vocabularies
 from tests.r1train.kills import left
@@ -150,23 +151,35 @@ DISTILL = (
 )
 
 
-def records(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [r for r in map(json.loads, lines) if r["stage"] == "on_policy_distill"]
-
-
-def without_times(records):
-    drop = ("seconds", "tokens_per_second", "peak_memory", "time")
-    return [{k: v for k, v in r.items() if not k.startswith(drop)} for r in records]
-
-
 def test_a_stage_learns_from_the_stage_before(config, tmp_path):
     run(config(*DISTILL))
-    folder = tmp_path / "runs" / "tiny"
-    lines = records(folder)
+    folder = tmp_path / "runs" / "tiny" / "on_policy_distill"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["kl"] > 0 and line["completions/mean_length"] > 0 for line in lines)
-    assert (folder / "on_policy_distill" / "checkpoint" / "model.safetensors").is_file()
+    assert (folder / "checkpoint" / "model.safetensors").is_file()
+
+
+def test_a_stage_that_is_broken_off_within_a_step_ends_the_same(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)  # a checkpoint after every update
+    monkeypatch.setattr(RunFolder, "plot", lambda self: [])
+    run(config(*DISTILL, f"output_dir={tmp_path}/unbroken"))
+    update, updates = OnPolicyDistiller.update, []
+
+    def broken_off(self):
+        updates.append(self.pending)
+        if len(updates) == 4:
+            raise KeyboardInterrupt
+        update(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OnPolicyDistiller, "update", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            run(config(*DISTILL))
+    folder = tmp_path / "runs" / "tiny"
+    assert (folder / "on_policy_distill" / "checkpoint-1-1").is_dir()
+    resume(folder)
+    assert left(folder) == left(tmp_path / "unbroken" / "tiny")
 
 
 def test_a_stage_needs_a_teacher_that_is_there(config, tmp_path):

@@ -1,5 +1,6 @@
 """Every option of a run, as checked dataclasses and as TOML."""
 
+from r1train.config.distill import DistillConfig
 from r1train.config.evaluation import EvalConfig
 from r1train.config.grpo import GRPOConfig, LossType
 from r1train.config.model import ModelConfig
@@ -18,6 +19,7 @@ __all__ = [
     "Config",
     "DatasetConfig",
     "DemonstrationsConfig",
+    "DistillConfig",
     "EvalConfig",
     "GRPOConfig",
     "LossType",

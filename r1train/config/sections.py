@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from r1train.config.distill import DistillConfig
 from r1train.config.evaluation import EvalConfig
 from r1train.config.findings import FindingConfig
 from r1train.config.grpo import GRPOConfig
@@ -93,6 +94,7 @@ class Config(Section):
     sample: SampleConfig = field(default_factory=SampleConfig)
     rejection: RejectionConfig = field(default_factory=RejectionConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def check(self) -> None:

@@ -1,10 +1,12 @@
 """Test cases by the fields of a row that published data sets have them in.
 
-| fields | data sets | the program |
+| data sets | fields | tested is |
 |---|---|---|
-| `input_output` (JSON: `inputs`, `outputs`, `fn_name`), or `inputs` and `outputs` | APPS, TACO | stdin → stdout; a function where there is `fn_name` |
-| `public_test_cases`, `private_test_cases` (JSON, the latter perhaps packed), `metadata` (`func_name`) | LiveCodeBench | the same, by `testtype` |
-| `test` (defines `check(candidate)`), `entry_point`, `prompt` | HumanEval | a function, called by the test from another box |
+| APPS, TACO | `inputs`, `outputs` (also as JSON in `input_output`) | stdin → stdout |
+| | the same with `fn_name` | that function |
+| LiveCodeBench | `public_test_cases`, `private_test_cases` | stdin → stdout |
+| | the same, "functional" by `testtype`, and `metadata` | the function `func_name` |
+| HumanEval | `test` (it defines `check(candidate)`), `entry_point`, `prompt` | `entry_point` |
 """
 
 from __future__ import annotations

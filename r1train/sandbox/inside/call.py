@@ -9,9 +9,10 @@ import json
 import os
 import sys
 import types
+from typing import Any
 
 sys.path.insert(0, "/box")
-from wire import line_of, packed, unpacked, without_limits
+from wire import line_of, packed, unpacked, without_limits  # type: ignore[import-not-found]
 
 sys.path.remove("/box")
 
@@ -39,7 +40,7 @@ import statistics, itertools, functools, operator, io, sys, json
 """What LiveCodeBench imports before a program: solutions write List[int] without importing it."""
 
 
-def main():
+def main() -> None:
     calls = os.fdopen(os.dup(0), "r", encoding="utf-8")
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     null = os.open("/dev/null", os.O_RDWR)
@@ -58,7 +59,7 @@ def main():
         replies.flush()
 
 
-def answer(module, call):
+def answer(module: types.ModuleType, call: dict[str, Any]) -> dict[str, Any]:
     try:
         function = find(module, call["function"])
         arguments, keywords = unpacked(call["arguments"]), unpacked(call["keywords"])
@@ -67,7 +68,7 @@ def answer(module, call):
         return {"error": [type(error).__name__, str(error)[:500]]}
 
 
-def find(module, name):
+def find(module: types.ModuleType, name: str) -> Any:
     """A method of the class `Solution`, if it has one, else a function."""
     solution = getattr(module, "Solution", None)
     if isinstance(solution, type) and hasattr(solution, name):

@@ -8,9 +8,10 @@ import builtins
 import json
 import os
 import sys
+from typing import Any
 
 sys.path.insert(0, "/box")
-from wire import line_of, packed, unpacked, without_limits
+from wire import line_of, packed, unpacked, without_limits  # type: ignore[import-not-found]
 
 ENTRY_POINT = sys.argv[1]
 REPLIES = os.fdopen(os.dup(0), "r", encoding="utf-8")
@@ -25,23 +26,27 @@ class Raised(Exception):
     """What the function raised, where that is no built-in exception."""
 
 
-def candidate(*arguments, **keywords):
+def candidate(*arguments: Any, **keywords: Any) -> Any:
     call = {"function": ENTRY_POINT, "arguments": packed(list(arguments))}
     CALLS.write(line_of(call | {"keywords": packed(keywords)}))
     CALLS.flush()
     reply = json.loads(REPLIES.readline() or '{"error": ["EOFError", "the program has ended"]}')
     if "error" in reply:
         name, text = reply["error"]
-        kind = getattr(builtins, str(name), None)
-        known = isinstance(kind, type) and issubclass(kind, Exception)
-        raise (kind if known and kind not in NOT_RAISED else Raised)(f"{name}: {text}")
+        raise exception(str(name))(f"{name}: {text}")
     return unpacked(reply["value"])
 
 
-def main():
+def exception(name: str) -> type[Exception]:
+    kind = getattr(builtins, name, None)
+    known = isinstance(kind, type) and issubclass(kind, Exception) and kind not in NOT_RAISED
+    return kind if known else Raised
+
+
+def main() -> None:
     os.dup2(2, 1)  # what a test prints is no call
     without_limits()
-    names = {"__name__": "test"}
+    names: dict[str, Any] = {"__name__": "test"}
     for part in ("setup", "test"):
         with open(f"/box/{part}.py", encoding="utf-8") as file:
             exec(compile(file.read(), f"/box/{part}.py", "exec"), names)

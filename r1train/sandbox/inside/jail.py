@@ -15,15 +15,21 @@ a socket that it never has.
 from __future__ import annotations
 
 import base64
+import contextlib
 import ctypes
 import json
 import os
 import resource
 import signal
+import stat
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
+Spec = dict[str, Any]  # what `Box.spec` says
 LIBC = ctypes.CDLL(None, use_errno=True)
+LARGEST_ARTIFACT = 32 << 20  # bytes
 CONTROL = 3  # the descriptor by which the box is asked for, and what became of it is told
 USER = 1  # in the box; outside it is nobody's, or that of an ordinary user
 ROOT = "/tmp"  # where the root is put together, in a namespace of its own
@@ -62,7 +68,7 @@ def main() -> None:
     guarded(monitor, spec)
 
 
-def guarded(step, spec) -> None:
+def guarded(step: Callable[[Spec], None], spec: Spec) -> None:
     """Runs a process's part to its end. No exception leaves it: there is nobody above to see it."""
     code = 1
     try:
@@ -74,7 +80,7 @@ def guarded(step, spec) -> None:
         os._exit(code)
 
 
-def monitor(spec) -> None:
+def monitor(spec: Spec) -> None:
     die_with_parent()
     if os.getppid() != spec["parent"]:
         raise Failed("the process that asked for the box is gone")
@@ -95,7 +101,7 @@ def monitor(spec) -> None:
     os.waitpid(child, 0)
 
 
-def door(spec, unshared: int, mapped: int) -> None:
+def door(spec: Spec, unshared: int, mapped: int) -> None:
     die_with_parent()
     flags = sum(NAMESPACES.values())
     if LIBC.unshare(ctypes.c_int(flags)) != 0:
@@ -133,13 +139,15 @@ def map_user(child: int, user: int, group: int) -> None:
     raise Failed(f"uid_map: {reason.strerror}")
 
 
-def init(spec) -> None:
+def init(spec: Spec) -> None:
     """PID 1 of the box: signals from inside do not reach it, and its end is that of all."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if os.geteuid() == 0:
         os.setgroups([])
     LIBC.sethostname(b"box", 3)
+    with contextlib.suppress(OSError):  # where /proc is read-only, the filter alone refuses these
+        write("/proc/sys/user/max_user_namespaces", "0")
     make_root(spec)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
     deadline = time.monotonic() + spec["wall"]
@@ -150,11 +158,11 @@ def init(spec) -> None:
     leave_pipes()
     outcome = wait_for(child, deadline)
     if spec["artifact"]:
-        outcome["artifact"] = artifact(spec["artifact"], spec["file"])
+        outcome["artifact"] = artifact(spec["artifact"], LARGEST_ARTIFACT)
     report(outcome)
 
 
-def wait_for(child: int, deadline: float) -> dict:
+def wait_for(child: int, deadline: float) -> dict[str, Any]:
     """How the child ended, or that it did not in time. Orphans are reaped on the way."""
     while (left := deadline - time.monotonic()) > 0:
         signal.sigtimedwait([signal.SIGCHLD], left)
@@ -166,25 +174,27 @@ def wait_for(child: int, deadline: float) -> dict:
     return {"timeout": True}
 
 
-def account(code: int, usage) -> dict:
+def account(code: int, usage: resource.struct_rusage) -> dict[str, Any]:
     return {
         "code": os.waitstatus_to_exitcode(code),
         "cpu": usage.ru_utime + usage.ru_stime,
-        "memory": usage.ru_maxrss << 10,
     }
 
 
 def artifact(path: str, most: int) -> str | None:
-    """A file that the program left, as base64."""
+    """A file that the program left, as base64; None for anything but a file of that size."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb") as file:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+        return None
+    with open(descriptor, "rb") as file:
         return base64.b64encode(file.read(most)).decode()
 
 
-def program(spec) -> None:
+def program(spec: Spec) -> None:
     os.setsid()
     limits = (
         (resource.RLIMIT_CORE, 0),
@@ -241,7 +251,7 @@ def install(instructions: bytes) -> None:
         raise Failed(f"seccomp: {os.strerror(ctypes.get_errno())}")
 
 
-def make_root(spec) -> None:
+def make_root(spec: Spec) -> None:
     """A root of a few folders of this machine, read-only, a scratch folder and five devices."""
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     trees = {path: tree(path, NO_SUID | NO_DEVICES) for path in spec["folders"]}
@@ -327,7 +337,7 @@ def leave_pipes() -> None:
     os.close(descriptor)
 
 
-def report(outcome) -> None:
+def report(outcome: dict[str, Any]) -> None:
     data = memoryview(json.dumps(outcome).encode() + b"\n")
     while data:
         data = data[os.write(CONTROL, data) :]

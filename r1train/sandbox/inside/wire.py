@@ -6,9 +6,10 @@ everything does not survive the journey.
 
 import json
 import sys
+from typing import Any
 
 
-def packed(value):
+def packed(value: Any) -> Any:
     """A value as JSON has it: lists, and other containers as an object with one key."""
     if value is None or isinstance(value, bool | str | int | float):
         for plain in (bool, int, float, str):
@@ -29,7 +30,7 @@ def packed(value):
     raise TypeError(f"a {type(value).__name__} is no plain data, which is all that a test can see")
 
 
-def unpacked(value):
+def unpacked(value: Any) -> Any:
     """The value that was packed. Raises ValueError or TypeError for what never was."""
     if isinstance(value, list):
         return [unpacked(item) for item in value]
@@ -46,12 +47,12 @@ def unpacked(value):
     return kinds[name](unpacked(items))
 
 
-def line_of(message):
+def line_of(message: dict[str, Any]) -> str:
     """A message as a line."""
     return json.dumps(message) + "\n"
 
 
-def without_limits():
+def without_limits() -> None:
     """Long integers and deep recursion, as such programs use them: the box has the limits."""
     sys.set_int_max_str_digits(0)
     sys.setrecursionlimit(50_000)

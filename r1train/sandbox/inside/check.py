@@ -39,8 +39,9 @@ def candidate(*arguments: Any, **keywords: Any) -> Any:
 
 def exception(name: str) -> type[Exception]:
     kind = getattr(builtins, name, None)
-    known = isinstance(kind, type) and issubclass(kind, Exception) and kind not in NOT_RAISED
-    return kind if known else Raised
+    if not isinstance(kind, type) or not issubclass(kind, Exception) or kind in NOT_RAISED:
+        return Raised
+    return kind
 
 
 def main() -> None:

@@ -261,6 +261,9 @@ def make_root(spec: Spec) -> None:
     size += sum(len(content) for content in spec["files"].values())
     mount("tmpfs", ROOT, "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},nr_inodes=1000,mode=755")
     os.chdir(ROOT)
+    os.mkdir("tmp")  # before the folders are attached: some may lie in it
+    options = f"size={spec['scratch']},nr_inodes=4096,mode=777"
+    mount("tmpfs", "tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
     for path, target in spec["links"].items():
         os.makedirs(os.path.dirname(f".{path}"), exist_ok=True)
         os.symlink(target, f".{path}")
@@ -276,9 +279,6 @@ def make_root(spec: Spec) -> None:
         with open(f"box/{name}", "xb") as file:
             file.write(base64.b64decode(content))
         os.chmod(f"box/{name}", 0o555)
-    os.mkdir("tmp")
-    options = f"size={spec['scratch']},nr_inodes=4096,mode=777"
-    mount("tmpfs", "tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
     os.symlink("/tmp", "dev/shm")
     call("pivot_root", LIBC.syscall(PIVOT_ROOT, b".", b"."))
     call("umount", LIBC.umount2(b".", MNT_DETACH))

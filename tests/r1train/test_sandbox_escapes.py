@@ -277,7 +277,7 @@ def test_every_system_call_that_is_not_listed_is_refused():
 def test_other_programs_are_not_there_or_as_powerless(filtered):
     outcome = attempt(
         """
-                for path in ("/bin/sh", "/bin/su", "/usr/bin/sudo", "/usr/bin/mount", "/usr/bin/env"):
+        for path in ("/bin/sh", "/bin/su", "/usr/bin/sudo", "/usr/bin/mount", "/usr/bin/env"):
             tried(path, lambda: os.execv(path, [path]))
         for folder in ("/usr/lib", "/lib", "/tmp", "/box", "/dev", os.path.dirname(os.__file__)):
             os.statvfs(folder).f_flag & os.ST_NOSUID or harm(("setuid counts", folder))

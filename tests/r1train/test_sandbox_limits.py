@@ -144,7 +144,7 @@ def test_a_bomb_of_threads_is_a_few(filtered):
     ids=["bytes", "anonymous maps", "at once", "recursion", "nesting"],
 )
 def test_memory_ends(program):
-    outcome = attempt(program, limits=replace(QUICK, cpu_seconds=3, wall_seconds=60))
+    outcome = attempt(program, limits=replace(QUICK, cpu_seconds=3, wall_seconds=60, memory_mb=96))
     assert not outcome.timed_out
     assert outcome.code != 0
     assert ENDED not in outcome.output

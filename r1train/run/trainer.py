@@ -95,7 +95,7 @@ class Trainer:
         context = self.stage.context
 
         def models(folder: Path) -> None:
-            write_model(context.model, context.tokenizer, folder)
+            write_model(self.stage.model, context.tokenizer, folder)
 
         with self.signals.held():
             state = self.state_dict() if self.whole else None
@@ -125,7 +125,7 @@ class Trainer:
             "stage": self.stage.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if devices else [],
-            "log": self.folder.sizes(),
+            "log": self.folder.sizes(self.name),
             "evaluated": self.evaluated,
             "evaluations": [result.state_dict() for result in self.evaluations],
             "stall": self.stall.state_dict(),

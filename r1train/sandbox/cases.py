@@ -55,21 +55,31 @@ class CheckCase:
 Case = StdioCase | CallCase | CheckCase
 
 
+FIELDS = ("input_output", "inputs", "public_test_cases", "private_test_cases", "test")
+"""One of them makes a row one with test cases."""
+
+
+def has_tests(row: Mapping[str, Any]) -> bool:
+    """Whether a row has test cases, as far as its fields say."""
+    beside = {"inputs": "outputs", "test": "entry_point"}
+    return any(row.get(name) and (row.get(beside.get(name, name)) is not None) for name in FIELDS)
+
+
 def read_tests(row: Mapping[str, Any]) -> tuple[Case, ...] | None:
     """The test cases of a row; None where it has none of the fields above.
 
     Raises ValueError saying what is wrong with them.
     """
+    if not has_tests(row):
+        return None
     if row.get("input_output"):
         return _pairs(_parsed(row["input_output"], "input_output"))
     if row.get("inputs") and "outputs" in row:
         return _pairs(row)
     if row.get("public_test_cases") or row.get("private_test_cases"):
         return _livecodebench(row)
-    if row.get("test") and row.get("entry_point"):
-        setup = _definitions(str(row.get("prompt", "")))
-        return (CheckCase(str(row["entry_point"]), str(row["test"]), setup),)
-    return None
+    setup = _definitions(str(row.get("prompt", "")))
+    return (CheckCase(str(row["entry_point"]), str(row["test"]), setup),)
 
 
 def _pairs(tests: Mapping[str, Any]) -> tuple[Case, ...] | None:

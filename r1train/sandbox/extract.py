@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from r1train.sandbox.limits import Language
 
 NAMES: dict[Language, tuple[str, ...]] = {
@@ -11,12 +9,24 @@ NAMES: dict[Language, tuple[str, ...]] = {
     "cpp": ("cpp", "c++", "cc", "cxx"),
 }
 """What a fence calls each language."""
-_FENCE = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
 def fenced_blocks(text: str) -> list[tuple[str, str]]:
-    """The name and the content of each closed ``` block, in their order."""
-    return [(name.strip().lower(), block) for name, block in _FENCE.findall(text)]
+    """The name and the content of each ``` block that is closed, in their order."""
+    blocks: list[tuple[str, str]] = []
+    name: str | None = None
+    lines: list[str] = []
+    for line in text.split("\n"):
+        mark = line.strip()
+        if name is None:
+            if mark.startswith("```") and "`" not in mark[3:]:
+                name, lines = mark[3:].strip().lower(), []
+        elif mark == "```":
+            blocks.append((name, "".join(lines)))
+            name = None
+        else:
+            lines.append(line + "\n")
+    return blocks
 
 
 def extract_program(completion: str, language: Language) -> str | None:

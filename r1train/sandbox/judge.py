@@ -41,11 +41,10 @@ def run_tests(
     result is "not compiled". Raises SandboxError where the machine failed, not the program, and
     ValueError where C++ is to be called by tests that only Python can be called by.
     """
+    require_testable(language, tests)
     limits = limits or Limits()
     source = program.encode("utf-8", errors="replace")
     if language == "cpp":
-        if not all(isinstance(test, StdioCase) for test in tests):
-            raise ValueError("C++ is tested by standard input and output alone")
         compiled = compile_cpp(source)
         if compiled.artifact is None or compiled.code != 0:
             return [Result("not compiled", _end(compiled), compiled.cpu_seconds)] * len(tests)
@@ -61,6 +60,12 @@ def run_tests(
         results.append(_run(test, box_of, source, limits))
         timeouts += results[-1].status == "timeout"
     return results + [Result("not run")] * (len(tests) - len(results))
+
+
+def require_testable(language: Language, tests: Sequence[Case]) -> None:
+    """Raises ValueError where programs of the language cannot be tested in this way."""
+    if language == "cpp" and not all(isinstance(test, StdioCase) for test in tests):
+        raise ValueError("C++ is tested by standard input and output alone")
 
 
 def _run(test: Case, box_of: Callable[[], Box], source: bytes, limits: Limits) -> Result:

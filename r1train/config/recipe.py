@@ -169,7 +169,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     *sections, key = dotted.strip().split(".")
     if sections[:1] == ["stages"]:
         values, sections = _stage(values, override, sections[1:])
-    if not equals or not key or len(sections) > 1:
+    if not equals or not key or not all(sections):
         raise ConfigError(f"override {shown(override)}: expected section.key=value")
     try:
         parsed = _parse(f"value = {text}")

@@ -155,6 +155,17 @@ def build(cls: type, values: Mapping[str, Any]) -> Any:
         raise ConfigError(f"section [{cls.section}]: {error}") from None  # type: ignore[attr-defined]
 
 
+def laid_over(section: Section, values: Mapping[str, Any]) -> Any:
+    """The section with other values, key by key, and so the tables within it."""
+    found = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}  # type: ignore[arg-type]
+    for key, value in values.items():
+        before = found.get(key)
+        if isinstance(before, Section) and isinstance(value, Mapping):
+            value = laid_over(before, value)
+        found[key] = value
+    return build(type(section), found)
+
+
 def accept(value: Any, hint: Any, key: str) -> Any:
     """`value` as the type `hint` asks for, or a ConfigError that names `key`, value and type."""
     origin, args = get_origin(hint), get_args(hint)

@@ -7,7 +7,7 @@ An optional field is None by default, so that leaving it out of a written TOML f
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from r1train.config.evaluation import EvalConfig
@@ -15,7 +15,15 @@ from r1train.config.grpo import GRPOConfig
 from r1train.config.model import ModelConfig
 from r1train.config.rewards import RewardConfig
 from r1train.config.rollout import RolloutConfig
-from r1train.config.schema import ConfigError, CountOrZero, Section, Seed, Workers, build, shown
+from r1train.config.schema import (
+    ConfigError,
+    CountOrZero,
+    Section,
+    Seed,
+    Workers,
+    laid_over,
+    shown,
+)
 from r1train.config.sft import SFTConfig
 from r1train.config.stages import FOLDER_RULE, StageConfig, names_a_folder
 from r1train.config.task import TaskConfig
@@ -120,10 +128,7 @@ class Config(Section):
         if self.eval.max_completion_length == self.rollout.max_completion_length:
             own["eval"] = {"max_completion_length": None, **own.get("eval", {})}
         try:
-            sections = {
-                name: build(type(getattr(self, name)), {**asdict(getattr(self, name)), **values})
-                for name, values in own.items()
-            }
+            sections = {name: laid_over(getattr(self, name), own[name]) for name in own}
         except ConfigError as error:
             raise ConfigError(f"stage {shown(stage.name)}: {error}") from None
         return replace(self, stages=(replace(stage, sections={}),), **sections)

@@ -19,6 +19,7 @@ from r1train.config.stages import StageConfig
 from r1train.model.presets import PRESETS
 from r1train.rewards.custom.function import source_file
 from r1train.run.checksums import digest_of, digest_of_files, fault
+from r1train.run.references import MARK, references
 from r1train.seeds import derive_seed
 from r1train.stages import kind_of
 from r1train.stages.base import Artifact, ArtifactKind
@@ -43,6 +44,13 @@ class Plan:
     """The stage, or the folder or preset that its model comes from; None: the section [model]."""
     evaluated: bool
     """Whether held-out problems are evaluated before and after it."""
+    read: tuple[Plan, ...] = ()
+    """The stages that its options name, whose artifacts it reads."""
+
+    @property
+    def needs(self) -> tuple[Plan, ...]:
+        """The stages that must be finished before it."""
+        return (self.init, *self.read) if isinstance(self.init, Plan) else self.read
 
     @property
     def name(self) -> str:
@@ -71,8 +79,25 @@ def plan(config: Config) -> list[Plan]:
         evaluated = stage.evaluate
         if evaluated is None:
             evaluated = stage is config.stages[-1]
-        plans.append(Plan(stage, own, seed, init, evaluated))
+        plans.append(Plan(stage, own, seed, init, evaluated, _read(stage, own, plans)))
     return plans
+
+
+def _read(stage: StageConfig, config: Config, before: list[Plan]) -> tuple[Plan, ...]:
+    """The stages whose artifacts its options name."""
+    found: dict[str, Plan] = {}
+    known = {plan.name: plan for plan in before}
+    for section in kind_of(stage.kind).uses:
+        for key, name in references(getattr(config, section), section):
+            text = f"stage {shown(stage.name)}: {key} = {shown(MARK + name)}"
+            if name not in known:
+                names = ", ".join(known) or "none"
+                raise ConfigError(f"{text}: expected a stage before it ({names})")
+            leaves = kind_of(known[name].stage.kind).leaves
+            if "datasets" in key and leaves != "samples":
+                raise ConfigError(f"{text}: it leaves a {leaves}, and no samples to read")
+            found[name] = known[name]
+    return tuple(found.values())
 
 
 def _init(stage: StageConfig, before: list[Plan]) -> Plan | str | None:
@@ -113,6 +138,7 @@ def _inputs(plan: Plan) -> dict[str, Any]:
         "seed": plan.seed,
         **options,
         "init": origin,
+        **({"read": {one.name: one.inputs_hash for one in plan.read}} if plan.read else {}),
         "files": {path: digest_of(Path(path)) for path in sorted(set(_files(options)))},
         "r1kernels": r1kernels.__version__,
     }
@@ -168,6 +194,8 @@ def difference(new: Mapping[str, Any], old: Mapping[str, Any], where: str = "") 
         if where == "files":
             there = Path(key).exists()
             return f"the contents of {key} changed" if there else f"{key} is not there"
+        if where == "read":
+            return f"the stage {key}, which it reads from, is another"
         if where == "init":
             return "the stage it starts from is another" if key == "inputs" else f"{name} changed"
         return f"{name} is {shown(now)}, was {shown(before)}"

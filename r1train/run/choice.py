@@ -106,11 +106,15 @@ def usable(plans: Sequence[Plan], known: Sequence[Mapping[str, Finished]]) -> di
     kept: dict[str, Finished] = {}
     for plan in reversed(plans):
         fit = [there[plan.name] for there in known if fits(plan, there)]
-        needed = plan is plans[-1] or any(p.init is plan and p.name not in kept for p in plans)
+        needed = plan is plans[-1] or any(_needs(p, plan) and p.name not in kept for p in plans)
         found = next((stage for stage in fit if not needed or stage.fault is None), None)
         if found is not None:
             kept[plan.name] = found
     return kept
+
+
+def _needs(one: Plan, other: Plan) -> bool:
+    return any(needed is other for needed in one.needs)
 
 
 def out_of_order(plans: Sequence[Plan], done: Mapping[str, Finished]) -> Plan | None:

@@ -33,7 +33,6 @@ from r1train.seeds import derive_seed, deterministic
 from r1train.stages import check_stages, kind_of
 from r1train.stages.base import TrainStage
 from r1train.stages.evaluate import evaluate_heldout
-from r1train.stages.sft import check_demonstrations
 
 
 def run(config: Config, *, resume: bool = False) -> dict[str, Any]:
@@ -118,11 +117,8 @@ class Run:
         self.warnings: list[str] = []
         self.started = time.perf_counter()
         waiting = [one for one in plans if one.name not in self.done]
-        for one in waiting:  # what is wrong with any stage is said before the first is trained
-            train, _ = supplies.problems(one)
-            if one.stage.kind == "sft":
-                check_demonstrations(one.config, train)
-            supplies.rewards(one)
+        for one in filter(supplies.known, waiting):  # what is wrong is said before any is trained
+            self._check(one)
         for one in waiting[:1]:  # before there is a folder: what is wrong leaves none behind
             supplies.loaded[one.name] = supplies.load(one)
         self.folder = RunFolder(choice.folder) if choice.folder else RunFolder.create(config)
@@ -139,6 +135,12 @@ class Run:
                 f"held out, in {self.folder.path}",
                 soft_wrap=True,
             )
+
+    def _check(self, one: Plan) -> None:
+        """Data and rewards of a stage whose inputs are there."""
+        train, _ = self.supplies.problems(one)
+        kind_of(one.stage.kind).check(self.supplies.config(one), train)
+        self.supplies.rewards(one)
 
     def stages(self) -> None:
         """Every stage in order; of one that is finished, what it left is taken."""
@@ -180,7 +182,7 @@ class Run:
             # stage saved once more, with its state, which takes longer than to read the model.
             with self.signals.held():
                 path = self.folder.path / one.name / "checkpoint"
-                save_checkpoint(context.model, context.tokenizer, path)
+                save_checkpoint(stage.model, context.tokenizer, path)
                 self.checkpoint, self.trainer = self.folder.link(path), None
                 self.warnings += warnings
                 self._record(one, record, path, seconds, warnings)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from r1train.config.sections import Config
 from r1train.data.problems import ProblemSet, load_problems
 from r1train.data.prompts import render_prompt
 from r1train.engine.builtin import BuiltinEngine
@@ -16,6 +17,7 @@ from r1train.model.load import load_model
 from r1train.model.policy import Policy
 from r1train.rewards.manager import RewardManager
 from r1train.run.artifacts import Finished, Plan
+from r1train.run.references import resolved
 from r1train.stages.base import Context
 
 
@@ -32,17 +34,27 @@ class Supplies:
         self._fitting: dict[str, tuple[ProblemSet, ProblemSet]] = {}
         self._rewards: dict[str, RewardManager] = {}
 
+    def known(self, one: Plan) -> bool:
+        """Whether the stages that its options name are finished."""
+        return all(read.name in self.done for read in one.read)
+
+    def config(self, one: Plan) -> Config:
+        """The options of a stage, with paths where they name what another has left."""
+        config: Config = resolved(one.config, lambda name: str(self.done[name].artifact.path))
+        return config
+
     def problems(self, one: Plan) -> tuple[ProblemSet, ProblemSet]:
         """Training and held-out problems, the same for stages of one task."""
-        key = repr(one.config.task)
+        task = self.config(one).task
+        key = repr(task)
         if key not in self._problems:
-            self._problems[key] = load_problems(one.config.task, self.seed)
+            self._problems[key] = load_problems(task, self.seed)
         return self._problems[key]
 
     def load(self, one: Plan) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model that a stage starts from, and its tokenizer; its problems are those
         that fit it."""
-        config, (train, heldout) = one.config, self.problems(one)
+        config, (train, heldout) = self.config(one), self.problems(one)
         if one.init is not None:
             origin = one.init
             if isinstance(origin, Plan):
@@ -63,9 +75,10 @@ class Supplies:
 
     def rewards(self, one: Plan) -> RewardManager:
         """The rewards, their processes too, the same for stages of one task and one choice."""
-        key = repr((one.config.task, one.config.rewards))
+        config = self.config(one)
+        key = repr((config.task, config.rewards))
         if key not in self._rewards:
-            manager = RewardManager(one.config.rewards, self.problems(one)[0])
+            manager = RewardManager(config.rewards, self.problems(one)[0])
             self._rewards[key] = self.closing.enter_context(manager)
         return self._rewards[key]
 
@@ -74,12 +87,13 @@ class Supplies:
         loaded = self.loaded.pop(one.name, None)
         model, tokenizer = loaded if loaded is not None else self.load(one)
         train, heldout = self._fitting.pop(one.name)
+        config = self.config(one)
         return Context(
-            config=one.config,
+            config=config,
             seed=one.seed,
-            policy=Policy(model, gradient_checkpointing=one.config.model.gradient_checkpointing),
+            policy=Policy(model, gradient_checkpointing=config.model.gradient_checkpointing),
             tokenizer=tokenizer,
-            engine=BuiltinEngine.from_config(model, tokenizer, one.config.rollout),
+            engine=BuiltinEngine.from_config(model, tokenizer, config.rollout),
             rewards=self.rewards(one),
             train=train,
             heldout=heldout,

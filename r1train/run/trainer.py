@@ -95,7 +95,7 @@ class Trainer:
         context = self.stage.context
 
         def models(folder: Path) -> None:
-            write_model(context.model, context.tokenizer, folder)
+            write_model(self.stage.model, context.tokenizer, folder)
 
         with self.signals.held():
             state = self.state_dict() if self.whole else None

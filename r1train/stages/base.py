@@ -20,7 +20,9 @@ from r1train.model.policy import Policy
 from r1train.report.evaluation import EvalResult
 from r1train.rewards.manager import RewardManager
 
-ArtifactKind = Literal["checkpoint", "samples", "table"]
+ArtifactKind = Literal["checkpoint", "samples", "table", "reward_model"]
+"""A causal language model and a model that scores texts are HuggingFace folders, samples a JSONL
+file, and a table a JSON file."""
 PROBED = 2  # prompts by which the engine's weights are checked
 
 
@@ -30,7 +32,7 @@ class Artifact:
 
     kind: ArtifactKind
     path: Path
-    """A HuggingFace folder, a JSONL file of samples, or a JSON file."""
+    """A folder or a file, by its kind."""
     inputs_hash: str
     """Of everything it was made from."""
 
@@ -74,6 +76,10 @@ class Stage(ABC):
         self.context = context
         self.results: list[EvalResult] = []
 
+    @classmethod  # noqa: B027 (optional)
+    def check(cls, config: Config, train: ProblemSet) -> None:
+        """Raises ConfigError for what can be known to be wrong before a model is loaded."""
+
     def run(self, folder: Path) -> Path:
         """Leaves an artifact in `folder`, and evaluations, if any, in `results`."""
         raise NotImplementedError  # of a TrainStage: it is trained
@@ -94,6 +100,11 @@ class TrainStage(Stage):
     """The figures beside the progress bar."""
     step = 0
     """Steps that are complete."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """What it trains: it is saved as the stage's checkpoint."""
+        return self.context.model
 
     def prepare(self) -> None:
         """What comes before the next update and may take long, such as a rollout.

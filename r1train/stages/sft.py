@@ -32,6 +32,14 @@ class SFT(TrainStage):
         self.demonstrations = demonstrations(context)
         self.learner = SupervisedLearner(context.policy, config.sft)
 
+    @classmethod
+    def check(cls, config: Config, train: ProblemSet) -> None:
+        """There is something to learn from."""
+        for dataset in config.sft.datasets:
+            open_rows(dataset.path)
+        if not config.sft.datasets:
+            check_solutions(train.sources)
+
     def update(self) -> dict[str, float]:
         batch = self.demonstrations.batch(self.step)
         check_lengths(self.context.model, self.context.tokenizer, batch)
@@ -49,14 +57,6 @@ class SFT(TrainStage):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.step = state["step"]
         self.learner.load_state_dict(state["learner"])
-
-
-def check_demonstrations(config: Config, train: ProblemSet) -> None:
-    """There is something to learn from: said before anything is loaded or trained."""
-    for dataset in config.sft.datasets:
-        open_rows(dataset.path)
-    if not config.sft.datasets:
-        check_solutions(train.sources)
 
 
 def demonstrations(context: Context) -> Demonstrations:

@@ -9,6 +9,7 @@ from r1train.config.rollout import RolloutConfig
 from r1train.config.sections import Config
 from r1train.config.sft import DemonstrationsConfig, SFTConfig
 from r1train.config.stages import StageConfig
+from r1train.config.suite import SuiteConfig
 from r1train.config.task import DatasetConfig, TaskConfig
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "SFTConfig",
     "Schedule",
     "StageConfig",
+    "SuiteConfig",
     "TaskConfig",
 ]

@@ -26,6 +26,7 @@ from r1train.config.schema import (
 )
 from r1train.config.sft import SFTConfig
 from r1train.config.stages import FOLDER_RULE, StageConfig, names_a_folder
+from r1train.config.suite import SuiteConfig
 from r1train.config.task import TaskConfig
 
 
@@ -79,6 +80,7 @@ class Config(Section):
     sft: SFTConfig = field(default_factory=SFTConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
 
     def check(self) -> None:
         self.require(bool(self.stages), "stages", "give at least one of sft, grpo")

@@ -29,7 +29,7 @@ def summary(completion: str, prompt: str = "") -> str:
 
     Of R1-Zero's format, which is an <answer> block alone, it is the text of that block.
     """
-    before, closed, after = completion.rpartition("</think>")
+    _, closed, after = completion.rpartition("</think>")
     if closed:
         completion = after
     elif opens_think(prompt) or completion.lstrip().startswith("<think>"):

@@ -27,7 +27,7 @@ R1KERNELS = (
 )
 # "" is a module that lies in no folder.
 R1TRAIN = (
-    *("", "config", "report", "data", "model", "rewards", "engine", "learn", "stages", "run"),
+    *("", "config", "report", "data", "model", "rewards", "engine", "learn", "stages", "run", "suite"),
     "cli",
 )
 LAYERS = {"r1kernels": R1KERNELS, "r1train": R1TRAIN}

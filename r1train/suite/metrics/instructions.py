@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ class InstructionMetric(MetricBase):
         missing = [name for name in _MODULES if find_spec(name) is None]
         if missing:
             raise ConfigError(
-                f'{benchmark.title}: {", ".join(missing)}: not installed; its checkers need the '
+                f"{benchmark.title}: {', '.join(missing)}: not installed; its checkers need the "
                 'extra "lm-eval": pip install "r1kernels[lm-eval]"'
             )
         with _no_downloads():
@@ -70,11 +70,8 @@ def _no_downloads() -> Iterator[None]:
     import nltk
 
     download, nltk.download = nltk.download, lambda *_, **__: False
-    silence = open(os.devnull, "w")  # it says that it had downloaded it
     try:
-        from contextlib import redirect_stdout
-
-        with silence, redirect_stdout(silence):
+        with redirect_stdout(io.StringIO()):  # it says that it had downloaded it
             yield
     finally:
         nltk.download = download

@@ -48,8 +48,10 @@ def overview(results: Results) -> Table:
         mean = _percent(one.mean), _range(one.mean_ci)
         lengths = _percent(one.truncated), _percent(one.unanswered), f"{one.mean_tokens:,.0f}"
         rows.append((one.title, *counts, *mean, cons, *lengths))
-    header = ("", "n", "k", "pass@1", "95 %", "cons@k", "cut off", "no answer", "tokens")
-    return Table("Per cent; mean tokens of a completion", header, tuple(rows))
+    header = ("", "n", "k", "pass@1", "interval", "cons@k", "cut off", "no answer", "tokens")
+    level = max(one.settings["confidence"] for one in results.values())
+    title = f"Per cent, {level:.0%} intervals over questions; tokens of a completion"
+    return Table(title, header, tuple(rows))
 
 
 def paper_tables(results: Results, name: str) -> list[Table]:
@@ -80,7 +82,7 @@ def comparison(
         )
         for name, pair in pairs.items()
     )
-    header = ("pass@1", names[0], names[1], "difference", "95 %", "p", "n")
+    header = ("pass@1", names[0], names[1], "difference", "interval", "p", "n")
     return Table("Paired over questions", header, rows)
 
 
@@ -89,9 +91,7 @@ def show(table: Table, console: Console = CONSOLE) -> None:
     first, *others = table.header
     found = RichTable(
         Column(first, no_wrap=True),
-        *(Column(name, justify="right") for name in others),
-        title=table.title,
-        title_justify="left",
+        *(Column(_narrow(name), justify="right", no_wrap=True) for name in others),
         box=None,
         padding=(0, 1, 0, 0),
         pad_edge=False,
@@ -100,6 +100,7 @@ def show(table: Table, console: Console = CONSOLE) -> None:
     for row in table.rows:
         style = "bold" if len(row) == 1 or row[0] in table.bold else ""
         found.add_row(*row, style=style)
+    console.print(f"\n{table.title}", style="bold", markup=False)
     console.print(found)
 
 
@@ -127,7 +128,7 @@ def _by_benchmark(data: dict[str, Any], results: Results) -> Table:
             rows.append((line["group"],))
         ours, bounds = _cell(results, line)
         rows.append((line["title"], ours, bounds, *map(_given, line["values"])))
-    return Table(data["title"], ("", "ours", "95 %", *data["columns"]), tuple(rows))
+    return Table(data["title"], ("", "ours", "interval", *data["columns"]), tuple(rows))
 
 
 def _by_model(data: dict[str, Any], results: Results, name: str) -> Table:
@@ -137,7 +138,7 @@ def _by_model(data: dict[str, Any], results: Results, name: str) -> Table:
     bounds = [ends.split("–") if ends != NONE else [NONE, NONE] for _, ends in cells]
     rows = [
         (name, *(ours for ours, _ in cells)),
-        ("  95 % from", *(low for low, _ in bounds)),
+        ("  from", *(low for low, _ in bounds)),
         ("  to", *(high for _, high in bounds)),
         *((model, *map(_given, values)) for model, values in data["models"].items()),
     ]
@@ -164,6 +165,11 @@ def _cell(results: Results, line: Mapping[str, Any]) -> tuple[str, str]:
     scale = 1 if figure in RATINGS else 100
     bounds = [form.format(scale * end) for end in ends if end is not None]
     return form.format(scale * value), "–".join(bounds) if len(bounds) == 2 else NONE
+
+
+def _narrow(name: str) -> str:
+    """The head of a column with a word on each line."""
+    return name.replace(" ", "\n")
 
 
 def _given(value: float) -> str:

@@ -22,7 +22,14 @@ from r1train.run.extras import require_extras
 from r1train.run.signals import Stopped
 from r1train.stages import check_stages
 
-SUITE_FLAGS = ("data", "benchmarks", "against")
+SUITE_FLAGS: dict[str, set[str]] = {
+    "suite": set(),
+    "harness": set(),
+    "data": {"suite", "harness"},
+    "benchmarks": {"suite"},
+    "against": {"suite"},
+}
+"""Flags of eval, and what each is for."""
 
 COMMANDS = """\
 commands:
@@ -105,6 +112,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
         print(documented(config), end="")
     elif arguments.suite:
         evaluate_suite(config, folder, arguments)
+    elif arguments.harness:
+        from r1train.suite.harness.run import run_harness
+
+        data = Path(arguments.data) if arguments.data else None
+        run_harness(config, folder, arguments.harness.split(","), data)
     else:
         evaluate_heldout(config, folder)
 
@@ -165,7 +177,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     suite = parser.add_argument_group("published benchmarks, of eval")
     suite.add_argument("--suite", choices=("r1",), help="ask the benchmarks of R1's tables")
-    suite.add_argument("--data", metavar="FOLDER", help="where the benchmarks' files are")
+    suite.add_argument("--harness", metavar="TASK[,TASK]", help="tasks of lm-eval instead")
+    suite.add_argument("--data", metavar="FOLDER", help="where the benchmarks' or tasks' files are")
     suite.add_argument("--benchmarks", metavar="NAME[,NAME]", help="only these of the suite")
     suite.add_argument("--against", metavar="OTHER", help="compare with another model's results")
     parser.add_argument("--dry-run", action="store_true", help="print the settings and stop")
@@ -211,7 +224,7 @@ def _eval_settings(arguments: argparse.Namespace) -> tuple[Config, Path]:
     settings = arguments.config or _own_settings(folder)
     if settings is not None:
         config = load_config(settings, arguments.overrides)
-    elif arguments.suite:  # which says itself what is asked
+    elif arguments.suite or arguments.harness:  # which say themselves what is asked
         config = default_config(arguments.overrides)
     else:
         raise ConfigError(f"{folder} has no config.toml: say what to evaluate on with --config")
@@ -221,12 +234,14 @@ def _eval_settings(arguments: argparse.Namespace) -> tuple[Config, Path]:
 
 def _check_flags(arguments: argparse.Namespace) -> None:
     """No flag is given where it means nothing."""
-    given = vars(arguments)
-    for name, needed in (("suite", "command"), *((one, "suite") for one in SUITE_FLAGS)):
-        means = given[needed] == "eval" if needed == "command" else given[needed] is not None
-        if given[name] is not None and not means:
-            where = "r1train eval" if needed == "command" else "r1train eval MODEL --suite r1"
-            raise ConfigError(f"--{name} {given[name]}: is for {where}")
+    given = {name for name, value in vars(arguments).items() if value}
+    evaluates = arguments.command == "eval"
+    for name, needed in SUITE_FLAGS.items():
+        if name in given and not (evaluates and (not needed or needed & given)):
+            means = " or ".join(f"--{one}" for one in sorted(needed, reverse=True))
+            raise ConfigError(f"--{name} is for r1train eval MODEL {means}".rstrip())
+    if {"suite", "harness"} <= given:
+        raise ConfigError("--suite and --harness: one at a time")
 
 
 def _own_settings(folder: Path) -> Path | None:

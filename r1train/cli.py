@@ -93,14 +93,20 @@ def train(config: Config, *, dry_run: bool, resume: bool = False) -> None:
     if dry_run:
         print(documented(config), end="")
         return
-    from r1train.run.runner import run
+    if config.seeds:
+        from r1train.run.study import run
+    else:
+        from r1train.run.runner import run
 
     run(config, resume=resume)
 
 
 def resume(folder: Path) -> None:
     """`r1train resume`: what is left of the run in `folder`."""
-    from r1train.run.runner import resume
+    if (folder / "config.toml").is_file() and load_config(folder / "config.toml").seeds:
+        from r1train.run.study import resume
+    else:
+        from r1train.run.runner import resume
 
     resume(folder)
 

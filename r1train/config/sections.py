@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from r1train.config.evaluation import EvalConfig
+from r1train.config.findings import FindingConfig
 from r1train.config.grpo import GRPOConfig
 from r1train.config.model import ModelConfig
 from r1train.config.rewards import RewardConfig
@@ -38,6 +39,9 @@ class Config(Section):
     """Name of the run and of its folder."""
     seed: Seed = 0
     """Every random draw of the run follows from it."""
+    seeds: tuple[Seed, ...] = ()
+    """The recipe is run from each of these, in folders seed-N of the run's (unset: one run, from
+    `seed`)."""
     output_dir: str = "runs"
     """Folder that run folders are made in."""
     device: str = "auto"
@@ -63,6 +67,9 @@ class Config(Section):
     """
     threads: Workers | None = None
     """PyTorch's CPU threads (unset: its default)."""
+    processes: Workers = 1
+    """Stages that are at work at the same time, each in a process of its own with `threads` (unset:
+    its share of the processors). A stage begins once those that it needs are finished."""
     report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Trackers that the figures of metrics.jsonl go to as well; their packages must be installed
     (TRL's report_to)."""
@@ -73,6 +80,8 @@ class Config(Section):
         StageConfig("rl", name="grpo"),
     )
     """What `r1train run` does, in order: tables [[stages]], or a list of kinds."""
+    findings: tuple[FindingConfig, ...] = ()
+    """What is compared over the seeds at the end."""
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
@@ -85,6 +94,7 @@ class Config(Section):
     def check(self) -> None:
         self.require(bool(self.stages), "stages", "give at least one of sft, grpo")
         self.require(names_a_folder(self.name), "name", FOLDER_RULE)
+        self.require(len(set(self.seeds)) == len(self.seeds), "seeds", "each seed at most once")
         prompted = any(dataset.system_prompt is not None for dataset in self.sft.datasets)
         reason = 'a system_prompt needs task.prompt_template = "chat"'
         chat = self.task.prompt_template == "chat"

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
-from r1train.run.artifacts import FILE, Finished, Plan, code_hash, difference, finished
-
-PLAN = "plan.json"
+from r1train.run.artifacts import Finished, Plan, code_hash, difference, finished
+from r1train.run.folder import PLAN
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,16 @@ class Choice:
     """Why stages are repeated, and what else the user may want to know."""
 
 
-def choose(config: Config, plans: Sequence[Plan], *, resume: bool) -> Choice:
+def choose(
+    config: Config, plans: Sequence[Plan], *, resume: bool, others: Sequence[Path] = ()
+) -> Choice:
     """For `r1train run`: no run overwrites another, and none repeats what is finished.
 
     A run with the same inputs whose every stage is finished is chosen as it is. One that was broken
     off is gone on with where `resume` says so; else a new folder is made, and finished stages with
-    the same inputs are taken from the folders that are there.
+    the same inputs are taken from the folders that are there, and from those of `others`.
     """
-    known: list[dict[str, Finished]] = []
+    known = [finished(folder) for folder in reversed(others)]
     notes: list[str] = []
     broken_off: dict[Path, dict[str, Finished]] = {}
     for folder in folders(config):
@@ -45,8 +46,7 @@ def choose(config: Config, plans: Sequence[Plan], *, resume: bool) -> Choice:
         if len(same) == len(plans):
             notes = [f"{folder}: every stage is finished with these inputs", *other_code(same)]
             return Choice(folder, same, notes)
-        if not out_of_order(plans, same):
-            broken_off[folder] = same
+        broken_off[folder] = same
     done = usable(plans, known)
     if resume and broken_off:
         newest, same = list(broken_off.items())[-1]
@@ -84,13 +84,6 @@ def take_up(folder: Path, plans: Sequence[Plan]) -> Choice:
             )
     there = finished(folder)
     done = usable(plans, [there])
-    if lost := out_of_order(plans, done):
-        old = there.get(lost.name)
-        reason = why(lost, old) if old is not None else f"{lost.name}/{FILE} is missing"
-        raise ConfigError(
-            f"{folder}: what stage {lost.name!r} left is needed again, and cannot be used: "
-            f"{reason}; put it back, or start anew with r1train run"
-        )
     again = [
         f"{plan.name}: run again: {why(plan, there[plan.name])}"
         for plan in plans
@@ -115,18 +108,6 @@ def usable(plans: Sequence[Plan], known: Sequence[Mapping[str, Finished]]) -> di
 
 def _needs(one: Plan, other: Plan) -> bool:
     return any(needed is other for needed in one.needs)
-
-
-def out_of_order(plans: Sequence[Plan], done: Mapping[str, Finished]) -> Plan | None:
-    """A stage to be repeated before one that is finished, whose lines in the logs come after its
-    own; None where there is none."""
-    waiting = None
-    for plan in plans:
-        if plan.name not in done:
-            waiting = waiting or plan
-        elif waiting is not None:
-            return waiting
-    return None
 
 
 def fits(plan: Plan, there: Mapping[str, Finished]) -> bool:

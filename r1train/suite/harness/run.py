@@ -28,8 +28,8 @@ def run_harness(config: Config, folder: Path, tasks: Sequence[str], data: Path |
     """
     if find_spec("lm_eval") is None:
         raise ConfigError(
-            '--harness: lm_eval: not installed; it needs the extra "lm-eval": '
-            'pip install "r1kernels[lm-eval]"'
+            '--harness: lm_eval: not installed; it needs the extra "suite": '
+            'pip install "r1kernels[suite]"'
         )
     with deterministic(config.threads), _offline():
         from lm_eval import simple_evaluate

@@ -30,7 +30,7 @@ class InstructionMetric(MetricBase):
         if missing:
             raise ConfigError(
                 f"{benchmark.title}: {', '.join(missing)}: not installed; its checkers need the "
-                'extra "lm-eval": pip install "r1kernels[lm-eval]"'
+                'extra "suite": pip install "r1kernels[suite]"'
             )
         with _no_downloads():
             from langdetect import DetectorFactory

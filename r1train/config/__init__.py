@@ -13,6 +13,7 @@ from r1train.config.sample import SampleConfig
 from r1train.config.sections import Config
 from r1train.config.sft import DemonstrationsConfig, SFTConfig
 from r1train.config.stages import StageConfig
+from r1train.config.suite import SuiteConfig
 from r1train.config.task import DatasetConfig, TaskConfig
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "SampleConfig",
     "Schedule",
     "StageConfig",
+    "SuiteConfig",
     "TaskConfig",
 ]

@@ -31,6 +31,7 @@ from r1train.config.schema import (
 )
 from r1train.config.sft import SFTConfig
 from r1train.config.stages import FOLDER_RULE, StageConfig, names_a_folder
+from r1train.config.suite import SuiteConfig
 from r1train.config.task import TaskConfig
 
 
@@ -96,6 +97,7 @@ class Config(Section):
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
 
     def check(self) -> None:
         self.require(bool(self.stages), "stages", "give at least one of sft, grpo")

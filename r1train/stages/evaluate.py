@@ -128,7 +128,14 @@ class Evaluate(Stage):
 def majority(
     completions: Sequence[str], accuracy: Sequence[float], answer_type: str = "auto"
 ) -> float:
-    """Accuracy of the most frequent extracted answer; 0 where no completion has one.
+    """Accuracy of the most frequent extracted answer; 0 where no completion has one."""
+    return vote([extract_answer(one) for one in completions], accuracy, answer_type)
+
+
+def vote(
+    answers: Sequence[str | None], accuracy: Sequence[float], answer_type: str = "auto"
+) -> float:
+    """Accuracy of the most frequent answer; 0 where there is none.
 
     Right answers are one candidate: as far as the problem can tell they are the same. Of the wrong
     ones those are that `verify` finds equal to the first of them, and once `_MOST_COMPARED`
@@ -138,8 +145,7 @@ def majority(
     candidates: list[tuple[str, float]] = []
     votes: list[int] = []
     seen: dict[tuple[str, float], int] = {}
-    for completion, right in zip(completions, accuracy, strict=True):
-        answer = extract_answer(completion)
+    for answer, right in zip(answers, accuracy, strict=True):
         if answer is None:
             continue
         key = answer, float(right)

@@ -39,8 +39,9 @@ static void decode_tile(const ReverseKLBackward& f, int64_t row0, int64_t cols, 
     const I nothing = (g == F{}) | (factor == F{});  // blank rows hold anything, even NaN
     auto gradient = [&](int64_t v) {
       const F e = T::load(tile.shares + v * kRows + n);
-      const F dz = factor * (T::load(tile.apart + v * kRows + n) + e * shift);
-      return nothing | (e == F{}) ? F{} : dz;
+      const F apart = T::load(tile.apart + v * kRows + n) + e * shift;
+      const F dz = factor * (e == F{} ? e : apart);  // NaN of a row that is none, whatever e is
+      return nothing ? F{} : dz;
     };
     for (int64_t v = 0; v < cols; v += T::kPerUnit) {
       const bool both = v + 1 < cols;

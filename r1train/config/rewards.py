@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from r1train.config.code import CodeConfig
-from r1train.config.schema import NonNegative, Seconds, Section, Workers
+from r1train.config.judgements import JudgeConfig, PreferenceConfig, SafetyConfig
+from r1train.config.schema import Count, NonNegative, Seconds, Section, Workers
+
+
+@dataclass(frozen=True)
+class RepetitionConfig(Section, section="rewards.repetition"):
+    """The reward "repetition": minus the share of n-grams that were there before."""
+
+    ngram_size: Count = 3
+    """Words of an n-gram (Open-R1: 3)."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,10 @@ class RewardConfig(Section, section="rewards"):
     """Number of verifier processes, of processes for each function of your own, and of
     programs that are run at once."""
     code: CodeConfig = field(default_factory=CodeConfig)
+    repetition: RepetitionConfig = field(default_factory=RepetitionConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def check(self) -> None:
         self.require(bool(self.functions), "functions", "give at least one reward function")

@@ -24,11 +24,14 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def extract_answer(completion: str) -> str | None:
-    """The text of the only <answer> block; None where there is none, an empty one or several."""
+    """The text of the only <answer> block; None where there is none, an empty one or several, or
+    where the thoughts go on behind it: then it is one of them."""
     if completion.count("<answer>") != 1 or completion.count("</answer>") != 1:
         return None
     match = _ANSWER.search(completion)
-    return match.group(1).strip() if match and not is_blank(match.group(1)) else None
+    if match is None or is_blank(match.group(1)) or "</think>" in completion[match.end() :]:
+        return None
+    return match.group(1).strip()
 
 
 class AccuracyReward(Reward):

@@ -24,8 +24,9 @@ def python_box(
 ) -> Box:
     """Runs a file of /box with this interpreter and its standard library alone."""
     interpreter = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    prefix = Path(sys.base_prefix)
-    folders, links = _visible((*LIBRARIES, LINKER_CACHE, interpreter, str(prefix / "lib")))
+    prefixes = (Path(interpreter).parents[1], Path(sys.base_prefix).resolve())
+    own = (str(prefix / name) for prefix in prefixes for name in ("lib", "lib64"))
+    folders, links = _visible((*LIBRARIES, LINKER_CACHE, interpreter, *own))
     return Box(
         argv=(interpreter, "-s", "-P", "-B", f"/box/{main}", *arguments),
         folders=folders,

@@ -49,7 +49,9 @@ READ_ONLY, NO_SUID, NO_DEVICES, NO_PROGRAMS = 1, 2, 4, 8  # MOUNT_ATTR_*
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 OPEN_TREE_CLONE, O_CLOEXEC, MOVE_FROM_DESCRIPTOR, MNT_DETACH = 1, 0o2000000, 4, 2
 OPEN_TREE, MOVE_MOUNT, MOUNT_SETATTR = 428, 429, 442  # alike on all architectures
-PIVOT_ROOT, CAPSET = {"x86_64": (155, 126), "aarch64": (41, 91)}.get(os.uname().machine, (-1, -1))
+PIVOT_ROOT, CAPSET, KEYCTL = {"x86_64": (155, 126, 250), "aarch64": (41, 91, 219)}.get(
+    os.uname().machine, (-1, -1, -1)
+)
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 4, 38, 22
 PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_CAP_AMBIENT = 24, 28, 47
 SECURE = 0x2F  # no privileges for user 0, none kept over a change of user, none ambient; locked
@@ -84,8 +86,9 @@ def monitor(spec: Spec) -> None:
     die_with_parent()
     if os.getppid() != spec["parent"]:
         raise Failed("the process that asked for the box is gone")
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # of all processes, the first to go where memory is short
+    with contextlib.suppress(OSError):  # of all processes, the first to go where memory is short
+        write("/proc/self/oom_score_adj", "1000")
+    LIBC.syscall(KEYCTL, 1, None)  # KEYCTL_JOIN_SESSION_KEYRING: not that of the trainer
     unshared, mapped = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
@@ -125,7 +128,8 @@ def map_user(child: int, user: int, group: int) -> None:
         choices = [(f"{USER} {user} 1\n", f"{USER} {group} 1\n")]
     else:
         own = os.getpid()
-        strangers = (0x70000000 + own, 65534 - own % 4096)  # the latter in a container's range
+        # Neither root's nor systemd's ranges have the first; a container's may not have it either.
+        strangers = (0x70000000 + own, 65534 - own % 4096)
         choices = [(f"0 0 1\n{USER} {one} 1\n",) * 2 for one in strangers]
     for users, groups in choices:
         try:

@@ -47,9 +47,9 @@ def run_tests(
     binary = None
     if language == "cpp":
         compiled = compile_cpp(source)
-        if compiled.artifact is None or compiled.code != 0:
+        if compiled.code != 0 or not compiled.output:
             return [Result("not compiled", _end(compiled), compiled.cpu_seconds)] * len(tests)
-        binary = compiled.artifact
+        binary = compiled.output
     results: list[Result] = []
     timeouts = 0
     for test in tests:
@@ -129,7 +129,7 @@ def _failed(outcome: Outcome, box: Box) -> Result | None:
     """What ended a program before it could be right; None where nothing did."""
     cpu, limit = outcome.cpu_seconds, box.limits.cpu_seconds
     if outcome.timed_out or outcome.code == -signal.SIGXCPU or cpu > limit:
-        return Result("timeout", f"{cpu:.1f} s of processor time", cpu)
+        return Result("timeout", f"its time was up, after {cpu:.1f} s of processor time", cpu)
     if outcome.overflowed:
         return Result("output", f"more than {box.limits.output_bytes} bytes of output", cpu)
     return Result("error", _end(outcome), cpu) if outcome.code != 0 else None

@@ -9,12 +9,14 @@ import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from r1train.config.schema import ConfigError
-from r1train.sandbox import box, isolation
+from r1train.sandbox import isolation
+from r1train.sandbox.box import JAILS, prefer
 from r1train.sandbox.cases import StdioCase
 from r1train.sandbox.isolation import require_isolation
 from r1train.sandbox.judge import run_tests
@@ -22,6 +24,7 @@ from r1train.sandbox.languages import python_box
 from r1train.sandbox.limits import SandboxError
 from tests.r1train.boxes import ENDED, QUICK, attempt, boxed
 
+BUSY = replace(QUICK, wall_seconds=20)
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
 SYSTEM_PYTHON = Path("/usr/bin/python3")
@@ -114,16 +117,53 @@ def test_many_boxes_at_once_from_many_threads():
     assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
 
 
-def test_a_jail_that_fails_is_a_failure_of_the_machine(monkeypatch, tmp_path):
+@boxed
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_bubblewrap_makes_the_same_box(monkeypatch):
+    """Where namespaces of our own fail, it is found and preferred; a box differs by its /tmp."""
+    escape = """
+    import signal
+    tried("fork", os.fork)
+    tried("socket", lambda: libc.socket(2, 1, 0))
+    tried("mount", lambda: libc.mount(b"none", b"/tmp", b"tmpfs", 0, None))
+    tried("unshare", lambda: libc.unshare(0x10000000))
+    for path in ("/etc/passwd", "/proc/1/root/etc/passwd", "/root/.profile"):
+        tried(path, lambda: open(path).read())
+    for path in ("/x", "/box/x", "/box/program.py", "/usr/lib/x", "/dev/x"):
+        tried(path, lambda: os.close(os.open(path, os.O_WRONLY | os.O_CREAT)))
+    print(os.getuid(), sorted(os.listdir("/box")), sorted(os.listdir("/dev")))
+    for descriptor in range(3, 1024):
+        tried(("descriptor", descriptor), lambda: os.fstat(descriptor))
+    """
+    own, bubblewrap = (attempt(escape, jail=jail) for jail in JAILS)
+    assert bubblewrap.output == own.output
+    for program, code in (("sys.exit(3)", 3), ("os.abort()", -6), ("while True: pass", -24)):
+        assert attempt(program, jail=JAILS[1], limits=BUSY).code == code
+    assert attempt("import time; time.sleep(60)", jail=JAILS[1]).timed_out
+    assert b"MemoryError" in attempt("bytearray(1 << 40)", jail=JAILS[1]).error
+    with pytest.raises(SandboxError, match="seccomp"):
+        attempt("pass", jail=JAILS[1], filtered=False)
+    isolation.why_not.cache_clear()
+    try:
+        monkeypatch.setattr(isolation, "JAILS", (Path("/no/jail.py"), JAILS[1]))
+        require_isolation("python")
+        one = [StdioCase("1", "1")]
+        assert run_tests("print(input())", "python", one, QUICK)[0].passed
+        assert run_tests('int main() { __builtin_puts("1"); }', "cpp", one, QUICK)[0].passed
+    finally:
+        prefer(JAILS[0])
+        isolation.why_not.cache_clear()
+
+
+def test_a_jail_that_fails_is_a_failure_of_the_machine(tmp_path):
     for text, message in (
         ("raise SystemExit('it broke')", "it broke"),
         ('import sys, os; os.write(int(sys.argv[1]), b\'{"failed": "unshare: no"}\')', "unshare"),
     ):
         jail = tmp_path / "jail.py"
         jail.write_text(text)
-        monkeypatch.setattr(box, "JAIL", jail)
         with pytest.raises(SandboxError, match=message):
-            attempt("pass")
+            attempt("pass", jail=jail)
 
 
 @pytest.mark.parametrize("setting", ["unprivileged_userns_clone", "max_user_namespaces", None])

@@ -2,9 +2,10 @@
 
 from r1train.config.evaluation import EvalConfig
 from r1train.config.grpo import GRPOConfig, LossType
+from r1train.config.judgements import JudgeConfig, PreferenceConfig, SafetyConfig
 from r1train.config.model import ModelConfig
 from r1train.config.optim import Schedule
-from r1train.config.rewards import RewardConfig
+from r1train.config.rewards import RepetitionConfig, RewardConfig
 from r1train.config.rollout import RolloutConfig
 from r1train.config.sections import Config
 from r1train.config.sft import DemonstrationsConfig, SFTConfig
@@ -17,11 +18,15 @@ __all__ = [
     "DemonstrationsConfig",
     "EvalConfig",
     "GRPOConfig",
+    "JudgeConfig",
     "LossType",
     "ModelConfig",
+    "PreferenceConfig",
+    "RepetitionConfig",
     "RewardConfig",
     "RolloutConfig",
     "SFTConfig",
+    "SafetyConfig",
     "Schedule",
     "StageConfig",
     "TaskConfig",

@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from r1train.config.judgements import PreferenceConfig, SafetyConfig
+from r1train.config.judgements import PreferenceRewardConfig, SafetyRewardConfig
 from r1train.config.rewards import RewardConfig
 from r1train.config.schema import ConfigError
 from r1train.data.problems import ProblemSet
@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
 
 
 def preference(path, **options):
-    config = PreferenceConfig(path=path, device="cpu", **options)
+    config = PreferenceRewardConfig(path=path, device="cpu", **options)
     return PreferenceReward(RewardConfig(preference=config), ProblemSet([ONE, POEM], ()))
 
 
@@ -80,7 +80,7 @@ def test_the_summary_is_judged_where_no_rule_decides(folder):
 
 
 def test_the_response_is_judged_with_its_thoughts(folder):
-    config = RewardConfig(safety=SafetyConfig(path=folder, device="cpu"))
+    config = RewardConfig(safety=SafetyRewardConfig(path=folder, device="cpu"))
     reward = SafetyReward(config, ProblemSet([POEM], ()))
     (value,) = reward([sample(POEM, said("roses"), prompt="poem")]).values
     assert value == pytest.approx(score(folder, f"poem {said('roses')} <eos>"), abs=1e-5)
@@ -146,7 +146,7 @@ def test_what_is_no_reward_model_is_refused(tmp_path, folder):
     with pytest.raises(ConfigError, match="expected a model with one label, and it has 2"):
         preference(two)
     with pytest.raises(ConfigError, match=r"rewards\.safety\.device = 'gpu'"):
-        SafetyConfig(device="gpu")
+        SafetyRewardConfig(device="gpu")
     (tmp_path / "two" / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="cannot be loaded"):
         preference(two)

@@ -16,6 +16,7 @@ RIGHT_AFTER_ALL = {
     "sokoban": {"twice", "two words", "two lines", "many times"},  # the boxes stay where they are
     "power_function": {"last left out", "half", "another digit", "yet another digit"},  # 3 count
     "pool_matrix": {"last left out", "ten times"},  # "5.", "5.00"
+    "shortest_path": {"words shuffled"},  # another path, as short
     "time_intervals": {"first left out"},  # "0:34" for "00:34"
 }
 """Spoiled answers that mean the same, or that the question allows."""

@@ -1,6 +1,6 @@
 """One benchmark on a model: asked, scored and kept, in a folder of its own.
 
-`settings.json` has what decides the result, `samples.jsonl` a line for each question with its
+`settings.json` has what decides the completions, `samples.jsonl` a line for each question with its
 completions, answers and scores, and `result.json` is there once all of it is finished.
 """
 
@@ -22,7 +22,7 @@ from r1train.report.console import CONSOLE, ProgressBar
 from r1train.run.checksums import digest_of
 from r1train.run.writing import replaced, writing
 from r1train.suite.extraction import extract, summary
-from r1train.suite.metrics import metric_of
+from r1train.suite.metrics import JUDGED, metric_of
 from r1train.suite.metrics.base import MetricBase, Response, Score
 from r1train.suite.questions import Question, load
 from r1train.suite.results import Result, summarize
@@ -61,13 +61,14 @@ class Asking:
         suite, folder = self.config.suite, self.place / benchmark.name
         questions = load(benchmark, self.data, suite.limit)
         k = suite.k or benchmark.k
-        settings = self._settings(benchmark, questions, k)
+        sampling = self._sampling(benchmark, questions, k)
+        settings = sampling | self._scoring(benchmark, questions)
         finished = Result.load(folder / RESULT)
-        if finished is not None and finished.settings == settings:
+        if finished and finished.settings == settings and not finished.unjudged:
             CONSOLE.print(f"{benchmark.title}: finished before", soft_wrap=True)
             return finished
         metric = metric_of(benchmark, self.config)  # something that it needs may be missing
-        sampled = self._sampled(benchmark, questions, k, settings)
+        sampled = self._sampled(benchmark, questions, k, sampling)
         responses = [
             [_response(benchmark, question, one, i) for i in range(k)]
             for question, one in zip(questions, sampled, strict=True)
@@ -105,15 +106,14 @@ class Asking:
             )
         return found
 
-    def _settings(
+    def _sampling(
         self, benchmark: Benchmark, questions: Sequence[Question], k: int
     ) -> dict[str, Any]:
-        """What decides a result."""
+        """What decides the completions."""
         suite, config = self.config.suite, self.config
         return {
             "model": self.model_digest,
-            "benchmark": _digest(asdict(benchmark)),
-            "questions": _digest([asdict(question) for question in questions]),
+            "prompts": _digest([[one.id, one.prompt(benchmark.prompt)] for one in questions]),
             "asked": [config.task.prompt_template, config.task.system_prompt, self.trained],
             "computed": [config.device, config.dtype, config.precision, config.rollout.dtype],
             "seed": config.seed,
@@ -121,7 +121,15 @@ class Asking:
             "temperature": suite.temperature,
             "top_p": suite.top_p,
             "max_tokens": suite.max_tokens or benchmark.max_tokens,
-            "confidence": suite.confidence,
+        }
+
+    def _scoring(self, benchmark: Benchmark, questions: Sequence[Question]) -> dict[str, Any]:
+        """What decides the figures beside them."""
+        judge = self.config.suite.judge
+        return {
+            "benchmark": _digest([asdict(benchmark), [asdict(question) for question in questions]]),
+            "judge": [judge.url, judge.model] if benchmark.metric in JUDGED else None,
+            "confidence": self.config.suite.confidence,
         }
 
 

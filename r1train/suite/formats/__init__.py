@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from r1train.suite.formats import answers, choices, instructions, passages
+from r1train.suite.formats import answers, choices, instructions, pairs, passages
 from r1train.suite.questions import Question
 from r1train.suite.specs import Benchmark
 
@@ -18,4 +18,5 @@ FORMATS: dict[str, Callable[[Benchmark, list[Path]], Iterable[Question]]] = {
     "gpqa": choices.read_gpqa,
     "drop": passages.read,
     "ifeval": instructions.read,
+    "arena_hard": pairs.read,
 }

@@ -54,6 +54,15 @@ def test_what_is_finished_is_not_asked_again(math):
     assert again.subject.engine.requests == []
 
 
+def test_what_changes_the_figures_alone_needs_no_completions(math):
+    first = math().result(benchmarks()["math_500"])
+    again = math("suite.confidence=0.5")
+    result = again.result(benchmarks()["math_500"])
+    assert again.subject.engine.requests == []
+    assert result.per_question == first.per_question
+    assert result.mean_ci[1] - result.mean_ci[0] < first.mean_ci[1] - first.mean_ci[0]
+
+
 @pytest.mark.parametrize("other", ["suite.temperature=0.5", "suite.limit=2", "seed=1"])
 def test_other_settings_are_another_result(math, other):
     first = math()

@@ -7,9 +7,9 @@ QUESTION = "Ada walks 12 steps north and then 7 steps east. How far is she from 
 
 def test_ten_words_in_a_row_are_found_however_they_are_written():
     seen = Benchmarked(["What else is there to be asked about a mill that burnt?", QUESTION])
-    shared = "ADA walks 12 steps north, and then 7 steps"
-    assert seen.met(f"Problem. {shared} (west!)") == {1}
-    assert seen.met(f"Problem. {shared.rpartition(' ')[0]} miles west") == set()  # nine
+    shared = "ADA walks 12 steps north, and then 7 steps EAST"
+    assert seen.met(f"Problem. {shared} (home!)") == {1}
+    assert seen.met(f"Problem. {shared.rpartition(' ')[0]} miles east") == set()  # nine
     assert seen.met("") == set()
     assert seen.contaminated(["a b c", QUESTION, QUESTION]) == {1}
     assert list(seen.clean(["a b c", QUESTION.upper()])) == ["a b c"]

@@ -34,6 +34,7 @@ ABOUT = {
         "rewards": ("rules, and verifiers in processes", FAMILY),
         "model": ("the one caller of the model", FAMILY),
         "data": ("problems and prompts", GROUND),
+        "sandbox": ("programs that a model wrote", GROUND),
         "report": ("tables and plots of records", GROUND),
         "config": ("recipes and their sections", GROUND),
         "": ("seeds, metrics: what lies in no folder", GROUND),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from r1train.config.code import CodeConfig
 from r1train.config.judgements import JudgeConfig, PreferenceConfig, SafetyConfig
 from r1train.config.schema import Count, NonNegative, Seconds, Section, Workers
 
@@ -29,7 +30,9 @@ class RewardConfig(Section, section="rewards"):
     """Seconds that a verifier may take for one answer, and a function of your own for a batch,
     before its process is killed and the time-out counted."""
     workers: Workers = 1
-    """Number of verifier processes, and of processes for each function of your own."""
+    """Number of verifier processes, of processes for each function of your own, and of
+    programs that are run at once."""
+    code: CodeConfig = field(default_factory=CodeConfig)
     repetition: RepetitionConfig = field(default_factory=RepetitionConfig)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     safety: SafetyConfig = field(default_factory=SafetyConfig)

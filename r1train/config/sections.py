@@ -10,12 +10,16 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from r1train.config.distill import DistillConfig
 from r1train.config.evaluation import EvalConfig
 from r1train.config.findings import FindingConfig
 from r1train.config.grpo import GRPOConfig
 from r1train.config.model import ModelConfig
+from r1train.config.rejection import RejectionConfig
+from r1train.config.reward_model import RewardModelConfig
 from r1train.config.rewards import RewardConfig
 from r1train.config.rollout import RolloutConfig
+from r1train.config.sample import SampleConfig
 from r1train.config.schema import (
     ConfigError,
     CountOrZero,
@@ -88,6 +92,10 @@ class Config(Section):
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    rejection: RejectionConfig = field(default_factory=RejectionConfig)
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     suite: SuiteConfig = field(default_factory=SuiteConfig)
 

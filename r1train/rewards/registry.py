@@ -13,6 +13,7 @@ from r1train.config.schema import ConfigError, nearest, shown
 from r1train.data.problems import ProblemSet
 from r1train.rewards.accuracy import AccuracyReward
 from r1train.rewards.base import Reward
+from r1train.rewards.code import CodeReward
 from r1train.rewards.custom.function import load_function
 from r1train.rewards.custom.reward import CustomReward
 from r1train.rewards.format import FormatReward
@@ -31,6 +32,7 @@ BUILT_IN: dict[str, Factory] = {
     "preference": PreferenceReward,
     "safety": SafetyReward,
     "judge": JudgeReward,
+    "code": CodeReward,
 }
 
 

@@ -261,11 +261,10 @@ class Run:
     def _save(self) -> Path | None:
         """The newest model: of the stage that was broken off, or of the last that is finished."""
         self.link()
-        if self.work is not None and self.work.trainer is not None:
-            self.checkpoint = None
-            path = self.work.save()
-            assert path is not None
-            self.checkpoint = self.folder.link(path)
+        if self.work is not None and (trainer := self.work.trainer) is not None:
+            self.checkpoint, path = None, trainer.save()
+            if trainer.stage.leaves == "checkpoint":
+                self.checkpoint = self.folder.link(path)
         return self.checkpoint
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from r1train.report.console import show_counts
 from r1train.report.evaluation import EvalResult
 from r1train.run.artifacts import FILE, Finished, Plan, code_hash
 from r1train.run.checkpoint import CheckpointStore
@@ -22,6 +23,7 @@ from r1train.seeds import derive_seed
 from r1train.stages import kind_of
 from r1train.stages.base import TrainStage
 from r1train.stages.evaluate import evaluate_heldout
+from r1train.stages.table import write_table
 
 
 class StageRun:
@@ -45,6 +47,9 @@ class StageRun:
         }
         if isinstance(stage, TrainStage):
             trainer = self._train(stage)
+            if figures := stage.table():
+                write_table(self.folder.path / one.name, figures)
+                show_counts(one.name, figures)
             seconds, warnings = trainer.elapsed(), [*trainer.stall.said.values()]
             # Its checksums too: a signal that acted before the record is written would have the
             # stage saved once more, with its state, which takes longer than to read the model.

@@ -29,6 +29,7 @@ from r1train.suite.results import Result, summarize
 from r1train.suite.sampling import Sampled, Subject, sample, sampling_of
 from r1train.suite.specs import Benchmark
 
+_LONGEST_REFERENCE = 4096
 SAMPLES, SETTINGS, RESULT = "samples.jsonl", "settings.json", "result.json"
 
 
@@ -161,7 +162,7 @@ def _write_samples(
         json.dumps(
             {
                 **asdict(one),
-                "reference": group[0].question.reference,
+                "reference": _short(group[0].question.reference),
                 "answers": [response.answer for response in group],
                 "scores": [score.value for score in given],
                 "details": [score.detail for score in given],
@@ -172,6 +173,11 @@ def _write_samples(
     ]
     with writing(path), replaced(path) as new:
         new.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _short(reference: Any) -> Any:
+    """Test cases of a program, which may be megabytes, stay in the benchmark's own file."""
+    return reference if len(json.dumps(reference)) <= _LONGEST_REFERENCE else None
 
 
 def _begin(folder: Path, settings: dict[str, Any]) -> None:

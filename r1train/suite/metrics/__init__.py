@@ -13,6 +13,8 @@ METRICS = {
     "choice": "exact:ChoiceMetric",
     "f1": "drop:DropMetric",
     "instructions": "instructions:InstructionMetric",
+    "tests": "programs:ProgramMetric",
+    "contests": "contests:ContestMetric",
     "judged": "judged:JudgedMetric",
     "pairwise": "pairwise:PairwiseMetric",
 }

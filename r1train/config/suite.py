@@ -28,6 +28,8 @@ class SuiteConfig(Section, section="suite"):
     positions for)."""
     limit: Count | None = None
     """Questions of each benchmark, drawn by a fixed seed (unset: all)."""
+    check_training_data: bool = True
+    """Whether a run's training data is looked through for ten words in a row of a question."""
     confidence: Share = 0.95
     """Level of the intervals."""
     judge: SuiteJudgeConfig = field(default_factory=SuiteJudgeConfig)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from hashlib import blake2b
 
 N = 10
 _WORDS = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3400-\u9fff\uf900-\ufaff]+")
@@ -61,7 +60,6 @@ def words_of(text: str) -> list[str]:
 
 
 def _grams(words: list[str], length: int) -> Iterator[int]:
-    """Hashes of eight bytes, which stand for millions of n-grams in little memory."""
+    """Hashes of this process, which stand for millions of n-grams in little memory."""
     for start in range(len(words) - length + 1):
-        gram = " ".join(words[start : start + length])
-        yield int.from_bytes(blake2b(gram.encode(), digest_size=8).digest())
+        yield hash(tuple(words[start : start + length]))

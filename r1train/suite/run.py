@@ -17,6 +17,7 @@ from r1train.report.console import CONSOLE
 from r1train.run.writing import writing
 from r1train.seeds import deterministic
 from r1train.suite.asking import RESULT, Asking
+from r1train.suite.contamination import contamination
 from r1train.suite.questions import files_of
 from r1train.suite.results import Result, compare
 from r1train.suite.specs import Benchmark, benchmarks, chosen
@@ -24,6 +25,7 @@ from r1train.suite.tables import (
     Table,
     as_json,
     comparison,
+    contamination_table,
     markdown,
     overview,
     paper_tables,
@@ -82,6 +84,9 @@ def run_suite(config: Config, asked: Asked) -> dict[str, Result]:
     if not results:
         raise ConfigError(f"--data {asked.data}: none of its benchmarks can be asked: see above")
     tables = [overview(results), *paper_tables(results, asked.folder.name)]
+    if asked.trained and config.suite.check_training_data:
+        found = contamination(config, asked.data, [one.name for one in here])
+        tables += [contamination_table(results, found)] if found else []
     if asked.against is not None:
         tables.append(_against(results, asked, config.suite.confidence))
     _write(place, tables)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from math import isnan
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -84,6 +85,18 @@ def comparison(
     )
     header = ("pass@1", names[0], names[1], "difference", "interval", "p", "n")
     return Table("Paired over questions", header, rows)
+
+
+def contamination_table(results: Results, found: Mapping[str, set[str]]) -> Table:
+    """Questions that the training data has, by their ids, and pass@1 without them."""
+    rows = []
+    for name, seen in found.items():
+        one = results[name]
+        left = [value for question, value in one.per_question.items() if question not in seen]
+        clean = _percent(fmean(left)) if left else NONE
+        rows.append((one.title, str(one.questions), str(len(seen)), _percent(one.mean), clean))
+    header = ("", "n", "in training data", "pass@1", "without them")
+    return Table("Ten words in a row in the training data", header, tuple(rows))
 
 
 def show(table: Table, console: Console = CONSOLE) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from r1train.answers.clean import clean, closing_brace
 from r1train.data.prompts import opens_think
+from r1train.sandbox.extract import extract_program
 from r1train.verify import choice
 
 _BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -19,7 +20,6 @@ _BOX = re.compile(r"\\f?boxed\s*\{")
 _ANSWER = re.compile(r"(?:answer|答案)\s*\**\s*(?:[:：]|是|为)\s*(.+)", re.IGNORECASE)
 _ANSWER_IS = re.compile(r"answer\s+is:?\s+(.+)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
-_FENCED = re.compile(r"^```[ \t]*(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _IN_BRACKETS = re.compile(r"([A-Z])\s*\((.*)\)", re.DOTALL)
 _LETTER_FIRST = re.compile(r"\(?([A-Z])\)?[.。]?")
 
@@ -123,10 +123,8 @@ def json_letter(text: str) -> str | None:
 
 
 def code(text: str) -> str | None:
-    """The last fenced block that is Python or names no language."""
-    known = ("python", "python3", "py", "")
-    found = [body for language, body in _FENCED.findall(text) if language.lower() in known]
-    return found[-1] if found else None
+    """The last fenced block of Python; where there is none, of no language."""
+    return extract_program(text, "python")
 
 
 def everything(text: str) -> str | None:

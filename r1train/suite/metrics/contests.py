@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from r1train.config.sections import Config
 from r1train.suite.metrics.base import Response, Score
 from r1train.suite.metrics.programs import ProgramMetric
+from r1train.suite.specs import Benchmark
 
 LOWEST, HIGHEST = 0.0, 4000.0
 _RESAMPLES = 400
@@ -29,6 +31,11 @@ class ContestMetric(ProgramMetric):
 
     Completion j of every problem of a contest is one attempt at that contest.
     """
+
+    def __init__(self, benchmark: Benchmark, config: Config) -> None:
+        super().__init__(benchmark, config)
+        whole = "a rating needs whole contests: leave it unset for Codeforces"
+        config.suite.require(config.suite.limit is None, "limit", whole)
 
     def figures(self, responses: Sequence[Response], scores: Sequence[Score]) -> dict[str, float]:
         contests = _contests(responses, scores)

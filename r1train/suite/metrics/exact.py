@@ -35,14 +35,19 @@ class ChoiceMetric(MetricBase):
 @cache
 def is_right(answer: str, reference: str) -> float:
     """`verify`, and what competitions mean by their solutions: those that are listed without
-    brackets, or by ±, may be given in any order."""
-    answer, reference = (_ONE_IN_BRACES.sub(r"\1\2", text) for text in (answer, reference))
+    brackets, or by ±, may be given in any order, and AIME's 041 is 41."""
+    answer, reference = _spelled(answer), _spelled(reference)
     if verify(answer, reference) == 1.0:
         return 1.0
     if _SIGNS.search(answer) or _SIGNS.search(reference):
         answer, reference = _both_signs(answer), _both_signs(reference)
     several = len(split(reference, ",")) > 1 and not _GROUPED.fullmatch(reference)
     return verify(answer, reference, answer_type="set") if several else 0.0
+
+
+def _spelled(text: str) -> str:
+    text = _ONE_IN_BRACES.sub(r"\1\2", text)
+    return str(int(text)) if text.isascii() and text.isdecimal() and len(text) < 100 else text
 
 
 def _both_signs(text: str) -> str:

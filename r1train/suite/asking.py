@@ -99,6 +99,9 @@ class Asking:
     ) -> list[Sampled]:
         prompts = [self.subject.prompt(one.prompt(benchmark.prompt)) for one in questions]
         sampling = sampling_of(benchmark, self.subject, prompts)
+        if sampling.max_new_tokens < settings["max_tokens"]:
+            fewer = f"at most {sampling.max_new_tokens} tokens: the model has positions for no more"
+            CONSOLE.print(f"{benchmark.title}: {fewer}", soft_wrap=True)
         folder = self.place / benchmark.name
         _begin(folder, settings)
         with ProgressBar(benchmark.title, len(questions)) as bar:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 
 from r1train.answers.clean import split
 from r1train.suite.metrics.base import MetricBase, Response, Score
@@ -32,7 +32,7 @@ class ChoiceMetric(MetricBase):
         return [Score(float(one.answer == one.question.reference)) for one in responses]
 
 
-@cache
+@lru_cache(1 << 16)
 def is_right(answer: str, reference: str) -> float:
     """`verify`, and what competitions mean by their solutions: those that are listed without
     brackets, or by ±, may be given in any order, and AIME's 041 is 41."""

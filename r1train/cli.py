@@ -143,7 +143,7 @@ def evaluate_suite(config: Config, folder: Path, arguments: argparse.Namespace) 
         Asked(
             folder,
             Path(arguments.data),
-            names=tuple(arguments.benchmarks.split(",")) if arguments.benchmarks else (),
+            names=tuple(filter(None, map(str.strip, (arguments.benchmarks or "").split(",")))),
             against=Path(arguments.against) if arguments.against else None,
             trained=_own_settings(folder) is not None or arguments.config is not None,
         ),

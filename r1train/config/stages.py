@@ -8,7 +8,7 @@ from typing import Any
 
 from r1train.config.schema import ConfigError, Section, Seed, nearest, shown
 
-OWN_SECTIONS = ("task", "rewards", "rollout", "sft", "grpo", "eval")
+OWN_SECTIONS = ("task", "rewards", "rollout", "sft", "grpo", "eval", "plan")
 """Sections that a stage can have of its own."""
 KINDS = {"grpo": "rl"}
 """Older names of kinds of stages."""

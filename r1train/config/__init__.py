@@ -1,28 +1,39 @@
 """Every option of a run, as checked dataclasses and as TOML."""
 
+from r1train.config.distill import DistillConfig
 from r1train.config.evaluation import EvalConfig
 from r1train.config.grpo import GRPOConfig, LossType
 from r1train.config.model import ModelConfig
 from r1train.config.optim import Schedule
+from r1train.config.rejection import RejectionConfig
+from r1train.config.reward_model import PreferencesConfig, RewardModelConfig
 from r1train.config.rewards import RewardConfig
 from r1train.config.rollout import RolloutConfig
+from r1train.config.sample import SampleConfig
 from r1train.config.sections import Config
 from r1train.config.sft import DemonstrationsConfig, SFTConfig
 from r1train.config.stages import StageConfig
+from r1train.config.suite import SuiteConfig
 from r1train.config.task import DatasetConfig, TaskConfig
 
 __all__ = [
     "Config",
     "DatasetConfig",
     "DemonstrationsConfig",
+    "DistillConfig",
     "EvalConfig",
     "GRPOConfig",
     "LossType",
     "ModelConfig",
+    "PreferencesConfig",
+    "RejectionConfig",
     "RewardConfig",
+    "RewardModelConfig",
     "RolloutConfig",
     "SFTConfig",
+    "SampleConfig",
     "Schedule",
     "StageConfig",
+    "SuiteConfig",
     "TaskConfig",
 ]

@@ -10,13 +10,18 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from r1train.config.distill import DistillConfig
 from r1train.config.evaluation import EvalConfig
+from r1train.config.findings import FindingConfig
 from r1train.config.grpo import GRPOConfig
 from r1train.config.model import ModelConfig
 from r1train.config.planning import PlanConfig
 from r1train.config.reference import ReferenceConfig
+from r1train.config.rejection import RejectionConfig
+from r1train.config.reward_model import RewardModelConfig
 from r1train.config.rewards import RewardConfig
 from r1train.config.rollout import RolloutConfig
+from r1train.config.sample import SampleConfig
 from r1train.config.schema import (
     ConfigError,
     CountOrZero,
@@ -28,6 +33,7 @@ from r1train.config.schema import (
 )
 from r1train.config.sft import SFTConfig
 from r1train.config.stages import FOLDER_RULE, StageConfig, names_a_folder
+from r1train.config.suite import SuiteConfig
 from r1train.config.task import TaskConfig
 
 
@@ -39,6 +45,9 @@ class Config(Section):
     """Name of the run and of its folder."""
     seed: Seed = 0
     """Every random draw of the run follows from it."""
+    seeds: tuple[Seed, ...] = ()
+    """The recipe is run from each of these, in folders seed-N of the run's (unset: one run, from
+    `seed`)."""
     output_dir: str = "runs"
     """Folder that run folders are made in."""
     device: str = "auto"
@@ -64,6 +73,9 @@ class Config(Section):
     """
     threads: Workers | None = None
     """PyTorch's CPU threads (unset: its default)."""
+    processes: Workers = 1
+    """Stages that are at work at the same time, each in a process of its own with `threads` (unset:
+    its share of the processors). A stage begins once those that it needs are finished."""
     report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Trackers that the figures of metrics.jsonl go to as well; their packages must be installed
     (TRL's report_to)."""
@@ -74,19 +86,27 @@ class Config(Section):
         StageConfig("rl", name="grpo"),
     )
     """What `r1train run` does, in order: tables [[stages]], or a list of kinds."""
+    findings: tuple[FindingConfig, ...] = ()
+    """What is compared over the seeds at the end."""
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    rejection: RejectionConfig = field(default_factory=RejectionConfig)
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
 
     def check(self) -> None:
         self.require(bool(self.stages), "stages", "give at least one of sft, grpo")
         self.require(names_a_folder(self.name), "name", FOLDER_RULE)
+        self.require(len(set(self.seeds)) == len(self.seeds), "seeds", "each seed at most once")
         prompted = any(dataset.system_prompt is not None for dataset in self.sft.datasets)
         reason = 'a system_prompt needs task.prompt_template = "chat"'
         chat = self.task.prompt_template == "chat"

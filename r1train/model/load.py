@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,7 +28,14 @@ from r1train.model.presets import PRESETS, SMOLLM2_FILE, deepseek_v3_mini, smoll
 from r1train.model.products import patch_linear
 
 
-def device_of(config: Config) -> torch.device:
+class OnDevice(Protocol):
+    """Options that name a device."""
+
+    @property
+    def device(self) -> str: ...
+
+
+def device_of(config: OnDevice) -> torch.device:
     """`config.device`, where "auto" is CUDA if there is one and the CPU otherwise."""
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.device == "auto":

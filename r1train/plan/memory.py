@@ -143,7 +143,7 @@ def _shares(config: Config, shape: Shape, cluster: Cluster, rows: float) -> floa
 
 
 def gathered(config: Config, shape: Shape, cluster: Cluster) -> dict[str, float]:
-    """Weights that FSDP2 has whole at one time: two layers without their experts, and the tables."""
+    """Weights that FSDP2 has whole at once: two layers but for their experts, and the tables."""
     if cluster.count == 1:
         return {}
     _, width = width_of(config, shape)
@@ -155,9 +155,7 @@ def gathered(config: Config, shape: Shape, cluster: Cluster) -> dict[str, float]
     return {"gathered": float(width * (2 * layer + shape.table * (1 if shape.tied else 2)))}
 
 
-def engine_of(
-    config: Config, shape: Shape, cluster: Cluster, *, length: int, rows: int
-) -> Engine:
+def engine_of(config: Config, shape: Shape, cluster: Cluster, *, length: int, rows: int) -> Engine:
     """What decodes `rows` completions of at most `length` tokens."""
     weight, width = width_of(config, shape)
     if config.rollout.dtype is not None:

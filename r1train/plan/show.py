@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from textwrap import wrap
 from typing import Any
 
-from r1train.plan.recipe import RecipePlan, StagePlan
+from r1train.plan.recipe import RecipePlan
+from r1train.plan.stages import StagePlan
 from r1train.plan.time import Phase
 
 COLUMNS = 80
@@ -112,7 +113,9 @@ def _supposed(plan: RecipePlan) -> Iterator[str]:
     device = plan.cluster.device
     stages = {stage.kind for stage in plan.stages}
     own = [plan.config.of(stage) for stage in plan.config.stages]
-    lengths = sorted({c.plan.completion_length or c.rollout.max_completion_length // 2 for c in own})
+    lengths = sorted(
+        {c.plan.completion_length or c.rollout.max_completion_length // 2 for c in own}
+    )
     said = f"completions of {' and '.join(f'{n:,}' for n in lengths)} tokens on average ([plan])"
     if stages & {"rl", "rejection", "sample", "evaluate"}:
         said += ", lengths distributed exponentially and cut at the cap"

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 KINDS = {
     "sft": "r1train.stages.sft:SFT",
+    "distill": "r1train.stages.sft:SFT",
     "rl": "r1train.stages.rl:RL",
+    "sample": "r1train.stages.sample:SampleStage",
+    "rejection": "r1train.stages.rejection:Rejection",
+    "reward_model": "r1train.stages.reward_model:RewardModel",
+    "on_policy_distill": "r1train.stages.on_policy_distill:OnPolicyDistill",
     "evaluate": "r1train.stages.evaluate:Evaluate",
 }
 

@@ -5,7 +5,6 @@ Votes are for what an answer says, not for how it is written: 1/2 and 0.5 are on
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from r1train.rewards.accuracy import extract_answer
 from r1train.rewards.manager import EVALUATED, RewardManager
 from r1train.seeds import derive_seed
 from r1train.stages.base import Context, Stage
+from r1train.stages.table import write_table
 from r1train.verify import LONGEST_COMPARED, equivalent
 
 _MOST_COMPARED = 4_000
@@ -122,16 +122,20 @@ class Evaluate(Stage):
     def run(self, folder: Path) -> Path:
         result = evaluate_heldout(self.context, self.context.seed)
         self.results.append(result)
-        folder.mkdir(exist_ok=True)
-        path = folder / "table.json"
-        path.write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
-        return path
+        return write_table(folder, result.as_dict())
 
 
 def majority(
     completions: Sequence[str], accuracy: Sequence[float], answer_type: str = "auto"
 ) -> float:
-    """Accuracy of the most frequent extracted answer; 0 where no completion has one.
+    """Accuracy of the most frequent extracted answer; 0 where no completion has one."""
+    return vote([extract_answer(one) for one in completions], accuracy, answer_type)
+
+
+def vote(
+    answers: Sequence[str | None], accuracy: Sequence[float], answer_type: str = "auto"
+) -> float:
+    """Accuracy of the most frequent answer; 0 where there is none.
 
     Right answers are one candidate: as far as the problem can tell they are the same. Of the wrong
     ones those are that `verify` finds equal to the first of them, and once `_MOST_COMPARED`
@@ -141,8 +145,7 @@ def majority(
     candidates: list[tuple[str, float]] = []
     votes: list[int] = []
     seen: dict[tuple[str, float], int] = {}
-    for completion, right in zip(completions, accuracy, strict=True):
-        answer = extract_answer(completion)
+    for answer, right in zip(answers, accuracy, strict=True):
         if answer is None:
             continue
         key = answer, float(right)

@@ -59,5 +59,5 @@ def test_the_planned_memory_is_that_of_a_run(
     told = [f"model.path={tmp_path}/model", f"plan.prompt_length={measured['prompt']}", *options]
     found = plan(load_config(tmp_path / "measured.toml", told), cluster_of("cpu"))
     _, planned = found.stages[0].memory.peak
-    print("MEM", planned/2**20, measured["peak"]/2**20, planned/measured["peak"])
+    print("MEM", planned / 2**20, measured["peak"] / 2**20, planned / measured["peak"])
     assert planned == pytest.approx(measured["peak"], rel=0.1)

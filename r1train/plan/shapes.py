@@ -187,7 +187,8 @@ def named(name: str) -> Shape:
             f"model {shown(name)}: no folder of that name with a config.json, and no shape in "
             f"r1train/plan/models.toml: {nearest(name, known())}"
         )
-    return read(name, known()[name])
+    own = known()[name]
+    return read(name, known()[own["like"]] if "like" in own else own)
 
 
 def read(name: str, config: Mapping[str, Any]) -> Shape:

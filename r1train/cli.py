@@ -152,10 +152,12 @@ def evaluate_suite(config: Config, folder: Path, arguments: argparse.Namespace) 
 def evaluate_heldout(config: Config, folder: Path) -> None:
     """`r1train eval` without a suite: a table, and `eval.json` in the folder."""
     from r1train.report.console import CONSOLE, show_evaluation
+    from r1train.report.reference import show_reference
     from r1train.run.runner import evaluate_model
 
     result = evaluate_model(config)
     show_evaluation(result)
+    show_reference(config.reference.reported())
     path = folder / "eval.json"
     path.write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
     CONSOLE.print(path, soft_wrap=True)

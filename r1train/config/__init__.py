@@ -5,6 +5,8 @@ from r1train.config.evaluation import EvalConfig
 from r1train.config.grpo import GRPOConfig, LossType
 from r1train.config.model import ModelConfig
 from r1train.config.optim import Schedule
+from r1train.config.planning import PlanConfig
+from r1train.config.reference import ReferenceConfig
 from r1train.config.rejection import RejectionConfig
 from r1train.config.reward_model import PreferencesConfig, RewardModelConfig
 from r1train.config.rewards import RewardConfig
@@ -25,7 +27,9 @@ __all__ = [
     "GRPOConfig",
     "LossType",
     "ModelConfig",
+    "PlanConfig",
     "PreferencesConfig",
+    "ReferenceConfig",
     "RejectionConfig",
     "RewardConfig",
     "RewardModelConfig",

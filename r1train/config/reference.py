@@ -25,6 +25,10 @@ class ReferenceConfig(Section, section="reference"):
     figures: dict[str, Any] = field(default_factory=dict)
     """Figures to reach, by name: "AIME 2024 pass@1" = 77.9."""
 
+    def reported(self) -> dict[str, Any]:
+        """What stands beside a run's own figures; empty where the recipe is nobody's."""
+        return {"source": self.source, "figures": self.figures} if self.source else {}
+
     def check(self) -> None:
         for name, value in self.figures.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)

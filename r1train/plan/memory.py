@@ -170,7 +170,7 @@ def engine_of(config: Config, shape: Shape, cluster: Cluster, *, length: int, ro
     bound = CACHE_SHARE * memory
     if config.rollout.max_memory_gib is not None:
         bound = config.rollout.max_memory_gib * 2**30
-    tokens = length + config.plan.prompt_length
+    tokens = float(length + config.plan.prompt_length)
     if own:
         tokens *= SLOTS[cluster.device.name != "cpu"]
     replicas = max(1, cluster.count // devices)

@@ -7,7 +7,7 @@ from textwrap import wrap
 from typing import Any
 
 from r1train.plan.recipe import RecipePlan
-from r1train.plan.stages import StagePlan
+from r1train.plan.stages import SUPERVISED, StagePlan
 from r1train.plan.time import Phase
 
 COLUMNS = 80
@@ -116,10 +116,18 @@ def _supposed(plan: RecipePlan) -> Iterator[str]:
     lengths = sorted(
         {c.plan.completion_length or c.rollout.max_completion_length // 2 for c in own}
     )
-    said = f"completions of {' and '.join(f'{n:,}' for n in lengths)} tokens on average ([plan])"
+    said = []
     if stages & {"rl", "rejection", "sample", "evaluate"}:
-        said += ", lengths distributed exponentially and cut at the cap"
-    yield from _wrapped(f"Supposed: {said}; phases one after another.")
+        numbers = " and ".join(f"{length:,}" for length in lengths)
+        said.append(
+            f"completions of {numbers} tokens on average, lengths distributed exponentially and "
+            "cut at the cap"
+        )
+    if stages & {*SUPERVISED, "reward_model"}:
+        taught = sorted({one.plan.demonstration_length or 0 for one in own} - {0})
+        numbers = " and ".join(f"{length:,}" for length in taught or lengths)
+        said.append(f"demonstrations of {numbers} tokens")
+    yield from _wrapped(f"Supposed ([plan]): {'; '.join([*said, 'one phase after another'])}.")
     if plan.rates.unrecorded:
         missing = ", ".join(what.replace("_", " in ") for what in plan.rates.unrecorded)
         yield from _wrapped(

@@ -94,7 +94,15 @@ def one_step(name: str, folder: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=[pytest.mark.slow] if "extends" in recipes()[name].read_text() else []
+        )
+        for name in PRESETS  # what extends another takes the same steps
+    ],
+)
 def test_a_preset_takes_a_step_of_each_stage(name: str, folder: Path, tmp_path: Path) -> None:
     overrides = [*one_step(name, folder), f"output_dir={tmp_path}"]
     config = load_config(name, overrides)

@@ -12,9 +12,11 @@ import pytest
 from r1train.cli import main
 from r1train.config.model import ModelConfig
 from r1train.config.recipe import listed, load_config, recipes, to_toml
+from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
 from r1train.model.load import load_model
 from r1train.run.runner import run
+from r1train.sandbox.isolation import require_isolation
 
 PRESETS = [name for name in recipes() if load_config(name).reference.source is not None]
 # What an algorithm is made of stays; sizes, and what is read from files, are a test's.
@@ -41,6 +43,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder / "base")
     rows: dict[str, list[dict[str, Any]]] = {
         "problems": [{"question": q, "answer": str(i)} for i, q in enumerate(questions)],
+        "code": [
+            {"question": f"Echo. {q}", "input_output": {"inputs": ["1"], "outputs": ["1"]}}
+            for q in questions
+        ],
         "demonstrations": [{"prompt": q, "completion": REASONING} for q in questions],
         "pairs": [{"prompt": q, "chosen": REASONING, "rejected": "No."} for q in questions],
         "labels": [
@@ -57,7 +63,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one_step(name: str, folder: Path) -> list[str]:
     """Overrides by which each stage of the preset takes one step, or samples a few times."""
     config = load_config(name)
-    problems = f'[{{path = "{folder}/problems.jsonl"}}]'
+    sources = [f'{{path = "{folder}/problems.jsonl"}}']
+    if "code" in config.rewards.functions:
+        sources.append(f'{{path = "{folder}/code.jsonl", answer_field = ""}}')
+    problems = f"[{', '.join(sources)}]"
     said = f'[{{path = "{folder}/demonstrations.jsonl"}}]'
     own: list[str] = []
     for stage in config.stages:
@@ -104,6 +113,8 @@ def one_step(name: str, folder: Path) -> list[str]:
     ],
 )
 def test_a_preset_takes_a_step_of_each_stage(name: str, folder: Path, tmp_path: Path) -> None:
+    if "code" in load_config(name).rewards.functions:
+        skip_without_isolation()
     overrides = [*one_step(name, folder), f"output_dir={tmp_path}"]
     config = load_config(name, overrides)
     given = load_config(name)
@@ -112,6 +123,13 @@ def test_a_preset_takes_a_step_of_each_stage(name: str, folder: Path, tmp_path: 
     summary = run(config)
     assert not summary["interrupted"]
     assert set(summary["stages"]) == {stage.name for stage in given.stages}
+
+
+def skip_without_isolation() -> None:
+    try:
+        require_isolation("python")
+    except ConfigError as error:
+        pytest.skip(f"programs cannot be contained here: {error}")
 
 
 @pytest.mark.parametrize("name", recipes())

@@ -6,6 +6,8 @@ from r1train.config.grpo import GRPOConfig, LossType
 from r1train.config.judgements import JudgeConfig, PreferenceRewardConfig, SafetyRewardConfig
 from r1train.config.model import ModelConfig
 from r1train.config.optim import Schedule
+from r1train.config.planning import PlanConfig
+from r1train.config.reference import ReferenceConfig
 from r1train.config.rejection import RejectionConfig
 from r1train.config.reward_model import PreferencesConfig, RewardModelConfig
 from r1train.config.rewards import RepetitionConfig, RewardConfig
@@ -27,8 +29,10 @@ __all__ = [
     "JudgeConfig",
     "LossType",
     "ModelConfig",
+    "PlanConfig",
     "PreferenceRewardConfig",
     "PreferencesConfig",
+    "ReferenceConfig",
     "RejectionConfig",
     "RepetitionConfig",
     "RewardConfig",

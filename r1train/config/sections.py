@@ -15,6 +15,8 @@ from r1train.config.evaluation import EvalConfig
 from r1train.config.findings import FindingConfig
 from r1train.config.grpo import GRPOConfig
 from r1train.config.model import ModelConfig
+from r1train.config.planning import PlanConfig
+from r1train.config.reference import ReferenceConfig
 from r1train.config.rejection import RejectionConfig
 from r1train.config.reward_model import RewardModelConfig
 from r1train.config.rewards import RewardConfig
@@ -97,6 +99,8 @@ class Config(Section):
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     suite: SuiteConfig = field(default_factory=SuiteConfig)
 
     def check(self) -> None:

@@ -83,7 +83,12 @@ def one_step(name: str, folder: Path) -> list[str]:
             if "stage:" not in reads:
                 own.append(f"{at}.sft.datasets={said}")
         if stage.kind == "rejection":
-            own += [f"{at}.rejection.mix={said}", f"{at}.rejection.min_rewards={{}}"]
+            own += [
+                f"{at}.rejection.mix={said}",
+                f"{at}.rejection.min_rewards={{accuracy = 0, format = 0}}",
+                f'{at}.rollout.stop=["a", "e", "i", "o", "s", "1", "2", " "]',  # they end
+                f"{at}.rollout.max_completion_length=32",
+            ]
         if stage.kind == "reward_model":
             kind = "pairs" if sections["reward_model"]["objective"] == "pairwise" else "labels"
             own.append(f'{at}.reward_model.datasets=[{{path = "{folder}/{kind}.jsonl"}}]')

@@ -26,6 +26,8 @@ CACHE_SHARE = 0.25
 """Of a device's memory, for what decoding keeps, unless rollout.max_memory_gib says otherwise."""
 SLOTS = {False: 1.125, True: 2.25}
 """Slots for each completion in r1train's engine, at most (`engine/grid.py`)."""
+PROCESS_BYTES = 32 << 20
+"""Of modules and code that a run on a CPU loads, in which its memory is the process's: measured."""
 USABLE = 0.94
 """Of a device's memory: the rest is the driver's, and lost between the allocator's blocks."""
 
@@ -95,7 +97,10 @@ def optimizer(config: Config, shape: Shape, cluster: Cluster) -> dict[str, float
     found = {"weights": weight * shape.parameters / cluster.count}
     if weight < 4:
         found["float32 copies"] = 4.0 * count
-    return found | {"moments": 8.0 * count}
+    found["moments"] = 8.0 * count
+    if cluster.device.name == "cpu":
+        found["process"] = float(PROCESS_BYTES)
+    return found
 
 
 def training(
@@ -121,7 +126,9 @@ def training(
     activations = per_token.bytes(tokens, checkpointed=checkpointed)
     gradients = 4.0 * trained(config, shape) / cluster.count
     table = 4.0 * shape.table if head and not config.model.lora_rank else 0.0
-    backward = max(table, tokens * per_token.transient)
+    # The experts' gradients come whole, before they are added to those of the other parts.
+    experts = 4.0 * shape.experts.count * shape.expert / cluster.count if shape.experts else 0.0
+    backward = max(table, tokens * per_token.transient + experts)
     shares = _shares(config, shape, cluster, rows) if head else 0.0
     held = activations + shares + rows * width * shape.hidden
     both = gradients + held if parts > 1 else max(gradients, held)

@@ -113,7 +113,7 @@ def _documented(section: Section, name: str) -> Iterator[str]:
             yield from _documented(value, header)
         else:
             key = header.strip("[]").rpartition(".")[2]
-            options = (f"{name} = {_inline(option)}" for name, option in value.items())
+            options = (f"{_key(name)} = {_inline(option)}" for name, option in value.items())
             yield from ("", *_comment(docs[key]), header, *options)
 
 
@@ -126,12 +126,19 @@ def _own_sections(stage: StageConfig) -> Iterator[str]:
             yield from ("", *_comment(docs.get(key, "")), f"{key} = {_inline(value)}")
 
 
+def _key(name: str) -> str:
+    """A key of a table, in quotes where it needs them."""
+    import tomli_w
+
+    return tomli_w.dumps({name: 0}).partition(" = 0")[0]
+
+
 def _inline(value: Any) -> str:
     """A value on one line, tables too."""
     import tomli_w
 
     if isinstance(value, dict):
-        return f"{{ {', '.join(f'{key} = {_inline(item)}' for key, item in value.items())} }}"
+        return f"{{ {', '.join(f'{_key(key)} = {_inline(item)}' for key, item in value.items())} }}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_inline, value))}]"
     return tomli_w.dumps({"_": "none" if value is None else value}).partition("=")[2].strip()
@@ -154,7 +161,7 @@ def _find(recipe_or_path: str | Path) -> Path:
         raise ConfigError(f"{shown(str(path))}: {error.strerror}") from None
     if path.suffix == ".toml":
         raise ConfigError(f"no such file: {path}")
-    raise ConfigError(f"unknown recipe {shown(str(path))}; {nearest(str(path), known)}")
+    raise ConfigError(f"unknown recipe {shown(str(path))}; the recipes are {listed()}")
 
 
 def _read(path: Path) -> dict[str, Any]:

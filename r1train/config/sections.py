@@ -13,6 +13,7 @@ from typing import Literal
 from r1train.config.evaluation import EvalConfig
 from r1train.config.grpo import GRPOConfig
 from r1train.config.model import ModelConfig
+from r1train.config.process_reward import ProcessRewardConfig
 from r1train.config.rewards import RewardConfig
 from r1train.config.rollout import RolloutConfig
 from r1train.config.schema import (
@@ -24,8 +25,10 @@ from r1train.config.schema import (
     laid_over,
     shown,
 )
+from r1train.config.search import SearchConfig
 from r1train.config.sft import SFTConfig
 from r1train.config.stages import FOLDER_RULE, StageConfig, names_a_folder
+from r1train.config.steps import StepsConfig
 from r1train.config.task import TaskConfig
 
 
@@ -79,6 +82,9 @@ class Config(Section):
     sft: SFTConfig = field(default_factory=SFTConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    steps: StepsConfig = field(default_factory=StepsConfig)
+    process_reward: ProcessRewardConfig = field(default_factory=ProcessRewardConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
 
     def check(self) -> None:
         self.require(bool(self.stages), "stages", "give at least one of sft, grpo")

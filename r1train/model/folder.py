@@ -44,9 +44,13 @@ def stored_in_fp8(folder: Path) -> bool:
 
 
 def from_folder(
-    folder: Path, gguf_file: str | None = None, dtype: torch.dtype = torch.float32
+    folder: Path,
+    gguf_file: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    auto: Any = AutoModelForCausalLM,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model with every tensor from the folder, all of them finite, and its tokenizer."""
+    """The model with every tensor from the folder, all of them finite, and its tokenizer; `auto` is
+    the class of transformers that knows which model it is."""
     needed = folder / (gguf_file or CONFIG_NAME)
     if not folder.is_dir():
         raise ConfigError(f"model.path = {str(folder)!r}: no such folder")
@@ -64,7 +68,7 @@ def from_folder(
             f"{_line(error)}; copy its files again from where the model is from"
         ) from error
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto.from_pretrained(
             folder,
             use_safetensors=True,
             dtype=dtype,

@@ -29,7 +29,7 @@ FILE = "artifact.json"
 WITHOUT_EFFECT = {"log_completions_steps", "save_steps", "workers"}
 OF_THE_RUN = ("dtype", "precision", "fp8_layers", "elementwise", "threads", "model")
 ORIGIN = {"preset", "path", "gguf_file"}
-FILES = {"jsonl", "heldout_jsonl", "path", "heldout_path"}
+FILES = {"jsonl", "heldout_jsonl", "path", "heldout_path", "value_model"}
 """Options that name a file or a folder whose contents are an input."""
 
 
@@ -78,7 +78,8 @@ def plan(config: Config) -> list[Plan]:
             seed = derive_seed(config.seed, "stage", stage.name)
         evaluated = stage.evaluate
         if evaluated is None:
-            evaluated = stage is config.stages[-1]
+            last = stage is config.stages[-1]
+            evaluated = last and kind_of(stage.kind).leaves == "checkpoint"
         plans.append(Plan(stage, own, seed, init, evaluated, _read(stage, own, plans)))
     return plans
 

@@ -19,6 +19,8 @@ KINDS = {
     "sft": "r1train.stages.sft:SFT",
     "rl": "r1train.stages.rl:RL",
     "evaluate": "r1train.stages.evaluate:Evaluate",
+    "process_reward": "r1train.stages.process_reward:ProcessReward",
+    "search": "r1train.stages.search:Search",
 }
 
 

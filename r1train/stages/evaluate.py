@@ -129,9 +129,13 @@ class Evaluate(Stage):
 
 
 def majority(
-    completions: Sequence[str], accuracy: Sequence[float], answer_type: str = "auto"
+    completions: Sequence[str],
+    accuracy: Sequence[float],
+    answer_type: str = "auto",
+    weights: Sequence[float] | None = None,
 ) -> float:
-    """Accuracy of the most frequent extracted answer; 0 where no completion has one.
+    """Accuracy of the most frequent extracted answer; 0 where no completion has one. With `weights`
+    each completion has as many votes as that.
 
     Right answers are one candidate: as far as the problem can tell they are the same. Of the wrong
     ones those are that `verify` finds equal to the first of them, and once `_MOST_COMPARED`
@@ -139,9 +143,10 @@ def majority(
     """
     left = _MOST_COMPARED
     candidates: list[tuple[str, float]] = []
-    votes: list[int] = []
+    votes: list[float] = []
     seen: dict[tuple[str, float], int] = {}
-    for completion, right in zip(completions, accuracy, strict=True):
+    weights = [1] * len(completions) if weights is None else weights
+    for completion, right, weight in zip(completions, accuracy, weights, strict=True):
         answer = extract_answer(completion)
         if answer is None:
             continue
@@ -164,7 +169,7 @@ def majority(
             if seen[key] == len(candidates):
                 candidates.append(key)
                 votes.append(0)
-        votes[seen[key]] += 1
+        votes[seen[key]] += weight
     if not votes:
         return 0.0
     return candidates[votes.index(max(votes))][1]  # the first of equals: seen first

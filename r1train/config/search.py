@@ -23,5 +23,5 @@ class SearchConfig(Section, section="search"):
     ("Let's Verify Step by Step"), or that of the last step."""
     width: Count = 4
     """Next steps that tree search samples when it expands a node."""
-    c_puct: NonNegative = 1.0
-    """Weight of exploration in PUCT (AlphaZero)."""
+    c_puct: NonNegative = 0.5
+    """Weight of exploration in PUCT (AlphaZero), whose values are scaled to those in the tree."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from r1train.engine.base import Engine, Request
 from r1train.search.steps import Steps
-from r1train.search.tree import Node, back_up, select
+from r1train.search.tree import Node, Range, back_up, select
 from r1train.seeds import derive_seed
 
 Value = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], Sequence[float]]
@@ -27,23 +27,29 @@ class Tree:
     budget: int
     """Tokens that may be generated."""
     seed: int
-    root: Node = field(default_factory=lambda: Node(()))
+    roots: list[Node] = field(default_factory=lambda: [Node(())])
+    """A new one for every time that nothing was left to be found below the last."""
+    values: Range = field(default_factory=Range)
     expansions: int = 0
     tokens: int = 0
     """Generated so far."""
     judged: int = 0
     """Tokens of the prefixes that the value model has read."""
 
-    def leaf(self, c_puct: float) -> list[Node] | None:
-        """The path to the next node to expand; None where nothing is left. Ends on the way are
-        visited: they cost no tokens."""
-        while not self.root.closed:
-            path = select(self.root, c_puct)
+    def leaf(self, c_puct: float) -> list[Node]:
+        """The path to the next node to expand. Ends on the way are visited: they cost no tokens."""
+        while True:
+            if self.roots[-1].closed:
+                self.roots.append(Node(()))
+            path = select(self.roots[-1], self.values, c_puct)
             if not path[-1].ended:
                 return path
             path[-1].closed = True
             back_up(path)
-        return None
+
+    def solutions(self) -> list[Node]:
+        """The whole solutions that were found, in the order of the tree."""
+        return [solution for root in self.roots for solution in root.solutions()]
 
 
 def mcts(
@@ -60,7 +66,8 @@ def mcts(
     """A tree for each prompt, searched until an expansion would take it beyond its budget.
 
     Nothing of that last one is used, so that no tree has seen more tokens than its budget. A
-    solution that the length limit cuts off is worth 0.
+    solution that the length limit cuts off is worth 0. A node is expanded once; where nothing is
+    left to be found before the budget is spent, the search begins anew from the prompt.
     """
     trees = [
         Tree(prompt, budget, seed)
@@ -68,10 +75,7 @@ def mcts(
     ]
     searching = trees
     while searching:
-        found = [(tree, tree.leaf(c_puct)) for tree in searching]
-        paths = [(tree, path) for tree, path in found if path is not None]
-        if not paths:
-            break
+        paths = [(tree, tree.leaf(c_puct)) for tree in searching]
         searching = _expand(paths, engine, steps, value, width)
     return trees
 
@@ -112,7 +116,9 @@ def _expand(
         for (tree, child), worth in zip(fresh, judged, strict=True):
             child.value = worth
             tree.judged += len(child.tokens)
-    for _, path in paths:
+    for tree, path in paths:
+        for child in path[-1].children:
+            tree.values.add(child.value)
         if path[-1].children:
             back_up(path)
     return within

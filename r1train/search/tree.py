@@ -6,8 +6,10 @@ the visits below it is Q. Among children PUCT takes the largest
 
     Q(s, a) + c P(s, a) √N(s) / (1 + N(s, a))        (AlphaZero, arXiv 1712.01815)
 
-where Q of a child that was not visited is its own value. An end is visited once and closed, and so
-is a node whose children are: nothing is left to be found there (MCTS-Solver, Winands 2008).
+where Q of a child that was not visited is its own value, and all Q are scaled so that the values
+in the tree go from 0 to 1 (MuZero, arXiv 1911.08265, equation 5): on a hard problem all are near 0,
+and exploration would drown them. An end is visited once and closed, and so is a node whose children
+are: nothing is left to be found there (MCTS-Solver, Winands 2008).
 """
 
 from __future__ import annotations
@@ -51,18 +53,34 @@ class Node:
             yield from child.solutions()
 
 
-def select(root: Node, c_puct: float) -> list[Node]:
+@dataclass
+class Range:
+    """The least and the largest value in a tree."""
+
+    low: float = 1.0
+    high: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.low, self.high = min(self.low, value), max(self.high, value)
+
+    def scaled(self, value: float) -> float:
+        """Where it lies between them, from 0 to 1; as it is where they are the same."""
+        width = self.high - self.low
+        return (value - self.low) / width if width > 0 else value
+
+
+def select(root: Node, values: Range, c_puct: float) -> list[Node]:
     """The path from the root to an open leaf; of equals the child that was sampled first."""
+
+    def score(child: Node, visits: int) -> float:
+        exploration = child.prior * visits**0.5 / (1 + child.visits)
+        return values.scaled(child.mean) + c_puct * exploration
+
     path = [root]
     while path[-1].children:
         node = path[-1]
-        exploration = c_puct * node.visits**0.5
-        path.append(
-            max(
-                (child for child in node.children if not child.closed),
-                key=lambda child: child.mean + exploration * child.prior / (1 + child.visits),
-            )
-        )
+        open_children = (child for child in node.children if not child.closed)
+        path.append(max(open_children, key=lambda child: score(child, node.visits)))
     return path
 
 

@@ -154,7 +154,7 @@ class Search(Stage):
         context, path = self.context, self.config.value_model
         assert path is not None  # check
         model, score, tokenizer = load_scalar_model(Path(path), context.config)
-        if tokenizer.get_vocab() != context.tokenizer.get_vocab():
+        if not context.tokenizer.get_vocab().items() <= tokenizer.get_vocab().items():
             raise ConfigError(
                 f"search.value_model = {path!r}: its tokenizer is not the policy's, so its "
                 "values are of other tokens: train it from this model"
@@ -214,7 +214,7 @@ class Search(Stage):
 
     def _leaves(self, trees: Sequence[Tree]) -> Iterator[Candidates]:
         """The solutions that each tree has found; one has as many votes as samples led to it."""
-        leaves = [(i, leaf) for i, tree in enumerate(trees) for leaf in tree.root.solutions()]
+        leaves = [(i, leaf) for i, tree in enumerate(trees) for leaf in tree.solutions()]
         ids = [list(leaf.tokens) for _, leaf in leaves]
         owners = [i for i, _ in leaves]
         texts = decode_completions(self.context.tokenizer, ids) if ids else []

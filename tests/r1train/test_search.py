@@ -1,0 +1,171 @@
+"""The stages process_reward and search: what they leave, resume, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import math
+from statistics import fmean
+
+import pytest
+from rich.console import Console
+
+from r1train.config.schema import ConfigError
+from r1train.report.search import show_search
+from r1train.run import runner
+from r1train.run.runner import resume, run
+from r1train.search.tree import Node
+from r1train.stages.evaluate import majority
+from r1train.stages.process_reward import ProcessReward
+from r1train.stages.search import METHODS, Candidates, Search, best_of, of_trees, voted, weighted
+from tests.r1train.samples import wrap
+
+STAGES = """
+[[stages]]
+kind = "sft"
+name = "base"
+[[stages]]
+kind = "process_reward"
+name = "prm"
+[[stages]]
+kind = "search"
+name = "search"
+[steps]
+separators = ["1", "\\n"]
+max_tokens = 6
+[process_reward]
+num_prompts = 5
+num_generations = 3
+num_rollouts = 2
+batch_size = 4
+learning_rate = 1e-3
+[search]
+value_model = "stage:prm"
+num_generations = 4
+width = 2
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """The tiny recipe with a base, a process reward model and a search; no plots."""
+    from r1train.config.recipe import load_config
+    from tests.r1train.conftest import RECIPE
+
+    monkeypatch.setattr(runner.RunFolder, "plot", lambda self: [])
+    path = tmp_path / "tiny.toml"
+    head, stages = RECIPE.split("[model]", 1), STAGES.split("[steps]")
+    path.write_text(f"{head[0]}{stages[0]}[model]{head[1]}[steps]{stages[1]}")
+    options = ("sft.max_steps=2", "eval.temperature=1.0", "eval.top_p=1.0")
+    return lambda *more: load_config(path, [f"output_dir={tmp_path}/runs", *options, *more])
+
+
+def weights(folder):
+    return (folder / "prm" / "checkpoint" / "model.safetensors").read_bytes()
+
+
+def test_a_recipe_trains_a_value_and_searches_with_it(recipe, tmp_path, monkeypatch):
+    run(recipe())
+    folder = tmp_path / "runs" / "tiny"
+    text = (folder / "search" / "table.json").read_text()
+    table = json.loads(text)
+    assert table["per_problem"].keys() == METHODS.keys()
+    for name in METHODS:
+        assert len(table["per_problem"][name]) == table["problems"] == 8
+        assert table[name] == pytest.approx(fmean(table["per_problem"][name]))
+        assert table[f"{name}_ci"][0] <= table[name] <= table[f"{name}_ci"][1]
+    assert 0 < table["mcts/tokens"] <= table["majority/tokens"]
+    assert table["majority/tokens"] == pytest.approx(4 * table["pass@1/tokens"])
+    assert table["best_of_n/judged_tokens"] == table["best_of_n/tokens"]
+    assert table["mcts/judged_tokens"] > 0 == table["majority/judged_tokens"]
+    assert table["majority/n=1"] == table["best_of_n/n=1"]
+    assert {"pass@4", "mcts/found", "value/pair_accuracy", "majority/n=2"} < table.keys()
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in log if record["stage"] == "prm"]
+    assert [record["step"] for record in steps] == [1, 2, 3, 4]  # 15 solutions, 4 at a time
+    assert steps[0]["loss"] == pytest.approx(math.log(2))
+    config = json.loads((folder / "prm" / "checkpoint" / "config.json").read_text())
+    assert config["architectures"] == ["DeepseekV3ForTokenClassification"]
+
+    # Again, broken off after two updates; what was sampled is not sampled again.
+    update = ProcessReward.update
+
+    def broken_off(self):
+        if self.step == 2:
+            raise KeyboardInterrupt
+        return update(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProcessReward, "update", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe("name=again", "process_reward.save_steps=1", "seed=0"))
+    again = folder.with_name("again")
+    assert (again / "prm" / "checkpoint-2").is_dir()
+    monkeypatch.setattr(ProcessReward, "_sample", None)
+    resume(again)
+    assert weights(again) == weights(folder)
+    assert (again / "search" / "table.json").read_text() == text
+
+
+def test_what_cannot_be_searched_is_said_before_anything_is_trained(recipe, tmp_path):
+    for options, reason in (
+        (["search.value_model=none"], r"search.value_model = None: expected a process reward"),
+        (["eval.temperature=0"], r"eval.temperature = 0.0: expected > 0"),
+        (["search.value_model=stage:base"], r"'search': search.value_model = 'stage:base': .*"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            run(recipe(*options))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_problems_without_answers_have_no_steps_of_worth(recipe, tmp_path):
+    data = tmp_path / "open.jsonl"
+    data.write_text("".join(f'{{"prompt": "Say {i}"}}\n' for i in range(40)))
+    options = (
+        f'task.datasets=[{{path="{data}", answer_field=""}}]',
+        'rewards.functions=["format"]',
+    )
+    with pytest.raises(ConfigError, match="process_reward: no dataset has answers"):
+        run(recipe(*options, 'stages=["process_reward"]'))
+
+
+def candidates(answers, worth, votes=None):
+    texts = ["" if one is None else wrap(one) for one in answers]
+    right = [float(one == "1") for one in answers]
+    return Candidates(texts, right, worth, votes or worth, "auto")
+
+
+def test_the_ways_to_choose():
+    found = candidates(["2", "1", "2", "3", "1"], [0.1, 0.5, 0.2, 0.7, 0.5])
+    assert (voted(found), weighted(found), best_of(found)) == (0, 1, 0)
+    assert best_of(found.first(3)) == 1
+    assert voted(found.first(1)) == 0
+    assert weighted(candidates(["2", "1"], [0.6, 0.5], [0.6, 1.0])) == 1
+    nothing = candidates([], [])
+    assert (voted(nothing), weighted(nothing), best_of(nothing)) == (0, 0, 0)
+
+
+def test_votes_have_weights():
+    texts, right = [wrap("2"), wrap("1"), wrap("2.0"), ""], [0, 1, 0, 0]
+    assert majority(texts, right) == 0
+    assert majority(texts, right, weights=[0.2, 0.5, 0.2, 9.0]) == 1
+    assert majority(texts, right, weights=[0.3, 0.5, 0.3, 0.0]) == 0
+
+
+def test_an_evaluated_stage_is_a_language_model(recipe):
+    """Held-out problems are not asked of a value model, though it is the last stage."""
+    from r1train.run.artifacts import plan
+
+    assert [p.evaluated for p in plan(recipe('stages=["sft", "process_reward"]'))] == [False] * 2
+    assert [p.evaluated for p in plan(recipe('stages=["sft"]'))] == [True]
+
+
+def test_the_table_on_the_terminal():
+    table = {"problems": 2}
+    for i, name in enumerate(METHODS):
+        table |= {name: i / 10, f"{name}_ci": [0.0, 1.0], f"{name}/tokens": 10.0 * i,
+                  f"{name}/judged_tokens": 0.0}  # fmt: skip
+    console = Console(record=True, width=120, quiet=True)
+    show_search(table, METHODS, console)
+    text = console.export_text()
+    assert "tree search: the best leaf" in text
+    assert "20.0% (0.0% – 100.0%)" in text

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
-from r1train.run.artifacts import FILE, Finished, Plan, code_hash, difference, finished
-
-PLAN = "plan.json"
+from r1train.run.artifacts import Finished, Plan, code_hash, difference, finished
+from r1train.run.folder import PLAN
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,7 @@ def choose(config: Config, plans: Sequence[Plan], *, resume: bool) -> Choice:
         if len(same) == len(plans):
             notes = [f"{folder}: every stage is finished with these inputs", *other_code(same)]
             return Choice(folder, same, notes)
-        if not out_of_order(plans, same):
-            broken_off[folder] = same
+        broken_off[folder] = same
     done = usable(plans, known)
     if resume and broken_off:
         newest, same = list(broken_off.items())[-1]
@@ -84,13 +82,6 @@ def take_up(folder: Path, plans: Sequence[Plan]) -> Choice:
             )
     there = finished(folder)
     done = usable(plans, [there])
-    if lost := out_of_order(plans, done):
-        old = there.get(lost.name)
-        reason = why(lost, old) if old is not None else f"{lost.name}/{FILE} is missing"
-        raise ConfigError(
-            f"{folder}: what stage {lost.name!r} left is needed again, and cannot be used: "
-            f"{reason}; put it back, or start anew with r1train run"
-        )
     again = [
         f"{plan.name}: run again: {why(plan, there[plan.name])}"
         for plan in plans
@@ -115,18 +106,6 @@ def usable(plans: Sequence[Plan], known: Sequence[Mapping[str, Finished]]) -> di
 
 def _needs(one: Plan, other: Plan) -> bool:
     return any(needed is other for needed in one.needs)
-
-
-def out_of_order(plans: Sequence[Plan], done: Mapping[str, Finished]) -> Plan | None:
-    """A stage to be repeated before one that is finished, whose lines in the logs come after its
-    own; None where there is none."""
-    waiting = None
-    for plan in plans:
-        if plan.name not in done:
-            waiting = waiting or plan
-        elif waiting is not None:
-            return waiting
-    return None
 
 
 def fits(plan: Plan, there: Mapping[str, Finished]) -> bool:

@@ -34,6 +34,8 @@ def finish(
     with collected(failures):
         checkpoint = save()
     with collected(failures):
+        folder.join()
+    with collected(failures):
         plots = folder.plot()
     summary |= {"checkpoint": str(checkpoint) if checkpoint else None, "interrupted": False}
     warnings = [*summary.pop("warnings"), *map(named, failures)]

@@ -19,6 +19,7 @@ from r1train.run.writing import replaced, synced, writing
 
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
 LOGS = ("metrics.jsonl", "samples.jsonl")
+PLAN = "plan.json"
 TRACKED = "trackers.json"
 """By what trackers find the run again."""
 
@@ -27,15 +28,16 @@ class RunFolder:
     """A folder with config.toml, metrics.jsonl, samples.jsonl, summary.json and PNG plots, and one
     for each stage. `checkpoint` leads to the newest model.
 
-    A line is written when `log` returns, so a run that is interrupted leaves a usable folder; of a
-    machine that is, the last line may be torn, and is read past. Raises ConfigError where the
-    folder cannot be written, as on a full disk.
+    Every stage logs in its own folder, so that several may be at work; the logs of the run are
+    theirs one after the other, made anew whenever one ends. A line is written when `log` returns,
+    so a run that is interrupted leaves a usable folder; of a machine that is, the last line may be
+    torn, and is read past. Raises ConfigError where the folder cannot be written, as on a full
+    disk.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.trackers = Trackers()
-        self.begins: dict[str, int] = {}  # where in each log the stage at work has its first line
 
     @classmethod
     def create(cls, config: Config) -> RunFolder:
@@ -93,49 +95,60 @@ class RunFolder:
 
     def begin(self, stage: str, sizes: Mapping[str, int] | None = None) -> None:
         """A stage is at work from now on. Of what it has logged before, so many bytes stay, by
-        default none. They come after the lines of all others, in whichever order those were run."""
+        default none."""
         for name in LOGS:
-            path = self.path / name
-            others, own = bytearray(), bytearray()
-            for line, record in _records(path):
-                (own if record["stage"] == stage else others).extend(line + b"\n")
-            self.begins[name] = len(others)
-            kept = others + own[: (sizes or {}).get(name, 0)]
-            if path.exists() and path.read_bytes() != kept:
-                with writing(path), replaced(path) as partial:
-                    partial.write_bytes(kept)
+            path = self.path / stage / name
+            kept = (sizes or {}).get(name, 0)
+            if path.exists() and path.stat().st_size > kept:
+                with writing(path):
+                    os.truncate(path, kept)
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes that the stage at work has logged, on the disk now: what `begin` goes back to."""
-        self.sync()
-        logs = {name: self.path / name for name in self.begins}
-        return {
-            name: path.stat().st_size - self.begins[name]
-            for name, path in logs.items()
-            if path.exists()
-        }
+    def sizes(self, stage: str) -> dict[str, int]:
+        """Bytes that a stage has logged, on the disk now: what `begin` goes back to."""
+        self.sync(stage)
+        logs = {name: self.path / stage / name for name in LOGS}
+        return {name: path.stat().st_size for name, path in logs.items() if path.exists()}
 
-    def sync(self) -> None:
-        """What has been logged is on the disk now."""
-        for path in (self.path / name for name in LOGS):
+    def sync(self, stage: str) -> None:
+        """What a stage has logged is on the disk now."""
+        for path in (self.path / stage / name for name in LOGS):
             if path.exists():
                 with writing(path):
                     synced(path)
 
+    def join(self) -> None:
+        """The logs of the run are those of its stages, in their order."""
+        for name in LOGS:
+            lines = [line for stage in self.stages() for line in self._lines(stage, name)]
+            path = self.path / name
+            with writing(path), replaced(path) as partial:
+                partial.write_bytes(b"".join(lines))
+
+    def stages(self) -> list[str]:
+        """Names of the stages that have logged something: in the order of the recipe, and before
+        them those that are of no recipe."""
+        planned = [stage["name"] for stage in self._read(PLAN) or []]
+        place = {name: number for number, name in enumerate(planned)}
+        found = {path.parent.name for name in LOGS for path in self.path.glob(f"*/{name}")}
+        return sorted(found, key=lambda name: (place.get(name, -1), name))
+
+    def _lines(self, stage: str, name: str) -> list[bytes]:
+        return [line + b"\n" for line, _ in _records(self.path / stage / name)]
+
     def log(self, step: int, metrics: Mapping[str, float], stage: str = "grpo") -> None:
-        """Append one line to metrics.jsonl; figures that are not finite become null.
+        """Append one line to the stage's metrics.jsonl; figures that are not finite become null.
 
         The trackers of `report_to` are told what is finite.
         """
-        self._append("metrics.jsonl", [{"step": step, "stage": stage, **metrics}])
+        self._append(f"{stage}/metrics.jsonl", [{"step": step, "stage": stage, **metrics}])
         self.trackers.log(step, metrics, stage)
 
     def log_samples(
         self, step: int, samples: Iterable[Mapping[str, Any]], stage: str = "grpo"
     ) -> None:
-        """Append completions with their prompts and rewards to samples.jsonl."""
+        """Append completions with their prompts and rewards to the stage's samples.jsonl."""
         lines = [{"step": step, "stage": stage, **sample} for sample in samples]
-        self._append("samples.jsonl", lines)
+        self._append(f"{stage}/samples.jsonl", lines)
 
     def close(self) -> None:
         """The run is over: trackers send what they still hold."""
@@ -147,21 +160,22 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any] | None:
         """What summary.json holds; None where there is none that can be read."""
-        return self._read("summary.json")
-
-    def _read(self, name: str) -> dict[str, Any] | None:
-        try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+        found = self._read("summary.json")
         return found if isinstance(found, dict) else None
 
+    def _read(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
     def metrics(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl, without lines that a crash has torn."""
-        return [record for _, record in _records(self.path / "metrics.jsonl")]
+        """What the stages have logged, in their order, without lines that a crash has torn."""
+        logs = (self.path / stage / "metrics.jsonl" for stage in self.stages())
+        return [record for log in logs for _, record in _records(log)]
 
     def plot(self) -> list[Path]:
-        """Draw what metrics.jsonl holds: reward.png and training.png, each if it has data."""
+        """Draw what the stages have logged: reward.png and training.png, each if it has data."""
         from r1train.report.plots import plot_reward, plot_training  # matplotlib is slow to import
 
         records = self.metrics()
@@ -176,6 +190,8 @@ class RunFolder:
     def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         lines = [json.dumps(_finite(record), ensure_ascii=False) + "\n" for record in records]
         path = self.path / name
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
         with writing(path), open(path, "a", **TEXT) as file:
             file.write("".join(lines))
 
@@ -187,10 +203,13 @@ class RunFolder:
         return path
 
     def copy_logs(self, other: Path, stage: str) -> None:
-        """Appends the lines of one stage of another run."""
+        """Takes the lines of a stage of another run."""
         for name in LOGS:
-            records = (record for _, record in _records(other / name))
-            self._append(name, [record for record in records if record["stage"] == stage])
+            path = self.path / stage / name
+            lines = [line + b"\n" for line, _ in _records(other / stage / name)]
+            with writing(path):
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(b"".join(lines))
 
 
 def _plotted(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, str]]]:

@@ -22,10 +22,10 @@ from r1train.report.trackers import check_trackers
 from r1train.run.artifacts import FILE, Finished, Plan, code_hash, plan
 from r1train.run.checkpoint import CheckpointStore
 from r1train.run.checksums import checksums
-from r1train.run.choice import PLAN, Choice, choose, described, take_up
+from r1train.run.choice import Choice, choose, described, take_up
 from r1train.run.ending import finish
 from r1train.run.export import save_checkpoint
-from r1train.run.folder import RunFolder
+from r1train.run.folder import PLAN, RunFolder
 from r1train.run.signals import Signals, stopping_signals
 from r1train.run.supplies import Supplies
 from r1train.run.trainer import Trainer, log_evaluation
@@ -153,7 +153,6 @@ class Run:
     def _take(self, one: Plan, stage: Finished) -> None:
         """A finished stage, of this folder or of another; its lines are in the logs of both."""
         if stage.folder.parent.resolve() != self.folder.path.resolve():
-            self.folder.begin(one.name)  # it may have been begun here too
             path = os.path.relpath(stage.artifact.path, self.folder.path / one.name)
             self.folder.copy_logs(stage.folder.parent, one.name)
             stage = self._write_record(one, {**stage.record, "path": path})
@@ -237,8 +236,9 @@ class Run:
     def _write_record(self, one: Plan, record: dict[str, Any]) -> Finished:
         record |= {"inputs_hash": one.inputs_hash, "inputs": one.inputs}
         (self.folder.path / one.name).mkdir(exist_ok=True)
-        self.folder.sync()
+        self.folder.sync(one.name)
         self.folder.write(f"{one.name}/{FILE}", json.dumps(record, indent=1) + "\n")
+        self.folder.join()
         return Finished(self.folder.path / one.name, record)
 
     def finish(self, *, stopped_by: BaseException | None = None) -> dict[str, Any]:

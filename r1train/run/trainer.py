@@ -125,7 +125,7 @@ class Trainer:
             "stage": self.stage.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if devices else [],
-            "log": self.folder.sizes(),
+            "log": self.folder.sizes(self.name),
             "evaluated": self.evaluated,
             "evaluations": [result.state_dict() for result in self.evaluations],
             "stall": self.stall.state_dict(),

@@ -198,7 +198,7 @@ def test_files_are_mixed_by_weight(tmp_path, tokenizer):
         task = TaskConfig(prompt_template="plain")
         return len(
             RecordedDemonstrations(
-                SFTConfig(datasets), task, tokenizer, heldout=NONE, positions=None, seed=0
+                SFTConfig(datasets=datasets), task, tokenizer, heldout=NONE, positions=None, seed=0
             )
         )
 

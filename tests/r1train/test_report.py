@@ -41,18 +41,18 @@ def test_metrics_are_on_disk_at_once(config):
     run = RunFolder.create(config)
     run.log(0, {"loss": 1.5}, stage="sft")
     run.log(3, {"reward": math.nan, "kl": 0.0})
-    lines = (run.path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == run.metrics()
+    logs = [run.path / stage / "metrics.jsonl" for stage in ("grpo", "sft")]
+    assert [json.loads(log.read_text()) for log in logs] == run.metrics()
     assert run.metrics() == [
-        {"step": 0, "stage": "sft", "loss": 1.5},
         {"step": 3, "stage": "grpo", "reward": None, "kl": 0.0},
+        {"step": 0, "stage": "sft", "loss": 1.5},
     ]
 
 
 def test_samples_keep_any_text(config):
     run = RunFolder.create(config)
     run.log_samples(1, [{"completion": "a\nb\u2028é\ud800"}, {"completion": ""}])
-    lines = (run.path / "samples.jsonl").read_bytes().split(b"\n")
+    lines = (run.path / "grpo" / "samples.jsonl").read_bytes().split(b"\n")
     assert len(lines) == 3
     assert json.loads(lines[0])["completion"].startswith("a\nb")
 
@@ -73,7 +73,7 @@ def test_lines_that_a_crash_has_torn_are_read_past(config, torn):
     run = RunFolder.create(config)
     run.log(1, {"loss": 2.0})
     run.log(2, {"note": "a\u2028b"})
-    with open(run.path / "metrics.jsonl", "ab") as file:
+    with open(run.path / "grpo" / "metrics.jsonl", "ab") as file:
         file.write(torn)
     assert [record["step"] for record in run.metrics()] == [1, 2]
 
@@ -87,7 +87,8 @@ def test_a_folder_that_cannot_be_written(config, tmp_path):
     with pytest.raises(ConfigError, match="cannot be made: File exists"):
         RunFolder.create(replace(config, output_dir=str(tmp_path / "dangling")))
     run = RunFolder.create(config)
-    (run.path / "metrics.jsonl").symlink_to("/dev/full")
+    (run.path / "grpo").mkdir()
+    (run.path / "grpo" / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(ConfigError, match=r"metrics\.jsonl cannot be written: No space left"):
         run.log(1, {"loss": 2.0})
 

@@ -274,7 +274,7 @@ def test_sigterm_while_a_checkpoint_is_read_leaves_it(config, folder, monkeypatc
             patch.setattr(owner, name, stops)
             with pytest.raises(Stopped):
                 resume(folder) if folder.exists() else run(options)
-        assert [path.name for path in (folder / "sft").iterdir()] == ["checkpoint-2"]
+        assert [path.name for path in (folder / "sft").glob("*/")] == ["checkpoint-2"]
     resume(folder)
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
     assert steps == [1, 2, 3]

@@ -319,19 +319,29 @@ def test_a_model_that_nobody_starts_from_any_more_may_go(recipe, tmp_path, monke
     resume(folder)
     assert (folder / "metrics.jsonl").read_text().startswith(before)
     assert not (folder / "base" / "checkpoint").exists()
-    shutil.rmtree(folder / "zero" / "checkpoint")
+
+
+def test_a_stage_whose_model_is_needed_again_is_run_again(recipe, tmp_path, capsys):
+    folder = tmp_path / "runs" / "tiny"
+    run(recipe())
+    before = [(line["stage"], line["step"], line.get("loss")) for line in records(folder)]
+    for name in ("base", "zero"):
+        shutil.rmtree(folder / name / "checkpoint")
     (folder / "exam" / "artifact.json").unlink()
-    with pytest.raises(ConfigError, match=r"'base' left is needed again, .*: checkpoint/.* is"):
-        resume(folder)
+    resume(folder)
+    assert re.search(r"base: run again: checkpoint/.* is", capsys.readouterr().out)
+    again = [(line["stage"], line["step"], line.get("loss")) for line in records(folder)]
+    assert again == before
 
 
-def test_a_finished_stage_that_is_to_be_evaluated_later_is_named(recipe, tmp_path):
+def test_a_finished_stage_that_is_to_be_evaluated_later_is_run_again(recipe, tmp_path, capsys):
     folder = tmp_path / "runs" / "tiny"
     run(recipe('stages=["sft", "evaluate"]', "sft.max_steps=1"))
     text = to_toml(load_config(folder / "config.toml", ["stages.sft.evaluate=true"]))
     (folder / "config.toml").write_text(text)
-    with pytest.raises(ConfigError, match=r"'sft' left is needed again, .*: it was not evaluated;"):
-        resume(folder)
+    resume(folder)
+    assert "sft: run again: it was not evaluated" in capsys.readouterr().out
+    assert [line["step"] for line in records(folder) if "eval/pass@1" in line] == [0, 1, 0]
 
 
 def interrupt(*_):

@@ -4,11 +4,14 @@ from r1train.config.evaluation import EvalConfig
 from r1train.config.grpo import GRPOConfig, LossType
 from r1train.config.model import ModelConfig
 from r1train.config.optim import Schedule
+from r1train.config.process_reward import ProcessRewardConfig
 from r1train.config.rewards import RewardConfig
 from r1train.config.rollout import RolloutConfig
+from r1train.config.search import SearchConfig
 from r1train.config.sections import Config
 from r1train.config.sft import DemonstrationsConfig, SFTConfig
 from r1train.config.stages import StageConfig
+from r1train.config.steps import StepsConfig
 from r1train.config.task import DatasetConfig, TaskConfig
 
 __all__ = [
@@ -19,10 +22,13 @@ __all__ = [
     "GRPOConfig",
     "LossType",
     "ModelConfig",
+    "ProcessRewardConfig",
     "RewardConfig",
     "RolloutConfig",
     "SFTConfig",
     "Schedule",
+    "SearchConfig",
     "StageConfig",
+    "StepsConfig",
     "TaskConfig",
 ]

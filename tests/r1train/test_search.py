@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from statistics import fmean
@@ -9,14 +10,18 @@ from statistics import fmean
 import pytest
 from rich.console import Console
 
+from r1train.config.recipe import load_config
 from r1train.config.schema import ConfigError
+from r1train.config.task import DatasetConfig
+from r1train.data.problems import ProblemSet
 from r1train.report.search import show_search
 from r1train.run import runner
+from r1train.run.artifacts import plan
 from r1train.run.runner import resume, run
-from r1train.search.tree import Node
 from r1train.stages.evaluate import majority
 from r1train.stages.process_reward import ProcessReward
-from r1train.stages.search import METHODS, Candidates, Search, best_of, of_trees, voted, weighted
+from r1train.stages.search import METHODS, Candidates, Search, best_of, voted, weighted
+from tests.r1train.conftest import RECIPE
 from tests.r1train.samples import wrap
 
 STAGES = """
@@ -48,9 +53,6 @@ width = 2
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
     """The tiny recipe with a base, a process reward model and a search; no plots."""
-    from r1train.config.recipe import load_config
-    from tests.r1train.conftest import RECIPE
-
     monkeypatch.setattr(runner.RunFolder, "plot", lambda self: [])
     path = tmp_path / "tiny.toml"
     head, stages = RECIPE.split("[model]", 1), STAGES.split("[steps]")
@@ -79,8 +81,8 @@ def test_a_recipe_trains_a_value_and_searches_with_it(recipe, tmp_path, monkeypa
     assert table["mcts/judged_tokens"] > 0 == table["majority/judged_tokens"]
     assert table["majority/n=1"] == table["best_of_n/n=1"]
     assert {"pass@4", "mcts/found", "value/pair_accuracy", "majority/n=2"} < table.keys()
-    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    steps = [record for record in log if record["stage"] == "prm"]
+    log = (folder / "prm" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in log]
     assert [record["step"] for record in steps] == [1, 2, 3, 4]  # 15 solutions, 4 at a time
     assert steps[0]["loss"] == pytest.approx(math.log(2))
     config = json.loads((folder / "prm" / "checkpoint" / "config.json").read_text())
@@ -106,26 +108,31 @@ def test_a_recipe_trains_a_value_and_searches_with_it(recipe, tmp_path, monkeypa
     assert (again / "search" / "table.json").read_text() == text
 
 
-def test_what_cannot_be_searched_is_said_before_anything_is_trained(recipe, tmp_path):
-    for options, reason in (
-        (["search.value_model=none"], r"search.value_model = None: expected a process reward"),
-        (["eval.temperature=0"], r"eval.temperature = 0.0: expected > 0"),
-        (["search.value_model=stage:base"], r"'search': search.value_model = 'stage:base': .*"),
-    ):
-        with pytest.raises(ConfigError, match=reason):
-            run(recipe(*options))
-    assert not (tmp_path / "runs").exists()
+def test_what_cannot_be_searched_is_said_before_anything_is_trained(recipe):
+    with pytest.raises(ConfigError, match=r"search.value_model = None: expected a process reward"):
+        Search.check(recipe("search.value_model=none"), ProblemSet([], ()))
+    with pytest.raises(ConfigError, match=r"eval.temperature = 0.0: expected > 0"):
+        Search.check(recipe("eval.temperature=0"), ProblemSet([], ()))
+    with pytest.raises(ConfigError, match=r"value_model = 'stage:prn': expected a stage before"):
+        plan(recipe("search.value_model=stage:prn"))
 
 
-def test_problems_without_answers_have_no_steps_of_worth(recipe, tmp_path):
-    data = tmp_path / "open.jsonl"
-    data.write_text("".join(f'{{"prompt": "Say {i}"}}\n' for i in range(40)))
-    options = (
-        f'task.datasets=[{{path="{data}", answer_field=""}}]',
-        'rewards.functions=["format"]',
-    )
+def test_a_value_model_is_what_a_search_is_made_from(recipe, tmp_path):
+    """By the contents of its folder, or the stage that leaves it."""
+    folder = tmp_path / "value"
+    folder.mkdir()
+    hashes = set()
+    for text in ("a", "b"):
+        (folder / "model.safetensors").write_text(text)
+        hashes.add(plan(recipe(f"search.value_model={folder}"))[-1].inputs_hash)
+    hashes |= {plan(recipe(option))[-1].inputs_hash for option in ("name=x", "steps.max_tokens=7")}
+    assert len(hashes) == 4
+
+
+def test_problems_without_answers_have_no_steps_of_worth(recipe):
+    problems = ProblemSet([], (DatasetConfig(path="open.jsonl", answer_field=""),))
     with pytest.raises(ConfigError, match="process_reward: no dataset has answers"):
-        run(recipe(*options, 'stages=["process_reward"]'))
+        ProcessReward.check(recipe(), problems)
 
 
 def candidates(answers, worth, votes=None):
@@ -153,8 +160,6 @@ def test_votes_have_weights():
 
 def test_an_evaluated_stage_is_a_language_model(recipe):
     """Held-out problems are not asked of a value model, though it is the last stage."""
-    from r1train.run.artifacts import plan
-
     assert [p.evaluated for p in plan(recipe('stages=["sft", "process_reward"]'))] == [False] * 2
     assert [p.evaluated for p in plan(recipe('stages=["sft"]'))] == [True]
 
@@ -164,7 +169,7 @@ def test_the_table_on_the_terminal():
     for i, name in enumerate(METHODS):
         table |= {name: i / 10, f"{name}_ci": [0.0, 1.0], f"{name}/tokens": 10.0 * i,
                   f"{name}/judged_tokens": 0.0}  # fmt: skip
-    console = Console(record=True, width=120, quiet=True)
+    console = Console(record=True, width=120, file=io.StringIO())
     show_search(table, METHODS, console)
     text = console.export_text()
     assert "tree search: the best leaf" in text

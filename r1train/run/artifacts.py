@@ -78,8 +78,7 @@ def plan(config: Config) -> list[Plan]:
             seed = derive_seed(config.seed, "stage", stage.name)
         evaluated = stage.evaluate
         if evaluated is None:
-            last = stage is config.stages[-1]
-            evaluated = last and kind_of(stage.kind).leaves == "checkpoint"
+            evaluated = stage is config.stages[-1]
         plans.append(Plan(stage, own, seed, init, evaluated, _read(stage, own, plans)))
     return plans
 

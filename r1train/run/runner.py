@@ -166,8 +166,6 @@ class Run:
 
     def _run(self, one: Plan) -> None:
         """A stage to its end."""
-        if one.read:  # which was not there when the run began
-            self._check(one)
         context = self.supplies.context(one)
         stage = kind_of(one.stage.kind)(context)
         record: dict[str, Any] = {

@@ -18,7 +18,6 @@ from r1train.model.policy import Policy
 from r1train.rewards.manager import RewardManager
 from r1train.run.artifacts import Finished, Plan
 from r1train.run.references import resolved
-from r1train.stages import kind_of
 from r1train.stages.base import Context
 
 
@@ -40,10 +39,9 @@ class Supplies:
         return all(read.name in self.done for read in one.read)
 
     def config(self, one: Plan) -> Config:
-        """The options of a stage, with paths where those in use name what others left."""
-        own = {name: getattr(one.config, name) for name in kind_of(one.stage.kind).uses}
-        found = resolved(own, lambda name: str(self.done[name].artifact.path))
-        return replace(one.config, **found)
+        """The options of a stage, with paths where they name what another has left."""
+        config: Config = resolved(one.config, lambda name: str(self.done[name].artifact.path))
+        return config
 
     def problems(self, one: Plan) -> tuple[ProblemSet, ProblemSet]:
         """Training and held-out problems, the same for stages of one task."""

@@ -92,7 +92,7 @@ class TrainStage(Stage):
     update depends on is in `state_dict`, the weights that are trained too.
     """
 
-    leaves: ClassVar[ArtifactKind] = "checkpoint"
+    leaves = "checkpoint"
     max_steps: int
     eval_steps: int = 0
     save_steps: int | None = None

@@ -5,8 +5,11 @@ from r1train.config.grpo import GRPOConfig, LossType
 from r1train.config.model import ModelConfig
 from r1train.config.optim import Schedule
 from r1train.config.process_reward import ProcessRewardConfig
+from r1train.config.rejection import RejectionConfig
+from r1train.config.reward_model import PreferencesConfig, RewardModelConfig
 from r1train.config.rewards import RewardConfig
 from r1train.config.rollout import RolloutConfig
+from r1train.config.sample import SampleConfig
 from r1train.config.search import SearchConfig
 from r1train.config.sections import Config
 from r1train.config.sft import DemonstrationsConfig, SFTConfig
@@ -22,10 +25,14 @@ __all__ = [
     "GRPOConfig",
     "LossType",
     "ModelConfig",
+    "PreferencesConfig",
     "ProcessRewardConfig",
+    "RejectionConfig",
     "RewardConfig",
+    "RewardModelConfig",
     "RolloutConfig",
     "SFTConfig",
+    "SampleConfig",
     "Schedule",
     "SearchConfig",
     "StageConfig",

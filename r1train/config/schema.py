@@ -81,6 +81,8 @@ class Section:
     """Base of the configuration dataclasses; `section="grpo"` is the name errors are told with."""
 
     section: ClassVar[str]
+    exclusive: ClassVar[tuple[str, ...]] = ()
+    """Optional fields of which at most one is given."""
 
     def __init_subclass__(cls, section: str = "") -> None:
         cls.section = section
@@ -89,6 +91,9 @@ class Section:
         for name, hint in _hints(type(self)).items():
             value = accept(getattr(self, name), hint, self.key(name))
             object.__setattr__(self, name, value)  # frozen: this is the one place that may write
+        given = [name for name in self.exclusive if getattr(self, name) is not None]
+        for name in given[1:]:
+            self.require(False, name, f"{self.key(given[0])} is given too: give one of the two")
         self.check()
 
     def check(self) -> None:
@@ -156,14 +161,18 @@ def build(cls: type, values: Mapping[str, Any]) -> Any:
 
 
 def laid_over(section: Section, values: Mapping[str, Any]) -> Any:
-    """The section with other values, key by key, and so the tables within it."""
+    """The section with other values, key by key, and so the tables within it. Of `exclusive` fields
+    the one that is given takes the place of the other."""
     found = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}  # type: ignore[arg-type]
     for key, value in values.items():
         before = found.get(key)
         if isinstance(before, Section) and isinstance(value, Mapping):
             value = laid_over(before, value)
         found[key] = value
-    return build(type(section), found)
+    if not section.exclusive or values.keys().isdisjoint(section.exclusive):
+        return build(type(section), found)
+    unset = {name: None for name in section.exclusive if name not in values}
+    return build(type(section), found | unset)
 
 
 def accept(value: Any, hint: Any, key: str) -> Any:

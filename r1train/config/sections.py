@@ -14,8 +14,11 @@ from r1train.config.evaluation import EvalConfig
 from r1train.config.grpo import GRPOConfig
 from r1train.config.model import ModelConfig
 from r1train.config.process_reward import ProcessRewardConfig
+from r1train.config.rejection import RejectionConfig
+from r1train.config.reward_model import RewardModelConfig
 from r1train.config.rewards import RewardConfig
 from r1train.config.rollout import RolloutConfig
+from r1train.config.sample import SampleConfig
 from r1train.config.schema import (
     ConfigError,
     CountOrZero,
@@ -65,6 +68,9 @@ class Config(Section):
     """
     threads: Workers | None = None
     """PyTorch's CPU threads (unset: its default)."""
+    processes: Workers = 1
+    """Stages that are at work at the same time, each in a process of its own with `threads` (unset:
+    its share of the processors). A stage begins once those that it needs are finished."""
     report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Trackers that the figures of metrics.jsonl go to as well; their packages must be installed
     (TRL's report_to)."""
@@ -81,6 +87,9 @@ class Config(Section):
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    rejection: RejectionConfig = field(default_factory=RejectionConfig)
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     steps: StepsConfig = field(default_factory=StepsConfig)
     process_reward: ProcessRewardConfig = field(default_factory=ProcessRewardConfig)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from math import ceil
+from typing import ClassVar, Literal
 
 from r1train.config.optim import OptimConfig
 from r1train.config.schema import Count, CountOrZero, Decay, Positive, Section, Share
@@ -39,10 +40,15 @@ class DemonstrationsConfig(Section, section="sft.datasets"):
 class SFTConfig(OptimConfig, section="sft"):
     """Supervised phase before RL: a cold start, or what stands in for pre-training."""
 
+    exclusive: ClassVar[tuple[str, ...]] = ("max_steps", "num_train_epochs")
+
     datasets: tuple[DemonstrationsConfig, ...] = ()
     """Demonstrations to learn from (unset: worked solutions of task.datasets, by rule)."""
-    max_steps: Count = 200
-    """Optimizer steps."""
+    max_steps: Count | None = None
+    """Optimizer steps (unset: those of num_train_epochs, else 200)."""
+    num_train_epochs: Positive | None = None
+    """How many times all demonstrations of `datasets` are learnt, in each epoch once and in an
+    order of its own, in place of max_steps (R1: 2 to 3)."""
     batch_size: Count = 128
     """Examples a step (R1: 128)."""
     learning_rate: Positive = 5e-5
@@ -62,3 +68,14 @@ class SFTConfig(OptimConfig, section="sft"):
     """Share of worked solutions whose answer is right; below 1 leaves RL something to improve."""
     teacher_format: Share = 1.0
     """Share of worked solutions with the right tags."""
+
+    def examples(self, demonstrations: int) -> int | None:
+        """How many are learnt in all, of so many that there are; None where max_steps decides."""
+        if self.num_train_epochs is None:
+            return None
+        return max(1, round(self.num_train_epochs * demonstrations))
+
+    def steps(self, demonstrations: int = 0) -> int:
+        """Optimizer steps, where there are so many demonstrations."""
+        examples = self.examples(demonstrations)
+        return (self.max_steps or 200) if examples is None else ceil(examples / self.batch_size)

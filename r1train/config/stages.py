@@ -10,6 +10,7 @@ from r1train.config.schema import ConfigError, Section, Seed, nearest, shown
 
 OWN_SECTIONS = (
     *("task", "rewards", "rollout", "sft", "grpo", "eval"),
+    *("sample", "rejection", "reward_model"),
     *("steps", "process_reward", "search"),
 )
 """Sections that a stage can have of its own."""
@@ -23,8 +24,7 @@ class StageConfig(Section, section="stages"):
     those of the recipe, key by key; the same kind may come many times."""
 
     kind: str
-    """What it does: "sft", "rl", "evaluate", "process_reward" or "search"; those of
-    `r1train.stages`."""
+    """What it does: "sft", "rl", "rejection", "evaluate" …; those of `r1train.stages`."""
     name: str | None = None
     """Its name in the log and of its folder (unset: the kind, and a number from the second on)."""
     init: str | None = None

@@ -11,7 +11,7 @@ import random
 from array import array
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,12 +22,13 @@ from r1train.data.distinct import HELD, hashed, question_key
 from r1train.data.epochs import draw
 from r1train.data.fields import (
     Message,
+    before_end,
     check_unicode,
     conversation,
-    is_text,
     lookup,
     prompt_key,
     question,
+    response_text,
     shown,
 )
 from r1train.data.mixture import largest
@@ -55,6 +56,9 @@ class Demonstration:
 class Demonstrations(Protocol):
     """Demonstrations by step."""
 
+    steps: int
+    """How many batches there are."""
+
     def batch(self, step: int) -> Sequence[Demonstration]:
         """Those of a step, counted from 0. They follow from the seed: nothing else is kept."""
 
@@ -78,7 +82,7 @@ class RecordedDemonstrations:
         seed: int,
     ) -> None:
         held = heldout.questions()
-        self.batch_size, self.seed = config.batch_size, seed
+        self.config, self.seed = config, seed
         files = [_File(dataset, task, tokenizer, held, positions) for dataset in config.datasets]
         whole = [
             shuffled(file.read(), random.Random(f"{seed}/{i}")) for i, file in enumerate(files)
@@ -86,12 +90,38 @@ class RecordedDemonstrations:
         given = [dataset.weight for dataset in config.datasets]
         counts = largest(given, dict(enumerate(map(len, whole))))
         self.demonstrations = Joined([w[:n] for w, n in zip(whole, counts, strict=True)])
+        self.steps = config.steps(len(self))
 
     def __len__(self) -> int:
         return len(self.demonstrations)
 
     def batch(self, step: int) -> list[Demonstration]:
-        return draw(self.demonstrations, self.batch_size, step + 1, self.seed)
+        size, examples = self.config.batch_size, self.config.examples(len(self))
+        left = size if examples is None else min(size, examples - step * size)
+        return draw(self.demonstrations, size, step + 1, self.seed)[:left]
+
+
+def conversations(
+    dataset: DemonstrationsConfig,
+    task: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    heldout: ProblemSet,
+    positions: int | None,
+) -> Sequence[tuple[Message, ...]]:
+    """The demonstrations of a file as messages: those that `RecordedDemonstrations` would take."""
+    file = _File(dataset, task, tokenizer, heldout.questions(), positions)
+    return Selection(_Messages(file), file.read().numbers)
+
+
+class _Messages:
+    """The conversations of a file, by the numbers of its rows."""
+
+    def __init__(self, file: _File) -> None:
+        self.file = file
+
+    def __getitem__(self, number: int) -> tuple[Message, ...]:
+        return self.file.messages(self.file.rows[number])
 
 
 class _File:
@@ -129,13 +159,13 @@ class _File:
 
     def __getitem__(self, number: int) -> Demonstration:
         return self._encode(
-            self._parts(self._messages(self.rows[number])), self.rows.where([number])
+            self._parts(self.messages(self.rows[number])), self.rows.where([number])
         )
 
     def check(self, row: Row) -> tuple[Message, ...]:
         """The conversation of a row; RowError where it is no demonstration, or has too many
         tokens."""
-        messages = self._messages(row)
+        messages = self.messages(row)
         parts, limit = self._parts(messages), self.positions
         # Few texts have to be tokens for this: those have at least a byte each, but for some marks.
         if limit is not None and sum(len(text.encode()) for text, _ in parts) + 16 > limit:
@@ -190,7 +220,7 @@ class _File:
             yield between.removeprefix(mark), False
             before = whole
 
-    def _messages(self, row: Row) -> tuple[Message, ...]:
+    def messages(self, row: Row) -> tuple[Message, ...]:
         """The conversation of a row, which the assistant's message ends."""
         dataset = self.dataset
         if dataset.prompt_field is None and (value := row.get(dataset.messages_field)) is not None:
@@ -201,11 +231,12 @@ class _File:
         else:
             key = prompt_key(row, dataset.prompt_field)
             field = dataset.completion_field or "completion"
-            said = _said(lookup(row, field, "completion_field"))
+            said = response_text(lookup(row, field, "completion_field"))
             messages = (*question(lookup(row, key, "prompt_field")), ("assistant", said))
         end = str(self.tokenizer.eos_token)
         messages = tuple(
-            (role, _ended(text, end) if role == "assistant" else text) for role, text in messages
+            (role, before_end(text, end) if role == "assistant" else text)
+            for role, text in messages
         )
         role, said = messages[-1]
         if role != "assistant":
@@ -241,24 +272,3 @@ class _File:
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
         return ids
-
-
-def _said(value: Any) -> str:
-    """A completion: text, or a list of one message."""
-    if isinstance(value, list) and len(value) == 1:
-        ((role, text),) = conversation(value, "the completion")
-        if role == "assistant":
-            return text
-    if not is_text(value):
-        expected = "expected text, or a list of one message of the assistant"
-        raise RowError(f"the completion is {shown(value)}: {expected}")
-    return value
-
-
-def _ended(said: str, end: str) -> str:
-    """What is said before the end of the sequence. A file that was made with a chat template may
-    have that and a newline: nothing is learnt behind the end."""
-    before, _, behind = said.partition(end)
-    if behind.replace(end, "").strip():
-        raise RowError(f"the assistant goes on after {end}, which ends what it says")
-    return before

@@ -19,6 +19,22 @@ def encode_prompts(
     return ids
 
 
+def encode_scored(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, said: str, template: str
+) -> tuple[list[int], list[int]]:
+    """Tokens of a rendered prompt and of what is said after it, as a reward model reads them.
+
+    The score is read at the end-of-sequence token. HuggingFace reads the last token that is not
+    padding: where one token is both, the end is left out, and the score is the last word's.
+    """
+    start: list[int] = tokenizer(prompt, add_special_tokens=template != "chat")["input_ids"]
+    ids: list[int] = tokenizer(said, add_special_tokens=False)["input_ids"]
+    ids = [*ids, tokenizer.eos_token_id]
+    while ids and ids[-1] == tokenizer.pad_token_id:
+        ids.pop()
+    return start, ids
+
+
 def decode_completions(
     tokenizer: PreTrainedTokenizerBase, completions: list[list[int]]
 ) -> list[str]:

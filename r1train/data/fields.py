@@ -79,6 +79,27 @@ def is_text(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and not isinstance(value, Number)
 
 
+def response_text(value: Any) -> str:
+    """A response of the assistant: text, or a list of one message."""
+    if isinstance(value, list) and len(value) == 1:
+        ((role, text),) = conversation(value, "the completion")
+        if role == "assistant":
+            return text
+    if not is_text(value):
+        expected = "expected text, or a list of one message of the assistant"
+        raise RowError(f"the completion is {shown(value)}: {expected}")
+    return value
+
+
+def before_end(said: str, end: str) -> str:
+    """What is said before the end of the sequence. A file that was made with a chat template may
+    have that and a newline: nothing is learnt behind the end."""
+    before, _, behind = said.partition(end)
+    if behind.replace(end, "").strip():
+        raise RowError(f"the assistant goes on after {end}, which ends what it says")
+    return before
+
+
 def check_unicode(texts: Iterable[str]) -> None:
     """Raises RowError where a text cannot be written as UTF-8."""
     for text in texts:

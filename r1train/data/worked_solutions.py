@@ -32,7 +32,7 @@ class WorkedSolutions:
     ) -> None:
         check_solutions(problems.sources)
         self.problems, self.config, self.tokenizer = problems, config, tokenizer
-        self.template, self.seed = template, seed
+        self.template, self.seed, self.steps = template, seed, config.steps()
 
     def batch(self, step: int) -> list[Demonstration]:
         rng = random.Random(derive_seed(self.seed, "sft", step))

@@ -24,12 +24,14 @@ IGNORED = -100  # a target that does not count
 
 
 class SupervisedLearner:
-    """Next-token prediction on completions: one `step` for every batch."""
+    """Next-token prediction on completions: one `step` for each of `steps` batches (unset: as many
+    as the configuration says without knowing the data)."""
 
-    def __init__(self, policy: Policy, config: SFTConfig) -> None:
+    def __init__(self, policy: Policy, config: SFTConfig, steps: int | None = None) -> None:
         self.policy, self.config = policy, config
-        warmup = int(config.warmup_ratio * config.max_steps)
-        self.optimizer = Optimizer(policy.model, config, config.max_steps, warmup)
+        steps = steps or config.steps()
+        warmup = int(config.warmup_ratio * steps)
+        self.optimizer = Optimizer(policy.model, config, steps, warmup)
         self.load = ExpertLoad(policy.model, config.expert_bias_update_rate)
 
     def step(

@@ -1,4 +1,4 @@
-"""A value of every step: a scalar on the hidden state of the step's last token."""
+"""A value of every step: a score of the hidden state that has read the step's last token."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from r1train.metrics import Pending
 from r1train.model.packing import Packed, pack
 from r1train.model.policy import Policy, copy
 from r1train.model.routing import recording
-from r1train.model.scalar_head import scalars, score_of, with_scalar_head
+from r1train.model.scoring import scores
 
 
 class ValueLearner:
-    """Trains backbone and scalar head on the values of steps: one `step` for every batch.
+    """Trains `classifier`, whose backbone is the policy's: one `step` for each of `steps` batches.
 
     The loss is the cross-entropy −v log p − (1 − v) log(1 − p) of a value v in [0, 1] and
-    p = sigmoid(scalar), a mean over all steps of a batch. It is least where p is the mean of v.
+    p = σ(score), a mean over all steps of a batch's solutions. It is least where p is v's mean.
     """
 
-    def __init__(self, policy: Policy, config: ProcessRewardConfig, max_steps: int) -> None:
-        self.policy, self.config = policy, config
-        self.model: PreTrainedModel = with_scalar_head(policy.model)
-        self.score = score_of(self.model)
-        warmup = int(config.warmup_ratio * max_steps)
-        self.optimizer = Optimizer(self.model, config, max_steps, warmup)
+    def __init__(
+        self, policy: Policy, classifier: PreTrainedModel, config: ProcessRewardConfig, steps: int
+    ) -> None:
+        self.policy, self.classifier, self.config = policy, classifier, config
+        warmup = int(config.warmup_ratio * steps)
+        self.optimizer = Optimizer(classifier, config, steps, warmup)
         self.load = ExpertLoad(policy.model, config.expert_bias_update_rate)
 
     def step(
@@ -85,7 +85,7 @@ class ValueLearner:
             def loss(
                 hidden: Tensor, head: Head, index: Tensor = index, target: Tensor = target
             ) -> tuple[Tensor, Tensor]:
-                logits = scalars(self.score, hidden[index])
+                logits = scores(self.classifier, hidden[index])
                 summed = binary_cross_entropy_with_logits(logits, target, reduction="sum")
                 return summed / count, (logits.detach().sigmoid() - target).square().sum() / count
 
@@ -101,11 +101,11 @@ class ValueLearner:
 
         Tensors are those in use: copy or write them before the next step.
         """
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"model": self.classifier.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was made; the configuration must be the same."""
-        copy(state["model"], self.model.state_dict())
+        copy(state["model"], self.classifier.state_dict())
         self.optimizer.load_state_dict(state["optimizer"])
 
 
@@ -126,13 +126,15 @@ class StepValues:
     """What a trained model says of the steps of solutions.
 
     Args:
-        policy: a causal LM around the model's backbone.
-        score: its scalar head.
+        policy: a causal LM around the backbone of `classifier`.
+        classifier: what a ValueLearner has trained.
         token_budget: tokens of a pass; no value depends on it beyond rounding.
     """
 
-    def __init__(self, policy: Policy, score: torch.nn.Linear, token_budget: int = 16384) -> None:
-        self.policy, self.score, self.token_budget = policy, score, token_budget
+    def __init__(
+        self, policy: Policy, classifier: PreTrainedModel, token_budget: int = 16384
+    ) -> None:
+        self.policy, self.classifier, self.token_budget = policy, classifier, token_budget
 
     def __call__(
         self,
@@ -151,7 +153,7 @@ class StepValues:
             index = step_ends(packed, own)
 
             def values(hidden: Tensor, head: Head, index: Tensor = index) -> Tensor:
-                return scalars(self.score, hidden[index]).sigmoid()
+                return scores(self.classifier, hidden[index]).sigmoid()
 
             flat = iter(self.policy.run(packed, values).tolist())
             for row, places in zip(rows, own, strict=True):

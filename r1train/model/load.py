@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     AutoModelForTokenClassification,
     PreTrainedModel,
@@ -30,7 +30,7 @@ from r1train.model.limits import check_tokenizer
 from r1train.model.lora import add_lora
 from r1train.model.presets import PRESETS, SMOLLM2_FILE, deepseek_v3_mini, smollm2_folder
 from r1train.model.products import patch_linear
-from r1train.model.scalar_head import causal_shell, score_of
+from r1train.model.scoring import causal_shell
 
 
 def device_of(config: Config) -> torch.device:
@@ -95,13 +95,13 @@ def load_model(
     return model, tokenizer
 
 
-def load_scalar_model(
+def load_process_reward(
     folder: Path, config: Config
-) -> tuple[PreTrainedModel, nn.Linear, PreTrainedTokenizerBase]:
-    """What `with_scalar_head` made and was saved in `folder`: a causal LM around its backbone, on
-    the device and in the dtype of `config`, its head, and its tokenizer.
+) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:
+    """A token-classification model with one label, on the device and in the dtype of `config`;
+    a causal LM around its backbone, by which it runs; and its tokenizer.
 
-    Raises ConfigError where that is no token-classification model with one label.
+    Raises ConfigError where it is no such model.
     """
     classifier, tokenizer = from_folder(folder, auto=AutoModelForTokenClassification)
     labels = classifier.config.num_labels
@@ -110,9 +110,11 @@ def load_scalar_model(
             f"the model in {folder} has {labels} labels: a process reward model has one, the value "
             "of a step"
         )
-    model, score = causal_shell(classifier), score_of(classifier)
-    _prepare(model, config)
-    return model, score.to(device_of(config)), tokenizer
+    shell = causal_shell(classifier)
+    _prepare(shell, config)
+    score: Any = classifier.score
+    score.to(shell.device, shell.dtype)
+    return classifier, shell, tokenizer
 
 
 def _prepare(model: PreTrainedModel, config: Config) -> None:

@@ -7,6 +7,7 @@ from itertools import groupby
 from math import isnan
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -115,6 +116,16 @@ def show_before_after(
     console.print(table)
     for path in plots:
         console.print(path, soft_wrap=True)
+
+
+def show_counts(title: str, counts: Mapping[str, Any], console: Console = CONSOLE) -> None:
+    """Figures of a stage by name, one a line, but those of single problems."""
+    table = Table("", Column(justify="right"), show_header=False, title=title)
+    for name, value in counts.items():
+        if not isinstance(value, Mapping):
+            whole = isinstance(value, int)
+            table.add_row(name, f"{value:,}" if whole else unless_nan(value, "{:.3g}"))
+    console.print(table)
 
 
 def _reward(value: float | None) -> Text:

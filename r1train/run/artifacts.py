@@ -78,7 +78,8 @@ def plan(config: Config) -> list[Plan]:
             seed = derive_seed(config.seed, "stage", stage.name)
         evaluated = stage.evaluate
         if evaluated is None:
-            evaluated = stage is config.stages[-1]
+            last = stage is config.stages[-1]
+            evaluated = last and kind_of(stage.kind).leaves == "checkpoint"
         plans.append(Plan(stage, own, seed, init, evaluated, _read(stage, own, plans)))
     return plans
 

@@ -74,8 +74,9 @@ class RunFolder:
         self.trackers.resume(stage, step)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Within it no other process writes to the folder. Raises ConfigError where one does."""
+    def locked(self) -> Iterator[int]:
+        """Within it no other process writes to the folder but those that are given the descriptor:
+        it is locked until they have ended too. Raises ConfigError where one does."""
         path = self.path / ".lock"
         with ExitStack() as closing:
             with writing(path):
@@ -84,7 +85,7 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise ConfigError(f"{self.path}: another process is at work on this run") from None
-            yield
+            yield file.fileno()
 
     def link(self, checkpoint: Path) -> Path:
         """Lets `checkpoint` lead to a model inside the folder."""
@@ -149,6 +150,12 @@ class RunFolder:
         """Append completions with their prompts and rewards to the stage's samples.jsonl."""
         lines = [{"step": step, "stage": stage, **sample} for sample in samples]
         self._append(f"{stage}/samples.jsonl", lines)
+
+    def track(self, stage: str) -> None:
+        """Tells the trackers what another process has logged of a stage."""
+        for _, record in _records(self.path / stage / "metrics.jsonl"):
+            step = record.pop("step")
+            self.trackers.log(step, record, stage)
 
     def close(self) -> None:
         """The run is over: trackers send what they still hold."""

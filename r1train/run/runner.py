@@ -1,8 +1,7 @@
-"""A run: the stages of a recipe in order, each in its folder, and what is said at the end."""
+"""A run: the stages of a recipe, each in its folder, and what is said at the end."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from contextlib import ExitStack
@@ -13,25 +12,23 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from r1train.config.recipe import load_config
-from r1train.config.schema import ConfigError
+from r1train.config.schema import ConfigError, RunError
 from r1train.config.sections import Config
 from r1train.config.stages import StageConfig
 from r1train.report.console import CONSOLE
 from r1train.report.evaluation import EvalResult
 from r1train.report.trackers import check_trackers
-from r1train.run.artifacts import FILE, Finished, Plan, code_hash, plan
-from r1train.run.checkpoint import CheckpointStore
-from r1train.run.checksums import checksums
+from r1train.run.artifacts import Finished, Plan, finished, plan
 from r1train.run.choice import Choice, choose, described, take_up
 from r1train.run.ending import finish
-from r1train.run.export import save_checkpoint
 from r1train.run.folder import PLAN, RunFolder
+from r1train.run.schedule import Schedule
 from r1train.run.signals import Signals, stopping_signals
+from r1train.run.stage_run import StageRun, write_record
 from r1train.run.supplies import Supplies
-from r1train.run.trainer import Trainer, log_evaluation
+from r1train.run.worker import Job
 from r1train.seeds import derive_seed, deterministic
 from r1train.stages import check_stages, kind_of
-from r1train.stages.base import TrainStage
 from r1train.stages.evaluate import evaluate_heldout
 
 
@@ -47,7 +44,7 @@ def run(config: Config, *, resume: bool = False) -> dict[str, Any]:
     """
     check_stages(config)
     plans = plan(config)
-    return _start(config, plans, choose(config, plans, resume=resume))
+    return start(config, plans, choose(config, plans, resume=resume))
 
 
 def resume(folder: Path) -> dict[str, Any]:
@@ -64,7 +61,7 @@ def resume(folder: Path) -> dict[str, Any]:
     choice = take_up(folder, plans)
     if len(choice.done) == len(plans):
         choice.notes.append(f"{folder}: every stage is finished")
-    return _start(config, plans, choice)
+    return start(config, plans, choice)
 
 
 def evaluate_model(config: Config) -> EvalResult:
@@ -75,7 +72,8 @@ def evaluate_model(config: Config) -> EvalResult:
         return evaluate_heldout(context, derive_seed(config.seed, "eval"))
 
 
-def _start(config: Config, plans: list[Plan], choice: Choice) -> dict[str, Any]:
+def start(config: Config, plans: list[Plan], choice: Choice) -> dict[str, Any]:
+    """The stages that the choice leaves to be done, one by one or in several processes."""
     for note in choice.notes:
         CONSOLE.print(note, soft_wrap=True)
     if choice.folder is not None and len(choice.done) == len(plans):
@@ -89,15 +87,48 @@ def _start(config: Config, plans: list[Plan], choice: Choice) -> dict[str, Any]:
         with signals.held():
             try:
                 with signals.released():  # in here alone: so no signal comes between the two
-                    work.stages()
+                    if config.processes > 1:
+                        in_processes([work], config)
+                    else:
+                        work.stages()
             except BaseException as error:
                 work.finish(stopped_by=error)
                 raise
             return work.finish()
 
 
+def in_processes(runs: list[Run], config: Config) -> None:
+    """What is left of some runs, `config.processes` stages at a time.
+
+    Raises RunError where stages failed, once all that does not need them is done.
+    """
+    by_folder = {work.folder.path: work for work in runs}
+    needs = {job: needed for work in runs for job, needed in work.jobs().items()}
+    failed: list[str] = []
+
+    def started(job: Job) -> None:
+        CONSOLE.print(f"{_title(job, runs)}: begins", soft_wrap=True)
+
+    def ended(job: Job, failure: str | None) -> None:
+        if failure is not None:
+            failed.append(f"{_title(job, runs)}: {failure}")
+            CONSOLE.print(failed[-1], soft_wrap=True)
+            return
+        said = by_folder[job.folder].take(job.stage)
+        CONSOLE.print(f"{_title(job, runs)}: {said}", soft_wrap=True)
+
+    threads = config.threads or max(1, (os.cpu_count() or 1) // config.processes)
+    Schedule(needs, started, ended).run(config.processes, threads, [work.lock for work in runs])
+    if failed:
+        raise RunError("; ".join(failed))
+
+
+def _title(job: Job, runs: list[Run]) -> str:
+    return f"{job.folder.name} · {job.stage}" if len(runs) > 1 else job.stage
+
+
 class Run:
-    """The stages of a run, one after the other, and what they leave in its folder."""
+    """The stages of a run, and what they leave in its folder."""
 
     def __init__(
         self,
@@ -110,24 +141,26 @@ class Run:
         check_trackers(config.report_to)
         self.config, self.plans, self.signals = config, plans, signals
         self.done = dict(choice.done)
-        self.supplies = supplies = Supplies(config.seed, self.done, closing)
-        self.trainer: Trainer | None = None  # at work
-        self.checkpoint: Path | None = None
-        self.evaluations: dict[str, list[EvalResult]] = {}
-        self.warnings: list[str] = []
+        alone = config.processes == 1  # else models and processes of rewards are the workers'
+        checking = closing if alone else ExitStack()
+        self.supplies = supplies = Supplies(config.seed, self.done, checking)
+        self.work: StageRun | None = None  # a stage that this process is at
         self.started = time.perf_counter()
         waiting = [one for one in plans if one.name not in self.done]
         for one in filter(supplies.known, waiting):  # what is wrong is said before any is trained
             self._check(one)
-        for one in waiting[:1]:  # before there is a folder: what is wrong leaves none behind
+        if not alone:
+            checking.close()
+        loaded = waiting[:1] if alone else []
+        for one in loaded:  # before there is a folder: what is wrong leaves none behind
             supplies.loaded[one.name] = supplies.load(one)
         self.folder = RunFolder(choice.folder) if choice.folder else RunFolder.create(config)
-        closing.enter_context(self.folder.locked())
+        self.lock = closing.enter_context(self.folder.locked())
         if choice.folder is None:
             self.folder.write(PLAN, described(plans))
         else:
             self.folder.report(config)
-        for one in waiting[:1]:
+        for one in loaded:
             model, (train, heldout) = supplies.loaded[one.name][0], supplies.problems(one)
             CONSOLE.print(
                 f"{config.name}: {model.num_parameters() / 1e6:.1f}M parameters on "
@@ -135,6 +168,8 @@ class Run:
                 f"held out, in {self.folder.path}",
                 soft_wrap=True,
             )
+        for one in (one for one in plans if one.name in self.done):
+            self._copy(one, self.done[one.name])
 
     def _check(self, one: Plan) -> None:
         """Data and rewards of a stage whose inputs are there."""
@@ -142,114 +177,65 @@ class Run:
         kind_of(one.stage.kind).check(self.supplies.config(one), train)
         self.supplies.rewards(one)
 
-    def stages(self) -> None:
-        """Every stage in order; of one that is finished, what it left is taken."""
-        for one in self.plans:
-            if one.name in self.done:
-                self._take(one, self.done[one.name])
-            else:
-                self._run(one)
+    def _copy(self, one: Plan, stage: Finished) -> None:
+        """Of a stage that was finished in another folder: its logs, and where its artifact is."""
+        if stage.folder.parent.resolve() == self.folder.path.resolve():
+            return
+        path = os.path.relpath(stage.artifact.path, self.folder.path / one.name)
+        self.folder.copy_logs(stage.folder.parent, one.name)
+        self.done[one.name] = write_record(self.folder, one, {**stage.record, "path": path})
 
-    def _take(self, one: Plan, stage: Finished) -> None:
-        """A finished stage, of this folder or of another; its lines are in the logs of both."""
-        if stage.folder.parent.resolve() != self.folder.path.resolve():
-            path = os.path.relpath(stage.artifact.path, self.folder.path / one.name)
-            self.folder.copy_logs(stage.folder.parent, one.name)
-            stage = self._write_record(one, {**stage.record, "path": path})
-        self.done[one.name] = stage
-        self.evaluations[one.name] = [
-            EvalResult.from_state(result) for result in stage.record["evaluations"]
-        ]
-        self.warnings += stage.record["warnings"]
-        if stage.artifact.kind == "checkpoint" and stage.there:
+    def stages(self) -> None:
+        """Those that are left, one after the other."""
+        for one in self.plans:
+            if one.name not in self.done:
+                self.work = StageRun(one, self.folder, self.supplies, self.signals)
+                self.done[one.name] = self.work.run()
+                self.folder.join()
+                self.link()
+
+    def jobs(self) -> dict[Job, list[Job]]:
+        """Those that are left, and of them those that each needs."""
+        left = {one.name: one for one in self.plans if one.name not in self.done}
+        path = self.folder.path
+        return {
+            Job(path, name): [Job(path, need.name) for need in one.needs if need.name in left]
+            for name, one in left.items()
+        }
+
+    def take(self, name: str) -> str:
+        """A stage has been finished by another process; returns what is said of it."""
+        stage = self.done[name] = finished(self.folder.path)[name]
+        self.folder.track(name)
+        self.folder.join()
+        self.link()
+        shares = [result.pass_at_1 for result in evaluations_of(stage) if result.verifiable]
+        figures = " → ".join(f"{share:.1%}" for share in shares)
+        said = f", held-out pass@1 {figures}" if figures else ""
+        return f"finished in {stage.record['seconds']:.0f} s{said}"
+
+    def link(self) -> None:
+        """`checkpoint` leads to the model of the last stage, in the order of the recipe, that has
+        one."""
+        left = [self.done[one.name] for one in self.plans if one.name in self.done]
+        models = [stage for stage in left if stage.artifact.kind == "checkpoint" and stage.there]
+        for stage in models[-1:]:
             self.checkpoint = self.folder.link(stage.artifact.path)
 
-    def _run(self, one: Plan) -> None:
-        """A stage to its end."""
-        context = self.supplies.context(one)
-        stage = kind_of(one.stage.kind)(context)
-        record: dict[str, Any] = {
-            "kind": stage.leaves,
-            "evaluated": one.evaluated,
-            "parameters": context.model.num_parameters(),
-        }
-        if isinstance(stage, TrainStage):
-            trainer = self._train(one, stage)
-            self.evaluations[one.name] = trainer.evaluations
-            seconds, warnings = trainer.elapsed(), [*trainer.stall.said.values()]
-            # Its checksums too: a signal that acted before the record is written would have the
-            # stage saved once more, with its state, which takes longer than to read the model.
-            with self.signals.held():
-                path = self.folder.path / one.name / "checkpoint"
-                save_checkpoint(stage.model, context.tokenizer, path)
-                self.checkpoint, self.trainer = self.folder.link(path), None
-                self.warnings += warnings
-                self._record(one, record, path, seconds, warnings)
-            return
-        self.folder.begin(one.name)
-        started = time.perf_counter()
-        path = stage.run(self.folder.path / one.name)
-        with self.signals.held():
-            for result in stage.results:
-                log_evaluation(self.folder, one.name, 0, result)
-            self.evaluations[one.name] = stage.results
-            seconds = time.perf_counter() - started
-            self._record(one, record | {"evaluated": True}, path, seconds, [])
-
-    def _train(self, one: Plan, stage: TrainStage) -> Trainer:
-        seed = derive_seed(self.config.seed, "eval")  # of the run: all evaluations compare
-        store = CheckpointStore(self.folder.path / one.name, self.config.keep_checkpoints)
-        trainer = Trainer(
-            stage,
-            one.name,
-            self.folder,
-            store,
-            self.signals,
-            lambda: evaluate_heldout(stage.context, seed),
-            ends_evaluated=one.evaluated,
-        )
-        if not trainer.restore():
-            self.folder.begin(one.name)
-        self.trainer = trainer  # not before: half restored, it would be saved in place of its last
-        trainer.fit()
-        return trainer
-
-    def _record(
-        self, one: Plan, record: dict[str, Any], left: Path, seconds: float, warnings: list[str]
-    ) -> None:
-        """The stage is finished, and has left this file or folder: from here on it is not repeated,
-        unless what it left is no longer what it was."""
-        evaluations = [result.state_dict() for result in self.evaluations[one.name]]
-        self.done[one.name] = self._write_record(
-            one,
-            {
-                **record,
-                "path": left.name,
-                "files": checksums(left),
-                "code": code_hash(),
-                "evaluations": evaluations,
-                "warnings": warnings,
-                "seconds": seconds,
-            },
-        )
-
-    def _write_record(self, one: Plan, record: dict[str, Any]) -> Finished:
-        record |= {"inputs_hash": one.inputs_hash, "inputs": one.inputs}
-        (self.folder.path / one.name).mkdir(exist_ok=True)
-        self.folder.sync(one.name)
-        self.folder.write(f"{one.name}/{FILE}", json.dumps(record, indent=1) + "\n")
-        self.folder.join()
-        return Finished(self.folder.path / one.name, record)
+    checkpoint: Path | None = None
 
     def finish(self, *, stopped_by: BaseException | None = None) -> dict[str, Any]:
         """What is said at the end; returns what summary.json holds."""
-        trainer, warnings = self.trainer, list(self.warnings)
-        parameters = [stage.record["parameters"] for stage in self.done.values()]
+        ordered = [self.done[one.name] for one in self.plans if one.name in self.done]
+        warnings = [text for stage in ordered for text in stage.record["warnings"]]
+        parameters = [stage.record["parameters"] for stage in ordered]
+        evaluations = [evaluations_of(stage) for stage in ordered]
+        trainer = self.work.trainer if self.work is not None else None
         if trainer is not None:  # it was broken off
-            self.evaluations[trainer.name] = trainer.evaluations
+            evaluations.append(trainer.evaluations)
             warnings += trainer.stall.said.values()
             parameters.append(trainer.stage.context.model.num_parameters())
-        evaluated = [results for results in self.evaluations.values() if results]
+        evaluated = [results for results in evaluations if results]
         return finish(
             self.folder,
             {
@@ -258,7 +244,7 @@ class Run:
                 "folder": str(self.folder.path),
                 "parameters": parameters[-1] if parameters else None,
                 "seconds": time.perf_counter() - self.started,
-                "stages": {name: stage.record["seconds"] for name, stage in self.done.items()},
+                "stages": {stage.name: stage.record["seconds"] for stage in ordered},
                 "warnings": warnings,
             },
             evaluated[-1] if evaluated else [],
@@ -269,7 +255,13 @@ class Run:
 
     def _save(self) -> Path | None:
         """The newest model: of the stage that was broken off, or of the last that is finished."""
-        if self.trainer is not None:
-            self.checkpoint = None
-            self.checkpoint = self.folder.link(self.trainer.save())
+        self.link()
+        if self.work is not None and (trainer := self.work.trainer) is not None:
+            self.checkpoint, path = None, trainer.save()
+            if trainer.stage.leaves == "checkpoint":
+                self.checkpoint = self.folder.link(path)
         return self.checkpoint
+
+
+def evaluations_of(stage: Finished) -> list[EvalResult]:
+    return [EvalResult.from_state(result) for result in stage.record["evaluations"]]

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from r1train.config.rewards import RewardConfig
 from r1train.config.sections import Config
 from r1train.data.problems import ProblemSet, load_problems
 from r1train.data.prompts import render_prompt
@@ -18,6 +19,7 @@ from r1train.model.policy import Policy
 from r1train.rewards.manager import RewardManager
 from r1train.run.artifacts import Finished, Plan
 from r1train.run.references import resolved
+from r1train.stages import kind_of
 from r1train.stages.base import Context
 
 
@@ -39,9 +41,12 @@ class Supplies:
         return all(read.name in self.done for read in one.read)
 
     def config(self, one: Plan) -> Config:
-        """The options of a stage, with paths where they name what another has left."""
-        config: Config = resolved(one.config, lambda name: str(self.done[name].artifact.path))
-        return config
+        """The options of a stage, with paths where those that it uses name what another has
+        left."""
+        own = {name: getattr(one.config, name) for name in kind_of(one.stage.kind).uses}
+        found = resolved(own, lambda name: str(self.done[name].artifact.path))
+        changed = {name: value for name, value in found.items() if value is not own[name]}
+        return replace(one.config, **changed) if changed else one.config
 
     def problems(self, one: Plan) -> tuple[ProblemSet, ProblemSet]:
         """Training and held-out problems, the same for stages of one task."""
@@ -76,9 +81,12 @@ class Supplies:
     def rewards(self, one: Plan) -> RewardManager:
         """The rewards, their processes too, the same for stages of one task and one choice."""
         config = self.config(one)
-        key = repr((config.task, config.rewards))
+        rewards = config.rewards
+        if "rewards" not in kind_of(one.stage.kind).uses:  # they may name a stage that comes later
+            rewards = RewardConfig(timeout=rewards.timeout, workers=rewards.workers)
+        key = repr((config.task, rewards))
         if key not in self._rewards:
-            manager = RewardManager(config.rewards, self.problems(one)[0])
+            manager = RewardManager(rewards, self.problems(one)[0])
             self._rewards[key] = self.closing.enter_context(manager)
         return self._rewards[key]
 

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 KINDS = {
     "sft": "r1train.stages.sft:SFT",
+    "distill": "r1train.stages.sft:SFT",
     "rl": "r1train.stages.rl:RL",
+    "sample": "r1train.stages.sample:SampleStage",
+    "rejection": "r1train.stages.rejection:Rejection",
+    "reward_model": "r1train.stages.reward_model:RewardModel",
     "evaluate": "r1train.stages.evaluate:Evaluate",
     "process_reward": "r1train.stages.process_reward:ProcessReward",
     "search": "r1train.stages.search:Search",

@@ -92,7 +92,7 @@ class TrainStage(Stage):
     update depends on is in `state_dict`, the weights that are trained too.
     """
 
-    leaves = "checkpoint"
+    leaves: ClassVar[ArtifactKind] = "checkpoint"
     max_steps: int
     eval_steps: int = 0
     save_steps: int | None = None
@@ -115,6 +115,11 @@ class TrainStage(Stage):
     @abstractmethod
     def update(self) -> dict[str, float] | None:
         """One optimizer step; the figures of the step where it completes one."""
+
+    def table(self) -> dict[str, Any]:
+        """Figures of what has been trained, beside held-out problems, for table.json: see
+        `r1train.stages.table`."""
+        return {}
 
     @property
     def place(self) -> tuple[int, int]:

@@ -5,7 +5,6 @@ Votes are for what an answer says, not for how it is written: 1/2 and 0.5 are on
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from r1train.rewards.accuracy import extract_answer
 from r1train.rewards.manager import EVALUATED, RewardManager
 from r1train.seeds import derive_seed
 from r1train.stages.base import Context, Stage
+from r1train.stages.table import write_table
 from r1train.verify import LONGEST_COMPARED, equivalent
 
 _MOST_COMPARED = 4_000
@@ -122,10 +122,7 @@ class Evaluate(Stage):
     def run(self, folder: Path) -> Path:
         result = evaluate_heldout(self.context, self.context.seed)
         self.results.append(result)
-        folder.mkdir(exist_ok=True)
-        path = folder / "table.json"
-        path.write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
-        return path
+        return write_table(folder, result.as_dict())
 
 
 def majority(

@@ -1,6 +1,6 @@
 """A process reward model: what each step of a solution is worth, learnt from rollouts.
 
-The same scalar is what best-of-n ranks solutions by, and tree search its leaves.
+The same score is what best-of-n ranks solutions by, and tree search its leaves.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from r1train.data.samples import samples_of
 from r1train.engine.base import Request, Sampling
 from r1train.engine.stopping import stop_tokens
 from r1train.learn.value import ValueLearner
+from r1train.model.scoring import with_score
 from r1train.search.step_values import Judge, step_values
 from r1train.search.steps import Steps
 from r1train.seeds import derive_seed
@@ -62,12 +64,14 @@ class ProcessReward(TrainStage):
         self.save_steps = config.save_steps
         template = context.config.task.prompt_template
         self.prompts = encode_prompts(context.tokenizer, self.problems, template)
-        self.learner = ValueLearner(context.policy, config, self.max_steps)
+        seed = derive_seed(context.seed, "score")
+        self.classifier = with_score(context.model, context.tokenizer, seed, "token")
+        self.learner = ValueLearner(context.policy, self.classifier, config, self.max_steps)
         self.solutions: list[Solution] | None = None
 
     @property
     def model(self) -> PreTrainedModel:
-        return self.learner.model
+        return self.classifier
 
     @classmethod
     def check(cls, config: Config, train: ProblemSet) -> None:
@@ -94,6 +98,18 @@ class ProcessReward(TrainStage):
         )
         self.step += 1
         return metrics
+
+    def table(self) -> dict[str, Any]:
+        """What was learnt from."""
+        assert self.solutions is not None  # prepare
+        values = [value for one in self.solutions for value in one.values]
+        return {
+            "problems": len(self.problems),
+            "solutions": len(self.solutions),
+            "right": fmean(one.values[-1] for one in self.solutions),
+            "steps": len(values),
+            "value": fmean(values),
+        }
 
     def _sample(self) -> list[Solution]:
         context, config = self.context, self.config

@@ -6,7 +6,6 @@ held-out problems, and no tree is given more tokens than the sampled solutions o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -21,7 +20,7 @@ from r1train.data.problems import ProblemSet
 from r1train.engine.base import Request, Sampling
 from r1train.engine.stopping import stop_tokens
 from r1train.learn.value import StepValues
-from r1train.model.load import load_scalar_model
+from r1train.model.load import load_process_reward
 from r1train.model.policy import Policy
 from r1train.report.evaluation import interval
 from r1train.report.search import show_search
@@ -32,6 +31,7 @@ from r1train.seeds import derive_seed
 from r1train.stages.base import Context, Stage
 from r1train.stages.evaluate import majority
 from r1train.stages.process_reward import judge
+from r1train.stages.table import write_table
 from r1train.verify import AnswerType
 
 METHODS = {
@@ -153,13 +153,13 @@ class Search(Stage):
     def _values(self) -> StepValues:
         context, path = self.context, self.config.value_model
         assert path is not None  # check
-        model, score, tokenizer = load_scalar_model(Path(path), context.config)
+        classifier, model, tokenizer = load_process_reward(Path(path), context.config)
         if not context.tokenizer.get_vocab().items() <= tokenizer.get_vocab().items():
             raise ConfigError(
                 f"search.value_model = {path!r}: its tokenizer is not the policy's, so its "
                 "values are of other tokens: train it from this model"
             )
-        return StepValues(Policy(model), score)
+        return StepValues(Policy(model), classifier)
 
     def run(self, folder: Path) -> Path:
         self.context.sync(self.context.engine.version + 1)
@@ -176,10 +176,7 @@ class Search(Stage):
         table |= self._diagnosis(samples, trees, leaves)
         show_search(table, METHODS)
         table["per_problem"] = {name: outcome.right for name, outcome in outcomes.items()}
-        folder.mkdir(exist_ok=True)
-        path = folder / "table.json"
-        path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-        return path
+        return write_table(folder, table)
 
     def _samples(self) -> tuple[list[list[int]], list[Candidates]]:
         """Of each problem the lengths of its solutions, and these."""

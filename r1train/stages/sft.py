@@ -20,7 +20,10 @@ from r1train.stages.base import Context, TrainStage
 
 
 class SFT(TrainStage):
-    """Next-token prediction on demonstrations, `sft.max_steps` batches of them."""
+    """Next-token prediction on demonstrations, for `sft.max_steps` batches or whole epochs.
+
+    Distillation is the same: a smaller model learns what a larger one has said.
+    """
 
     uses = ("task", "rewards", "rollout", "sft", "eval")
     shown = ("loss",)
@@ -28,9 +31,9 @@ class SFT(TrainStage):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         config = context.config
-        self.max_steps, self.save_steps = config.sft.max_steps, config.sft.save_steps
         self.demonstrations = demonstrations(context)
-        self.learner = SupervisedLearner(context.policy, config.sft)
+        self.max_steps, self.save_steps = self.demonstrations.steps, config.sft.save_steps
+        self.learner = SupervisedLearner(context.policy, config.sft, self.max_steps)
 
     @classmethod
     def check(cls, config: Config, train: ProblemSet) -> None:
@@ -38,6 +41,8 @@ class SFT(TrainStage):
         for dataset in config.sft.datasets:
             open_rows(dataset.path)
         if not config.sft.datasets:
+            reason = "worked solutions are new ones at every step: give max_steps, or datasets"
+            config.sft.require(config.sft.num_train_epochs is None, "num_train_epochs", reason)
             check_solutions(train.sources)
 
     def update(self) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from statistics import fmean
 
 import pytest
@@ -84,7 +83,10 @@ def test_a_recipe_trains_a_value_and_searches_with_it(recipe, tmp_path, monkeypa
     log = (folder / "prm" / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in log]
     assert [record["step"] for record in steps] == [1, 2, 3, 4]  # 15 solutions, 4 at a time
-    assert steps[0]["loss"] == pytest.approx(math.log(2))
+    assert steps[-1]["brier"] < steps[0]["brier"]
+    learnt = json.loads((folder / "prm" / "table.json").read_text())
+    assert (learnt["problems"], learnt["solutions"]) == (5, 15)
+    assert learnt["steps"] > 15
     config = json.loads((folder / "prm" / "checkpoint" / "config.json").read_text())
     assert config["architectures"] == ["DeepseekV3ForTokenClassification"]
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import (
-    AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
@@ -21,9 +20,9 @@ from r1train.config.process_reward import ProcessRewardConfig
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
 from r1train.learn.value import StepValues, ValueLearner
-from r1train.model.load import load_scalar_model
+from r1train.model.load import load_process_reward
 from r1train.model.policy import Policy
-from r1train.model.scalar_head import score_of, with_scalar_head
+from r1train.model.scoring import with_score
 from r1train.run.export import save_checkpoint
 from r1train.seeds import deterministic
 
@@ -51,14 +50,13 @@ def model(request, mini):
     return patch(Qwen2ForCausalLM(Qwen2Config(**SMALL)).eval())
 
 
-def learner(model, steps=4, **options):
-    """One whose head says something."""
+def learner(model, tokenizer, steps=4, **options):
     config = ProcessRewardConfig(learning_rate=3e-3, **options)
-    found = ValueLearner(Policy(model), config, steps)
-    torch.manual_seed(1)
-    torch.nn.init.normal_(found.score.weight, std=0.2)
-    torch.nn.init.constant_(found.score.bias, 0.3)
-    return found
+    classifier = with_score(model, tokenizer, 0, "token")
+    with torch.no_grad():
+        classifier.score.weight.mul_(10)  # so that its values differ
+        classifier.score.bias.fill_(0.3)
+    return ValueLearner(Policy(model), classifier, config, steps)
 
 
 def reference(classifier, prompts):
@@ -71,50 +69,50 @@ def reference(classifier, prompts):
 
 
 @pytest.mark.parametrize("budget", [1, 60, 1000])
-def test_the_loss_is_that_of_the_steps(model, prompts, budget):
-    values = learner(model, token_budget=budget)
-    logits = reference(values.model, prompts)
+def test_the_loss_is_that_of_the_steps(model, mini, prompts, budget):
+    values = learner(model, mini[1], token_budget=budget)
+    logits = reference(values.classifier, prompts)
     target = torch.tensor([value for own in VALUES for value in own])
     expected = binary_cross_entropy_with_logits(logits, target)
     expected.backward()
-    gradients = {name: p.grad.clone() for name, p in values.model.named_parameters()
+    gradients = {name: p.grad.clone() for name, p in values.classifier.named_parameters()
                  if p.grad is not None}  # fmt: skip
-    values.model.zero_grad()
+    values.classifier.zero_grad()
     loss, brier = values.accumulate(prompts, SOLUTIONS, ENDS, VALUES)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     expected = (logits.sigmoid() - target).square().mean()
     assert brier.item() == pytest.approx(expected.item(), rel=1e-5)
     assert {"score.weight", "score.bias"} < gradients.keys()
-    for name, parameter in values.model.named_parameters():
+    for name, parameter in values.classifier.named_parameters():
         if name in gradients:
             torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-3)
 
 
 def test_the_values_are_learnt_and_repeat_exactly(mini, prompts):
-    model, _ = mini
+    model, tokenizer = mini
     start = {name: value.clone() for name, value in model.state_dict().items()}
     runs = []
     for _ in range(2):
         model.load_state_dict(start)
-        values = ValueLearner(Policy(model), ProcessRewardConfig(learning_rate=3e-3), 30)
+        classifier = with_score(model, tokenizer, 0, "token")
+        config = ProcessRewardConfig(learning_rate=3e-3)
+        values = ValueLearner(Policy(model), classifier, config, 30)
         with deterministic():
             figures = [values.step(prompts, SOLUTIONS, ENDS, VALUES) for _ in range(30)]
         runs.append([one["brier"] for one in figures])
-    assert figures[0]["loss"] == pytest.approx(0.6931, abs=1e-4)  # all say 1 / 2 at first
     assert figures[0]["value"] == pytest.approx(0.5)
     assert runs[0][-1] < 0.01 < 0.1 < runs[0][0]
     assert runs[0] == runs[1]
 
 
 def test_it_goes_on_from_a_state(mini, prompts):
-    model, _ = mini
-    first = learner(model)
+    first = learner(*mini)
     parts = prompts, SOLUTIONS, ENDS, VALUES
     with deterministic():
         for _ in range(2):
             first.step(*parts)
         state = {
-            "model": {name: value.clone() for name, value in first.model.state_dict().items()},
+            "model": {name: value.clone() for name, value in first.classifier.state_dict().items()},
             "optimizer": first.optimizer.state_dict(),
         }
         parameters = state["optimizer"]["parameters"]
@@ -123,25 +121,25 @@ def test_it_goes_on_from_a_state(mini, prompts):
             for name, moments in parameters.items()
         }
         expected = [first.step(*parts) for _ in range(2)]
-        second = ValueLearner(Policy(model), first.config, 4)
+        second = learner(*mini)
         second.load_state_dict(state)
         assert [second.step(*parts) for _ in range(2)] == expected
 
 
 def test_what_is_saved_loads_in_huggingface_and_here(model, mini, prompts, tmp_path):
     """With the same values, whatever is judged beside a solution, and whole."""
-    values = learner(model)
-    save_checkpoint(values.model, mini[1], tmp_path)
+    values = learner(model, mini[1])
+    save_checkpoint(values.classifier, mini[1], tmp_path)
     loaded, info = AutoModelForTokenClassification.from_pretrained(
         tmp_path, output_loading_info=True
     )
     assert not any(info.values())
     assert loaded.config.num_labels == 1
     expected = reference(loaded.eval(), prompts).sigmoid()
-    shell, score, tokenizer = load_scalar_model(tmp_path, Config())
+    classifier, shell, tokenizer = load_process_reward(tmp_path, Config())
     assert mini[1].get_vocab().items() <= tokenizer.get_vocab().items()
     for budget in (1, 1000):
-        judge = StepValues(Policy(shell), score, token_budget=budget)
+        judge = StepValues(Policy(shell), classifier, token_budget=budget)
         found = judge(prompts, SOLUTIONS, ENDS)
         assert [len(own) for own in found] == [len(own) for own in ENDS]
         flat = torch.tensor([value for own in found for value in own])
@@ -151,26 +149,18 @@ def test_what_is_saved_loads_in_huggingface_and_here(model, mini, prompts, tmp_p
 
 
 def test_a_model_of_several_labels_has_no_value(mini, tmp_path):
-    classifier = with_scalar_head(mini[0])
+    classifier = with_score(*mini, 0, "token")
     classifier.config.num_labels = 2
     classifier.score = torch.nn.Linear(classifier.config.hidden_size, 2)
     save_checkpoint(classifier, mini[1], tmp_path)
     with pytest.raises(ConfigError, match=r"has 2 labels: a process reward model has one"):
-        load_scalar_model(tmp_path, Config())
-    save_checkpoint(mini[0], mini[1], tmp_path / "causal")
+        load_process_reward(tmp_path, Config())
+    save_checkpoint(*mini, tmp_path / "causal")
     with pytest.raises(ConfigError, match=r"is not whole: .* score\.(bias|weight)"):
-        load_scalar_model(tmp_path / "causal", Config())
+        load_process_reward(tmp_path / "causal", Config())
 
 
-def test_a_head_of_sequences_shares_the_backbone(mini):
-    """As reward models of whole texts have it: without a bias."""
-    classifier = with_scalar_head(mini[0], AutoModelForSequenceClassification)
-    assert classifier.base_model is mini[0].base_model
-    assert score_of(classifier).bias is None
-    assert not score_of(classifier).weight.any()
-
-
-def test_an_architecture_without_such_a_head_is_named():
+def test_an_architecture_without_such_a_head_is_named(mini):
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=10))
-    with pytest.raises(ConfigError, match="GPT2LMHeadModel: transformers has no ModelForToken"):
-        with_scalar_head(model)
+    with pytest.raises(ConfigError, match="GPT2ForTokenClassification reads its score in another"):
+        with_score(model, mini[1], 0, "token")

@@ -54,14 +54,15 @@ def limit_memory() -> None:
         _limit(resource.RLIMIT_AS, now + MEMORY_BYTES)
 
 
-def die_with(parent: int) -> None:
-    """This process ends when the thread of `parent` does that started it; on Linux alone."""
+def die_with(parent: int, by: int = signal.SIGKILL) -> None:
+    """This process has that signal when the thread of `parent` ends that started it; on Linux
+    alone."""
     if sys.platform == "linux":
-        _die_with(ctypes.CDLL(None, use_errno=True), parent)
+        _die_with(ctypes.CDLL(None, use_errno=True), parent, by)
 
 
-def _die_with(libc: ctypes.CDLL, parent: int) -> None:
-    _prctl(libc, _PR_SET_PDEATHSIG, signal.SIGKILL)
+def _die_with(libc: ctypes.CDLL, parent: int, by: int = signal.SIGKILL) -> None:
+    _prctl(libc, _PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:  # it died before the signal was asked for
         os._exit(1)
 

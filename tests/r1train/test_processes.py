@@ -1,0 +1,66 @@
+"""Stages of a run in several processes: the same as one after the other."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from r1train.config.schema import RunError
+from r1train.run.artifacts import finished
+from r1train.run.runner import run
+from r1train.run.schedule import longest_first
+from tests.r1train.kills import left
+
+STAGES = (
+    "stages=[{kind='sft', name='base', evaluate=true},"
+    "{kind='sft', name='one', sft={max_steps=2}, evaluate=false},"
+    "{kind='rl', name='two', init='base', grpo={max_steps=2, eval_steps=0}, evaluate=false},"
+    "{kind='evaluate', name='exam', init='one'}]"
+)
+
+
+def test_processes_leave_what_one_leaves(config, tmp_path, capsys):
+    alone = run(config(STAGES, "name=alone"))
+    several = run(config(STAGES, "name=several", "processes=2"))
+    said = capsys.readouterr().out
+    assert "two: begins" in said
+    assert "base: finished in" in said
+    assert left(tmp_path / "runs" / "alone") == left(tmp_path / "runs" / "several")
+    assert alone["pass@1"] == several["pass@1"]
+    assert several["parameters"] == alone["parameters"]
+
+
+def test_what_needs_no_failed_stage_goes_on(config, tmp_path):
+    diverges = "{kind='sft', name='one', sft={learning_rate=1e30}, evaluate=false}"
+    stages = STAGES.replace("{kind='sft', name='one', sft={max_steps=2}, evaluate=false}", diverges)
+    with pytest.raises(RunError, match=r"^one: the gradient"):
+        run(config(stages, "processes=2"))
+    folder = tmp_path / "runs" / "tiny"
+    assert finished(folder).keys() == {"base", "two"}
+    assert json.loads((folder / "summary.json").read_text())["interrupted"]
+
+
+@pytest.mark.slow
+def test_a_stop_saves_what_is_at_work(config, tmp_path):
+    path = tmp_path / "tiny.toml"
+    command = [sys.executable, "-m", "r1train", "run", str(path), f"output_dir={tmp_path}/runs"]
+    options = [STAGES, "processes=2", "sft.max_steps=400", "stages.one.sft.max_steps=400"]
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
+    log = tmp_path / "runs" / "tiny" / "base" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 2) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    (saved,) = (tmp_path / "runs" / "tiny" / "base").glob("checkpoint-*")
+    assert (saved / "state" / "manifest.json").exists()
+
+
+def test_the_longest_chains_come_first():
+    needs = {"a": [], "b": [], "c": ["b"], "d": ["c"], "e": ["a"]}
+    assert longest_first(needs) == ["b", "a", "c", "d", "e"]

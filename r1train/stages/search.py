@@ -114,7 +114,7 @@ class Search(Stage):
     """Held-out problems, by each of `METHODS`: a table of accuracies and tokens."""
 
     leaves = "table"
-    uses = ("task", "rewards", "rollout", "eval", "steps", "search")
+    uses = ("task", "rollout", "eval", "steps", "search")
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

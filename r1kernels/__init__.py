@@ -31,6 +31,7 @@ from r1kernels.head.head import LogProb
 from r1kernels.head.kept_memory import kept_memory
 from r1kernels.head.linear_cross_entropy import linear_cross_entropy
 from r1kernels.head.linear_logprob import linear_logprob
+from r1kernels.head.linear_reverse_kl import ReverseKL, linear_reverse_kl
 from r1kernels.head.linear_sample_logprob import linear_sample_logprob
 from r1kernels.head.logit_filters import filter_logits
 from r1kernels.head.logprob import logprob
@@ -62,6 +63,7 @@ __all__ = [
     "Packed",
     "PolicyLoss",
     "PolicyLossOptions",
+    "ReverseKL",
     "Routing",
     "Sampled",
     "Sorted",
@@ -88,6 +90,7 @@ __all__ = [
     "kept_memory",
     "linear_cross_entropy",
     "linear_logprob",
+    "linear_reverse_kl",
     "linear_sample_logprob",
     "logprob",
     "moe_balance_loss",

@@ -14,13 +14,22 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from r1train.config.recipe import documented, load_config, recipes
+from r1train.config.recipe import default_config, documented, load_config, recipes
 from r1train.config.schema import ConfigError, RunError
 from r1train.config.sections import Config
 from r1train.config.stages import KINDS, StageConfig
 from r1train.run.extras import require_extras
 from r1train.run.signals import Stopped
 from r1train.stages import check_stages
+
+SUITE_FLAGS: dict[str, set[str]] = {
+    "suite": set(),
+    "harness": set(),
+    "data": {"suite", "harness"},
+    "benchmarks": {"suite"},
+    "against": {"suite"},
+}
+"""Flags of eval, and what each is for."""
 
 COMMANDS = """\
 commands:
@@ -38,6 +47,7 @@ examples:
   r1train resume runs/r1-zero-mini
   r1train grpo my-recipe.toml model.path=checkpoints/base
   r1train eval runs/r1-zero-mini eval.k=16
+  r1train eval checkpoints/r1 --suite r1 --data benchmarks --benchmarks aime_2024,gsm8k
 """
 
 
@@ -50,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_intermixed_args(argv)
     try:
+        _check_flags(arguments)
         if arguments.command == "doctor":
             print(doctor())
         elif arguments.command == "config":
@@ -59,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             resume(_run_folder(arguments))
         elif arguments.command == "eval":
             require_extras()
-            evaluate(*_eval_settings(arguments), dry_run=arguments.dry_run)
+            evaluate(arguments)
         else:
             require_extras()
             settings = _train_settings(arguments)
@@ -82,23 +93,60 @@ def train(config: Config, *, dry_run: bool, resume: bool = False) -> None:
     if dry_run:
         print(documented(config), end="")
         return
-    from r1train.run.runner import run
+    if config.seeds:
+        from r1train.run.study import run
+    else:
+        from r1train.run.runner import run
 
     run(config, resume=resume)
 
 
 def resume(folder: Path) -> None:
     """`r1train resume`: what is left of the run in `folder`."""
-    from r1train.run.runner import resume
+    if (folder / "config.toml").is_file() and load_config(folder / "config.toml").seeds:
+        from r1train.run.study import resume
+    else:
+        from r1train.run.runner import resume
 
     resume(folder)
 
 
-def evaluate(config: Config, folder: Path, *, dry_run: bool) -> None:
-    """`r1train eval`: a table, and `eval.json` in the folder."""
-    if dry_run:
+def evaluate(arguments: argparse.Namespace) -> None:
+    """`r1train eval`: held-out problems, the benchmarks of a suite, or tasks of lm-eval."""
+    config, folder = _eval_settings(arguments)
+    if arguments.dry_run:
         print(documented(config), end="")
-        return
+    elif arguments.suite:
+        evaluate_suite(config, folder, arguments)
+    elif arguments.harness:
+        from r1train.suite.harness.run import run_harness
+
+        data = Path(arguments.data) if arguments.data else None
+        run_harness(config, folder, arguments.harness.split(","), data)
+    else:
+        evaluate_heldout(config, folder)
+
+
+def evaluate_suite(config: Config, folder: Path, arguments: argparse.Namespace) -> None:
+    """`r1train eval --suite r1`: tables, and the folder `suite` in that of the model."""
+    from r1train.suite.run import Asked, run_suite
+
+    if arguments.data is None:
+        raise ConfigError("--suite reads the benchmarks' files from a folder: give --data FOLDER")
+    run_suite(
+        config,
+        Asked(
+            folder,
+            Path(arguments.data),
+            names=tuple(arguments.benchmarks.split(",")) if arguments.benchmarks else (),
+            against=Path(arguments.against) if arguments.against else None,
+            trained=_own_settings(folder) is not None or arguments.config is not None,
+        ),
+    )
+
+
+def evaluate_heldout(config: Config, folder: Path) -> None:
+    """`r1train eval` without a suite: a table, and `eval.json` in the folder."""
     from r1train.report.console import CONSOLE, show_evaluation
     from r1train.run.runner import evaluate_model
 
@@ -133,6 +181,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", choices=("auto",), help="go on with such a run where one was broken off"
     )
+    suite = parser.add_argument_group("published benchmarks, of eval")
+    suite.add_argument("--suite", choices=("r1",), help="ask the benchmarks of R1's tables")
+    suite.add_argument("--harness", metavar="TASK[,TASK]", help="tasks of lm-eval instead")
+    suite.add_argument("--data", metavar="FOLDER", help="where the benchmarks' or tasks' files are")
+    suite.add_argument("--benchmarks", metavar="NAME[,NAME]", help="only these of the suite")
+    suite.add_argument("--against", metavar="OTHER", help="compare with another model's results")
     parser.add_argument("--dry-run", action="store_true", help="print the settings and stop")
     return parser
 
@@ -173,15 +227,33 @@ def _eval_settings(arguments: argparse.Namespace) -> tuple[Config, Path]:
     folder = Path(arguments.source)
     if not folder.is_dir():
         raise ConfigError(f"no such folder: {folder}")
-    settings = arguments.config
-    if settings is None:
-        places = [folder, *folder.resolve().parents[:2]]  # a checkpoint lies inside its run
-        settings = next((p / "config.toml" for p in places if (p / "config.toml").is_file()), None)
-    if settings is None:
+    settings = arguments.config or _own_settings(folder)
+    if settings is not None:
+        config = load_config(settings, arguments.overrides)
+    elif arguments.suite or arguments.harness:  # which say themselves what is asked
+        config = default_config(arguments.overrides)
+    else:
         raise ConfigError(f"{folder} has no config.toml: say what to evaluate on with --config")
-    config = load_config(settings, arguments.overrides)
     model = replace(config.model, preset=None, gguf_file=None, path=str(_checkpoint(folder)))
     return replace(config, model=model), folder
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """No flag is given where it means nothing."""
+    given = {name for name, value in vars(arguments).items() if value}
+    evaluates = arguments.command == "eval"
+    for name, needed in SUITE_FLAGS.items():
+        if name in given and not (evaluates and (not needed or needed & given)):
+            means = " or ".join(f"--{one}" for one in sorted(needed, reverse=True))
+            raise ConfigError(f"--{name} is for r1train eval MODEL {means}".rstrip())
+    if {"suite", "harness"} <= given:
+        raise ConfigError("--suite and --harness: one at a time")
+
+
+def _own_settings(folder: Path) -> Path | None:
+    """The options of the run that the folder is, or that a checkpoint lies inside of."""
+    places = [folder, *folder.resolve().parents[:2]]
+    return next((p / "config.toml" for p in places if (p / "config.toml").is_file()), None)
 
 
 def _checkpoint(folder: Path) -> Path:

@@ -26,6 +26,7 @@ ABOUT = {
     },
     "r1train": {
         "cli": ("the commands", USES),
+        "suite": ("published benchmarks, asked and scored", USES),
         "run": ("a run: folder, checkpoints, stages in turn", USES),
         "stages": ("what a recipe is made of", USES),
         "search": ("trees of steps, and what steps are worth", FAMILY),
@@ -34,6 +35,7 @@ ABOUT = {
         "rewards": ("rules, and verifiers in processes", FAMILY),
         "model": ("the one caller of the model", FAMILY),
         "data": ("problems and prompts", GROUND),
+        "sandbox": ("programs that a model wrote", GROUND),
         "report": ("tables and plots of records", GROUND),
         "config": ("recipes and their sections", GROUND),
         "": ("seeds, metrics: what lies in no folder", GROUND),

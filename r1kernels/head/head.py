@@ -26,11 +26,12 @@ class LogProb(NamedTuple):
     """[T], the same, of each row's whole distribution; None where it was not asked for."""
 
 
-def check_options(op: str, logit_scale: float, softcap: float | None) -> None:
-    if check.number(op, "logit_scale", logit_scale) == 0:
-        raise ValueError(f"{op}: logit_scale: expected a number other than 0, got 0")
+def check_options(op: str, logit_scale: float, softcap: float | None, of: str = "") -> None:
+    """``of`` is what the names of these arguments begin with."""
+    if check.number(op, f"{of}logit_scale", logit_scale) == 0:
+        raise ValueError(f"{op}: {of}logit_scale: expected a number other than 0, got 0")
     if softcap is not None:
-        check.positive(op, "softcap", check.number(op, "softcap", softcap))
+        check.positive(op, f"{of}softcap", check.number(op, f"{of}softcap", softcap))
 
 
 def check_temperature(shapes: check.Shapes, temperature: float | Tensor, like: Tensor) -> None:
@@ -62,6 +63,14 @@ def check_rows(op: str, columns: int, temperature: Tensor | None) -> None:
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[T, V] as they leave the matrix product, in the dtype that is accumulated in."""
+    z = hidden @ weight.T
+    if bias is not None:
+        z = z + bias
+    return z.to(accumulate_dtype(hidden.dtype))
 
 
 def scale(

@@ -23,13 +23,6 @@ def tile_row_bytes(hidden: Tensor, weight: Tensor) -> int:
     return -(-weight.shape[0] // TILE_COLS) * TILE_ROWS * (TILE_COLS * element + 4)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    z = hidden @ weight.T
-    if bias is not None:
-        z = z + bias
-    return z.to(head.accumulate_dtype(hidden.dtype))
-
-
 def _outputs(
     hidden: Tensor, weight: Tensor, want_entropy: bool, kept_rows: int, frozen_head: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -68,7 +61,7 @@ def _reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     _, _, _, kept, dhidden = _outputs(hidden, weight, want_entropy, kept_rows, frozen_head)
     kept[-KEPT_STATE:] = 0  # no tile is there
-    z = head.scale(_logits(hidden, weight, bias), temperature, logit_scale, softcap)
+    z = head.scale(head.logits(hidden, weight, bias), temperature, logit_scale, softcap)
     logprob, entropy, lse = head.statistics(z, target, ignore_index, want_entropy, sharded)
     if frozen_head:
         dlogits = head.statistics_backward(
@@ -171,7 +164,7 @@ def _backward_reference(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    z = head.scale(_logits(hidden, weight, bias), temperature, logit_scale, softcap)
+    z = head.scale(head.logits(hidden, weight, bias), temperature, logit_scale, softcap)
     dlogits = head.statistics_backward(
         dlogprob, dentropy, z, target, lse, entropy, ignore_index, sharded
     )

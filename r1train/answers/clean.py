@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
+from itertools import groupby
 
 _INVISIBLE = dict.fromkeys([0x00AD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFE0E, 0xFE0F, 0xFEFF])
 _WITHOUT_INK = {"\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}  # letters, and a symbol
+_MOST_MARKS = 30
+"""On one character: those of stream-safe text (UAX #15). Sorting more takes quadratic time."""
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn"}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-")
@@ -63,6 +66,9 @@ def is_blank(text: str) -> bool:
 def _unicode(text: str) -> str:
     text = text.translate(_INVISIBLE).replace("\r\n", "\n")
     if any(unicodedata.category(c) in _UNPRINTABLE and c not in "\n\t" for c in text):
+        return ""
+    runs = groupby(text, key=lambda c: unicodedata.combining(c) != 0)
+    if any(marks and sum(1 for _ in run) > _MOST_MARKS for marks, run in runs):
         return ""
     text = _GROUPED.sub(lambda match: re.sub(r"[^\d]", "", match.group()), text)
     text = _scripts(text, "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", _SUPERSCRIPTS, "^")

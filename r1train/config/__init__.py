@@ -1,5 +1,6 @@
 """Every option of a run, as checked dataclasses and as TOML."""
 
+from r1train.config.distill import DistillConfig
 from r1train.config.evaluation import EvalConfig
 from r1train.config.grpo import GRPOConfig, LossType
 from r1train.config.model import ModelConfig
@@ -15,12 +16,14 @@ from r1train.config.sections import Config
 from r1train.config.sft import DemonstrationsConfig, SFTConfig
 from r1train.config.stages import StageConfig
 from r1train.config.steps import StepsConfig
+from r1train.config.suite import SuiteConfig
 from r1train.config.task import DatasetConfig, TaskConfig
 
 __all__ = [
     "Config",
     "DatasetConfig",
     "DemonstrationsConfig",
+    "DistillConfig",
     "EvalConfig",
     "GRPOConfig",
     "LossType",
@@ -37,5 +40,6 @@ __all__ = [
     "SearchConfig",
     "StageConfig",
     "StepsConfig",
+    "SuiteConfig",
     "TaskConfig",
 ]

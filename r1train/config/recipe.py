@@ -40,6 +40,15 @@ def load_config(recipe_or_path: str | Path, overrides: Sequence[str] = ()) -> Co
         raise ConfigError(f"{path}: {error}") from None
 
 
+def default_config(overrides: Sequence[str] = ()) -> Config:
+    """The configuration without a file, after the same overrides. Raises ConfigError."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _override(values, override)
+    config: Config = build(Config, values)
+    return config
+
+
 def to_toml(config: Config) -> str:
     """The resolved configuration as TOML that `load_config` reads back to an equal one."""
     import tomli_w

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from r1train.config.schema import NonNegative, Seconds, Section, Workers
+from r1train.config.code import CodeConfig
+from r1train.config.judgements import JudgeConfig, PreferenceConfig, SafetyConfig
+from r1train.config.schema import Count, NonNegative, Seconds, Section, Workers
+
+
+@dataclass(frozen=True)
+class RepetitionConfig(Section, section="rewards.repetition"):
+    """The reward "repetition": minus the share of n-grams that were there before."""
+
+    ngram_size: Count = 3
+    """Words of an n-gram (Open-R1: 3)."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +30,13 @@ class RewardConfig(Section, section="rewards"):
     """Seconds that a verifier may take for one answer, and a function of your own for a batch,
     before its process is killed and the time-out counted."""
     workers: Workers = 1
-    """Number of verifier processes, and of processes for each function of your own."""
+    """Number of verifier processes, of processes for each function of your own, and of
+    programs that are run at once."""
+    code: CodeConfig = field(default_factory=CodeConfig)
+    repetition: RepetitionConfig = field(default_factory=RepetitionConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def check(self) -> None:
         self.require(bool(self.functions), "functions", "give at least one reward function")

@@ -10,7 +10,9 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from r1train.config.distill import DistillConfig
 from r1train.config.evaluation import EvalConfig
+from r1train.config.findings import FindingConfig
 from r1train.config.grpo import GRPOConfig
 from r1train.config.model import ModelConfig
 from r1train.config.process_reward import ProcessRewardConfig
@@ -32,6 +34,7 @@ from r1train.config.search import SearchConfig
 from r1train.config.sft import SFTConfig
 from r1train.config.stages import FOLDER_RULE, StageConfig, names_a_folder
 from r1train.config.steps import StepsConfig
+from r1train.config.suite import SuiteConfig
 from r1train.config.task import TaskConfig
 
 
@@ -43,6 +46,9 @@ class Config(Section):
     """Name of the run and of its folder."""
     seed: Seed = 0
     """Every random draw of the run follows from it."""
+    seeds: tuple[Seed, ...] = ()
+    """The recipe is run from each of these, in folders seed-N of the run's (unset: one run, from
+    `seed`)."""
     output_dir: str = "runs"
     """Folder that run folders are made in."""
     device: str = "auto"
@@ -81,6 +87,8 @@ class Config(Section):
         StageConfig("rl", name="grpo"),
     )
     """What `r1train run` does, in order: tables [[stages]], or a list of kinds."""
+    findings: tuple[FindingConfig, ...] = ()
+    """What is compared over the seeds at the end."""
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
@@ -90,14 +98,17 @@ class Config(Section):
     sample: SampleConfig = field(default_factory=SampleConfig)
     rejection: RejectionConfig = field(default_factory=RejectionConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     steps: StepsConfig = field(default_factory=StepsConfig)
     process_reward: ProcessRewardConfig = field(default_factory=ProcessRewardConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
 
     def check(self) -> None:
         self.require(bool(self.stages), "stages", "give at least one of sft, grpo")
         self.require(names_a_folder(self.name), "name", FOLDER_RULE)
+        self.require(len(set(self.seeds)) == len(self.seeds), "seeds", "each seed at most once")
         prompted = any(dataset.system_prompt is not None for dataset in self.sft.datasets)
         reason = 'a system_prompt needs task.prompt_template = "chat"'
         chat = self.task.prompt_template == "chat"

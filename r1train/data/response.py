@@ -7,10 +7,11 @@ ANSWER = ("<answer>", "</answer>")
 
 
 def thoughts(response: str) -> str:
-    """What stands before the last `</think>`, whether `<think>` opens it or the prompt does; all of
-    a response that closes no thoughts."""
-    before, closed, after = response.rpartition(CLOSE)
-    return (before if closed else after).removeprefix(OPEN)
+    """What is thought before `</think>`, whether `<think>` stands before it or in the prompt; all
+    of a response that closes no thoughts."""
+    before, _, _ = response.partition(CLOSE)
+    _, opened, inside = before.partition(OPEN)
+    return inside if opened else before
 
 
 def summary(response: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import (
@@ -33,7 +33,14 @@ from r1train.model.products import patch_linear
 from r1train.model.scoring import causal_shell
 
 
-def device_of(config: Config) -> torch.device:
+class OnDevice(Protocol):
+    """Options that name a device."""
+
+    @property
+    def device(self) -> str: ...
+
+
+def device_of(config: OnDevice) -> torch.device:
     """`config.device`, where "auto" is CUDA if there is one and the CPU otherwise."""
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.device == "auto":

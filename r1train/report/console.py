@@ -22,6 +22,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from r1train.report.evaluation import EvalResult
+from r1train.report.findings import Finding, difference
 
 CONSOLE = Console(highlight=False)
 PROMPT_CHARACTERS, COMPLETION_CHARACTERS = 200, 400
@@ -116,6 +117,19 @@ def show_before_after(
     console.print(table)
     for path in plots:
         console.print(path, soft_wrap=True)
+
+
+def show_findings(findings: Sequence[Finding], console: Console = CONSOLE) -> None:
+    """What was expected of a recipe, and what its seeds show of it."""
+    colors = {"reproduced": "green", "not reproduced": "red", "not decided": "yellow"}
+    table = Table(title="findings over the seeds", title_justify="left")
+    for name in ("finding", "difference (95 %)", ""):
+        table.add_column(name, overflow="fold")
+    for one in findings:
+        paper = Text(f"\npaper: {one.paper}", style="dim") if one.paper else Text()
+        verdict = Text(one.verdict, style=colors[one.verdict])
+        table.add_row(Text(one.title) + paper, difference(one), verdict, end_section=True)
+    console.print(table)
 
 
 def show_counts(title: str, counts: Mapping[str, Any], console: Console = CONSOLE) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from r1train.answers.clean import is_blank
 from r1train.config.rewards import RewardConfig
-from r1train.data.problems import ProblemSet
+from r1train.data.problems import Problem, ProblemSet
 from r1train.data.samples import Sample
 from r1train.rewards.base import Reward, Scores
+from r1train.rewards.code import is_tested
 from r1train.rewards.pool.pool import VerifierPool
 from r1train.rewards.probing import probe
 from r1train.rewards.verifiers import Verifier
@@ -23,15 +24,19 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def extract_answer(completion: str) -> str | None:
-    """The text of the only <answer> block; None where there is none, an empty one or several."""
+    """The text of the only <answer> block; None where there is none, an empty one or several, or
+    where the thoughts go on behind it: then it is one of them."""
     if completion.count("<answer>") != 1 or completion.count("</answer>") != 1:
         return None
     match = _ANSWER.search(completion)
-    return match.group(1).strip() if match and not is_blank(match.group(1)) else None
+    if match is None or is_blank(match.group(1)) or "</think>" in completion[match.end() :]:
+        return None
+    return match.group(1).strip()
 
 
 class AccuracyReward(Reward):
-    """1 for a right answer, else 0: all or nothing, as R1's rule; None where a problem has none.
+    """1 for a right answer, else 0: all or nothing, as R1's rule; None where a problem has none,
+    or has test cases that the reward "code" runs.
 
     The first problems of each source are used to probe its verifier; ConfigError where it credits
     nonsense. An answer whose verifier fails or runs out of time has 0, and is counted.
@@ -39,6 +44,7 @@ class AccuracyReward(Reward):
 
     def __init__(self, config: RewardConfig, problems: ProblemSet) -> None:
         self.pool = VerifierPool(Verifier(problems.sources), config.workers, config.timeout)
+        self.left_to_code = "code" in config.functions
         self.warned = False
         try:
             probe(self.pool, problems)
@@ -52,14 +58,14 @@ class AccuracyReward(Reward):
         jobs = {
             key: (answer, sample.problem)
             for key, answer, sample in zip(keys, answers, samples, strict=True)
-            if answer is not None and sample.problem.verifiable
+            if answer is not None and self._applies(sample.problem)
         }  # a group often agrees on an answer: each is verified once
         verdicts = dict(zip(jobs, self.pool.run(list(jobs.values())), strict=True))
         outcomes = [verdicts.get(key) for key in keys]
         self._warn(next((o.message for o in outcomes if o and o.failure == "error"), None))
         return Scores(
             values=[
-                float(o is not None and o.score >= 1.0) if sample.problem.verifiable else None
+                float(o is not None and o.score >= 1.0) if self._applies(sample.problem) else None
                 for o, sample in zip(outcomes, samples, strict=True)
             ],
             errors=sum(o is not None and o.failure == "error" for o in outcomes),
@@ -68,6 +74,9 @@ class AccuracyReward(Reward):
 
     def close(self) -> None:
         self.pool.__exit__()
+
+    def _applies(self, problem: Problem) -> bool:
+        return problem.verifiable and not (self.left_to_code and is_tested(problem))
 
     def _warn(self, message: str | None) -> None:
         if message is not None and not self.warned:

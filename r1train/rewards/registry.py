@@ -13,15 +13,26 @@ from r1train.config.schema import ConfigError, nearest, shown
 from r1train.data.problems import ProblemSet
 from r1train.rewards.accuracy import AccuracyReward
 from r1train.rewards.base import Reward
+from r1train.rewards.code import CodeReward
 from r1train.rewards.custom.function import load_function
 from r1train.rewards.custom.reward import CustomReward
 from r1train.rewards.format import FormatReward
+from r1train.rewards.judge.reward import JudgeReward
+from r1train.rewards.language import LanguageReward
+from r1train.rewards.preference import PreferenceReward, SafetyReward
+from r1train.rewards.repetition import RepetitionReward
 
 Factory = Callable[[RewardConfig, ProblemSet], Reward]
 
 BUILT_IN: dict[str, Factory] = {
     "accuracy": AccuracyReward,
     "format": FormatReward,
+    "language": LanguageReward,
+    "repetition": RepetitionReward,
+    "preference": PreferenceReward,
+    "safety": SafetyReward,
+    "judge": JudgeReward,
+    "code": CodeReward,
 }
 
 

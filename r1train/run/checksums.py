@@ -11,6 +11,10 @@ Checksums = Mapping[str, Sequence[int | str]]
 """Size and SHA-256 of files, by their names below a folder; a file by itself is "."."""
 
 
+EVALUATIONS = ("suite", "harness")
+"""Folders that `r1train eval` makes in that of a model: they are no part of it."""
+
+
 def digest(path: Path) -> str:
     """Of a file."""
     with open(path, "rb") as file:
@@ -27,7 +31,10 @@ def digest_of(path: Path) -> str:
         return _remembered(path.resolve(), there.st_size, there.st_mtime_ns)
     files = sorted(file for file in path.rglob("*") if file.is_file())
     # `r1train eval` writes its own there.
-    return digest_of_files(path, [file for file in files if file.name != "eval.json"])
+    files = [file for file in files if file.name != "eval.json"]
+    if (path / "config.json").is_file():
+        files = [file for file in files if file.relative_to(path).parts[0] not in EVALUATIONS]
+    return digest_of_files(path, files)
 
 
 def digest_of_files(folder: Path, files: Iterable[Path]) -> str:

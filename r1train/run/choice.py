@@ -26,14 +26,16 @@ class Choice:
     """Why stages are repeated, and what else the user may want to know."""
 
 
-def choose(config: Config, plans: Sequence[Plan], *, resume: bool) -> Choice:
+def choose(
+    config: Config, plans: Sequence[Plan], *, resume: bool, others: Sequence[Path] = ()
+) -> Choice:
     """For `r1train run`: no run overwrites another, and none repeats what is finished.
 
     A run with the same inputs whose every stage is finished is chosen as it is. One that was broken
     off is gone on with where `resume` says so; else a new folder is made, and finished stages with
-    the same inputs are taken from the folders that are there.
+    the same inputs are taken from the folders that are there, and from those of `others`.
     """
-    known: list[dict[str, Finished]] = []
+    known = [finished(folder) for folder in reversed(others)]
     notes: list[str] = []
     broken_off: dict[Path, dict[str, Finished]] = {}
     for folder in folders(config):

@@ -22,8 +22,10 @@ def finish(
     *,
     stopped_by: BaseException | None,
     save: Callable[[], Path | None],
+    quiet: bool = False,
 ) -> dict[str, Any]:
-    """Checkpoint (by `save`), plots, summary and table; returns what summary.json holds.
+    """Checkpoint (by `save`), plots, summary and, unless `quiet`, table; returns what summary.json
+    holds.
 
     What fails of them keeps none of the others from being written, and the summary says so. Then
     the first failure is raised, or logged where the run ends by `stopped_by` anyway.
@@ -52,11 +54,12 @@ def finish(
             write_summary(folder, summary, [stopped_by, signals.waiting, *failures])
     folder.close()
     with collected(failures):  # last: a terminal that has gone, or a closed pipe, costs nothing
-        if ends:
+        if ends and not quiet:
             show_before_after(ends["before"], ends["after"], plots)
         path = folder.path / "summary.json"
-        CONSOLE.print(f"{'interrupted; ' * summary['interrupted']}{path}", soft_wrap=True)
-        if summary["interrupted"]:
+        if not quiet:
+            CONSOLE.print(f"{'interrupted; ' * summary['interrupted']}{path}", soft_wrap=True)
+        if summary["interrupted"] and not quiet:
             CONSOLE.print(f"to go on: r1train resume {folder.path}", soft_wrap=True)
     for failure in failures if stopped_by else failures[1:]:
         message = "%s is not complete: %s"

@@ -83,7 +83,7 @@ def start(config: Config, plans: list[Plan], choice: Choice) -> dict[str, Any]:
     # Deterministic before CUDA starts: it is configured there.
     with stopping_signals() as signals, deterministic(config.threads), ExitStack() as closing:
         transformers_logging.disable_progress_bar()
-        work = Run(config, plans, choice, signals, closing)
+        work = Run(config, plans, choice, signals, closing, alone=config.processes == 1)
         with signals.held():
             try:
                 with signals.released():  # in here alone: so no signal comes between the two
@@ -137,11 +137,13 @@ class Run:
         choice: Choice,
         signals: Signals,
         closing: ExitStack,
+        *,
+        alone: bool,
     ) -> None:
+        """`alone`: its stages are run by this process, which has the model of the first at once."""
         check_trackers(config.report_to)
         self.config, self.plans, self.signals = config, plans, signals
         self.done = dict(choice.done)
-        alone = config.processes == 1  # else models and processes of rewards are the workers'
         checking = closing if alone else ExitStack()
         self.supplies = supplies = Supplies(config.seed, self.done, checking)
         self.work: StageRun | None = None  # a stage that this process is at
@@ -224,8 +226,10 @@ class Run:
 
     checkpoint: Path | None = None
 
-    def finish(self, *, stopped_by: BaseException | None = None) -> dict[str, Any]:
-        """What is said at the end; returns what summary.json holds."""
+    def finish(
+        self, *, stopped_by: BaseException | None = None, quiet: bool = False
+    ) -> dict[str, Any]:
+        """What is left and, unless `quiet`, said at the end; returns what summary.json holds."""
         ordered = [self.done[one.name] for one in self.plans if one.name in self.done]
         warnings = [text for stage in ordered for text in stage.record["warnings"]]
         parameters = [stage.record["parameters"] for stage in ordered]
@@ -251,6 +255,7 @@ class Run:
             self.signals,
             stopped_by=stopped_by,
             save=self._save,
+            quiet=quiet,
         )
 
     def _save(self) -> Path | None:

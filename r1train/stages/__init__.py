@@ -22,6 +22,7 @@ KINDS = {
     "sample": "r1train.stages.sample:SampleStage",
     "rejection": "r1train.stages.rejection:Rejection",
     "reward_model": "r1train.stages.reward_model:RewardModel",
+    "on_policy_distill": "r1train.stages.on_policy_distill:OnPolicyDistill",
     "evaluate": "r1train.stages.evaluate:Evaluate",
     "process_reward": "r1train.stages.process_reward:ProcessReward",
     "search": "r1train.stages.search:Search",

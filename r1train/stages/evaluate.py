@@ -126,13 +126,20 @@ class Evaluate(Stage):
 
 
 def majority(
-    completions: Sequence[str],
+    completions: Sequence[str], accuracy: Sequence[float], answer_type: str = "auto"
+) -> float:
+    """Accuracy of the most frequent extracted answer; 0 where no completion has one."""
+    return vote([extract_answer(one) for one in completions], accuracy, answer_type)
+
+
+def vote(
+    answers: Sequence[str | None],
     accuracy: Sequence[float],
     answer_type: str = "auto",
     weights: Sequence[float] | None = None,
 ) -> float:
-    """Accuracy of the most frequent extracted answer; 0 where no completion has one. With `weights`
-    each completion has as many votes as that.
+    """Accuracy of the most frequent answer; 0 where there is none. With `weights` each answer has
+    as many votes as that.
 
     Right answers are one candidate: as far as the problem can tell they are the same. Of the wrong
     ones those are that `verify` finds equal to the first of them, and once `_MOST_COMPARED`
@@ -142,9 +149,8 @@ def majority(
     candidates: list[tuple[str, float]] = []
     votes: list[float] = []
     seen: dict[tuple[str, float], int] = {}
-    weights = [1] * len(completions) if weights is None else weights
-    for completion, right, weight in zip(completions, accuracy, weights, strict=True):
-        answer = extract_answer(completion)
+    weights = [1] * len(answers) if weights is None else weights
+    for answer, right, weight in zip(answers, accuracy, weights, strict=True):
         if answer is None:
             continue
         key = answer, float(right)

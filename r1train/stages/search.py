@@ -24,12 +24,13 @@ from r1train.model.load import load_process_reward
 from r1train.model.policy import Policy
 from r1train.report.evaluation import interval
 from r1train.report.search import show_search
+from r1train.rewards.accuracy import extract_answer
 from r1train.search.mcts import Tree, mcts
 from r1train.search.selection import aggregate, best, pair_accuracy
 from r1train.search.steps import Steps
 from r1train.seeds import derive_seed
 from r1train.stages.base import Context, Stage
-from r1train.stages.evaluate import majority
+from r1train.stages.evaluate import majority, vote
 from r1train.stages.process_reward import judge
 from r1train.stages.table import write_table
 from r1train.verify import AnswerType
@@ -74,7 +75,8 @@ def voted(found: Candidates) -> float:
 
 def weighted(found: Candidates) -> float:
     """Whether the answer with the most votes is right."""
-    return majority(found.texts, found.right, found.answer_type, found.votes)
+    answers = [extract_answer(text) for text in found.texts]
+    return vote(answers, found.right, found.answer_type, found.votes)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,16 @@ def calls() -> dict[str, dict[str, Any]]:
             "logits": torch.randn(T, V), "target": target, "temperature": 0.7, "logit_scale": 1.0,
             "softcap": 5.0, "entropy": True, "inplace_backward": False,
         },
+        "linear_reverse_kl": {
+            **{name: head[name] for name in head if name != "target"},
+            "teacher_hidden": torch.randn(T, INNER), "teacher_weight": torch.randn(V, INNER),
+            "teacher_bias": torch.randn(V), "teacher_logit_scale": 0.5, "teacher_softcap": 3.0,
+        },
+        "linear_reverse_kl padded": {
+            "hidden": head["hidden"], "weight": head["weight"],
+            "teacher_hidden": torch.randn(T, INNER), "teacher_weight": torch.randn(V + 8, INNER),
+            "teacher_bias": torch.randn(V + 8), "vocab_size": V - 1,
+        },
         "linear_cross_entropy": {
             **{name: head[name] for name in head if name != "temperature"},
             "ignore_index": -100, "reduction": "mean", "vocab_size": V,

@@ -63,6 +63,12 @@ def biased_experts(x: Tensor, gate_up: Tensor, down: Tensor, a: Tensor, b: Tenso
     )  # fmt: skip
 
 
+def reverse_kl(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    rng = torch.Generator().manual_seed(1)
+    teacher = [torch.randn(n, 9, generator=rng).bfloat16() for n in (T, V)]
+    return r1kernels.linear_reverse_kl(hidden, weight, *teacher, bias=bias).kl
+
+
 HEAD = ((T, H), (V, H), (V,))
 EXPERTS = ((T, H), (E, 2 * INNER, H), (E, H, INNER))
 # Of each function: a call of it, the shapes of what autocast casts.
@@ -71,6 +77,7 @@ CALLS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
     "linear_logprob, entropy": (head(r1kernels.linear_logprob, entropy=True), HEAD),
     "linear_logprob, candidates": (candidate_logprob, HEAD),
     "linear_cross_entropy": (head(r1kernels.linear_cross_entropy), HEAD),
+    "linear_reverse_kl": (reverse_kl, HEAD),
     "fused_linear_grpo_loss": (policy_loss, HEAD),
     "fused_linear_loss": (head(r1kernels.fused_linear_loss, loss_fn=lambda x: x.sum()), HEAD),
     "grouped_mm": (

@@ -27,8 +27,8 @@ R1KERNELS = (
 )
 # "" is a module that lies in no folder.
 R1TRAIN = (
-    *("", "config", "report", "data", "model", "rewards", "engine", "learn", "search"),
-    *("stages", "run", "cli"),
+    *("", "config", "report", "sandbox", "data", "model", "rewards", "engine", "learn"),
+    *("search", "stages", "run", "suite", "cli"),
 )
 LAYERS = {"r1kernels": R1KERNELS, "r1train": R1TRAIN}
 NAMED = {"trainer", "toml", "schema", "__main__"}  # public names: they import what they name

@@ -17,7 +17,7 @@ from r1train.report.search import show_search
 from r1train.run import runner
 from r1train.run.artifacts import plan
 from r1train.run.runner import resume, run
-from r1train.stages.evaluate import majority
+from r1train.stages.evaluate import vote
 from r1train.stages.process_reward import ProcessReward
 from r1train.stages.search import METHODS, Candidates, Search, best_of, voted, weighted
 from tests.r1train.conftest import RECIPE
@@ -154,10 +154,10 @@ def test_the_ways_to_choose():
 
 
 def test_votes_have_weights():
-    texts, right = [wrap("2"), wrap("1"), wrap("2.0"), ""], [0, 1, 0, 0]
-    assert majority(texts, right) == 0
-    assert majority(texts, right, weights=[0.2, 0.5, 0.2, 9.0]) == 1
-    assert majority(texts, right, weights=[0.3, 0.5, 0.3, 0.0]) == 0
+    answers, right = ["2", "1", "2.0", None], [0, 1, 0, 0]
+    assert vote(answers, right) == 0
+    assert vote(answers, right, weights=[0.2, 0.5, 0.2, 9.0]) == 1
+    assert vote(answers, right, weights=[0.3, 0.5, 0.3, 0.0]) == 0
 
 
 def test_an_evaluated_stage_is_a_language_model(recipe):

@@ -71,10 +71,10 @@ ForwardResult linear_logprob(Tensor hidden, Tensor weight, Tensor target, Option
   // First the rows that can get a gradient, then the rest.
   Order first(in), rest(in);
   for (int64_t t = 0; t < rows; ++t)
-    if (!in.ignored(t)) (in.keeps(t) ? first : rest).add(t);
+    if (!in.ignored(t)) (in.keeps(t) ? first : rest).add(t, in.target(t));
   const Kept kept = Kept::make(hidden, h, kept_rows, first.padded() / kRows);
   if (!frozen_head)
-    for (int64_t t : rest.index) first.add(t);
+    for (int64_t t : rest.index) first.add(t, in.target(t));
 
   auto finish = [&](const Order& order, const Statistics* statistics, const float* target_logit) {
     for (int64_t i = 0; i < order.size(); ++i) {

@@ -68,17 +68,10 @@ struct Frozen {
   uint32_t* products;      // scratch [worker][kStripe][kRows]
 };
 
-struct Backward {
+// Where the gradients of hidden, weight and bias are made, from those of the logits.
+struct Products {
   Head head;
   Rows rows;
-  bool entropy;               // the entropy has a gradient
-  const float* dlogprob;      // [rows] · logit_scale / temperature, 0 in the padding
-  const float* dentropy;      // the same
-  const float* dtarget;       // [rows]: dlogprob · (1 - p(target)), without cancellation
-  const float* lse;           // [rows]
-  const float* entropies;     // [rows]
-  const uint8_t* const* kept; // [block]: its first tile, or null where the logits are made again
-  int64_t kept_stride;
   const uint32_t* row_pairs;  // hidden packed for dweight: [panel of H][units of rows][kPanel]
   uint32_t* packed_weight;    // scratch of one stripe, null when dhidden is not needed
   uint32_t* by_row;           // scratch [block of chunk][units of kStripe][kRows], operand of dhidden
@@ -88,5 +81,16 @@ struct Backward {
   float* dweight_sums;        // scratch [kStripe, lanes()], only when there are several chunks
   void* dweight;              // [V, H] in the dtype of weight, null when not needed
   float* dbias;               // [V] fp32
+};
+
+struct Backward : Products {
+  bool entropy;               // the entropy has a gradient
+  const float* dlogprob;      // [rows] · logit_scale / temperature, 0 in the padding
+  const float* dentropy;      // the same
+  const float* dtarget;       // [rows]: dlogprob · (1 - p(target)), without cancellation
+  const float* lse;           // [rows]
+  const float* entropies;     // [rows]
+  const uint8_t* const* kept; // [block]: its first tile, or null where the logits are made again
+  int64_t kept_stride;
 };
 }  // namespace r1

@@ -1,40 +1,7 @@
-// linear_logprob_backward: the gradient of a stripe of logits, then both products with it.
-#include "cpu/head/linear_logprob_tile.h"
-#include "cpu/common/parallel.h"
+// linear_logprob_backward: the gradients of the logits, from kept tiles or from logits made again.
+#include "cpu/head/linear_logprob_products.h"
 
 namespace r1::R1_ISA {
-template <class T>
-static inline int64_t stripe_units() { return kStripe / T::kPerUnit; }
-
-// Where one tile of logit gradients goes: both operands of the products that follow.
-template <class T>
-struct Gradients {
-  uint32_t* by_row;                  // [unit of column][kRows]
-  typename T::Element* by_column;    // [column][stride]
-  int64_t stride;
-  float* sums;                       // [column] or null
-
-  void store_pair(int64_t v, int64_t n, bool both, F low, F high) const {
-    store_as(by_row + v / T::kPerUnit * kRows + n, T::units(low, high));
-    T::store(by_column + v * stride + n, low);
-    if (T::kPerUnit == 2 && both) T::store(by_column + (v + 1) * stride + n, high);
-    if (sums) sums[v] += total(low);
-    if (sums && T::kPerUnit == 2 && both) sums[v + 1] += total(high);
-  }
-  void store_one(int64_t v, int64_t lane, float value) const {
-    const auto element = T::element(value);
-    if (sums) sums[v] += value - T::scalar(by_column[v * stride + lane]);
-    by_column[v * stride + lane] = element;
-    T::set(by_row[v / T::kPerUnit * kRows + lane], v % T::kPerUnit, element);
-  }
-  static float total(F v) {
-    float parts[kWidth], sum = 0;
-    store(parts, v);
-    for (float part : parts) sum += part;
-    return sum;
-  }
-};
-
 // dz = -g·p for a plain head, from a kept tile.
 template <class T>
 static void decode_tile(const Backward& f, int64_t row0, int64_t cols, const uint8_t* kept,
@@ -110,67 +77,9 @@ static void gradient_tile(const Backward& f, int64_t block, int64_t v0, int64_t 
 
 template <class T>
 static void backward(const Backward& f) {
-  using Element = typename T::Element;
-  const Head& h = f.head;
-  const int64_t blocks = f.rows.blocks(), chunk_blocks = kChunk / kRows;
-  const int64_t panels = h.lanes() / kPanel, row_units = blocks * kRows / T::kPerUnit;
-  const int64_t stride = smaller(blocks, chunk_blocks) * kRows;  // elements of by_column
-  for (int64_t v0 = 0; v0 < h.columns; v0 += kStripe) {
-    const int64_t cols = smaller(h.columns - v0, kStripe), tiles = ceil_div(cols, kCols);
-    for (int64_t b0 = 0; b0 == 0 || b0 < blocks; b0 += chunk_blocks) {
-      const int64_t nb = smaller(blocks - b0, chunk_blocks);
-      const bool first = b0 == 0, last = b0 + nb == blocks;
-      const int64_t packs = f.dhidden && first ? panels : 0;
-      parallel(packs + tiles * nb, [&](int64_t task, int) {
-        if (task < packs) return pack_weight<T>(h, v0, cols, task, f.packed_weight);
-        const int64_t b = (task - packs) / tiles, v = (task - packs) % tiles * kCols;
-        float* sums = f.bias_parts ? f.bias_parts + b * kStripe + v : nullptr;
-        const int64_t width = smaller(cols - v, kCols);
-        for (int64_t i = 0; sums && i < width; ++i) sums[i] = 0;
-        Gradients<T> out{
-            f.by_row + (b * stripe_units<T>() + v / T::kPerUnit) * kRows,
-            reinterpret_cast<Element*>(f.by_column) + v * stride + b * kRows, stride, sums};
-        gradient_tile<T>(f, b0 + b, v0 + v, width, out);
-      });
-      const int64_t weight_tasks = f.dweight ? tiles * panels : 0;
-      const int64_t hidden_tasks = f.dhidden ? nb * panels : 0;
-      parallel(weight_tasks + hidden_tasks + (f.bias_parts ? 1 : 0), [&](int64_t task, int) {
-        if (task < weight_tasks) {
-          alignas(64) float own[kCols * kPanel];
-          const int64_t v = task % tiles * kCols, p = task / tiles, j0 = p * kPanel;
-          const int64_t rows = smaller(cols - v, kCols);
-          float* c = f.dweight_sums ? f.dweight_sums + v * h.lanes() + j0 : own;
-          const int64_t ldc = f.dweight_sums ? h.lanes() : kPanel;
-          const int64_t depth = smaller(nb * kRows, f.rows.count - b0 * kRows);
-          gemm_panel<T>(rows, kPanel, ceil_div(depth, T::kPerUnit),
-                        Left{f.by_column + v * stride / T::kPerUnit, stride / T::kPerUnit, 1},
-                        f.row_pairs + (p * row_units + b0 * kRows / T::kPerUnit) * kPanel, c, ldc,
-                        !first);
-          if (!last) return;
-          auto* out = static_cast<Element*>(f.dweight) + (v0 + v) * h.width + j0;
-          const int64_t lanes = smaller(h.width - j0, kPanel);
-          for (int64_t r = 0; r < rows; ++r, out += h.width, c += ldc) {
-            int64_t j = 0;
-            for (; j + kWidth <= lanes; j += kWidth) T::store(out + j, load(c + j));
-            for (; j < lanes; ++j) out[j] = T::element(c[j]);
-          }
-        } else if (task < weight_tasks + hidden_tasks) {
-          const int64_t b = (task - weight_tasks) / panels, p = (task - weight_tasks) % panels;
-          const int64_t depth = ceil_div(cols, T::kPerUnit);
-          gemm_panel<T>(f.rows.lanes(b0 + b), kPanel, depth,
-                        Left{f.by_row + b * stripe_units<T>() * kRows, 1, kRows},
-                        f.packed_weight + p * depth * kPanel,
-                        f.dhidden + (b0 + b) * kRows * h.lanes() + p * kPanel, h.lanes(), v0 > 0);
-        } else {
-          for (int64_t v = 0; v < cols; ++v) {
-            float sum = first ? 0.0f : f.dbias[v0 + v];
-            for (int64_t b = 0; b < nb; ++b) sum += f.bias_parts[b * kStripe + v];
-            f.dbias[v0 + v] = sum;
-          }
-        }
-      });
-    }
-  }
+  multiply_gradients<T>(f, [&](int64_t block, int64_t v0, int64_t cols, const Gradients<T>& out) {
+    gradient_tile<T>(f, block, v0, cols, out);
+  });
 }
 
 void linear_logprob_backward(const Backward& f) {
@@ -195,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
   const Inputs in(hidden, weight, target, bias, keep, temperature, logit_scale, softcap,
                   ignore_index, sharded);
   const Head& h = in.head;
-  const int64_t rows = hidden.size(0), per_unit = h.bf16 ? 2 : 1;
+  const int64_t rows = hidden.size(0);
   auto floats = [](const Tensor& t) { return to_dtype(t, ScalarType::Float); };
   const Tensor g = floats(dlogprob), e = floats(dentropy), lp = floats(logprob), l = floats(lse);
   const Tensor entropies = floats(entropy);
@@ -218,8 +127,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
   };
   for (int64_t t = 0; t < rows; ++t) {
     if (in.ignored(t)) continue;
-    if (order.size() < kept_rows && in.keeps(t)) order.add(t);
-    else if (has_gradient(t)) others.add(t);
+    if (order.size() < kept_rows && in.keeps(t)) order.add(t, in.target(t));
+    else if (has_gradient(t)) others.add(t, in.target(t));
   }
   std::vector<const uint8_t*> kept_of_block;
   for (int64_t b = 0; b < order.size(); b += kRows) {  // leave out blocks without any gradient
@@ -228,13 +137,13 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
     for (int64_t i = b; i < end; ++i) any |= has_gradient(order.index[i]);
     if (!any) continue;
     for (int64_t i = b; i < end; ++i)
-      if (has_gradient(order.index[i])) taken.add(order.index[i]);
+      if (has_gradient(order.index[i])) taken.add(order.index[i], order.target[i]);
       else taken.add_blank();
     // A row outside `keep` has a gradient after all, such as NaN: it follows in a block of its own.
     for (int64_t i = end; others.size() > 0 && i < b + kRows; ++i) taken.add_blank();
     kept_of_block.push_back(tiles.tiles() + b / kRows * Kept::tile_bytes(h));
   }
-  for (int64_t t : others.index) taken.add(t);
+  for (int64_t t : others.index) taken.add(t, in.target(t));
   const int64_t padded = taken.padded(), blocks = padded / kRows;
   kept_of_block.resize(blocks, nullptr);
 
@@ -252,37 +161,11 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
     row_entropy[i] = data<float>(entropies)[t];
   }
 
-  Tensor dhidden = need_hidden
-                       ? torch::stable::new_zeros(hidden, {rows, h.width})
-                       : new_empty(hidden, {0, h.width}, hidden.scalar_type());
-  Tensor dweight = new_output(weight, {need_weight ? h.columns : 0, h.width});
-  Tensor dbias = new_empty(weight, {need_bias ? h.columns : 0}, ScalarType::Float);
-  const int64_t chunk = smaller(padded, kChunk);
-  Buffer<uint32_t> panels(padded * h.units), pairs(need_weight ? padded / per_unit * h.lanes() : 0);
-  Buffer<uint32_t> packed(need_hidden ? kStripe / per_unit * h.lanes() : 0);
-  Buffer<uint32_t> by_row(chunk * kStripe / per_unit), by_column(chunk * kStripe / per_unit);
-  Buffer<float> bias_parts(need_bias ? chunk / kRows * kStripe : 0);
-  Buffer<float> dhidden_sums(need_hidden ? padded * h.lanes() : 0);
-  Buffer<float> dweight_sums(need_weight && padded > chunk ? kStripe * h.lanes() : 0);
-  pack_panels(taken, panels.p);
-  if (need_weight) pack_row_pairs(taken, pairs.p);
+  const HeadGradients gradients(taken, need_hidden, need_weight, need_bias);
   R1_DISPATCH(linear_logprob_backward)(Backward{
-      h, taken.rows(panels.p), entropy_grad, row_g.data(), row_e.data(), row_target.data(),
-      row_lse.data(), row_entropy.data(), kept_of_block.data(),
-      tiles.stride, pairs.p,
-      need_hidden ? packed.p : nullptr, by_row.p, by_column.p, need_bias ? bias_parts.p : nullptr,
-      need_hidden ? dhidden_sums.p : nullptr,
-      need_weight && padded > chunk ? dweight_sums.p : nullptr,
-      need_weight ? data<void>(dweight) : nullptr, data<float>(dbias)});
-  if (need_hidden)
-    parallel(taken.size(), [&](int64_t i, int) {
-      if (taken.index[i] >= 0)
-        store_row(data<void>(dhidden), h.bf16, taken.index[i] * h.width,
-                  dhidden_sums.p + i * h.lanes(), h.width);
-    });
-  if (weight.scalar_type() != ScalarType::Float)
-    dbias = torch::stable::to(dbias, weight.scalar_type());
-  return {dhidden, dweight, dbias};
+      gradients.products(), entropy_grad, row_g.data(), row_e.data(), row_target.data(),
+      row_lse.data(), row_entropy.data(), kept_of_block.data(), tiles.stride});
+  return gradients.finished();
 }
 }  // namespace
 

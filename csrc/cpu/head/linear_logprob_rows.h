@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <tuple>
 #include <vector>
 
 #include "cpu/head/linear_logprob.h"
@@ -45,34 +46,27 @@ struct Kept {
   uint8_t* state() const { return tiles() + tensor.numel() - kState; }
 };
 
-struct Inputs {
-  Tensor hidden, weight, targets;
-  OptionalTensor bias, temperature, keep;
+// The layer that a call was given, checked, as its kernels take it.
+struct Layer {
+  Tensor hidden, weight;
+  OptionalTensor bias, temperature;
   Head head;
-  int64_t rows, ignore_index;
-  bool sharded;
+  int64_t rows;
 
-  Inputs(const Tensor& h, const Tensor& w, const Tensor& y, const OptionalTensor& b,
-         const OptionalTensor& can_have_gradient, const OptionalTensor& row_temperature,
-         double logit_scale, std::optional<double> softcap, int64_t ignored, bool is_shard)
-      : hidden(whole_units(h)), weight(whole_units(w)), targets(to_dtype(y, ScalarType::Long)),
-        rows(h.size(0)), ignore_index(ignored), sharded(is_shard) {
-    R1_CHECK(h.dim() == 2 && w.dim() == 2 && h.size(1) == w.size(1),
-             "linear_logprob: weight: expected [V, H] with the H of hidden");
-    R1_CHECK(h.scalar_type() == w.scalar_type(), "linear_logprob: weight: expected dtype of hidden");
-    R1_CHECK(w.size(0) > 0, "linear_logprob: weight: expected V ≥ 1, got 0");
-    R1_CHECK(y.dim() == 1 && y.size(0) == rows, "linear_logprob: target: expected shape [T]");
+  Layer(const char* op, const Tensor& h, const Tensor& w, const OptionalTensor& b,
+        const OptionalTensor& row_temperature, double logit_scale, std::optional<double> softcap)
+      : hidden(whole_units(h)), weight(whole_units(w)), rows(h.size(0)) {
+    R1_CHECK(h.dim() == 2 && w.dim() == 2 && h.size(1) == w.size(1), op,
+             ": weight: expected [V, H] with the H of hidden");
+    R1_CHECK(h.scalar_type() == w.scalar_type(), op, ": weight: expected dtype of hidden");
+    R1_CHECK(w.size(0) > 0, op, ": weight: expected V ≥ 1, got 0");
     if (b) {
-      expect_numel("linear_logprob", "bias", *b, w.size(0));
+      expect_numel(op, "bias", *b, w.size(0));
       bias = to_dtype(*b, ScalarType::Float);
     }
-    if (can_have_gradient) {
-      expect_numel("linear_logprob", "keep", *can_have_gradient, rows);
-      keep = to_dtype(*can_have_gradient, ScalarType::Bool);
-    }
     if (row_temperature) {
-      R1_CHECK(row_temperature->dim() == 1 && row_temperature->size(0) == rows,
-               "linear_logprob: temperature: expected shape [T]");
+      R1_CHECK(row_temperature->dim() == 1 && row_temperature->size(0) == rows, op,
+               ": temperature: expected shape [T]");
       temperature = to_dtype(*row_temperature, ScalarType::Float);
     }
     head = Head{is_bf16(h), w.size(0), w.size(1), weight.size(1) / (is_bf16(h) ? 2 : 1),
@@ -82,6 +76,26 @@ struct Inputs {
   }
 
   float temperature_of(int64_t t) const { return temperature ? data<float>(*temperature)[t] : 1.0f; }
+};
+
+struct Inputs : Layer {
+  Tensor targets;
+  OptionalTensor keep;
+  int64_t ignore_index;
+  bool sharded;
+
+  Inputs(const Tensor& h, const Tensor& w, const Tensor& y, const OptionalTensor& b,
+         const OptionalTensor& can_have_gradient, const OptionalTensor& row_temperature,
+         double logit_scale, std::optional<double> softcap, int64_t ignored, bool is_shard)
+      : Layer("linear_logprob", h, w, b, row_temperature, logit_scale, softcap),
+        targets(to_dtype(y, ScalarType::Long)), ignore_index(ignored), sharded(is_shard) {
+    R1_CHECK(y.dim() == 1 && y.size(0) == rows, "linear_logprob: target: expected shape [T]");
+    if (can_have_gradient) {
+      expect_numel("linear_logprob", "keep", *can_have_gradient, rows);
+      keep = to_dtype(*can_have_gradient, ScalarType::Bool);
+    }
+  }
+
   bool ignored(int64_t t) const { return data<int64_t>(targets)[t] == ignore_index; }
   bool keeps(int64_t t) const { return !keep || data<bool>(*keep)[t]; }
   int64_t target(int64_t t) const {  // -1 where another shard has it
@@ -96,15 +110,15 @@ struct Inputs {
 // The order in which rows are taken. A row of index -1 is blank: it holds a place, as the padding
 // after the last one does.
 struct Order {
-  const Inputs& in;
+  const Layer& in;
   std::vector<int64_t> index, target;
   std::vector<float> factor;
 
-  explicit Order(const Inputs& inputs) : in(inputs) {}
-  void add(int64_t row) {
+  explicit Order(const Layer& layer) : in(layer) {}
+  void add(int64_t row, int64_t column = -1) {  // its target, if it has one
     const Head& h = in.head;
     index.push_back(row);
-    target.push_back(in.target(row));
+    target.push_back(column);
     factor.push_back((h.softcap != 0 ? h.softcap : h.logit_scale) / in.temperature_of(row));
   }
   void add_blank() {
@@ -154,5 +168,52 @@ inline void pack_row_pairs(const Order& order, uint32_t* pairs) {
       }
   });
 }
+
+// The gradients of a layer, and the memory that they are made in.
+class HeadGradients {
+ public:
+  HeadGradients(Order& rows, bool need_hidden, bool need_weight, bool need_bias)
+      : taken(rows), h(rows.in.head), padded(rows.padded()), chunk(smaller(padded, kChunk)),
+        dhidden(torch::stable::new_zeros(rows.in.hidden, {need_hidden ? rows.in.rows : 0, h.width})),
+        dweight(new_output(rows.in.weight, {need_weight ? h.columns : 0, h.width})),
+        dbias(new_empty(rows.in.weight, {need_bias ? h.columns : 0}, ScalarType::Float)),
+        panels(padded * h.units), pairs(need_weight ? padded / per_unit() * h.lanes() : 0),
+        packed(need_hidden ? kStripe / per_unit() * h.lanes() : 0),
+        by_row(chunk * kStripe / per_unit()), by_column(chunk * kStripe / per_unit()),
+        bias_parts(need_bias ? chunk / kRows * kStripe : 0),
+        dhidden_sums(need_hidden ? padded * h.lanes() : 0),
+        dweight_sums(need_weight && padded > chunk ? kStripe * h.lanes() : 0) {
+    pack_panels(rows, panels.p);
+    if (need_weight) pack_row_pairs(rows, pairs.p);
+    of = Products{
+        h, rows.rows(panels.p), pairs.p, need_hidden ? packed.p : nullptr, by_row.p, by_column.p,
+        need_bias ? bias_parts.p : nullptr, need_hidden ? dhidden_sums.p : nullptr,
+        need_weight && padded > chunk ? dweight_sums.p : nullptr,
+        need_weight ? data<void>(dweight) : nullptr, data<float>(dbias)};
+  }
+  const Products& products() const { return of; }
+  // Once the products are made: (dhidden, dweight, dbias), without rows where not needed.
+  std::tuple<Tensor, Tensor, Tensor> finished() const {
+    if (of.dhidden)
+      parallel(taken.size(), [&](int64_t i, int) {
+        if (taken.index[i] >= 0)
+          store_row(data<void>(dhidden), h.bf16, taken.index[i] * h.width,
+                    of.dhidden + i * h.lanes(), h.width);
+      });
+    const ScalarType dtype = dweight.scalar_type();
+    const bool wide = dtype == ScalarType::Float;
+    return {dhidden, dweight, wide ? dbias : torch::stable::to(dbias, dtype)};
+  }
+
+ private:
+  int64_t per_unit() const { return h.bf16 ? 2 : 1; }
+  const Order& taken;
+  const Head& h;
+  const int64_t padded, chunk;
+  Tensor dhidden, dweight, dbias;
+  Buffer<uint32_t> panels, pairs, packed, by_row, by_column;
+  Buffer<float> bias_parts, dhidden_sums, dweight_sums;
+  Products of;
+};
 }  // namespace
 }  // namespace r1

@@ -159,8 +159,7 @@ std::tuple<Tensor, Tensor> linear_sample_logprob(Tensor hidden, Tensor weight, T
     temperature = to_dtype(*temperature, ScalarType::Float);
   }
   uniform = dense(uniform);
-  const Tensor no_target = torch::stable::new_zeros(hidden, {rows}, ScalarType::Long);
-  const Inputs in(hidden, weight, no_target, bias, {}, {}, logit_scale, softcap, -1, false);
+  const Layer in(op, hidden, weight, bias, {}, logit_scale, softcap);
   Order order(in);
   for (int64_t t = 0; t < rows; ++t) order.add(t);
   const int64_t padded = order.padded(), blocks = ceil_div(in.head.columns, kSampleBlock);

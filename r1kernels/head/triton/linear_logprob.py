@@ -258,24 +258,49 @@ def linear_logprob_backward(
                 rows, columns, width, logit_scale, softcap, EVEN=width % tile["STEP"] == 0,
                 **tile, **EXACT,
             )  # fmt: skip
-        if need_hidden:
-            add_hidden_gradient(
-                shares, weight[first:last], order, coefficients, partial, dhidden, 0, rows,
-                first == 0, last == columns,
-            )  # fmt: skip
-        if scaled is not None:
-            weight_tile[programs(of_weight, last - first, width)](
-                matrix(of_weight, shares, "STEP", "ROWS"),
-                matrix(of_weight, scaled, "STEP", "COLUMNS"), order.counts, order.blocks,
-                matrix(of_weight, dweight[first:last], "ROWS", "COLUMNS"), shares.stride(0),
-                last - first, width, **of_weight,
-            )  # fmt: skip
-        if need_bias:
-            bias_block[(cdiv(last - first, BIAS_BLOCK["COLUMNS"]),)](
-                shares, order.counts, coefficients, dbias[first:last], shares.stride(0),
-                last - first, **BIAS_BLOCK, **EXACT,
-            )  # fmt: skip
+        add_gradients(
+            shares, weight, order, coefficients, scaled, of_weight, partial, dhidden, dweight,
+            dbias, first, last,
+        )  # fmt: skip
     return dhidden, dweight, dbias
+
+
+def add_gradients(
+    shares: Tensor,
+    weight: Tensor,
+    order: Order,
+    coefficients: Tensor,
+    scaled: Tensor | None,
+    of_weight: dict[str, int],
+    partial: Tensor | None,
+    dhidden: Tensor,
+    dweight: Tensor,
+    dbias: Tensor,
+    first: int,
+    last: int,
+) -> None:
+    """Of shares of the columns [first, last) of V; each gradient that has rows.
+
+    scaled is coefficient · hidden in the order, which only dweight needs.
+    """
+    columns, width = weight.shape
+    if dhidden.shape[0]:
+        add_hidden_gradient(
+            shares, weight[first:last], order, coefficients, partial, dhidden, 0,
+            dhidden.shape[0], first == 0, last == columns,
+        )  # fmt: skip
+    if scaled is not None:
+        weight_tile[programs(of_weight, last - first, width)](
+            matrix(of_weight, shares, "STEP", "ROWS"),
+            matrix(of_weight, scaled, "STEP", "COLUMNS"), order.counts, order.blocks,
+            matrix(of_weight, dweight[first:last], "ROWS", "COLUMNS"), shares.stride(0),
+            last - first, width, **of_weight,
+        )  # fmt: skip
+    if dbias.shape[0]:
+        bias_block[(cdiv(last - first, BIAS_BLOCK["COLUMNS"]),)](
+            shares, order.counts, coefficients, dbias[first:last], shares.stride(0),
+            last - first, **BIAS_BLOCK, **EXACT,
+        )  # fmt: skip
 
 
 def add_hidden_gradient(

@@ -2,7 +2,7 @@
 
 Everywhere: limits of memory, processor time, files and processes, and a session of its own. On
 Linux too: it dies with the process that forked it, gains no privileges, cannot be traced or dumped,
-and a seccomp filter (`pool_seccomp`) leaves it the system calls of a computation.
+and a seccomp filter (`r1train/sandbox/seccomp.py`) leaves it the system calls of a computation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import resource
 import signal
 import sys
 
-from r1train.rewards.pool.seccomp import Filter
+from r1train.sandbox.seccomp import Filter, verifier_filter
 
 MEMORY_BYTES = 4 << 30  # beyond what is there before the first answer
 _OPEN_FILES = 64
@@ -27,7 +27,7 @@ class Limits:
         self.linux = sys.platform == "linux"
         if self.linux:
             self.libc = ctypes.CDLL(None, use_errno=True)
-            self.filter = Filter()
+            self.filter = Filter(verifier_filter())
 
     def take_on(self, parent: int, cpu_seconds: int) -> None:
         """Give up, for good, what a verifier does not need. `parent` forked this process."""

@@ -1,0 +1,110 @@
+// linear_reverse_kl_backward: both heads' logits again, and the gradients of the student's.
+#include "cpu/head/linear_logprob_products.h"
+#include "cpu/head/linear_reverse_kl.h"
+
+namespace r1::R1_ISA {
+// dz = dkl·p·((log p - log q) - KL)·slope of the softcap.
+template <class T>
+static void differentiate_tile(const ReverseKLBackward& f, int64_t row0, int64_t cols, const float* z,
+                               const float* q, const Gradients<T>& out) {
+  for (int64_t n = 0; n < kRows; n += kWidth) {
+    const F g = load(f.dkl + row0 + n), kl = load(f.kl + row0 + n);
+    const F lse = load(f.lse + row0 + n), teacher_lse = load(f.teacher_lse + row0 + n);
+    const F per = per_factor(f.rows, row0 + n);
+    auto gradient = [&](int64_t v) {
+      const F logit = load(z + v * kRows + n), logp = logit - lse, p = exp(logp);
+      const F logq = load(q + v * kRows + n) - teacher_lse;
+      F dz = g * p * ((logp - logq) - kl);
+      if (f.head.softcap != 0) dz = dz * cap_slope(logit, per);
+      return (g == F{}) | (p == F{}) ? F{} : dz;  // in the padding the logits are anything
+    };
+    for (int64_t v = 0; v < cols; v += T::kPerUnit) {
+      const bool both = v + 1 < cols;
+      const F low = gradient(v);
+      out.store_pair(v, n, both, low, T::kPerUnit == 2 && both ? gradient(v + 1) : F{});
+    }
+  }
+}
+
+template <class T>
+static void backward(const ReverseKLBackward& f) {
+  multiply_gradients<T>(f, [&](int64_t block, int64_t v0, int64_t cols, const Gradients<T>& out) {
+    alignas(64) float z[kCols * kRows], q[kCols * kRows];
+    logits_tile<T>(f.head, f.rows, block, kRows, v0, cols, z);
+    f.teacher.bf16 ? logits_tile<BF16>(f.teacher, f.teacher_rows, block, kRows, v0, cols, q)
+                   : logits_tile<F32>(f.teacher, f.teacher_rows, block, kRows, v0, cols, q);
+    differentiate_tile<T>(f, block * kRows, cols, z, q, out);
+    turn<T>(out.by_row, ceil_div(cols, T::kPerUnit));
+  });
+}
+
+void linear_reverse_kl_backward(const ReverseKLBackward& f) {
+  f.head.bf16 ? backward<BF16>(f) : backward<F32>(f);
+}
+}  // namespace r1::R1_ISA
+
+#ifdef R1_BASELINE
+#include "cpu/head/linear_logprob_rows.h"
+
+R1_DECLARE(void linear_reverse_kl_backward(const ReverseKLBackward&))
+
+namespace r1 {
+namespace {
+std::tuple<Tensor, Tensor, Tensor> linear_reverse_kl_backward(
+    Tensor dkl, Tensor kl, Tensor lse, Tensor teacher_lse, Tensor hidden, Tensor weight,
+    OptionalTensor bias, Tensor teacher_hidden, Tensor teacher_weight, OptionalTensor teacher_bias,
+    OptionalTensor temperature, double logit_scale, std::optional<double> softcap,
+    double teacher_logit_scale, std::optional<double> teacher_softcap, bool need_hidden,
+    bool need_weight, bool need_bias) {
+  constexpr const char* op = "linear_reverse_kl_backward";
+  const Layer student(op, hidden, weight, bias, temperature, logit_scale, softcap);
+  const Layer teacher(op, teacher_hidden, teacher_weight, teacher_bias, temperature,
+                      teacher_logit_scale, teacher_softcap);
+  const int64_t rows = student.rows;
+  R1_CHECK(teacher.rows == rows && teacher.head.columns == student.head.columns, op,
+           ": teacher_weight: expected the T and V of hidden and weight");
+  auto floats = [&](const char* name, const Tensor& t) {
+    expect_numel(op, name, t, rows);
+    return to_dtype(t, ScalarType::Float);
+  };
+  const Tensor g = floats("dkl", dkl), divergence = floats("kl", kl), own = floats("lse", lse);
+  const Tensor other = floats("teacher_lse", teacher_lse);
+
+  Order order(student), teacher_order(teacher);  // of the rows with a gradient
+  for (int64_t t = 0; t < rows; ++t) {
+    if (data<float>(g)[t] == 0) continue;
+    order.add(t);
+    teacher_order.add(t);
+  }
+  const int64_t padded = order.padded();
+  std::vector<float> row_g(padded), row_kl(padded), row_lse(padded), row_teacher_lse(padded);
+  for (int64_t i = 0; i < order.size(); ++i) {
+    const int64_t t = order.index[i];
+    row_g[i] = student.head.logit_scale / student.temperature_of(t) * data<float>(g)[t];
+    row_kl[i] = data<float>(divergence)[t];
+    row_lse[i] = data<float>(own)[t];
+    row_teacher_lse[i] = data<float>(other)[t];
+  }
+  Buffer<uint32_t> teacher_panels(padded * teacher.head.units);
+  pack_panels(teacher_order, teacher_panels.p);
+  const HeadGradients gradients(order, need_hidden, need_weight, need_bias);
+  R1_DISPATCH(linear_reverse_kl_backward)(ReverseKLBackward{
+      gradients.products(), teacher.head, teacher_order.rows(teacher_panels.p), row_g.data(),
+      row_kl.data(), row_lse.data(), row_teacher_lse.data()});
+  return gradients.finished();
+}
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(r1_cpp, m) {
+  m.def(
+      "linear_reverse_kl_backward(Tensor dkl, Tensor kl, Tensor lse, Tensor teacher_lse, "
+      "Tensor hidden, Tensor weight, Tensor? bias, Tensor teacher_hidden, Tensor teacher_weight, "
+      "Tensor? teacher_bias, Tensor? temperature, float logit_scale, float? softcap, "
+      "float teacher_logit_scale, float? teacher_softcap, bool need_hidden, bool need_weight, "
+      "bool need_bias) -> (Tensor, Tensor, Tensor)");
+}
+STABLE_TORCH_LIBRARY_IMPL(r1_cpp, CPU, m) {
+  m.impl("linear_reverse_kl_backward", TORCH_BOX(&linear_reverse_kl_backward));
+}
+}  // namespace r1
+#endif

@@ -1,0 +1,155 @@
+"""What a recipe was expected to show, against what its seeds have shown.
+
+The difference of two figures is taken in every seed. Its interval is Student's t over seeds; with
+few seeds that is wide, so a difference is also taken for shown where it is in every seed by itself,
+over the problems, which both stages were asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, isnan, nan, sqrt
+from statistics import NormalDist, fmean, stdev
+from typing import Any, Literal
+
+from r1train.report.evaluation import Interval
+
+Verdict = Literal["reproduced", "not reproduced", "not decided"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure of a stage in one seed."""
+
+    value: float
+    """NaN where there is none."""
+    per_problem: Sequence[float] = ()
+    """Its parts, in the order of the problems, where it is a mean over them."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison over the seeds."""
+
+    title: str
+    paper: str
+    left: str
+    right: str
+    scale: str
+    values: list[tuple[float, float]]
+    """The two figures of each seed that has both."""
+    difference: float
+    """Mean over seeds of the left figure less the right one."""
+    interval: Interval
+    verdict: Verdict
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "title": self.title,
+            "paper": self.paper,
+            "left": self.left,
+            "right": self.right,
+            "scale": self.scale,
+            "values": [list(pair) for pair in self.values],
+            "difference": None if isnan(self.difference) else self.difference,
+            "interval": [None if isnan(end) or abs(end) == inf else end for end in self.interval],
+            "verdict": self.verdict,
+        }
+
+
+def compare(
+    about: Mapping[str, str],
+    pairs: Sequence[tuple[Measured, Measured]],
+    at_least: float = 0.0,
+    confidence: float = 0.95,
+) -> Finding:
+    """The finding of these pairs, one for each seed: that left exceeds right by `at_least`.
+
+    `about` has title, paper, left, right and scale.
+    """
+    known = [pair for pair in pairs if not isnan(pair[0].value - pair[1].value)]
+    apart = [left.value - right.value for left, right in known]
+    interval = t_interval(apart, confidence)
+    return Finding(
+        **about,
+        values=[(left.value, right.value) for left, right in known],
+        difference=fmean(apart) if apart else nan,
+        interval=interval,
+        verdict=_verdict(
+            [interval], [_over_problems(*pair, confidence) for pair in known], at_least
+        ),
+    )
+
+
+def _verdict(
+    over_seeds: Sequence[Interval], by_seed: Sequence[Interval], at_least: float
+) -> Verdict:
+    for intervals in (over_seeds, by_seed):
+        if intervals and all(low > at_least for low, _ in intervals):
+            return "reproduced"
+        if intervals and all(high <= at_least for _, high in intervals):
+            return "not reproduced"
+    return "not decided"
+
+
+def _over_problems(left: Measured, right: Measured, confidence: float) -> Interval:
+    """Of the difference in one seed, whose problems are the same on both sides."""
+    if len(left.per_problem) != len(right.per_problem) or len(left.per_problem) < 2:
+        return -inf, inf
+    apart = [a - b for a, b in zip(left.per_problem, right.per_problem, strict=True)]
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * stdev(apart) / sqrt(len(apart))
+    return fmean(apart) - half, fmean(apart) + half
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Student's interval of a mean; of one value it has no end."""
+    if len(values) < 2:
+        return -inf, inf
+    half = t_quantile((1 + confidence) / 2, len(values) - 1) * stdev(values) / sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
+def t_quantile(probability: float, degrees: int) -> float:
+    """Of Student's distribution, for a probability of at least one half."""
+    from mpmath import betainc
+
+    low, high = 0.0, 1e6
+    while high - low > 1e-9 * (1 + low):
+        middle = (low + high) / 2
+        tail = betainc(degrees / 2, 0.5, 0, degrees / (degrees + middle**2), regularized=True) / 2
+        if 1 - tail < probability:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def markdown(findings: Sequence[Finding]) -> str:
+    """A table with a row for each."""
+    rows = [
+        "| finding | paper | figures by seed | difference | |",
+        "|---|---|---|---:|---|",
+    ]
+    for one in findings:
+        pairs = ", ".join(f"{_shown(a, one.scale)} / {_shown(b, one.scale)}" for a, b in one.values)
+        rows.append(
+            f"| {one.title} | {one.paper} | {pairs or '–'} | {difference(one)} | "
+            f"**{one.verdict}** |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def difference(one: Finding) -> str:
+    """With its interval over seeds, where there is one."""
+    if isnan(one.difference):
+        return "–"
+    text, (low, high) = _shown(one.difference, one.scale, sign=True), one.interval
+    if low == -inf:
+        return text
+    return f"{text} ({_shown(low, one.scale, sign=True)} to {_shown(high, one.scale, sign=True)})"
+
+
+def _shown(value: float, scale: str, *, sign: bool = False) -> str:
+    plus = "+" if sign else ""
+    return f"{100 * value:{plus}.1f} %" if scale == "share" else f"{value:{plus}.3g}"

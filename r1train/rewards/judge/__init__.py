@@ -1,0 +1,1 @@
+"""Judgements of a language model that is asked over HTTP."""

@@ -1,0 +1,20 @@
+"""What a model that judges is shown: which completions, and which part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from r1train.config.judgements import Applies, Part
+from r1train.data.response import summary
+from r1train.data.samples import Sample
+
+
+def judged(samples: Sequence[Sample], applies: Applies) -> list[int]:
+    """Rows of the samples that are judged: those that no rule can verify, or all."""
+    every = applies == "all"
+    return [row for row, sample in enumerate(samples) if every or not sample.problem.verifiable]
+
+
+def part_of(completion: str, part: Part) -> str:
+    """The part of the completion that is judged."""
+    return summary(completion) if part == "summary" else completion

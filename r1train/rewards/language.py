@@ -1,0 +1,67 @@
+"""Language consistency: how much of the chain of thought is in the language of the question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from r1train.config.rewards import RewardConfig
+from r1train.data.problems import Problem, ProblemSet
+from r1train.data.samples import Sample
+from r1train.rewards.base import Reward, Scores
+from r1train.rewards.identify import check_installed, detect, in_language, language_code
+from r1train.rewards.words import words_of
+
+
+def language_ratio(text: str, language: str) -> float:
+    """Words of `language` ("en", "zh": a code of `identify.SCRIPTS`) over all words of `text`, in
+    [0, 1]; 0 where it has none.
+
+    DeepSeek-R1 (arXiv 2501.12948, section 2.3.2): Words_target / Words. What a word is, and what
+    counts neither way, is said in `r1train.rewards.words`.
+    """
+    words = list(words_of(text))
+    total = sum(word.weight for word in words)
+    return in_language(words, language) / total if total else 0.0
+
+
+def chain_of_thought(completion: str) -> str:
+    """What stands before the last </think>; all of it where there is none, as in what is cut off.
+
+    The last, or a chain could be closed early and go on behind. Tags count as no words.
+    """
+    chain, closing, rest = completion.rpartition("</think>")
+    return chain if closing else rest
+
+
+def target_language(problem: Problem) -> str | None:
+    """What the problem's `language` field names, else the language of the question; None where the
+    question has no words."""
+    fields = (problem.columns.get("language"), problem.metadata.get("language"))
+    named = [code for field in fields if (code := language_code(field)) is not None]
+    return named[0] if named else _detect(problem.question)
+
+
+class LanguageReward(Reward):
+    """`language_ratio` of the chain of thought; None where the problem says no language.
+
+    A chain without a word has 0, and so earns nothing: it is as little readable as a mixed one, and
+    an empty chain must not be worth more than an honest slip. ConfigError where py3langid is not
+    installed.
+    """
+
+    def __init__(self, config: RewardConfig, problems: ProblemSet) -> None:
+        check_installed()
+
+    def __call__(self, samples: Sequence[Sample]) -> Scores:
+        return Scores([self._value(sample) for sample in samples])
+
+    @staticmethod
+    def _value(sample: Sample) -> float | None:
+        language = target_language(sample.problem)
+        if language is None:
+            return None
+        return language_ratio(chain_of_thought(sample.completion), language)
+
+
+_detect = lru_cache(maxsize=4096)(detect)

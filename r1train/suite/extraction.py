@@ -1,0 +1,149 @@
+"""How an answer is found in what a model writes: its last word, or none.
+
+Chains of thought try many answers, so of several that are marked in the same way the last one
+counts, and nothing that stands in the chain of thought does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+
+from r1train.answers.clean import clean, closing_brace
+from r1train.data.prompts import opens_think
+from r1train.verify import choice
+
+_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_BOX = re.compile(r"\\f?boxed\s*\{")
+_ANSWER = re.compile(r"(?:answer|答案)\s*\**\s*(?:[:：]|是|为)\s*(.+)", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"answer\s+is:?\s+(.+)", re.IGNORECASE)
+_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
+_FENCED = re.compile(r"^```[ \t]*(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_IN_BRACKETS = re.compile(r"([A-Z])\s*\((.*)\)", re.DOTALL)
+_LETTER_FIRST = re.compile(r"\(?([A-Z])\)?[.。]?")
+
+
+def summary(completion: str, prompt: str = "") -> str:
+    """What a completion says after its chain of thought; "" where that does not end.
+
+    Of R1-Zero's format, which is an <answer> block alone, it is the text of that block.
+    """
+    _, closed, after = completion.rpartition("</think>")
+    if closed:
+        completion = after
+    elif opens_think(prompt) or completion.lstrip().startswith("<think>"):
+        return ""
+    blocks = _BLOCK.findall(completion)
+    return (blocks[0] if len(blocks) == 1 else completion).strip()
+
+
+def in_block(completion: str) -> bool:
+    """Whether it has R1-Zero's format: the block is the answer, and needs no other mark."""
+    return len(_BLOCK.findall(completion.rpartition("</think>")[2])) == 1
+
+
+def extract(rules: Sequence[str], completion: str, prompt: str = "") -> str | None:
+    """What the first rule finds that finds something, in the summary; None where none does."""
+    text = summary(completion, prompt)
+    for rule in rules:
+        if (found := RULES[rule](text)) is not None and found.strip():
+            return found.strip()
+    if text and in_block(completion) and "\n" not in text:
+        return text
+    return None
+
+
+def boxed(text: str) -> str | None:
+    """The content of the last \\boxed{…}."""
+    for match in reversed(list(_BOX.finditer(text))):
+        if (end := closing_brace(text, match.end() - 1)) >= 0:
+            return text[match.end() : end]
+    return None
+
+
+def hashes(text: str) -> str | None:
+    """GSM8K's: what follows the last ####, on its line."""
+    _, marked, after = text.rpartition("####")
+    return after.strip().partition("\n")[0] if marked else None
+
+
+def answer(text: str) -> str | None:
+    """What follows the last "Answer:" or "答案：" on its line."""
+    found = _ANSWER.findall(text)
+    return clean(found[-1].replace("**", "")) if found else None
+
+
+def answer_is(text: str) -> str | None:
+    """What follows the last "the answer is", to the end of the sentence."""
+    found = _ANSWER_IS.findall(text)
+    return clean(re.split(r"\.(?:\s|$)|\n", found[-1])[0]) if found else None
+
+
+def letter(text: str) -> str | None:
+    """The letter of a choice, after the last "Answer:" or "the answer is"; one that is hedged, as
+    "A or B", is none. Where nothing is marked, a text that is a letter alone."""
+    places = [*_ANSWER.finditer(text), *_ANSWER_IS.finditer(text)]
+    marked = max(places, key=lambda match: match.start())[1] if places else text
+    found = clean(marked.replace("**", ""))
+    if alone := _LETTER_FIRST.fullmatch(found):
+        return alone[1]
+    return choice(_IN_BRACKETS.sub(r"\1) \2", found)) if places else None
+
+
+def boxed_letter(text: str) -> str | None:
+    """The letter of a choice in the last box."""
+    return None if (found := boxed(text)) is None else choice(clean(found))
+
+
+def number(text: str) -> str | None:
+    """The last number: what is left where no answer is marked."""
+    found = _NUMBER.findall(text)
+    return found[-1].replace("$", "").rstrip(",") if found else None
+
+
+def json_answer(text: str) -> str | None:
+    """The field "answer" of the last JSON object that has one."""
+    decoder, start = json.JSONDecoder(), len(text)
+    while (start := text.rfind("{", 0, start)) >= 0:
+        try:
+            found, _ = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict) and isinstance(found.get("answer"), str | int | float):
+            return str(found["answer"])
+    # Models put line breaks into strings, which JSON does not allow.
+    loose = re.findall(r'"answer"\s*:\s*"([^"\n]*)"', text)
+    return loose[-1] if loose else None
+
+
+def json_letter(text: str) -> str | None:
+    """The letter of a choice in the last JSON object that has an "answer"."""
+    return None if (found := json_answer(text)) is None else choice(clean(found))
+
+
+def code(text: str) -> str | None:
+    """The last fenced block that is Python or names no language."""
+    known = ("python", "python3", "py", "")
+    found = [body for language, body in _FENCED.findall(text) if language.lower() in known]
+    return found[-1] if found else None
+
+
+def everything(text: str) -> str | None:
+    """All that follows the chain of thought."""
+    return text
+
+
+RULES: dict[str, Callable[[str], str | None]] = {
+    "boxed": boxed,
+    "hashes": hashes,
+    "answer": answer,
+    "answer_is": answer_is,
+    "letter": letter,
+    "boxed_letter": boxed_letter,
+    "number": number,
+    "json": json_answer,
+    "json_letter": json_letter,
+    "code": code,
+    "all": everything,
+}

@@ -1,0 +1,123 @@
+"""A suite of benchmarks on a model: each is asked, scored and kept; what is finished stays.
+
+In the model's folder, `suite/NAME` has the settings, samples and result of a benchmark, and
+`suite/tables.md` and `tables.json` what all of them say together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1train.config.schema import ConfigError
+from r1train.config.sections import Config
+from r1train.report.console import CONSOLE
+from r1train.run.writing import writing
+from r1train.seeds import deterministic
+from r1train.suite.asking import RESULT, Asking
+from r1train.suite.questions import files_of
+from r1train.suite.results import Result, compare
+from r1train.suite.specs import Benchmark, benchmarks, chosen
+from r1train.suite.tables import (
+    Table,
+    as_json,
+    comparison,
+    markdown,
+    overview,
+    paper_tables,
+    show,
+)
+
+FOLDER = "suite"
+"""In the model's."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `r1train eval --suite` is told."""
+
+    folder: Path
+    """The run, or the HuggingFace checkpoint."""
+    data: Path
+    """Where the benchmarks' files are."""
+    names: tuple[str, ...] = ()
+    """Of the benchmarks; empty: all whose files are there."""
+    against: Path | None = None
+    """Another folder that the same benchmarks were asked of."""
+    trained: bool = True
+    """Whether the configuration is that which the model was trained with."""
+
+
+def run_suite(config: Config, asked: Asked) -> dict[str, Result]:
+    """Asks what is not finished yet, and writes and shows the tables of all that is, by now or
+    before.
+
+    Raises ConfigError where nothing can be asked, and where a benchmark that was named cannot be.
+    """
+    if not asked.data.is_dir():
+        raise ConfigError(
+            f"--data {asked.data}: no such folder: give one with the benchmarks' files"
+        )
+    here = chosen(asked.names) if asked.names else _present(asked.data)
+    if not here:
+        raise ConfigError(
+            f"--data {asked.data}: no file of any benchmark: expected a folder or file for each, "
+            f"by the names {', '.join(benchmarks())}"
+        )
+    place, results = asked.folder / FOLDER, dict[str, Result]()
+    with deterministic(config.threads):
+        asking = Asking(config, asked.data, place, trained=asked.trained)
+        for benchmark in here:
+            try:
+                results[benchmark.name] = asking.result(benchmark)
+            except ConfigError as error:
+                if asked.names:
+                    raise
+                CONSOLE.print(f"{benchmark.title}: left out: {error}", soft_wrap=True)
+        for name, benchmark in benchmarks().items():
+            if name not in results and (earlier := asking.earlier(benchmark)) is not None:
+                results[name] = earlier
+    if not results:
+        raise ConfigError(f"--data {asked.data}: none of its benchmarks can be asked: see above")
+    tables = [overview(results), *paper_tables(results, asked.folder.name)]
+    if asked.against is not None:
+        tables.append(_against(results, asked, config.suite.confidence))
+    _write(place, tables)
+    for table in tables:
+        show(table)
+    CONSOLE.print(place / "tables.md", soft_wrap=True)
+    return results
+
+
+def _write(place: Path, tables: Sequence[Table]) -> None:
+    text = "\n".join(map(markdown, tables))
+    content = json.dumps([*map(as_json, tables)], indent=1, ensure_ascii=False) + "\n"
+    for name, written in (("tables.md", text), ("tables.json", content)):
+        with writing(place / name):
+            (place / name).write_text(written, encoding="utf-8")
+
+
+def _present(data: Path) -> list[Benchmark]:
+    return [benchmark for benchmark in benchmarks().values() if files_of(benchmark, data)]
+
+
+def _against(results: Mapping[str, Result], asked: Asked, confidence: float) -> Table:
+    assert asked.against is not None
+    others = {
+        name: other
+        for name in results
+        if (other := Result.load(asked.against / FOLDER / name / RESULT)) is not None
+    }
+    pairs = {
+        name: pair
+        for name, other in others.items()
+        if (pair := compare(results[name], other, confidence)) is not None
+    }
+    if not pairs:
+        raise ConfigError(
+            f"--against {asked.against}: it has no result of {', '.join(results)}: first r1train "
+            f"eval {asked.against} --suite r1 --data {asked.data}"
+        )
+    return comparison(pairs, results, others, (asked.folder.name, asked.against.name))

@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+
+from r1train.config.schema import ConfigError
+from r1train.config.sections import Config
+from r1train.suite.metrics import metric_of
+from r1train.suite.metrics.base import Response
+from r1train.suite.questions import Question, load
+from r1train.suite.specs import benchmarks
+
+DATA = Path(__file__).parent / "data"
+
+
+def metric():
+    pytest.importorskip("lm_eval")
+    return metric_of(benchmarks()["ifeval"], Config())
+
+
+def test_a_response_that_follows_all_instructions_counts():
+    rivers, rain = load(benchmarks()["ifeval"], DATA)
+    said = [
+        (rivers, "the glomma and the otra"),
+        (rivers, "the Glomma and the Otra"),
+        (rain, "A puddle, another puddle."),
+        (rain, "One puddle."),
+        (rain, ""),
+    ]
+    responses = [Response(question, text, text or None) for question, text in said]
+    judge = metric()
+    scores = judge(responses)
+    assert [score.value for score in scores] == [1, 0, 1, 0, 0]
+    assert scores[1].detail == {"followed": [True, False]}
+    assert judge.figures(responses, scores) == {"instruction_strict": pytest.approx(4 / 7)}
+
+
+def test_sentences_need_data_that_is_not_downloaded(monkeypatch):
+    judge = metric()
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    asked = {
+        "instruction_id_list": ["length_constraints:number_sentences"],
+        "kwargs": [{"relation": "at least", "num_sentences": 2}],
+    }
+    with pytest.raises(ConfigError, match="downloader punkt_tab"):
+        judge([Response(Question("1", "Write.", asked), "One. Two.", "One. Two.")])

@@ -1,0 +1,68 @@
+"""Findings over seeds: intervals and verdicts."""
+
+from __future__ import annotations
+
+from math import inf, nan
+
+import pytest
+
+from r1train.report.findings import Measured, compare, markdown, t_interval, t_quantile
+
+ABOUT = {"title": "more", "paper": "72.6", "left": "a: x", "right": "b: x", "scale": "share"}
+
+
+def found(*pairs, at_least=0.0):
+    measured = [tuple(each if isinstance(each, Measured) else Measured(each) for each in pair)
+                for pair in pairs]  # fmt: skip
+    return compare(ABOUT, measured, at_least)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"), [(1, 12.7062), (2, 4.30265), (9, 2.26216), (1000, 1.96234)]
+)
+def test_quantiles_are_those_of_the_tables(degrees, quantile):
+    assert t_quantile(0.975, degrees) == pytest.approx(quantile, abs=1e-4)
+
+
+def test_the_interval_is_students():
+    low, high = t_interval([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4)
+    assert t_interval([1.0]) == (-inf, inf)
+
+
+def test_a_difference_that_all_seeds_share_is_reproduced():
+    one = found((0.9, 0.5), (0.92, 0.5), (0.91, 0.52))
+    assert one.verdict == "reproduced"
+    assert one.difference == pytest.approx(0.4033, abs=1e-4)
+    assert found((0.5, 0.9), (0.5, 0.92), (0.52, 0.91)).verdict == "not reproduced"
+    assert found((0.9, 0.5), (0.92, 0.5), (0.91, 0.52), at_least=0.5).verdict == "not reproduced"
+
+
+def test_one_seed_or_seeds_that_disagree_decide_nothing():
+    assert found((0.9, 0.1)).verdict == "not decided"
+    assert found((0.9, 0.1), (0.1, 0.9), (0.6, 0.5)).verdict == "not decided"
+    assert found().verdict == "not decided"
+
+
+def test_seeds_that_each_show_it_over_their_problems_decide():
+    better = Measured(0.75, [1, 1, 1, 0] * 25)
+    worse = Measured(0.25, [0, 1, 0, 0] * 25)
+    much = Measured(1.0, [1] * 100)
+    assert found((better, worse), (much, worse)).interval[0] < 0  # not by two seeds alone
+    assert found((better, worse), (much, worse)).verdict == "reproduced"
+    assert found((worse, better), (worse, much)).verdict == "not reproduced"
+    other = Measured(0.25, [0, 1, 0, 0] * 20)  # of other problems
+    assert found((better, other), (much, other)).verdict == "not decided"
+
+
+def test_a_figure_that_a_seed_lacks_is_left_out():
+    one = found((0.9, 0.5), (nan, 0.5), (0.91, 0.52))
+    assert len(one.values) == 2
+    assert one.as_dict()["values"] == [[0.9, 0.5], [0.91, 0.52]]
+
+
+def test_the_table_says_what_was_found():
+    text = markdown([found((0.9, 0.5), (0.92, 0.5), (0.91, 0.52)), found()])
+    assert "| more | 72.6 | 90.0 % / 50.0 %, 92.0 % / 50.0 %, 91.0 % / 52.0 % | +40.3 % (" in text
+    assert "**reproduced** |" in text
+    assert "| – | – | **not decided** |" in text

@@ -1,0 +1,73 @@
+"""A recipe from several seeds: each as if it were alone, and what they show together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from r1train.config.recipe import documented, load_config
+from r1train.config.schema import ConfigError
+from r1train.run import study
+from r1train.run.runner import run
+from tests.r1train.kills import left
+
+SEEDS = (
+    "seeds=[3, 5]",
+    "processes=2",
+    "stages=[{kind='sft', name='base', evaluate=true}, {kind='evaluate', name='exam'}]",
+    "findings=[{title='It learns', paper='so', left='base: pass@1', right='base: first pass@1'},"
+    "{title='Loss falls', left='base: early loss', right='base: training loss', scale='number'}]",
+)
+
+
+def test_seeds_are_runs_and_findings_compare_them(config, tmp_path, capsys):
+    summary = study.run(config(*SEEDS))
+    folder = tmp_path / "runs" / "tiny"
+    said = capsys.readouterr().out
+    assert "seed-3 · base: finished in" in said
+    assert "It learns" in said
+    loss = summary["findings"][1]
+    assert all(first > last for first, last in loss["values"])
+    assert len(loss["values"]) == 2
+    assert "Loss falls" in (folder / "findings.md").read_text()
+
+    run(config(*SEEDS[2:3], "seed=5", "name=alone"))
+    assert left(folder / "seed-5") == left(tmp_path / "runs" / "alone")
+
+    study.run(config(*SEEDS))
+    assert "begins" not in capsys.readouterr().out  # every stage is finished
+    shutil.rmtree(folder / "seed-3" / "base")
+    (folder / "seed-5" / "exam" / "artifact.json").unlink()
+    study.resume(folder)
+    said = capsys.readouterr().out
+    assert "seed-3 · base: begins" in said
+    assert "seed-5 · exam: begins" in said
+    assert "seed-5 · base" not in said
+    assert left(folder / "seed-5") == left(tmp_path / "runs" / "alone")
+    assert json.loads((folder / "summary.json").read_text())["findings"][1] == loss
+
+
+def test_a_seed_can_be_gone_on_with_by_itself(config):
+    own = study.of_seed(config(*SEEDS), 5, Path("x"))
+    assert (own.seed, own.seeds, own.name, own.output_dir) == (5, (), "seed-5", "x")
+
+
+@pytest.mark.parametrize(
+    ("finding", "reason"),
+    [
+        ("left='bas: pass@1', right='0.5'", r"left = 'bas: pass@1': no stage 'bas': did you mean"),
+        ("left='0.5', right='base: pass@1'", r'findings.left = \'0.5\': expected "STAGE: FIGURE"'),
+    ],
+)
+def test_a_finding_of_nothing_is_refused_before_anything_is_run(config, finding, reason):
+    with pytest.raises(ConfigError, match=reason):
+        study.run(config(*SEEDS[:3], f"findings=[{{title='x', {finding}}}]"))
+
+
+def test_seeds_are_written_and_read_back(config, tmp_path):
+    path = tmp_path / "written.toml"
+    path.write_text(documented(config(*SEEDS)))
+    assert load_config(path) == config(*SEEDS)

@@ -75,7 +75,9 @@ class ProcessReward(TrainStage):
 
     @classmethod
     def check(cls, config: Config, train: ProblemSet) -> None:
-        """Solutions can be judged at all."""
+        """Solutions can be judged at all, and the model be trained whole."""
+        reason = "a process reward model has no adapters: set it to 0"
+        config.model.require(config.model.lora_rank == 0, "lora_rank", reason)
         if all(source.answer_field == "" for source in train.sources):
             raise ConfigError(
                 'process_reward: no dataset has answers (answer_field = ""), so no step can be '

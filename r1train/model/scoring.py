@@ -45,7 +45,6 @@ def with_score(
     config = copy.deepcopy(model.config)
     config.num_labels = 1
     config.pad_token_id = tokenizer.pad_token_id
-    config.problem_type = "regression" if of == "sequence" else None
     config.classifier_dropout = 0.0
     kind: Any = HEADS[of].get(type(config), None)
     name = type(model).__name__

@@ -135,7 +135,7 @@ def test_problems_without_answers_have_no_steps_of_worth(recipe):
     problems = ProblemSet([], (DatasetConfig(path="open.jsonl", answer_field=""),))
     with pytest.raises(ConfigError, match="process_reward: no dataset has answers"):
         ProcessReward.check(recipe(), problems)
-    with pytest.raises(ConfigError, match="model.lora_rank = 4: a process reward model has no ad"):
+    with pytest.raises(ConfigError, match=r"model.lora_rank = 4: a process reward model has no ad"):
         ProcessReward.check(recipe("model.lora_rank=4"), problems)
 
 

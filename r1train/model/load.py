@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from r1kernels.hf import (
     explain_fp8,
@@ -26,6 +30,7 @@ from r1train.model.limits import check_tokenizer
 from r1train.model.lora import add_lora
 from r1train.model.presets import PRESETS, SMOLLM2_FILE, deepseek_v3_mini, smollm2_folder
 from r1train.model.products import patch_linear
+from r1train.model.scoring import causal_shell
 
 
 class OnDevice(Protocol):
@@ -95,18 +100,50 @@ def load_model(
         _cast(model, device_of(config), None)
         _into_fp8(model, config)  # first: FP8 experts run in no other way
         patch_moe(model)
+        _patch_rest(model, config)
     else:
-        patch_moe(model)  # before the cast, so that its routers' biases stay float32
-        _cast(model, device_of(config), dtype)
-        if config.precision == "fp8":  # after it: what is faster depends on device and dtype
-            _into_fp8(model, config)
+        _prepare(model, config)
+    if choice.lora_rank:
+        add_lora(model, choice, config.seed)
+    return model, tokenizer
+
+
+def load_process_reward(
+    folder: Path, config: Config
+) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:
+    """A token-classification model with one label, on the device and in the dtype of `config`;
+    a causal LM around its backbone, by which it runs; and its tokenizer.
+
+    Raises ConfigError where it is no such model.
+    """
+    classifier, tokenizer = from_folder(folder, auto=AutoModelForTokenClassification)
+    labels = classifier.config.num_labels
+    if labels != 1:
+        raise ConfigError(
+            f"the model in {folder} has {labels} labels: a process reward model has one, the value "
+            "of a step"
+        )
+    shell = causal_shell(classifier)
+    _prepare(shell, config)
+    score: Any = classifier.score
+    score.to(shell.device, shell.dtype)
+    return classifier, shell, tokenizer
+
+
+def _prepare(model: PreTrainedModel, config: Config) -> None:
+    """Weights in float32 onto the device and into the dtype, and patched."""
+    patch_moe(model)  # before the cast, so that its routers' biases stay float32
+    _cast(model, device_of(config), getattr(torch, config.dtype))
+    if config.precision == "fp8":  # after it: what is faster depends on device and dtype
+        _into_fp8(model, config)
+    _patch_rest(model, config)
+
+
+def _patch_rest(model: PreTrainedModel, config: Config) -> None:
     if config.elementwise:
         patch_elementwise(model)
     patch_linear(model)
     patch(model.eval())
-    if choice.lora_rank:
-        add_lora(model, choice, config.seed)
-    return model, tokenizer
 
 
 def _into_fp8(model: PreTrainedModel, config: Config) -> None:

@@ -133,9 +133,13 @@ def majority(
 
 
 def vote(
-    answers: Sequence[str | None], accuracy: Sequence[float], answer_type: str = "auto"
+    answers: Sequence[str | None],
+    accuracy: Sequence[float],
+    answer_type: str = "auto",
+    weights: Sequence[float] | None = None,
 ) -> float:
-    """Accuracy of the most frequent answer; 0 where there is none.
+    """Accuracy of the most frequent answer; 0 where there is none. With `weights` each answer has
+    as many votes as that.
 
     Right answers are one candidate: as far as the problem can tell they are the same. Of the wrong
     ones those are that `verify` finds equal to the first of them, and once `_MOST_COMPARED`
@@ -143,9 +147,10 @@ def vote(
     """
     left = _MOST_COMPARED
     candidates: list[tuple[str, float]] = []
-    votes: list[int] = []
+    votes: list[float] = []
     seen: dict[tuple[str, float], int] = {}
-    for answer, right in zip(answers, accuracy, strict=True):
+    weights = [1] * len(answers) if weights is None else weights
+    for answer, right, weight in zip(answers, accuracy, weights, strict=True):
         if answer is None:
             continue
         key = answer, float(right)
@@ -167,7 +172,7 @@ def vote(
             if seen[key] == len(candidates):
                 candidates.append(key)
                 votes.append(0)
-        votes[seen[key]] += 1
+        votes[seen[key]] += weight
     if not votes:
         return 0.0
     return candidates[votes.index(max(votes))][1]  # the first of equals: seen first

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -113,7 +115,7 @@ def _documented(section: Section, name: str) -> Iterator[str]:
             yield from _documented(value, header)
         else:
             key = header.strip("[]").rpartition(".")[2]
-            options = (f"{name} = {_inline(option)}" for name, option in value.items())
+            options = (f"{_key(name)} = {_inline(option)}" for name, option in value.items())
             yield from ("", *_comment(docs[key]), header, *options)
 
 
@@ -131,10 +133,16 @@ def _inline(value: Any) -> str:
     import tomli_w
 
     if isinstance(value, dict):
-        return f"{{ {', '.join(f'{key} = {_inline(item)}' for key, item in value.items())} }}"
+        inner = (f"{_key(key)} = {_inline(item)}" for key, item in value.items())
+        return f"{{ {', '.join(inner)} }}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_inline, value))}]"
     return tomli_w.dumps({"_": "none" if value is None else value}).partition("=")[2].strip()
+
+
+def _key(name: str) -> str:
+    """In quotes where TOML wants them, as in "cons@16"."""
+    return name if re.fullmatch("[A-Za-z0-9_-]+", name) else json.dumps(name)
 
 
 def _comment(text: str) -> list[str]:

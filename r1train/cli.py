@@ -38,6 +38,7 @@ commands:
   sft     the supervised stages alone
   grpo    the reinforcement learning stages alone
   eval    pass@1 and cons@k of a run folder, or of a HuggingFace checkpoint
+  report  one page of a run, or of several: figures, findings, samples; and PNG figures
   config  every option of a recipe, set or not, with its documentation, as TOML
   doctor  versions, devices, kernels and recipes
 
@@ -47,6 +48,7 @@ examples:
   r1train resume runs/r1-zero-mini
   r1train grpo my-recipe.toml model.path=checkpoints/base
   r1train eval runs/r1-zero-mini eval.k=16
+  r1train report runs/r1-zero-mini
   r1train eval checkpoints/r1 --suite r1 --data benchmarks --benchmarks aime_2024,gsm8k
 """
 
@@ -71,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.command == "eval":
             require_extras()
             evaluate(arguments)
+        elif arguments.command == "report":
+            require_extras()
+            report(arguments)
         else:
             require_extras()
             settings = _train_settings(arguments)
@@ -157,6 +162,18 @@ def evaluate_heldout(config: Config, folder: Path) -> None:
     CONSOLE.print(path, soft_wrap=True)
 
 
+def report(arguments: argparse.Namespace) -> None:
+    """`r1train report RUN…`: report.html in the folder of the first, and its figures."""
+    if arguments.source is None:
+        raise ConfigError("name a run folder, such as runs/r1-mini, or several")
+    from r1train.report.console import CONSOLE
+    from r1train.report.page import write_report
+
+    folders = [Path(name) for name in (arguments.source, *arguments.overrides)]
+    for path in write_report(folders, folders[0] / "report.html"):
+        CONSOLE.print(path, soft_wrap=True)
+
+
 def doctor() -> str:
     """What is installed, what runs here, and which recipes there are."""
     from r1kernels.__main__ import table
@@ -173,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=COMMANDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = ("run", "resume", "sft", "grpo", "eval", "config", "doctor")
+    commands = ("run", "resume", "sft", "grpo", "eval", "report", "config", "doctor")
     parser.add_argument("command", choices=commands, help="see below")
     parser.add_argument("source", nargs="?", help="recipe, TOML file, or what to evaluate")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings")

@@ -3,11 +3,12 @@
 from r1train.config.distill import DistillConfig
 from r1train.config.evaluation import EvalConfig
 from r1train.config.grpo import GRPOConfig, LossType
+from r1train.config.judgements import JudgeConfig, PreferenceRewardConfig, SafetyRewardConfig
 from r1train.config.model import ModelConfig
 from r1train.config.optim import Schedule
 from r1train.config.rejection import RejectionConfig
 from r1train.config.reward_model import PreferencesConfig, RewardModelConfig
-from r1train.config.rewards import RewardConfig
+from r1train.config.rewards import RepetitionConfig, RewardConfig
 from r1train.config.rollout import RolloutConfig
 from r1train.config.sample import SampleConfig
 from r1train.config.sections import Config
@@ -23,14 +24,18 @@ __all__ = [
     "DistillConfig",
     "EvalConfig",
     "GRPOConfig",
+    "JudgeConfig",
     "LossType",
     "ModelConfig",
+    "PreferenceRewardConfig",
     "PreferencesConfig",
     "RejectionConfig",
+    "RepetitionConfig",
     "RewardConfig",
     "RewardModelConfig",
     "RolloutConfig",
     "SFTConfig",
+    "SafetyRewardConfig",
     "SampleConfig",
     "Schedule",
     "StageConfig",

@@ -42,8 +42,9 @@ from r1train.data.sources import open_rows
 from r1train.data.sources.base import Row, RowError
 from r1train.data.usable import usable, warn
 
-MARGIN, LENGTH, LONG, EQUAL = "margin", "length_ratio", "too_long", "equal_scores"
-REASONS = (MARGIN, LENGTH, LONG, EQUAL)
+EQUAL, MARGIN, SAME = "equal_scores", "margin", "same_response"
+LONG, LENGTH = "too_long", "length_ratio"
+REASONS = (EQUAL, MARGIN, SAME, LONG, LENGTH)
 """Why a judgement is left out."""
 
 
@@ -176,6 +177,8 @@ class _File:
                 return EQUAL
             if row.value <= self.dataset.min_margin:
                 return MARGIN
+        if len({self._judged(text) for text in row.responses}) < len(row.responses):
+            return SAME
         ratio = self.dataset.max_length_ratio
         texts = (*(content for _, content in row.messages), *row.responses)
         # Few have to be tokens for this: a text has at least a byte for each, but for some marks.
@@ -204,13 +207,17 @@ class _File:
         start: list[int] = []
         responses = []
         for text in row.responses:
-            said = summary(text) if self.config.part == "summary" else text
+            said = self._judged(text)
             if self.config.part == "response" and opens_think(prompt):
                 said = said.removeprefix("<think>").lstrip("\n")
             start, ids = encode_scored(self.tokenizer, prompt, said, self.template)
             responses.append(ids)
         single = len(responses) == 1 and row.value is not None
         return Judgement(start, tuple(responses), float(row.value or 0.0) if single else 1.0)
+
+    def _judged(self, response: str) -> str:
+        """The part of a response that is judged."""
+        return summary(response) if self.config.part == "summary" else response
 
     def parse(self, row: Row) -> _Read:
         """What the row says; RowError where that is no judgement, or none of the kind needed."""
@@ -281,10 +288,6 @@ class _File:
         end = str(self.tokenizer.eos_token)
         said = tuple(before_end(text, end) for text in said)
         check_unicode(said)
-        if not all(text.strip() for text in said):
-            raise RowError("a response is empty")
-        if len(set(said)) < len(said):
-            raise RowError("the two responses are the same")
         return _Read(messages, said, value)
 
 

@@ -19,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import CONFIG_NAME
 
@@ -61,7 +62,7 @@ def from_folder(
             _json(folder / name)
     source: dict[str, Any] = {"local_files_only": True, "gguf_file": gguf_file}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **source)
+        tokenizer = _tokenizer_class(folder).from_pretrained(folder, **source)
     except Exception as error:  # of libraries, one of which raises plain ones
         raise ConfigError(
             f"the tokenizer in {folder} (tokenizer.json, tokenizer_config.json) cannot be loaded: "
@@ -89,6 +90,17 @@ def from_folder(
         fresh.generation_config = model.generation_config
         model = fresh
     return model, tokenizer
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """What reads the tokenizer. One that is all in tokenizer.json, as its configuration says, is
+    read as it is: for models of type "qwen2" transformers would put Qwen2's own splitting of words
+    in the place of what the file has."""
+    path = folder / "tokenizer_config.json"
+    named = _json(path).get("tokenizer_class") if path.is_file() else None
+    generic = named in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    whole = generic and (folder / "tokenizer.json").is_file()
+    return PreTrainedTokenizerFast if whole else AutoTokenizer
 
 
 def _json(path: Path) -> dict[str, Any]:

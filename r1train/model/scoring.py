@@ -29,7 +29,6 @@ def with_score(
     config = copy.deepcopy(model.config)
     config.num_labels = 1
     config.pad_token_id = tokenizer.pad_token_id
-    config.problem_type = "regression"
     kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
     name = type(model).__name__
     if kind is None:

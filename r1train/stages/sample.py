@@ -29,6 +29,8 @@ from r1train.stages.table import write_table
 KEPT, SAMPLED = "completions.jsonl", "sampled.jsonl"
 DROPPED = "dropped"
 """Key of a row in `SAMPLED` that is not in `KEPT`: why."""
+OTHERS_KEYS = {*PROMPT_FIELDS, "messages", "chosen", "rejected", "label", DROPPED}
+"""What readers of samples would take for something else than a field of the problem."""
 
 
 class SampleStage(Stage):
@@ -194,5 +196,5 @@ def _plain(problem: Problem) -> Row:
     return {
         key: value
         for key, value in known.items()
-        if isinstance(value, str | int | float) and key not in PROMPT_FIELDS
+        if isinstance(value, str | int | float) and key not in OTHERS_KEYS
     }

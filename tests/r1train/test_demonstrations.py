@@ -8,7 +8,7 @@ from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
 from r1train.config.sft import DemonstrationsConfig, SFTConfig
 from r1train.config.task import TaskConfig
-from r1train.data.demonstrations import RecordedDemonstrations
+from r1train.data.demonstrations import RecordedDemonstrations, conversations
 from r1train.data.problems import Problem, ProblemSet
 from r1train.model.presets import mini_tokenizer
 from r1train.run.runner import run
@@ -183,6 +183,17 @@ def test_what_is_held_out_is_not_learnt(load, caplog):
     assert len(load(*rows, **options)) == 2  # of the last row, only what is not held out is learnt
     with pytest.raises(ConfigError, match=r"jsonl: all demonstrations are of held-out questions"):
         load(*rows[1:4], **options)
+
+
+def test_conversations_are_the_demonstrations_that_would_be_taken(tmp_path, tokenizer, caplog):
+    heldout = ProblemSet([Problem("a", 0, "held", "4")], ())
+    path = tmp_path / "general.jsonl"
+    rows = [{"prompt": "held", "completion": "4"}, {"prompt": "b", "completion": "5<eos>"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset, task = DemonstrationsConfig(path=str(path)), TaskConfig(prompt_template="plain")
+    found = conversations(dataset, task, tokenizer, heldout=heldout, positions=None)
+    assert list(found) == [(("user", "b"), ("assistant", "5"))]
+    assert "questions that are held out are left out" in caplog.text
 
 
 def test_files_are_mixed_by_weight(tmp_path, tokenizer):

@@ -9,7 +9,8 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from r1train.config.model import ModelConfig
 from r1train.config.schema import ConfigError
@@ -87,6 +88,20 @@ def test_what_is_no_fault_of_a_checkpoint(tokenizer, folder, tmp_path):
     load(tied)
     edit(tied, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
     load(tied)
+
+
+def test_a_tokenizer_of_whole_words_is_read_as_it_was_written(tmp_path):
+    """With a model of type "qwen2", whose own tokenizer splits texts in another way."""
+    words = Tokenizer(
+        models.WordLevel({"<pad>": 0, "<eos>": 1, "<unk>": 2, "twenty-one": 3}, "<unk>")
+    )
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    marks = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    written = PreTrainedTokenizerFast(tokenizer_object=words, **marks)
+    save_checkpoint(qwen(written), written, tmp_path / "words")
+    _, read = from_folder(tmp_path / "words")
+    assert read("twenty-one x twenty-one")["input_ids"] == [3, 2, 3]
+    assert (read.eos_token_id, read.pad_token_id) == (1, 0)
 
 
 def test_the_tensor_of_one_expert_is_named(mini, tmp_path):

@@ -100,15 +100,15 @@ def test_similarity_is_the_share_of_runs_of_five():
 
 
 def test_a_row_says_what_a_problem_is_and_closes_what_the_prompt_opened():
-    problem = Problem("a", 0, "q", "2", {"level": 3, "terms": [1]}, columns={"question": "x"},
+    columns = {"question": "x", "dropped": "y", "chosen": "z"}
+    problem = Problem("a", 0, "q", "2", {"level": 3, "terms": [1]}, columns=columns,
                       messages=(("system", "s"), ("user", "q")))  # fmt: skip
     one = sample(problem, "t</think><answer>2</answer>", "q<think>\n")
     row = row_of(one, 2.0, {"accuracy": 1.0, "format": 1.0})
     assert row["completion"] == "<think>t</think><answer>2</answer>"
     assert row["prompt"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
     assert (row["level"], row["accuracy"], row["reward"]) == (3, 1.0, 2.0)
-    assert "terms" not in row
-    assert "question" not in row  # one prompt a row
+    assert {"terms", *columns}.isdisjoint(row)
 
 
 def test_a_file_of_rows_is_cut_where_a_crash_has_torn_it(tmp_path):

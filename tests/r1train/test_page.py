@@ -1,0 +1,158 @@
+"""The page of a run: what it says, that it needs nothing else, and that a phone can show it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from r1train.cli import main
+from r1train.config.schema import ConfigError
+from r1train.report.page import write_report
+from r1train.report.records import study
+
+HOSTILE = "<script>alert(1)</script></pre><img src=x onerror=alert(1)>\x1b[2J" + "w" * 5000
+BROWSERS = [path for name in ("chromium", "google-chrome") if (path := shutil.which(name))]
+
+
+def written(folder: Path, seed: int) -> None:
+    """The records of a run of three stages, the last of which has begun."""
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(f"seed = {seed}\n")
+    stages = [("base", "sft"), ("zero", "rl"), ("keep", "rejection"), ("late", "rl")]
+    plan = [{"name": name, "inputs": {"kind": kind}} for name, kind in stages]
+    (folder / "plan.json").write_text(json.dumps(plan))
+    for name, _ in stages[:3]:
+        (folder / name).mkdir()
+        (folder / name / "artifact.json").write_text(json.dumps({"seconds": 61.0 + seed}))
+    figures = {"eval/pass@1": 0.25, "eval/cons@4": 0.5, "eval/format": 0.9, "eval/mean_length": 9.5}
+    for name, loss in (("base", "loss"), ("zero", "rewards/accuracy")):
+        lines = [{"step": step, "stage": name, loss: 1 / step} for step in range(1, 9)]
+        lines.append({"step": 8, "stage": name, **figures, "eval/pass@1_ci": [0.1, 0.4]})
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / name / "metrics.jsonl").write_text(text + '{"torn')
+        samples = [
+            {"step": 8, "stage": name, "question": "What is 1 + 1?", "reference": "2",
+             "completion": said, "finished": False, "rewards": {"accuracy": 1.0, "none": None}}
+            for said in (HOSTILE,)
+        ]  # fmt: skip
+        text = "".join(json.dumps(line) + "\n" for line in samples)
+        (folder / name / "samples.jsonl").write_text(text)
+    table = {"prompts": 64, "dropped": {"accuracy": 12}, "accuracy": 0.81}
+    (folder / "keep" / "table.json").write_text(json.dumps(table))
+    (folder / "summary.json").write_text(json.dumps({"seconds": 200.0, "warnings": ["a <b> c"]}))
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    """The folder of two seeds with a finding, and its page."""
+    folder = tmp_path_factory.mktemp("study") / "r1-mini"
+    for seed in (0, 1):
+        written(folder / f"seed-{seed}", seed)
+    (folder / "config.toml").write_text("seeds = [0, 1]\n")
+    finding = {
+        "title": "It learns & lasts", "paper": "15.6 → 77.9", "left": "zero: pass@1",
+        "right": "base: pass@1", "scale": "share", "values": [[0.9, 0.2], [0.8, 0.2]],
+        "difference": 0.65, "interval": [0.1, 1.2], "verdict": "reproduced",
+    }  # fmt: skip
+    summary = {"seconds": 3700.0, "findings": [finding]}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    files = write_report([folder], folder / "report.html")
+    return folder, files, (folder / "report.html").read_text()
+
+
+def test_the_page_says_what_the_records_say(seeds):
+    _, _, page = seeds
+    for text in (
+        "2 seeds", "1 h 01 min", "It learns &amp; lasts", "reproduced", "+65.0 %", "15.6 → 77.9",
+        "25.0 %", "cons@4", "What is 1 + 1?", "accuracy 1", "none –", "cut off", "81.0 %",
+        "dropped/accuracy", "1 min 02 s", "a &lt;b&gt; c", "seeds = [0, 1]",
+    ):  # fmt: skip
+        assert text in page, text
+    assert "<strong>keep</strong>" not in page  # it has no held-out figures
+    assert "4 stages" not in page  # the last has not begun
+
+
+def test_hostile_text_stays_text(seeds):
+    _, _, page = seeds
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "\x1b" not in page
+    assert "w" * 2000 not in page
+
+
+def test_the_page_needs_nothing_else(seeds):
+    _, _, page = seeds
+    assert re.findall(r'(?:src|href)="(?!#)([^"]*)"', page) == []
+    assert not re.search(r"url\((?!#)", page)
+    namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"https?://[^\"'<> ]+", page)) <= namespaces
+
+
+def test_figures_are_there_as_png(seeds):
+    _, files, page = seeds
+    names = [path.name for path in files]
+    assert names == ["report.html", "heldout.png", "stage-base.png", "stage-zero.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files[1:])
+    assert page.count("<svg") == 3
+
+
+def test_several_runs_are_on_one_page(tmp_path, seeds):
+    written(tmp_path / "one", 0)
+    files = write_report([tmp_path / "one", seeds[0]], tmp_path / "both.html")
+    page = (tmp_path / "both.html").read_text()
+    assert page.count("<h1>") == 2
+    assert "one-heldout.png" in [path.name for path in files]
+
+
+def test_a_run_that_has_just_begun_has_a_page(tmp_path):
+    (tmp_path / "config.toml").write_text("seed = 0\n")
+    (tmp_path / "plan.json").write_text("[]")
+    assert write_report([tmp_path], tmp_path / "report.html") == [tmp_path / "report.html"]
+
+
+def test_a_folder_of_no_run_is_refused(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="is no run folder"):
+        study(tmp_path)
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not BROWSERS, reason="needs a browser: install chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_it_without_scrolling_sideways(seeds, tmp_path, width):
+    """In a frame of that width: the page is no wider, and its text is of a size to be read."""
+    frame = f"""<iframe width="{width}" height="800" src="{seeds[0] / "report.html"}"></iframe>
+    <script>document.querySelector("iframe").onload = (event) => {{
+      const page = event.target.contentDocument;
+      const size = getComputedStyle(page.querySelector("pre")).fontSize;
+      const drawn = page.querySelector("svg").getBoundingClientRect().width;
+      const sections = page.querySelectorAll("section").length;
+      document.title = [page.documentElement.scrollWidth, sections, size, drawn].join(" ");
+    }};</script>"""
+    path = tmp_path / "frame.html"
+    path.write_text(frame)
+    command = [
+        *(
+            BROWSERS[0],
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--allow-file-access-from-files",
+        ),
+        *(f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=5000", "--dump-dom"),
+        path.as_uri(),
+    ]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.search(r"<title>([\d.]+) (\d+) ([\d.]+)px ([\d.]+)</title>", shown)
+    assert found is not None, shown[-500:]
+    widest, sections, size, drawn = map(float, found.groups())
+    assert widest <= width
+    assert sections == 7
+    assert size >= 12
+    assert drawn > 300

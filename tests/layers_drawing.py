@@ -26,6 +26,7 @@ ABOUT = {
     },
     "r1train": {
         "cli": ("the commands", USES),
+        "plan": ("memory, time and cost before a run", USES),
         "suite": ("published benchmarks, asked and scored", USES),
         "run": ("a run: folder, checkpoints, stages in turn", USES),
         "stages": ("what a recipe is made of", USES),

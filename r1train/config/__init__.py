@@ -3,12 +3,15 @@
 from r1train.config.distill import DistillConfig
 from r1train.config.evaluation import EvalConfig
 from r1train.config.grpo import GRPOConfig, LossType
+from r1train.config.judgements import JudgeConfig, PreferenceRewardConfig, SafetyRewardConfig
 from r1train.config.model import ModelConfig
 from r1train.config.optim import Schedule
+from r1train.config.planning import PlanConfig
 from r1train.config.process_reward import ProcessRewardConfig
+from r1train.config.reference import ReferenceConfig
 from r1train.config.rejection import RejectionConfig
 from r1train.config.reward_model import PreferencesConfig, RewardModelConfig
-from r1train.config.rewards import RewardConfig
+from r1train.config.rewards import RepetitionConfig, RewardConfig
 from r1train.config.rollout import RolloutConfig
 from r1train.config.sample import SampleConfig
 from r1train.config.search import SearchConfig
@@ -26,15 +29,21 @@ __all__ = [
     "DistillConfig",
     "EvalConfig",
     "GRPOConfig",
+    "JudgeConfig",
     "LossType",
     "ModelConfig",
+    "PlanConfig",
+    "PreferenceRewardConfig",
     "PreferencesConfig",
     "ProcessRewardConfig",
+    "ReferenceConfig",
     "RejectionConfig",
+    "RepetitionConfig",
     "RewardConfig",
     "RewardModelConfig",
     "RolloutConfig",
     "SFTConfig",
+    "SafetyRewardConfig",
     "SampleConfig",
     "Schedule",
     "SearchConfig",

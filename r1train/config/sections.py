@@ -15,7 +15,9 @@ from r1train.config.evaluation import EvalConfig
 from r1train.config.findings import FindingConfig
 from r1train.config.grpo import GRPOConfig
 from r1train.config.model import ModelConfig
+from r1train.config.planning import PlanConfig
 from r1train.config.process_reward import ProcessRewardConfig
+from r1train.config.reference import ReferenceConfig
 from r1train.config.rejection import RejectionConfig
 from r1train.config.reward_model import RewardModelConfig
 from r1train.config.rewards import RewardConfig
@@ -100,6 +102,8 @@ class Config(Section):
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     steps: StepsConfig = field(default_factory=StepsConfig)
     process_reward: ProcessRewardConfig = field(default_factory=ProcessRewardConfig)
     search: SearchConfig = field(default_factory=SearchConfig)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,10 +26,19 @@ from r1kernels.hf import (
 from r1kernels.hf.fp8.layers import computes_in_fp8
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
+from r1train.data.tasks import TASKS
 from r1train.model.folder import from_folder, stored_in_fp8
 from r1train.model.limits import check_tokenizer
 from r1train.model.lora import add_lora
-from r1train.model.presets import PRESETS, SMOLLM2_FILE, deepseek_v3_mini, smollm2_folder
+from r1train.model.presets import (
+    MADE,
+    PRESETS,
+    SMOLLM2_FILE,
+    make,
+    mini_tokenizer,
+    smollm2_folder,
+    word_tokenizer,
+)
 from r1train.model.products import patch_linear
 from r1train.model.scoring import causal_shell
 
@@ -64,6 +74,12 @@ def load_model(
     choice, dtype, stored = config.model, getattr(torch, config.dtype), False
     if choice.path is not None:
         folder = Path(choice.path)
+        if not folder.is_dir() and config.reference.base is not None:
+            base = config.reference.base
+            raise ConfigError(
+                f"model.path = {choice.path!r}: no such folder; {config.name} is made for {base}: "
+                f"hf download {base} --local-dir {choice.path}, or give another model.path"
+            )
         stored = choice.gguf_file is None and stored_in_fp8(folder)
         if stored and config.precision != "fp8":
             raise ConfigError(
@@ -79,8 +95,9 @@ def load_model(
             register_fp8()
         loaded = dtype if stored else torch.float32
         model, tokenizer = from_folder(folder, choice.gguf_file, loaded)
-    elif choice.preset == "deepseek-v3-mini":
-        model, tokenizer = deepseek_v3_mini(texts, config.seed)
+    elif choice.preset in MADE:
+        tokenizer = made_tokenizer(config, texts)
+        model = make(choice.preset, tokenizer, config.seed)
     elif choice.preset == "smollm2":
         model, tokenizer = from_folder(smollm2_folder(), SMOLLM2_FILE)
     else:
@@ -138,6 +155,14 @@ def _patch_rest(model: PreTrainedModel, config: Config) -> None:
         patch_elementwise(model)
     patch_linear(model)
     patch(model.eval())
+
+
+def made_tokenizer(config: Config, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """What `model.tokenizer` says, learned from the prompts; words also from the tasks."""
+    if config.model.tokenizer == "bytes":
+        return mini_tokenizer(texts)
+    own = [TASKS[one.name].words for one in config.task.datasets if one.name in TASKS]
+    return word_tokenizer(chain(*own, texts))
 
 
 def _into_fp8(model: PreTrainedModel, config: Config) -> None:

@@ -25,7 +25,9 @@ from typing import Any
 from r1train.sandbox.limits import Limits, SandboxError
 from r1train.sandbox.seccomp import compiler_filter, program_filter
 
-JAIL = Path(__file__).parent / "inside" / "jail.py"
+_INSIDE = Path(__file__).parent / "inside"
+JAILS = (_INSIDE / "jail.py", _INSIDE / "bubblewrap.py")
+"""What can make a box, in the order in which they are tried (`isolation.py`)."""
 STANDARD_ERROR_KEPT = 2000  # bytes of its end
 ENVIRONMENT = {
     "HOME": "/tmp",
@@ -57,8 +59,8 @@ class Box:
     """Folders inside `folders` that are empty for it."""
     processes: bool = False
     """It may start others, as a compiler does."""
-    artifact: str | None = None
-    """A file to bring back, by its path."""
+    jail: Path | None = None
+    """What makes it, of `JAILS` (unset: what `prefer` was told, which is the first at first)."""
     filtered: bool = True
     """Under a seccomp filter, where this machine has them; namespaces and limits hold without."""
 
@@ -81,7 +83,6 @@ class Box:
             "scratch": limits.scratch_mb << 20,
             "stack": min(_STACK_BYTES, limits.memory_mb << 18),
             "processes": limits.threads + 3,  # with the box's own, where they have the same user
-            "artifact": self.artifact,
             "parent": os.getpid(),
         }
 
@@ -99,7 +100,14 @@ class Outcome:
     timed_out: bool = False
     overflowed: bool = False
     """It wrote more than it may."""
-    artifact: bytes | None = None
+
+
+_preferred = [JAILS[0]]
+
+
+def prefer(jail: Path) -> None:
+    """From here on boxes are made by it: the one that was found to work on this machine."""
+    _preferred[:] = [jail]
 
 
 def run_box(box: Box, given: bytes = b"") -> Outcome:
@@ -138,7 +146,13 @@ class _Jail:
         with inside:
             try:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(JAIL), str(inside.fileno())],
+                    [
+                        sys.executable,
+                        "-I",
+                        "-S",
+                        str(box.jail or _preferred[0]),
+                        str(inside.fileno()),
+                    ],
                     stdin=stdin,
                     stdout=stdout,
                     stderr=subprocess.PIPE,
@@ -237,7 +251,8 @@ class _Jail:
         """Why the box could not be made; None where it was."""
         reports = self.reports()
         if "failed" in reports:
-            return str(reports["failed"])
+            said = self.received["stderr"].decode(errors="replace").strip()
+            return f"{reports['failed']}{said and ': '}{said}"
         if not reports and not self.ended_here:
             return f"its process failed: {self.received['stderr'].decode(errors='replace')}"
         return None
@@ -248,7 +263,6 @@ class _Jail:
             raise SandboxError(failure)
         reports = self.reports()
         code = reports.get("code", -signal.SIGKILL)
-        artifact = reports.get("artifact")
         return Outcome(
             code=None if self.ended_here or "timeout" in reports else code,
             output=bytes(self.received["stdout"]),
@@ -256,7 +270,6 @@ class _Jail:
             cpu_seconds=reports.get("cpu", 0.0),
             timed_out=self.ended_here == "time" or "timeout" in reports,
             overflowed=self.ended_here == "output",
-            artifact=None if artifact is None else base64.b64decode(artifact),
         )
 
 

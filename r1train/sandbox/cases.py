@@ -29,6 +29,8 @@ class StdioCase:
 
     input: str
     output: str
+    usual: bool = False
+    """LiveCodeBench's: a Python program finds its imports done (`inside/start.py`)."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _livecodebench(row: Mapping[str, Any]) -> tuple[Case, ...] | None:
             if not isinstance(given, str) or not isinstance(right, str):
                 raise ValueError(f"{name}: expected input and output, which are texts")
             if test.get("testtype") != "functional":
-                cases.append(StdioCase(given, right))
+                cases.append(StdioCase(given, right, usual=True))
             elif function:
                 cases.append(_call(function, given, right))
             else:

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from r1train.sandbox.box import Box, Outcome, run_box, run_linked
 from r1train.sandbox.cases import CallCase, Case, CheckCase, StdioCase
 from r1train.sandbox.compare import same_output
-from r1train.sandbox.inside.wire import line_of, packed, unpacked
+from r1train.sandbox.inside.wire import line_of, packed
 from r1train.sandbox.languages import compile_cpp, cpp_box, python_box
 from r1train.sandbox.limits import Language, Limits, Result
 
 MOST_TIMEOUTS = 4  # of a program, after which the rest of its tests is not run
 _INSIDE = Path(__file__).parent / "inside"
+_BESIDE = ("start.py", "wire.py")  # what the files of `inside` import
 _SHOWN = 500  # characters of a message
 
 
@@ -44,20 +44,19 @@ def run_tests(
     require_testable(language, tests)
     limits = limits or Limits()
     source = program.encode("utf-8", errors="replace")
+    binary = None
     if language == "cpp":
         compiled = compile_cpp(source)
-        if compiled.artifact is None or compiled.code != 0:
+        if compiled.code != 0 or not compiled.output:
             return [Result("not compiled", _end(compiled), compiled.cpu_seconds)] * len(tests)
-        box_of: Callable[[], Box] = partial(cpp_box, compiled.artifact, limits)
-    else:
-        box_of = partial(python_box, {"program.py": source}, limits)
+        binary = compiled.output
     results: list[Result] = []
     timeouts = 0
     for test in tests:
         failed = bool(results) and not results[-1].passed
         if (failed and not all_tests) or timeouts == MOST_TIMEOUTS:
             break
-        results.append(_run(test, box_of, source, limits))
+        results.append(_run(test, binary, source, limits))
         timeouts += results[-1].status == "timeout"
     return results + [Result("not run")] * (len(tests) - len(results))
 
@@ -68,14 +67,19 @@ def require_testable(language: Language, tests: Sequence[Case]) -> None:
         raise ValueError("C++ is tested by standard input and output alone")
 
 
-def _run(test: Case, box_of: Callable[[], Box], source: bytes, limits: Limits) -> Result:
-    if isinstance(test, StdioCase):
-        return _standard_streams(test, box_of(), limits)
-    callee = _python({"program.py": source}, "call.py", limits)
-    return _call(test, callee) if isinstance(test, CallCase) else _check(test, callee)
+def _run(test: Case, compiled: bytes | None, source: bytes, limits: Limits) -> Result:
+    files = {"program.py": source}
+    if isinstance(test, CheckCase):
+        return _check(test, _python(files, "call.py", limits))
+    if isinstance(test, CallCase):
+        return _call(test, _python(files, "call.py", limits))
+    if compiled is not None:
+        return _standard_streams(test, cpp_box(compiled, limits))
+    main = _python(files, "start.py", limits) if test.usual else python_box(files, limits)
+    return _standard_streams(test, main)
 
 
-def _standard_streams(test: StdioCase, box: Box, limits: Limits) -> Result:
+def _standard_streams(test: StdioCase, box: Box) -> Result:
     outcome = run_box(box, test.input.encode())
     if (failed := _failed(outcome, box)) is not None:
         return failed
@@ -94,11 +98,11 @@ def _call(test: CallCase, box: Box) -> Result:
             return Result(
                 "error", ": ".join(map(str, reply["error"]))[:_SHOWN], outcome.cpu_seconds
             )
-        value = _as_json(unpacked(reply["value"]))
+        value = _as_json(reply["value"])
+        passed = any(value == right for right in test.accepted)
+        return _compared(passed, repr(value), repr(test.accepted[0]), outcome)
     except (ValueError, TypeError, KeyError, RecursionError):  # not written by `call.py`
         return Result("wrong", "its reply is not of its function", outcome.cpu_seconds)
-    passed = any(value == right for right in test.accepted)
-    return _compared(passed, repr(value), repr(test.accepted[0]), outcome)
 
 
 def _check(test: CheckCase, callee: Box) -> Result:
@@ -117,7 +121,7 @@ def _check(test: CheckCase, callee: Box) -> Result:
 
 
 def _python(files: dict[str, bytes], main: str, limits: Limits, *arguments: str) -> Box:
-    own = {name: (_INSIDE / name).read_bytes() for name in (main, "wire.py")}
+    own = {name: (_INSIDE / name).read_bytes() for name in (main, *_BESIDE)}
     return python_box(files | own, limits, main, *arguments)
 
 
@@ -125,7 +129,7 @@ def _failed(outcome: Outcome, box: Box) -> Result | None:
     """What ended a program before it could be right; None where nothing did."""
     cpu, limit = outcome.cpu_seconds, box.limits.cpu_seconds
     if outcome.timed_out or outcome.code == -signal.SIGXCPU or cpu > limit:
-        return Result("timeout", f"{cpu:.1f} s of processor time", cpu)
+        return Result("timeout", f"its time was up, after {cpu:.1f} s of processor time", cpu)
     if outcome.overflowed:
         return Result("output", f"more than {box.limits.output_bytes} bytes of output", cpu)
     return Result("error", _end(outcome), cpu) if outcome.code != 0 else None
@@ -140,12 +144,21 @@ def _compared(same: bool, output: str, expected: str, outcome: Outcome) -> Resul
 
 
 def _as_json(value: Any) -> Any:
-    """Tuples are lists there."""
-    if isinstance(value, list | tuple):
+    """What was packed (`inside/wire.py`), as JSON would have it: tuples are lists, keys are texts.
+
+    It may be forged, and is read in the trainer: nothing is made of it but lists and texts, so that
+    its size is that of what was read, and no table of it can be slow.
+    """
+    if isinstance(value, list):
         return [_as_json(item) for item in value]
-    if isinstance(value, dict):  # JSON's keys are texts
-        return {key if isinstance(key, str) else str(key): _as_json(value[key]) for key in value}
-    return value
+    if not isinstance(value, dict):
+        return value
+    ((name, items),) = value.items()
+    if name == "tuple" and isinstance(items, list):
+        return _as_json(items)
+    if name == "dict" and isinstance(items, list):
+        return {str(key): _as_json(item) for key, item in items}
+    raise ValueError(f"a {name} is not JSON's")
 
 
 def _end(outcome: Outcome) -> str:

@@ -16,7 +16,7 @@ from r1train.sandbox.limits import Limits
 LIBRARIES = ("/lib", "/lib32", "/lib64", "/libx32", "/usr/lib", "/usr/lib32", "/usr/lib64")
 LINKER_CACHE = "/etc/ld.so.cache"
 SYSTEM = ("/usr", "/bin", "/etc/alternatives")
-COMPILER = Limits(cpu_seconds=30, memory_mb=3072, output_bytes=1 << 20, scratch_mb=128)
+COMPILER = Limits(cpu_seconds=30, memory_mb=3072, output_bytes=32 << 20, scratch_mb=128)
 
 
 def python_box(
@@ -24,8 +24,9 @@ def python_box(
 ) -> Box:
     """Runs a file of /box with this interpreter and its standard library alone."""
     interpreter = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    prefix = Path(sys.base_prefix)
-    folders, links = _visible((*LIBRARIES, LINKER_CACHE, interpreter, str(prefix / "lib")))
+    prefixes = (Path(interpreter).parents[1], Path(sys.base_prefix).resolve())
+    own = (str(prefix / name) for prefix in prefixes for name in ("lib", "lib64"))
+    folders, links = _visible((*LIBRARIES, LINKER_CACHE, interpreter, *own))
     return Box(
         argv=(interpreter, "-s", "-P", "-B", f"/box/{main}", *arguments),
         folders=folders,
@@ -43,20 +44,19 @@ def cpp_box(binary: bytes, limits: Limits) -> Box:
 
 
 def compile_cpp(program: bytes) -> Outcome:
-    """The compiler's end; the program, where there is one, is its artifact."""
+    """The compiler's end; what it made, if its status is 0, is its output."""
     compiler = os.path.realpath(compiler_path() or "/usr/bin/g++")
     own = str(Path(compiler).parents[1])
     folders, links = _visible((*LIBRARIES, *SYSTEM, LINKER_CACHE, own))
-    out = "/tmp/program"
+    script = '"$0" -std=gnu++17 -O2 -w -o /tmp/program /box/program.cpp >&2 && cat /tmp/program'
     return run_box(
         Box(
-            argv=(compiler, "-std=gnu++17", "-O2", "-w", "-o", out, "/box/program.cpp"),
+            argv=("/bin/sh", "-c", script, compiler),
             folders=folders,
             links=links,
             files={"program.cpp": program},
             limits=COMPILER,
             processes=True,
-            artifact=out,
         )
     )
 

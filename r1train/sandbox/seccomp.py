@@ -25,7 +25,7 @@ from r1train.sandbox.syscalls import (
 )
 
 _AUDIT_ARCH = (0xC000003E, 0xC00000B7)
-_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _AND, _JUMP_EQUAL, _JUMP_AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
@@ -36,17 +36,19 @@ class Condition:
     """What the lower 32 bits of an argument must be for a call to be allowed."""
 
     argument: int
-    rule: Literal["one of", "some of", "none of"]
+    rule: Literal["one of", "masked"]
     values: tuple[int, ...]
-    """Accepted values ("one of"), or one mask of bits of which some or none must be set."""
+    """Accepted values ("one of"); or a mask, and what its bits must be ("masked")."""
 
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CLONE_THREAD, _CLONE_NEW = 0x10000, 0x7E020080  # all namespaces, time's too
 _READING = {
-    "open": Condition(1, "none of", (_WRITING,)),
-    "openat": Condition(2, "none of", (_WRITING,)),
+    "open": Condition(1, "masked", (_WRITING, 0)),
+    "openat": Condition(2, "masked", (_WRITING, 0)),
 }
+_THREADS = Condition(0, "masked", (_CLONE_THREAD | _CLONE_NEW, _CLONE_THREAD))
+_PROCESSES = Condition(0, "masked", (_CLONE_NEW, 0))
 _OWN_FILES = {
     "prlimit64": Condition(0, "one of", (0,)),  # of itself
     "prctl": Condition(0, "one of", (15, 16, 0x53564D41)),  # PR_SET_NAME, PR_GET_NAME, PR_SET_VMA
@@ -67,13 +69,13 @@ def verifier_filter() -> bytes:
 @cache
 def program_filter() -> bytes:
     """To compute, with threads, and files in a root that mounts protect: no process, no socket."""
-    return assemble(PROGRAM, _OWN_FILES | {"clone": Condition(0, "some of", (_CLONE_THREAD,))})
+    return assemble(PROGRAM, _OWN_FILES | {"clone": _THREADS})
 
 
 @cache
 def compiler_filter() -> bytes:
     """As a program, with processes, but in no new namespace."""
-    return assemble(PROCESSES, _OWN_FILES | {"clone": Condition(0, "none of", (_CLONE_NEW,))})
+    return assemble(PROCESSES, _OWN_FILES | {"clone": _PROCESSES})
 
 
 def assemble(allowed: Iterable[str], conditions: Mapping[str, Condition]) -> bytes:
@@ -107,16 +109,14 @@ def _test(condition: Condition) -> list[bytes]:
     """Instructions that end the filter, one way or the other."""
     load = _instruction(_LOAD, _ARGUMENTS + 8 * condition.argument)
     allow, refuse = _instruction(_RETURN, _ALLOW), _refuse(errno.EPERM)
-    if condition.rule == "one of":
-        last = len(condition.values)
-        jumps = [
-            _instruction(_JUMP_EQUAL, value, last - place)
-            for place, value in enumerate(condition.values)
-        ]
-        return [load, *jumps, refuse, allow]
-    (mask,) = condition.values
-    set_, unset = (allow, refuse) if condition.rule == "some of" else (refuse, allow)
-    return [load, _instruction(_JUMP_SET, mask, 0, 1), set_, unset]
+    masks: list[bytes] = []
+    values = list(condition.values)
+    if condition.rule == "masked":
+        masks = [_instruction(_AND, values.pop(0))]
+    jumps = [
+        _instruction(_JUMP_EQUAL, value, len(values) - place) for place, value in enumerate(values)
+    ]
+    return [load, *masks, *jumps, refuse, allow]
 
 
 def _instruction(code: int, operand: int, if_true: int = 0, if_false: int = 0) -> bytes:

@@ -37,7 +37,7 @@ def statuses(program, tests, language="python", **options):
             {"input_output": {"inputs": [[[1], 2]], "outputs": [[3]], "fn_name": "f"}},
             (CallCase("f", ([1], 2), ([3], 3)),),
         ),
-        ({"public_test_cases": json.dumps(LCB)}, (StdioCase("1 2", "3"),)),
+        ({"public_test_cases": json.dumps(LCB)}, (StdioCase("1 2", "3", True),)),
         (
             {
                 "public_test_cases": json.dumps(FUNCTIONAL),
@@ -46,7 +46,7 @@ def statuses(program, tests, language="python", **options):
                 ).decode(),
                 "metadata": '{"func_name": "add"}',
             },
-            (CallCase("add", ([1, 2], 3), ([1, 2, 3],)), StdioCase("1 2", "3")),
+            (CallCase("add", ([1, 2], 3), ([1, 2, 3],)), StdioCase("1 2", "3", True)),
         ),
         (
             {"test": "def check(c): ...", "entry_point": "f", "prompt": "def f():\n  '''?'''\n"},
@@ -163,6 +163,13 @@ def test_programs_are_run_until_one_test_is_not_passed():
 
 
 @boxed
+def test_livecodebench_s_imports_are_there_for_its_tests():
+    program = "def f(n: List[int]): return f(n - 1) if n else gcd(6, 9)\nprint(f(3000), __name__)"
+    assert statuses(program, [StdioCase("", "3 __main__", usual=True)]) == ["passed"]
+    assert statuses(program, [StdioCase("", "3 __main__")]) == ["error"]
+
+
+@boxed
 def test_each_end_of_a_program_has_its_status():
     one = SUMS[:1]
     assert statuses("print(", one) == ["error"]
@@ -211,6 +218,11 @@ def test_cpp_is_compiled_once_and_run(monkeypatch):
         ("import os\nos.write(1, b'{\"value\": [1]}')\nos._exit(0)", "wrong"),
         ("import os\nos.write(1, b'[' * 50000)\nos._exit(0)", "wrong"),
         ("import os\nos._exit(0)", "wrong"),
+        ('import os\nos.write(1, b\'{"value": {"bytes": 99999999999}}\')\nos._exit(0)', "wrong"),
+        ('import os\nos.write(1, b\'{"value": {"tuple": 9}}\')\nos._exit(0)', "wrong"),
+        ("import os\nos.write(1, b'{\"value\": ' + b'[' * 900 + b']' * 900)", "error"),
+        ("def f(a, b):\n  for _ in range(600): a = [a]\n  return a", "wrong"),
+        ("def f(a, b): return {1, 2, 3}", "wrong"),
     ],
 )
 def test_functions_are_called(program, status):

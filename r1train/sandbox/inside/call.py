@@ -12,32 +12,10 @@ import types
 from typing import Any
 
 sys.path.insert(0, "/box")
-from wire import line_of, packed, unpacked, without_limits  # type: ignore[import-not-found]
+from start import run  # type: ignore[import-not-found]
+from wire import line_of, packed, unpacked  # type: ignore[import-not-found]
 
 sys.path.remove("/box")
-
-USUAL = """
-from string import *
-from re import *
-from datetime import *
-from collections import *
-from heapq import *
-from bisect import *
-from copy import *
-from math import *
-from random import *
-from statistics import *
-from itertools import *
-from functools import *
-from operator import *
-from io import *
-from json import *
-from builtins import *
-from typing import *
-import string, re, datetime, collections, heapq, bisect, copy, math, random
-import statistics, itertools, functools, operator, io, sys, json
-"""
-"""What LiveCodeBench imports before a program: solutions write List[int] without importing it."""
 
 
 def main() -> None:
@@ -46,14 +24,9 @@ def main() -> None:
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
-    without_limits()
-    module = types.ModuleType("program")
-    sys.modules["program"] = module
-    exec(USUAL, module.__dict__)
-    with open("/box/program.py", encoding="utf-8") as file:
-        source = file.read()
     with contextlib.suppress(SystemExit):
-        exec(compile(source, "/box/program.py", "exec"), module.__dict__)
+        run("program")
+    module = sys.modules["program"]
     for line in calls:
         replies.write(line_of(answer(module, json.loads(line))))
         replies.flush()

@@ -21,7 +21,6 @@ import json
 import os
 import resource
 import signal
-import stat
 import sys
 import time
 from collections.abc import Callable
@@ -29,7 +28,6 @@ from typing import Any
 
 Spec = dict[str, Any]  # what `Box.spec` says
 LIBC = ctypes.CDLL(None, use_errno=True)
-LARGEST_ARTIFACT = 32 << 20  # bytes
 CONTROL = 3  # the descriptor by which the box is asked for, and what became of it is told
 USER = 1  # in the box; outside it is nobody's, or that of an ordinary user
 ROOT = "/tmp"  # where the root is put together, in a namespace of its own
@@ -49,7 +47,9 @@ READ_ONLY, NO_SUID, NO_DEVICES, NO_PROGRAMS = 1, 2, 4, 8  # MOUNT_ATTR_*
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 OPEN_TREE_CLONE, O_CLOEXEC, MOVE_FROM_DESCRIPTOR, MNT_DETACH = 1, 0o2000000, 4, 2
 OPEN_TREE, MOVE_MOUNT, MOUNT_SETATTR = 428, 429, 442  # alike on all architectures
-PIVOT_ROOT, CAPSET = {"x86_64": (155, 126), "aarch64": (41, 91)}.get(os.uname().machine, (-1, -1))
+PIVOT_ROOT, CAPSET, KEYCTL = {"x86_64": (155, 126, 250), "aarch64": (41, 91, 219)}.get(
+    os.uname().machine, (-1, -1, -1)
+)
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 4, 38, 22
 PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_CAP_AMBIENT = 24, 28, 47
 SECURE = 0x2F  # no privileges for user 0, none kept over a change of user, none ambient; locked
@@ -60,12 +60,13 @@ class Failed(Exception):
     """The box cannot be made; the text says which step failed, and why."""
 
 
-def main() -> None:
+def main(step: Callable[[Spec], None]) -> None:
+    """Takes a spec from the descriptor that the command line names, and does what it asks for."""
     os.dup2(int(sys.argv[1]), CONTROL, inheritable=False)
     os.closerange(CONTROL + 1, 1024)
     with open(CONTROL, closefd=False) as file:
         spec = json.load(file)
-    guarded(monitor, spec)
+    guarded(step, spec)
 
 
 def guarded(step: Callable[[Spec], None], spec: Spec) -> None:
@@ -84,8 +85,9 @@ def monitor(spec: Spec) -> None:
     die_with_parent()
     if os.getppid() != spec["parent"]:
         raise Failed("the process that asked for the box is gone")
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # of all processes, the first to go where memory is short
+    with contextlib.suppress(OSError):  # of all processes, the first to go where memory is short
+        write("/proc/self/oom_score_adj", "1000")
+    LIBC.syscall(KEYCTL, 1, None)  # KEYCTL_JOIN_SESSION_KEYRING: not that of the trainer
     unshared, mapped = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
@@ -125,7 +127,8 @@ def map_user(child: int, user: int, group: int) -> None:
         choices = [(f"{USER} {user} 1\n", f"{USER} {group} 1\n")]
     else:
         own = os.getpid()
-        strangers = (0x70000000 + own, 65534 - own % 4096)  # the latter in a container's range
+        # Neither root's nor systemd's ranges have the first; a container's may not have it either.
+        strangers = (0x70000000 + own, 65534 - own % 4096)
         choices = [(f"0 0 1\n{USER} {one} 1\n",) * 2 for one in strangers]
     for users, groups in choices:
         try:
@@ -156,10 +159,7 @@ def init(spec: Spec) -> None:
     if child == 0:
         guarded(program, spec)
     leave_pipes()
-    outcome = wait_for(child, deadline)
-    if spec["artifact"]:
-        outcome["artifact"] = artifact(spec["artifact"], LARGEST_ARTIFACT)
-    report(outcome)
+    report(wait_for(child, deadline))
 
 
 def wait_for(child: int, deadline: float) -> dict[str, Any]:
@@ -181,37 +181,10 @@ def account(code: int, usage: resource.struct_rusage) -> dict[str, Any]:
     }
 
 
-def artifact(path: str, most: int) -> str | None:
-    """A file that the program left, as base64; None for anything but a file of that size."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_size > most:
-        return None
-    with open(descriptor, "rb") as file:
-        return base64.b64encode(file.read(most)).decode()
-
-
 def program(spec: Spec) -> None:
     os.setsid()
-    limits = (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_CPU, spec["cpu"]),
-        (resource.RLIMIT_AS, spec["memory"]),
-        (resource.RLIMIT_FSIZE, spec["file"]),
-        (resource.RLIMIT_NOFILE, 64),
-        (resource.RLIMIT_MEMLOCK, 0),
-        (resource.RLIMIT_MSGQUEUE, 0),
-        (resource.RLIMIT_STACK, spec["stack"]),
-        (resource.RLIMIT_NPROC, spec["processes"]),
-    )
-    for which, value in limits:
-        hard = resource.getrlimit(which)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        more = 1 if which == resource.RLIMIT_CPU else 0  # SIGXCPU, and SIGKILL a second later
-        resource.setrlimit(which, (value, value + more))
+    set_limits(spec)
+    resource.setrlimit(resource.RLIMIT_NPROC, (spec["processes"],) * 2)
     drop_privileges()
     os.chdir("/tmp")
     for which in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
@@ -224,6 +197,24 @@ def program(spec: Spec) -> None:
         os.execve(spec["argv"][0], spec["argv"], spec["environment"])
     except OSError as error:
         raise Failed(f"{spec['argv'][0]}: {error.strerror}") from None
+
+
+def set_limits(spec: Spec) -> None:
+    limits = (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CPU, spec["cpu"]),
+        (resource.RLIMIT_AS, spec["memory"]),
+        (resource.RLIMIT_FSIZE, spec["file"]),
+        (resource.RLIMIT_NOFILE, 64),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_STACK, spec["stack"]),
+    )
+    for which, value in limits:
+        hard = resource.getrlimit(which)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        more = 1 if which == resource.RLIMIT_CPU else 0  # SIGXCPU, and SIGKILL a second later
+        resource.setrlimit(which, (value, value + more))
 
 
 def drop_privileges() -> None:
@@ -349,4 +340,4 @@ def write(path: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(monitor)

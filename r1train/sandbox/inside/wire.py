@@ -5,7 +5,6 @@ everything does not survive the journey.
 """
 
 import json
-import sys
 from typing import Any
 
 
@@ -37,6 +36,8 @@ def unpacked(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     ((name, items),) = value.items()
+    if not isinstance(items, list):
+        raise ValueError(f"expected a list of what the {name} holds")
     if name == "dict":
         return {unpacked(key): unpacked(item) for key, item in items}
     if name == "complex":
@@ -50,9 +51,3 @@ def unpacked(value: Any) -> Any:
 def line_of(message: dict[str, Any]) -> str:
     """A message as a line."""
     return json.dumps(message) + "\n"
-
-
-def without_limits() -> None:
-    """Long integers and deep recursion, as such programs use them: the box has the limits."""
-    sys.set_int_max_str_digits(0)
-    sys.setrecursionlimit(50_000)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -137,6 +139,15 @@ def test_problems_without_answers_have_no_steps_of_worth(recipe):
         ProcessReward.check(recipe(), problems)
     with pytest.raises(ConfigError, match=r"model.lora_rank = 4: a process reward model has no ad"):
         ProcessReward.check(recipe("model.lora_rank=4"), problems)
+
+
+def test_the_recipe_of_the_docs_is_one(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "search.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "docs.toml").write_text(block)
+    config = load_config(tmp_path / "docs.toml")
+    prm, search = (config.of(stage) for stage in config.stages)
+    assert (prm.process_reward.num_rollouts, search.search.value_model) == (1, "stage:prm")
 
 
 def candidates(answers, worth, votes=None):

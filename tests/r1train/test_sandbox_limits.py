@@ -30,7 +30,7 @@ SHORT = replace(QUICK, wall_seconds=0.5)
     "program",
     [
         "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
-        "import re\nre.match('(a+)+$', 'a' * 60 + 'b')",
+        pytest.param("import re\nre.match('(a+)+$', 'a' * 60 + 'b')", marks=pytest.mark.slow),
         """
         import threading
         def burn():
@@ -63,7 +63,7 @@ def test_time_that_passes_ends(program):
     start = time.monotonic()
     outcome = attempt(program, limits=SHORT, given="a line\nand another\n", name=name)
     assert (outcome.timed_out, outcome.code) == (True, None), outcome
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20  # of which it has half a second
     assert survivors(name) == []
 
 
@@ -73,6 +73,7 @@ def test_a_fork_bomb_is_a_few_processes_that_end(filtered):
     outcome = attempt(
         """
         import time
+        first = os.getpid()
         end = time.monotonic() + 0.3
         while time.monotonic() < end:
             try:
@@ -80,9 +81,8 @@ def test_a_fork_bomb_is_a_few_processes_that_end(filtered):
                     harm("child")
             except OSError:
                 time.sleep(0.01)
-        while os.getpid() != 2: time.sleep(1)
+        while os.getpid() != first: time.sleep(1)
         """,
-        limits=SHORT,
         filtered=filtered,
         name=name,
     )
@@ -137,8 +137,11 @@ def test_a_bomb_of_threads_is_a_few(filtered):
         "import mmap\ndata = []\nwhile True:\n  data.append(mmap.mmap(-1, 1 << 24))\n"
         "  data[-1][::4096] = b'x' * (1 << 12)",
         "bytearray(1 << 40)",
-        "sys.setrecursionlimit(10**9)\ndef f(n): return f(n)\ntry: f(0)\nexcept MemoryError: raise "
-        "SystemExit(1) from None",
+        pytest.param(
+            "sys.setrecursionlimit(10**9)\ndef f(n): return f(n)\n"
+            "try: f(0)\nexcept MemoryError: raise SystemExit(1) from None",
+            marks=pytest.mark.slow,
+        ),
         "f = 0\nfor _ in range(10**6): f = [f]\nrepr(f)",
     ],
     ids=["bytes", "anonymous maps", "at once", "recursion", "nesting"],

@@ -1,10 +1,11 @@
 """``python -m benchmarks``: every op × case × backend, and the whole loss, against peers.
 
 ops: each op alone. head: whole tasks, from hidden states to gradients, at
-several sizes. scaling: the loss against the number of rows. moe: a mixture of
+several sizes. distill: the divergence of a student from a teacher, and its
+gradients. scaling: the loss against the number of rows. moe: a mixture of
 experts, with its growth. fp8: a linear layer in FP8. elementwise: norms,
 rotations, gates, and a model with and without. train: whole models, a GRPO
-update and a rollout. all: these seven.
+update and a rollout. all: these eight.
 
 status: which kernels have no record of their present source.
 plot: draw how time and memory grow, and the roofline of FP8, from the records.
@@ -22,6 +23,7 @@ import torch
 
 import r1kernels  # noqa: F401  (declares the ops)
 from benchmarks import (
+    distill,
     elementwise,
     fp8,
     head,
@@ -38,7 +40,7 @@ from benchmarks import (
 from benchmarks.record import Row
 from r1kernels.core.op import OPS
 
-MEASURE = ("ops", "moe", "fp8", "elementwise", "head", "scaling", "train")
+MEASURE = ("ops", "moe", "fp8", "elementwise", "head", "distill", "scaling", "train")
 
 
 def main() -> None:
@@ -92,6 +94,8 @@ def measure(options: argparse.Namespace, device: str) -> Iterator[list[Row]]:
         yield from elementwise.bench(device, options.quick)
     if "head" in wanted:
         yield from head.bench(device, options.quick)
+    if "distill" in wanted:
+        yield from distill.bench(device, options.quick)
     if "scaling" in wanted:
         yield from scaling.bench(device, options.quick)
     if "train" in wanted:

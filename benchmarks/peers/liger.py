@@ -6,8 +6,10 @@ verl's formulas in chunks of 512 rows. For the mean of a cross-entropy there are
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from benchmarks import distill_tasks
 from benchmarks.peers.adapt import Peer
 from benchmarks.tasks import EPSILON, SEQUENCE, Task, losses_of
 
@@ -27,6 +29,20 @@ def chunked_grpo(task: Task) -> Tensor:
         hidden.view(sequences, SEQUENCE, -1), weight, task.target.view(sequences, SEQUENCE),
         old.new_ones(old.shape), task.advantages, old_per_token_logps=old,
     )[0]  # fmt: skip
+
+
+def chunked_divergence(task: distill_tasks.Task) -> Tensor:
+    """Its generalised Jensen-Shannon divergence with beta = 1."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    (hidden, weight), (teacher_hidden, teacher_weight) = task.inputs, task.teacher
+    loss = LigerFusedLinearJSDLoss(
+        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=1.0,
+        chunk_size=CHUNK[hidden.device.type],
+    )  # fmt: skip
+    labels = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)  # all count
+    result: Tensor = loss(hidden, weight, teacher_hidden, teacher_weight, labels)
+    return result
 
 
 def scaled_logprob(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
@@ -58,6 +74,7 @@ def hopper_cross_entropy(task: Task) -> Tensor:
 NEEDS = ("liger_kernel", "triton")
 PEERS = (
     Peer("liger grpo", {"grpo": chunked_grpo}, needs=NEEDS),
+    Peer("liger jsd", {"reverse_kl": chunked_divergence}, needs=NEEDS),
     Peer("liger scaled", losses_of(scaled_logprob), needs=NEEDS, needs_on_hopper=("cutlass",)),
     Peer(
         "liger sm90",

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks import distill_tasks
+from benchmarks.distill_tasks import loss_of, plain_divergence
 from benchmarks.peers.adapt import Peer
-from benchmarks.tasks import Loss, Task, clipped_loss, losses_of, plain_logprob
+from benchmarks.tasks import Task, clipped_loss, losses_of, plain_logprob
 from r1kernels.core.op import Op
 
 # Their references loop over experts with the counts in Python, or over blocks of queries: there is
@@ -46,6 +48,23 @@ def chunked_logprob(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     )
 
 
+def chunked_divergence(
+    hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor
+) -> Tensor:
+    rows = CHUNK[hidden.device.type]
+    return torch.cat(
+        [
+            checkpoint(plain_divergence, x, weight, y, teacher_weight, use_reentrant=False)
+            for x, y in zip(hidden.split(rows), teacher_hidden.split(rows), strict=True)
+        ]
+    )
+
+
+@torch.compile(dynamic=False)
+def _divergence(task: distill_tasks.Task) -> Tensor:
+    return plain_divergence(*task.inputs, *task.teacher).mean()
+
+
 @torch.compile(dynamic=False)
 def _clipped(inputs: tuple[Tensor, ...], target: Tensor, old: Tensor, advantages: Tensor) -> Tensor:
     return clipped_loss(plain_logprob(*inputs, target), old, advantages)
@@ -65,7 +84,8 @@ def compiled_clipped(task: Task) -> Tensor:
     return _clipped(task.inputs, task.target, task.old_logprob, task.advantages)
 
 
-COMPILED: dict[str, Loss] = {
+COMPILED: dict[str, Any] = {
+    "reverse_kl": _divergence,
     "grpo": compiled_clipped,
     "logits": compiled_clipped,
     "cross_entropy": lambda task: _cross_entropy(task.inputs, task.target),
@@ -73,8 +93,15 @@ COMPILED: dict[str, Loss] = {
 }
 PEERS = (
     Peer("compile", COMPILED),
-    Peer("eager", losses_of(plain_logprob) | losses_of(plain_logprob, given_logits=True)),
-    Peer("chunked", losses_of(chunked_logprob)),
+    Peer(
+        "eager",
+        {
+            **losses_of(plain_logprob),
+            **losses_of(plain_logprob, given_logits=True),
+            "reverse_kl": loss_of(plain_divergence),
+        },
+    ),
+    Peer("chunked", {**losses_of(chunked_logprob), "reverse_kl": loss_of(chunked_divergence)}),
     Peer(
         "F.grouped_mm", ops={"grouped_mm": grouped_mm, "grouped_mm_backward": grouped_mm_backward}
     ),

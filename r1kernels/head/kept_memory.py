@@ -49,9 +49,10 @@ def kept_memory(limit: int) -> Iterator[None]:
         _LIMIT.pop()
 
 
-def rows_that_fit(hidden: Tensor, weight: Tensor) -> int:
-    """How many rows of probabilities may be kept, a multiple of TILE_ROWS."""
-    tile_row = tile_row_bytes(hidden, weight)
+def rows_that_fit(hidden: Tensor, weight: Tensor, matrices: int = 1) -> int:
+    """How many rows of probabilities, or of as many ``matrices``, may be kept: a multiple of
+    TILE_ROWS."""
+    tile_row = matrices * tile_row_bytes(hidden, weight)
     wanted = -(-hidden.shape[0] // TILE_ROWS)
     if _LIMIT:
         most = _LIMIT[-1]

@@ -11,8 +11,11 @@ from r1kernels.core import autocast, check
 from r1kernels.core.op import Case, Op
 from r1kernels.core.remembered import remembered
 from r1kernels.head import head
+from r1kernels.head.kept_memory import rows_that_fit
+from r1kernels.head.linear_logprob_op import KEPT_STATE, TILE_ROWS, tile_row_bytes
 
 NAME = "linear_reverse_kl"
+KEPT_MATRICES = 2  # of a kept tile: exponentials, and what they are multiplied with
 OPTIONS = ("logit_scale", "softcap", "teacher_logit_scale", "teacher_softcap")
 
 
@@ -47,9 +50,11 @@ def linear_reverse_kl(
     (arXiv 2306.08543) and, on the student's own tokens, of GKD with beta = 1 (arXiv 2306.13649).
 
     The products are accumulated in float32 and enter the sums unrounded. Extra memory is bounded
-    whatever T and V are; the backward pass makes both heads' logits again. Rows whose upstream
-    gradient is zero cost nothing there. Gradients flow to hidden, weight and bias; the teacher has
-    none. Of a teacher that is the student, divergence and gradients are exactly zero.
+    whatever T and V are: ``kept_memory`` says by what. The backward pass makes both heads' logits
+    again where nothing was kept of them: for the rows beyond that, with a softcap, and on a GPU.
+    Rows whose upstream gradient is zero cost nothing there. Gradients flow to hidden, weight and
+    bias; the teacher has none. Of a teacher that is the student, divergence and gradients are
+    exactly zero.
 
     Args:
         hidden: [T, H] of the student, float32, bfloat16, float16 or float64.
@@ -84,10 +89,14 @@ def linear_reverse_kl(
         weight, bias = weight[:vocab_size], None if bias is None else bias[:vocab_size]
         teacher_weight = teacher_weight[:vocab_size]
         teacher_bias = None if teacher_bias is None else teacher_bias[:vocab_size]
+    trained = any(given is not None and given.requires_grad for given in (hidden, weight, bias))
+    kept_rows = 0
+    if trained and torch.is_grad_enabled() and softcap is None and not hidden.is_cuda:
+        kept_rows = rows_that_fit(hidden, weight, KEPT_MATRICES)
     kl, entropy, *_ = LINEAR_REVERSE_KL(
         hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias,
         head.row_temperature(temperature, hidden), logit_scale, softcap, teacher_logit_scale,
-        teacher_softcap,
+        teacher_softcap, kept_rows,
     )  # fmt: skip
     return ReverseKL(kl, entropy)
 
@@ -140,11 +149,20 @@ def _check_constant(*teacher: Tensor | None) -> None:
             )
 
 
-def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    hidden = LINEAR_REVERSE_KL.bind(args).hidden
-    rows, dtype = hidden.shape[0], head.accumulate_dtype(hidden.dtype)
-    kl, entropy, lse, teacher_lse = (hidden.new_empty(rows, dtype=dtype) for _ in range(4))
-    return kl, entropy, lse, teacher_lse
+def _fake(*args: Any) -> tuple[Tensor, ...]:
+    a = LINEAR_REVERSE_KL.bind(args)
+    rows, dtype = a.hidden.shape[0], head.accumulate_dtype(a.hidden.dtype)
+    return *(a.hidden.new_empty(rows, dtype=dtype) for _ in range(4)), nothing_kept(
+        a.hidden, a.weight, a.kept_rows
+    )
+
+
+def nothing_kept(hidden: Tensor, weight: Tensor, kept_rows: int) -> Tensor:
+    """The private memory of a backend, of one that keeps nothing in it."""
+    tiles = kept_rows // TILE_ROWS * KEPT_MATRICES * tile_row_bytes(hidden, weight)
+    kept = hidden.new_empty(tiles + KEPT_STATE, dtype=torch.uint8)
+    kept[-KEPT_STATE:] = 0
+    return kept
 
 
 def _logits(a: Any) -> tuple[Tensor, Tensor]:
@@ -162,14 +180,15 @@ def _lse(z: Tensor) -> Tensor:
     return lse.masked_fill(lse == torch.inf, torch.nan)
 
 
-def _reference(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    z, teacher = _logits(LINEAR_REVERSE_KL.bind(args))
+def _reference(*args: Any) -> tuple[Tensor, ...]:
+    a = LINEAR_REVERSE_KL.bind(args)
+    z, teacher = _logits(a)
     lse, teacher_lse = _lse(z), _lse(teacher)
     logp, logq = z - lse[:, None], teacher - teacher_lse[:, None]
     p = logp.exp()
     kl = (p * (logp - logq).where(p != 0, 0)).sum(-1)
     entropy = -(p * logp.where(p != 0, 0)).sum(-1)
-    return kl, entropy, lse, teacher_lse
+    return kl, entropy, lse, teacher_lse, nothing_kept(a.hidden, a.weight, a.kept_rows)
 
 
 def _validate(*args: Any) -> None:
@@ -178,12 +197,13 @@ def _validate(*args: Any) -> None:
 
 
 def _save(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
-    kl, entropy, lse, teacher_lse = output
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(entropy, lse, teacher_lse)
+    kl, entropy, lse, teacher_lse, kept = output
+    ctx.set_materialize_grads(False)  # zeros for `kept` would cost as much as it does
+    ctx.mark_non_differentiable(entropy, lse, teacher_lse, kept)
     given = inputs._asdict()
+    del given["kept_rows"]
     ctx.options = {name: given.pop(name) for name in OPTIONS}
-    tensors = {"kl": kl, "lse": lse, "teacher_lse": teacher_lse, **given}
+    tensors = {"kl": kl, "lse": lse, "teacher_lse": teacher_lse, "kept": kept, **given}
     ctx.names = tuple(tensors)
     ctx.save_for_backward(*tensors.values())
 
@@ -243,6 +263,7 @@ def _case(
     bias: bool = False,
     base: float | None = None,
     options: tuple[float, float | None, float, float | None] = (1.0, None, 1.0, None),
+    kept_rows: int = 0,
     bench: bool | str = False,
 ) -> Case:
     def make(device: str) -> tuple[Any, ...]:
@@ -258,7 +279,7 @@ def _case(
         temperature = None
         if base is not None:
             temperature = base + torch.rand(rows, generator=rng).to(device)
-        return *student, *teacher, temperature, *options
+        return *student, *teacher, temperature, *options, kept_rows
 
     size = dtype.itemsize
     return Case(
@@ -284,6 +305,7 @@ CASES = (
     _case("bf16 teacher", 50, (40, 64), 333, torch.float32, BF16, base=0.5),
     _case("fp32 teacher", 50, (40, 64), 333, BF16, torch.float32),
     _case("several stripes", 20, (24, 16), 1100, base=0.6),
+    _case("kept", 50, (40, 24), 333, base=0.6, kept_rows=TILE_ROWS),
     _case("lm_head", 1024, (576, 960), 49152, BF16, bench="cpu"),
     _case("lm_head fp32", 512, (576, 960), 49152, bench="cpu"),
     _case("large vocabulary", 512, (896, 1536), 151936, BF16, bench="cpu"),
@@ -294,11 +316,11 @@ CASES = (
 def _backward_case(case: Case) -> Case:
     def make(device: str) -> tuple[Any, ...]:
         inputs = case.make(device)
-        kl, _, lse, teacher_lse = _reference(*inputs)
+        kl, _, lse, teacher_lse, kept = _reference(*inputs)
         dkl = torch.randn(kl.shape, generator=torch.Generator().manual_seed(1)).to(kl)
         dkl[1::4] = 0  # rows that are skipped
         has_bias = inputs[2] is not None
-        return dkl, kl, lse, teacher_lse, *inputs, True, True, has_bias
+        return dkl, kl, lse, teacher_lse, kept, *inputs[:-1], True, True, has_bias
 
     a = LINEAR_REVERSE_KL.bind(case.make("meta"))
     # Three quarters of the rows: both heads' logits again, gradients of hidden and of weight.
@@ -310,25 +332,27 @@ def _backward_case(case: Case) -> Case:
 LINEAR_REVERSE_KL = Op(
     "linear_reverse_kl(Tensor hidden, Tensor weight, Tensor? bias, Tensor teacher_hidden, "
     "Tensor teacher_weight, Tensor? teacher_bias, Tensor? temperature, float logit_scale, "
-    "float? softcap, float teacher_logit_scale, float? teacher_softcap) "
-    "-> (Tensor kl, Tensor entropy, Tensor lse, Tensor teacher_lse)",
+    "float? softcap, float teacher_logit_scale, float? teacher_softcap, SymInt kept_rows) "
+    "-> (Tensor kl, Tensor entropy, Tensor lse, Tensor teacher_lse, Tensor kept)",
     reference=_reference,
     fake=_fake,
     save=_save,
     backward=_backward,
     validate=_validate,
     cases=CASES,
+    opaque=(4,),
     triton="r1kernels.head.triton.linear_reverse_kl",
 )
 LINEAR_REVERSE_KL_BACKWARD = Op(
     "linear_reverse_kl_backward(Tensor dkl, Tensor kl, Tensor lse, Tensor teacher_lse, "
-    "Tensor hidden, Tensor weight, Tensor? bias, Tensor teacher_hidden, Tensor teacher_weight, "
-    "Tensor? teacher_bias, Tensor? temperature, float logit_scale, float? softcap, "
-    "float teacher_logit_scale, float? teacher_softcap, bool need_hidden, bool need_weight, "
-    "bool need_bias) -> (Tensor dhidden, Tensor dweight, Tensor dbias)",
+    "Tensor kept, Tensor hidden, Tensor weight, Tensor? bias, Tensor teacher_hidden, "
+    "Tensor teacher_weight, Tensor? teacher_bias, Tensor? temperature, float logit_scale, "
+    "float? softcap, float teacher_logit_scale, float? teacher_softcap, bool need_hidden, "
+    "bool need_weight, bool need_bias) -> (Tensor dhidden, Tensor dweight, Tensor dbias)",
     reference=_backward_reference,
     fake=_backward_fake,
-    # Of one column the gradient is nothing but the rounding of what the forward pass gave.
-    cases=tuple(_backward_case(case) for case in CASES if case.name != "one column"),
+    # Of one column the gradient is nothing but the rounding of what the forward pass gave, and what
+    # one backend kept is no other's.
+    cases=tuple(_backward_case(case) for case in CASES if case.name not in ("one column", "kept")),
     triton="r1kernels.head.triton.linear_reverse_kl",
 )

@@ -62,7 +62,14 @@ class GRPOConfig(OptimConfig, section="grpo"):
     ref_model_sync_steps: CountOrZero = 400
     """Steps after which the reference becomes the current policy; 0: never (R1: 400)."""
     entropy_coef: NonNegative = 0.0
-    """Weight of the entropy bonus."""
+    """Weight of the entropy bonus; where there is a target_entropy, the one to begin with."""
+    target_entropy: Positive | None = None
+    """Entropy of a token, in nats, that the bonus keeps up: its weight rises while the policy has
+    less and falls while it has more, which it then does not act on (Skywork-OR1: 0.2)."""
+    entropy_coef_step: Positive = 1e-4
+    """What the weight rises or falls by in an update, with a target_entropy (Skywork-OR1: 1e-4)."""
+    max_entropy_coef: Positive = 5e-3
+    """The weight at most, with a target_entropy (Skywork-OR1: 5e-3)."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """What a group's centred rewards are divided by (R1: the group's standard deviation)."""
     baseline: Literal["mean", "rloo", "opo"] = "mean"
@@ -85,6 +92,8 @@ class GRPOConfig(OptimConfig, section="grpo"):
         self.require(self.num_minibatches <= rollout, "num_minibatches", split)
         large = f"a rollout would have {rollout} completions, more than {MAX_COMPLETIONS}"
         self.require(rollout <= MAX_COMPLETIONS, "prompts_per_step", large)
+        within = self.target_entropy is None or self.entropy_coef <= self.max_entropy_coef
+        self.require(within, "entropy_coef", f"max_entropy_coef is {self.max_entropy_coef:g}")
         optional = self.importance_sampling_level, self.epsilon, self.epsilon_high, self.delta
         if self.loss_type != "grpo" or optional != (None,) * len(optional):
             self._check_loss()  # slow to load; the defaults go together

@@ -14,7 +14,7 @@ Applies = Literal["unverifiable", "all"]
 
 
 @dataclass(frozen=True)
-class PreferenceConfig(Section, section="rewards.preference"):
+class PreferenceRewardConfig(Section, section="rewards.preference"):
     """The reward "preference": what a reward model says of a completion, as it says it."""
 
     path: str | None = None
@@ -42,7 +42,7 @@ class PreferenceConfig(Section, section="rewards.preference"):
 
 
 @dataclass(frozen=True)
-class SafetyConfig(PreferenceConfig, section="rewards.safety"):
+class SafetyRewardConfig(PreferenceRewardConfig, section="rewards.safety"):
     """The reward "safety": a second reward model, which reads the whole response."""
 
     part: Part = "response"

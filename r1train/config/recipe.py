@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -19,6 +21,15 @@ def recipes() -> dict[str, Path]:
     """Name and file of every recipe that comes with the package."""
     folder = Path(str(files("r1train"))) / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def listed() -> str:
+    """The recipes that come with the package, in groups: those that run as they are, and those of
+    papers, which need their models and data."""
+    groups: dict[str, list[str]] = {"demos": [], "presets": []}
+    for name, path in recipes().items():
+        groups["presets" if "reference" in _read(path) else "demos"].append(name)
+    return "; ".join(f"{group}: {', '.join(names)}" for group, names in groups.items())
 
 
 def load_config(recipe_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -104,7 +115,7 @@ def _documented(section: Section, name: str) -> Iterator[str]:
             yield from _documented(value, header)
         else:
             key = header.strip("[]").rpartition(".")[2]
-            options = (f"{name} = {_inline(option)}" for name, option in value.items())
+            options = (f"{_key(name)} = {_inline(option)}" for name, option in value.items())
             yield from ("", *_comment(docs[key]), header, *options)
 
 
@@ -122,10 +133,16 @@ def _inline(value: Any) -> str:
     import tomli_w
 
     if isinstance(value, dict):
-        return f"{{ {', '.join(f'{key} = {_inline(item)}' for key, item in value.items())} }}"
+        inner = (f"{_key(key)} = {_inline(item)}" for key, item in value.items())
+        return f"{{ {', '.join(inner)} }}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_inline, value))}]"
     return tomli_w.dumps({"_": "none" if value is None else value}).partition("=")[2].strip()
+
+
+def _key(name: str) -> str:
+    """In quotes where TOML wants them, as in "cons@16"."""
+    return name if re.fullmatch("[A-Za-z0-9_-]+", name) else json.dumps(name)
 
 
 def _comment(text: str) -> list[str]:
@@ -145,7 +162,7 @@ def _find(recipe_or_path: str | Path) -> Path:
         raise ConfigError(f"{shown(str(path))}: {error.strerror}") from None
     if path.suffix == ".toml":
         raise ConfigError(f"no such file: {path}")
-    raise ConfigError(f"unknown recipe {shown(str(path))}; the recipes are {', '.join(known)}")
+    raise ConfigError(f"unknown recipe {shown(str(path))}; {nearest(str(path), known)}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -157,12 +174,32 @@ def _read(path: Path) -> dict[str, Any]:
         kind = "UTF-32" if b"\0\0" in raw[:4] else "UTF-16"
         raise ConfigError(f"{path}: the file is {kind}: save it as UTF-8")
     try:
-        return _parse(raw.decode("utf-8-sig"))
+        return _extended(_parse(raw.decode("utf-8-sig")), path)
     except UnicodeDecodeError as error:
         kind = f"neither UTF-8 nor ASCII at byte {error.start}"
         raise ConfigError(f"{path}: the file is {kind}: save it as UTF-8") from None
     except ValueError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _extended(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """With what `extends = "RECIPE"` takes from another recipe: tables key by key, figures of its
+    source and whatever is a list as a whole."""
+    name = values.pop("extends", None)
+    if name is None:
+        return values
+    if name not in recipes() or recipes()[name] == path:
+        reason = f"expected another recipe: {nearest(str(name), recipes())}"
+        raise ConfigError(f"{path}: extends = {shown(name)}: {reason}")
+    return _over(_read(recipes()[name]), values)
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    found = {**below, **above}
+    for key in below.keys() & above.keys() - {"figures"}:
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            found[key] = _over(below[key], above[key])
+    return found
 
 
 def _parse(text: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from r1train.config.code import CodeConfig
-from r1train.config.judgements import JudgeConfig, PreferenceConfig, SafetyConfig
+from r1train.config.judgements import JudgeConfig, PreferenceRewardConfig, SafetyRewardConfig
 from r1train.config.schema import Count, NonNegative, Seconds, Section, Workers
 
 
@@ -34,8 +34,8 @@ class RewardConfig(Section, section="rewards"):
     programs that are run at once."""
     code: CodeConfig = field(default_factory=CodeConfig)
     repetition: RepetitionConfig = field(default_factory=RepetitionConfig)
-    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
-    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    preference: PreferenceRewardConfig = field(default_factory=PreferenceRewardConfig)
+    safety: SafetyRewardConfig = field(default_factory=SafetyRewardConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def check(self) -> None:

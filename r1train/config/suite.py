@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from r1train.config.endpoint import EndpointConfig
 from r1train.config.schema import Count, NonNegative, Section, Share
+
+
+@dataclass(frozen=True)
+class SuiteJudgeConfig(EndpointConfig, section="suite.judge"):
+    """Who judges what no rule can: SimpleQA, AlpacaEval 2 and ArenaHard (R1: GPT-4-Turbo-1106)."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +28,11 @@ class SuiteConfig(Section, section="suite"):
     positions for)."""
     limit: Count | None = None
     """Questions of each benchmark, drawn by a fixed seed (unset: all)."""
+    check_training_data: bool = True
+    """Whether a run's training data is looked through for ten words in a row of a question."""
     confidence: Share = 0.95
     """Level of the intervals."""
+    judge: SuiteJudgeConfig = field(default_factory=SuiteJudgeConfig)
 
     def check(self) -> None:
         self.require(0 < self.confidence < 1, "confidence", "expected a value > 0 and < 1")

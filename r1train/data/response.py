@@ -7,11 +7,11 @@ ANSWER = ("<answer>", "</answer>")
 
 
 def thoughts(response: str) -> str:
-    """What is thought before `</think>`, whether `<think>` stands before it or in the prompt; all
-    of a response that closes no thoughts."""
-    before, _, _ = response.partition(CLOSE)
-    _, opened, inside = before.partition(OPEN)
-    return inside if opened else before
+    """What stands before the last `</think>`, without its tags, whether `<think>` opens it or the
+    prompt does; all of a response that closes no thoughts. The last: what is closed early could go
+    on behind."""
+    before, closed, rest = response.rpartition(CLOSE)
+    return (before if closed else rest).replace(OPEN, " ").replace(CLOSE, " ")
 
 
 def summary(response: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from r1train.config.grpo import GRPOConfig
 from r1train.config.schema import RunError
 from r1train.engine.base import NotANumber, Rollout, tolerance_of
 from r1train.learn.batch import Batch, micro_batches
+from r1train.learn.entropy import EntropyBonus
 from r1train.learn.expert_load import ExpertLoad
 from r1train.learn.optim import Optimizer
 from r1train.learn.refill import constant_groups
@@ -77,6 +78,7 @@ class Learner:
     ) -> None:
         self.policy, self.config, self.temperature = policy, config, temperature
         self.options = config.loss_options(max_completion_length)
+        self.bonus = EntropyBonus(config)
         # Of the engine; unset: of one that samples with the model itself.
         self.sampling_tolerance = sampling_tolerance or tolerance_of(policy.model)
         self.updates = config.num_iterations * config.num_minibatches  # of one rollout
@@ -145,6 +147,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "reference": self.reference,
             "generator": self.generator.get_state(),
+            "entropy_bonus": self.bonus.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -158,6 +161,7 @@ class Learner:
         if self.reference is not None:
             copy(state["reference"], self.reference)
         self.generator.set_state(state["generator"])
+        self.bonus.load_state_dict(state["entropy_bonus"])
 
     @property
     def _needs_all(self) -> bool:
@@ -260,6 +264,9 @@ class Learner:
             del figures["policy_loss"]
             metrics.add(figures, weight=figures.pop("active_tokens"))
         self._check_sampler(metrics.values["sampling_delta_mean"])
+        if self.config.target_entropy is not None:
+            metrics.add({"entropy_coef": self.bonus.weight})
+        self.bonus.observe(metrics.values["entropy"])
         self.load.step()
         return metrics.values | {"loss": loss} | last | self.optimizer.step(last["grad_norm"])
 
@@ -286,7 +293,7 @@ class Learner:
                 sampling_logprob=torch.cat([batch.sampling_logprobs[row] for row in part]),
                 temperature=self.temperature,
                 entropy=True,
-                options=self.options,
+                options=replace(self.options, entropy_coef=self.bonus.weight),
                 num_active_tokens=sum(len(batch.completions[row]) for row in rows),
                 num_sequences=len(rows),
                 **head.options,

@@ -57,10 +57,10 @@ def share_interval(
 ) -> Interval:
     """The same for scores in [0, 1], each a mean of k.
 
-    Where all are 0 or all 1, resampling shows nothing but what was seen, however few they are:
-    there the interval is Wilson's.
+    Where all are the same, as all right, resampling shows nothing but what was seen, however few
+    they are: there the interval is Wilson's.
     """
-    if len(set(scores)) == 1 and scores[0] in (0.0, 1.0):
+    if len(set(scores)) == 1:
         return interval(scores, confidence, k)
     return bootstrap_interval(scores, confidence, seed=seed)
 

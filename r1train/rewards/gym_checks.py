@@ -6,9 +6,11 @@ sees it. Each row says what was credited.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import chain
 from typing import Any
 
 from r1train.answers.clean import clean
@@ -45,6 +47,87 @@ def _has_as_many(separator: str | None) -> Check:
     return check
 
 
+def _same_word(answer: str, entry: Entry) -> bool:
+    """The reference but for case and spaces."""
+    written = ("".join(text.split()).casefold() for text in (answer, entry["answer"]))
+    return len(set(written)) == 1
+
+
+def _json(text: str) -> Any:
+    """The value of JSON, in which strings may have single quotes; None where it is none."""
+    try:
+        return json.loads(text.replace("'", '"'))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _same_grid(answer: str, entry: Entry) -> bool:
+    """The same JSON: no cell more, and none less."""
+    return json.dumps(_json(answer)) == json.dumps(_json(entry["answer"]))
+
+
+def _same_numbers(answer: str, entry: Entry) -> bool:
+    """A list of the reference's numbers in its order."""
+    found, right = _json(answer), _json(entry["answer"])
+    if not isinstance(found, list) or not all(isinstance(x, str | int | float) for x in found):
+        return False
+    return len(found) == len(right) and all(map(_equal, map(str, found), map(str, right)))
+
+
+def _equal(answer: str, reference: str, within: float = 0.0) -> bool:
+    """Whether two decimals are as near as that."""
+    decimal = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?")
+    if not decimal.fullmatch(answer.strip()) or len(answer) > 100:
+        return False
+    return abs(Fraction(answer.strip()) - Fraction(reference)) <= within
+
+
+def _same_pool(answer: str, entry: Entry) -> bool:
+    """A matrix whose cells are the reference's, which have two decimals."""
+    found, right = ([row.split() for row in m.splitlines()] for m in (answer, entry["answer"]))
+    if [len(row) for row in found] != [len(row) for row in right]:
+        return False
+    cells = zip(chain(*found), chain(*right), strict=True)
+    return all(_equal(cell, reference, within=0.005) for cell, reference in cells)
+
+
+def _largest(answer: str, entry: Entry) -> bool:
+    """The number itself, with or without separators of thousands."""
+    return _thousands(answer, entry) and _equal(answer.replace(",", ""), entry["answer"])
+
+
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
+
+
+def _thousands(answer: str, entry: Entry) -> bool:
+    """Commas, if any, part thousands: 1,4 is not 14."""
+    return "," not in answer or _GROUPED.fullmatch(answer.strip()) is not None
+
+
+def _partitions(answer: str, entry: Entry) -> bool:
+    """Every partition once."""
+    found = _json(answer)
+    return isinstance(found, list) and len(found) == len(entry["metadata"]["solution"])
+
+
+_MOVES_A_BOX = re.compile(r"move\(box_\w+, (?:target_\w+|square\[\d+\.?\d*, \d+\.?\d*\])\)")
+
+
+def _moves_boxes(answer: str, entry: Entry) -> bool:
+    """Steps of which each moves a box: targets stay where they are."""
+    steps = _json(answer)
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        return False
+    moves = [move for step in steps for move in step.values()]
+    return all(isinstance(move, str) and _MOVES_A_BOX.fullmatch(move) for move in moves)
+
+
+def _letters_once(answer: str, entry: Entry) -> bool:
+    """Each letter has one digit, once."""
+    letters = [pair.partition("=")[0].strip() for pair in answer.split(",")]
+    return len(letters) == len(set(letters))
+
+
 def _probability(answer: str, entry: Entry) -> bool:
     """The exact fraction, or a decimal of at least four right digits."""
     rational = entry["metadata"]["rational"]
@@ -76,17 +159,25 @@ def _real_roots(answer: str, entry: Entry) -> bool:
 _ARITHMETIC = re.compile(r"[\d\s()+\-*/]+")
 
 
-def _makes_24(answer: str, entry: Entry) -> bool:
-    """Exactly 24, from the numbers given, each used once, by the operators given."""
+def _makes(answer: str, numbers: list[int], target: int) -> bool:
+    """Exactly the target, from the numbers given, each used once, by the operators given."""
     if not _ARITHMETIC.fullmatch(answer) or "**" in answer or "//" in answer:
         return False
-    numbers = [int(number) for number in re.findall(r"\d+", answer) if len(number) < 10]
+    used = [int(number) for number in re.findall(r"\d+", answer) if len(number) < 10]
     try:
         form = parse(answer.strip())
         value = exact(form.value) if isinstance(form, Quantity) else None  # type: ignore[arg-type]
     except (Unreadable, NoValueError):
         return False
-    return value == (24, 0) and sorted(numbers) == sorted(entry["metadata"]["numbers"])
+    return value == (target, 0) and sorted(used) == sorted(numbers)
+
+
+def _makes_24(answer: str, entry: Entry) -> bool:
+    return _makes(answer, entry["metadata"]["numbers"], 24)
+
+
+def _makes_target(answer: str, entry: Entry) -> bool:
+    return _makes(answer, entry["metadata"]["numbers"], entry["metadata"]["target"])
 
 
 _NAMES = re.compile(r"[^\W\d]\w*")
@@ -94,8 +185,16 @@ _CALCULUS = {"C", "E", "pi", "sin", "cos", "tan", "asin", "acos", "atan", "exp",
 _CALCULUS |= {"sinh", "cosh", "tanh", "sec", "csc", "cot", "asinh", "acosh", "atanh"}
 
 
+_FORMULA = re.compile(r"[\w\s+\-*/^().,]+")
+_FACTOR = r"(?:\d+|[A-Za-z](?:\s*\*\*\s*\d+)?)"
+_TERM = rf"{_FACTOR}(?:\s*\*\s*{_FACTOR})*"
+
+
 def _antiderivative(answer: str, entry: Entry) -> bool:
-    """A function of the variable in closed form: `Integral(…)` only asks the question again."""
+    """A function of the variable in closed form: `Integral(…)` only asks the question again. It is
+    no program, of which a comment or a condition would be left out."""
+    if not _FORMULA.fullmatch(answer):
+        return False
     known = _CALCULUS | {str(entry["metadata"]["variable"])}
     return all(
         name in known for name in _NAMES.findall(re.sub(r"\d+\.?\d*[eE][+-]?\d+", "0", answer))
@@ -104,27 +203,48 @@ def _antiderivative(answer: str, entry: Entry) -> bool:
 
 CHECKS: dict[str, Check] = {
     "advanced_geometry": _is("auto"),  # "(1.000, 2.000), 7" for a point
+    "calendar_arithmetic": _is("auto"),  # any number where the answer is -1
     "coin_flip": _probability,  # 0 for whatever is less than 1e-4
     "complex_arithmetic": _is("math"),  # "nan"
+    "countdown": _makes_target,  # what is off by a hundred thousandth, "factorial(3)"
+    "decimal_arithmetic": _is("math"),  # what is off by 0.001
+    "figlet_font": _same_word,  # ten right letters and whatever follows
     "fraction_simplification": _simplified,  # "1/2 vs 3/4"
+    "game_of_life": _same_grid,  # further rows and columns
     "game_of_life_halting": _is("text"),  # any text
     "gsm_symbolic": _is("math"),  # "20 is wrong"
+    "number_format": _largest,  # what is off by less than 0.01
+    "number_sorting": _same_numbers,  # numbers that are off by up to 1
     "polynomial_equations": _real_roots,  # any text where there is no root
+    "pool_matrix": _same_pool,  # cells that are off by up to 1 %
     "puzzle24": _makes_24,  # any four numbers, and 24.9
+    "spell_backward": _same_word,  # the letters and whatever follows, for some lengths
 }
 SHAPES: dict[str, Check] = {
-    "intermediate_integration": _antiderivative,  # "Integral(…) + C"
+    "boxnet": _moves_boxes,  # moved targets
+    "chain_sum": _thousands,  # "1,4" for 14
+    "cryptarithm": _letters_once,  # the letters twice
+    "intermediate_integration": _antiderivative,  # "Integral(…) + C", "… # or …"
     "kakurasu": _looks_like(r"[01\s]+"),  # words between the digits
     "knights_knaves": _looks_like(
         r"\w+ is an? \w+(?:(?:\s*,?\s*and\s+|\s*,\s*)\w+ is an? \w+)*\.?"
     ),  # "not …", "… is wrong"
     "letter_jumble": _has_as_many(None),  # further words
+    "palindrome_partitioning": _partitions,  # partitions that repeat
+    "polynomial_multiplication": _looks_like(
+        rf"\s*[+-]?\s*{_TERM}(?:\s*[+-]\s*{_TERM})*\s*"
+    ),  # "… if True else …", "expand((…)*(…))"
+    "products": _thousands,
     "quantum_lock": _looks_like(r"(?i:[ABC](?:\s*(?:→|->|,|\s)\s*[ABC])*)"),  # other words
+    "rush_hour": _looks_like(r"(?:[A-Z][+-]\d{1,2}[\s,]*)+"),  # words between the moves
     "simple_integration": _antiderivative,
     "sokoban": _looks_like(r"[UDLR\s]+"),  # anything after the moves
     "survo": _looks_like(r"[\d\s-]+"),  # words between the digits
     "time_intervals": _looks_like(
         r"(?:\d+ days?)?(?:,?\s*\d+:\d\d(?::\d\d(?:\.\d+)?)?)?"
     ),  # "3 days, 01:04:00, 1"
+    "tower_of_hanoi": _looks_like(
+        r"(?:\s*Move disk \d+ from Peg \d+ to Peg \d+\.?\s*(?:\n|$))+"
+    ),  # words around the moves
     "word_sorting": _has_as_many(","),  # further words
 }

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from r1train.config.rewards import RewardConfig
 from r1train.data.problems import Problem, ProblemSet
+from r1train.data.response import thoughts
 from r1train.data.samples import Sample
 from r1train.rewards.base import Reward, Scores
 from r1train.rewards.identify import check_installed, detect, in_language, language_code
@@ -23,15 +24,6 @@ def language_ratio(text: str, language: str) -> float:
     words = list(words_of(text))
     total = sum(word.weight for word in words)
     return in_language(words, language) / total if total else 0.0
-
-
-def chain_of_thought(completion: str) -> str:
-    """What stands before the last </think>; all of it where there is none, as in what is cut off.
-
-    The last, or a chain could be closed early and go on behind. Tags count as no words.
-    """
-    chain, closing, rest = completion.rpartition("</think>")
-    return chain if closing else rest
 
 
 def target_language(problem: Problem) -> str | None:
@@ -61,7 +53,7 @@ class LanguageReward(Reward):
         language = target_language(sample.problem)
         if language is None:
             return None
-        return language_ratio(chain_of_thought(sample.completion), language)
+        return language_ratio(thoughts(sample.completion), language)
 
 
 _detect = lru_cache(maxsize=4096)(detect)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from r1train.config.judgements import PreferenceConfig
+from r1train.config.judgements import PreferenceRewardConfig
 from r1train.config.rewards import RewardConfig
 from r1train.config.schema import ConfigError
 from r1train.data.encode import encode_scored
@@ -52,7 +52,7 @@ class PreferenceReward(Reward):
         torch.nn.Module.to(self.model.eval().requires_grad_(False), device_of(self.config))
 
     @staticmethod
-    def options(config: RewardConfig) -> PreferenceConfig:
+    def options(config: RewardConfig) -> PreferenceRewardConfig:
         """Which table of the rewards it goes by."""
         return config.preference
 
@@ -97,5 +97,5 @@ class SafetyReward(PreferenceReward):
     """The same of a second reward model, that of the table `rewards.safety`."""
 
     @staticmethod
-    def options(config: RewardConfig) -> PreferenceConfig:
+    def options(config: RewardConfig) -> PreferenceRewardConfig:
         return config.safety

@@ -1,8 +1,8 @@
 """The words of a text by script, without what is written alike in all languages.
 
-Code, formulas, URLs, tags, digits, identifiers and single letters (variables) are no words. They
-hide nothing: inside of code and formulas only Latin and Greek letters are passed over, since those
-are what code and formulas are written in; Chinese in them is Chinese.
+Code, formulas, URLs, tags, digits, identifiers and single letters (variables) are no words. Inside
+of code and formulas only Latin and Greek letters are passed over, since those are what code and
+formulas are written in: Chinese in them is Chinese. English in them is not seen to be English.
 """
 
 from __future__ import annotations

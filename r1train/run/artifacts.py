@@ -26,10 +26,10 @@ from r1train.stages.base import Artifact, ArtifactKind
 
 FILE = "artifact.json"
 # They decide what is shown, and how soon, but nothing that a stage leaves.
-WITHOUT_EFFECT = {"log_completions_steps", "save_steps", "workers"}
+WITHOUT_EFFECT = {"log_completions_steps", "save_steps", "workers", "concurrency"}
 OF_THE_RUN = ("dtype", "precision", "fp8_layers", "elementwise", "threads", "model")
 ORIGIN = {"preset", "path", "gguf_file"}
-FILES = {"jsonl", "heldout_jsonl", "path", "heldout_path", "teacher"}
+FILES = {"jsonl", "heldout_jsonl", "path", "heldout_path", "teacher", "value_model"}
 """Options that name a file or a folder whose contents are an input."""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from r1train.report.console import CONSOLE, show_before_after
 from r1train.report.evaluation import EvalResult
+from r1train.report.reference import show_reference
 from r1train.run.folder import RunFolder
 from r1train.run.signals import Signals
 
@@ -40,6 +41,8 @@ def finish(
     with collected(failures):
         plots = folder.plot()
     summary |= {"checkpoint": str(checkpoint) if checkpoint else None, "interrupted": False}
+    if not summary.get("reference", True):
+        del summary["reference"]
     warnings = [*summary.pop("warnings"), *map(named, failures)]
     if warnings:
         summary["warnings"] = warnings
@@ -56,6 +59,7 @@ def finish(
     with collected(failures):  # last: a terminal that has gone, or a closed pipe, costs nothing
         if ends and not quiet:
             show_before_after(ends["before"], ends["after"], plots)
+            show_reference(summary.get("reference", {}))
         path = folder.path / "summary.json"
         if not quiet:
             CONSOLE.print(f"{'interrupted; ' * summary['interrupted']}{path}", soft_wrap=True)

@@ -250,6 +250,7 @@ class Run:
                 "seconds": time.perf_counter() - self.started,
                 "stages": {stage.name: stage.record["seconds"] for stage in ordered},
                 "warnings": warnings,
+                "reference": self.config.reference.reported(),
             },
             evaluated[-1] if evaluated else [],
             self.signals,

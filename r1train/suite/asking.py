@@ -1,6 +1,6 @@
 """One benchmark on a model: asked, scored and kept, in a folder of its own.
 
-`settings.json` has what decides the result, `samples.jsonl` a line for each question with its
+`settings.json` has what decides the completions, `samples.jsonl` a line for each question with its
 completions, answers and scores, and `result.json` is there once all of it is finished.
 """
 
@@ -22,13 +22,14 @@ from r1train.report.console import CONSOLE, ProgressBar
 from r1train.run.checksums import digest_of
 from r1train.run.writing import replaced, writing
 from r1train.suite.extraction import extract, summary
-from r1train.suite.metrics import metric_of
+from r1train.suite.metrics import JUDGED, metric_of
 from r1train.suite.metrics.base import MetricBase, Response, Score
 from r1train.suite.questions import Question, load
 from r1train.suite.results import Result, summarize
 from r1train.suite.sampling import Sampled, Subject, sample, sampling_of
 from r1train.suite.specs import Benchmark
 
+_LONGEST_REFERENCE = 4096
 SAMPLES, SETTINGS, RESULT = "samples.jsonl", "settings.json", "result.json"
 
 
@@ -61,13 +62,14 @@ class Asking:
         suite, folder = self.config.suite, self.place / benchmark.name
         questions = load(benchmark, self.data, suite.limit)
         k = suite.k or benchmark.k
-        settings = self._settings(benchmark, questions, k)
+        sampling = self._sampling(benchmark, questions, k)
+        settings = sampling | self._scoring(benchmark, questions)
         finished = Result.load(folder / RESULT)
-        if finished is not None and finished.settings == settings:
+        if finished and finished.settings == settings and not finished.unjudged:
             CONSOLE.print(f"{benchmark.title}: finished before", soft_wrap=True)
             return finished
         metric = metric_of(benchmark, self.config)  # something that it needs may be missing
-        sampled = self._sampled(benchmark, questions, k, settings)
+        sampled = self._sampled(benchmark, questions, k, sampling)
         responses = [
             [_response(benchmark, question, one, i) for i in range(k)]
             for question, one in zip(questions, sampled, strict=True)
@@ -97,6 +99,9 @@ class Asking:
     ) -> list[Sampled]:
         prompts = [self.subject.prompt(one.prompt(benchmark.prompt)) for one in questions]
         sampling = sampling_of(benchmark, self.subject, prompts)
+        if sampling.max_new_tokens < settings["max_tokens"]:
+            fewer = f"at most {sampling.max_new_tokens} tokens: the model has positions for no more"
+            CONSOLE.print(f"{benchmark.title}: {fewer}", soft_wrap=True)
         folder = self.place / benchmark.name
         _begin(folder, settings)
         with ProgressBar(benchmark.title, len(questions)) as bar:
@@ -105,15 +110,14 @@ class Asking:
             )
         return found
 
-    def _settings(
+    def _sampling(
         self, benchmark: Benchmark, questions: Sequence[Question], k: int
     ) -> dict[str, Any]:
-        """What decides a result."""
+        """What decides the completions."""
         suite, config = self.config.suite, self.config
         return {
             "model": self.model_digest,
-            "benchmark": _digest(asdict(benchmark)),
-            "questions": _digest([asdict(question) for question in questions]),
+            "prompts": _digest([[one.id, one.prompt(benchmark.prompt)] for one in questions]),
             "asked": [config.task.prompt_template, config.task.system_prompt, self.trained],
             "computed": [config.device, config.dtype, config.precision, config.rollout.dtype],
             "seed": config.seed,
@@ -121,7 +125,15 @@ class Asking:
             "temperature": suite.temperature,
             "top_p": suite.top_p,
             "max_tokens": suite.max_tokens or benchmark.max_tokens,
-            "confidence": suite.confidence,
+        }
+
+    def _scoring(self, benchmark: Benchmark, questions: Sequence[Question]) -> dict[str, Any]:
+        """What decides the figures beside them."""
+        judge = self.config.suite.judge
+        return {
+            "benchmark": _digest([asdict(benchmark), [asdict(question) for question in questions]]),
+            "judge": [judge.url, judge.model] if benchmark.metric in JUDGED else None,
+            "confidence": self.config.suite.confidence,
         }
 
 
@@ -153,7 +165,7 @@ def _write_samples(
         json.dumps(
             {
                 **asdict(one),
-                "reference": group[0].question.reference,
+                "reference": _short(group[0].question.reference),
                 "answers": [response.answer for response in group],
                 "scores": [score.value for score in given],
                 "details": [score.detail for score in given],
@@ -164,6 +176,11 @@ def _write_samples(
     ]
     with writing(path), replaced(path) as new:
         new.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _short(reference: Any) -> Any:
+    """Test cases of a program, which may be megabytes, stay in the benchmark's own file."""
+    return reference if len(json.dumps(reference)) <= _LONGEST_REFERENCE else None
 
 
 def _begin(folder: Path, settings: dict[str, Any]) -> None:

@@ -12,15 +12,16 @@ from collections.abc import Callable, Sequence
 
 from r1train.answers.clean import clean, closing_brace
 from r1train.data.prompts import opens_think
+from r1train.sandbox.extract import extract_program
 from r1train.verify import choice
 
-_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _BOX = re.compile(r"\\f?boxed\s*\{")
-_ANSWER = re.compile(r"(?:answer|答案)\s*\**\s*(?:[:：]|是|为)\s*(.+)", re.IGNORECASE)
+_ANSWER = re.compile(r"(?:answer|答案)[\s*]*(?:[:：]|是|为)\s*(.+)", re.IGNORECASE)
 _ANSWER_IS = re.compile(r"answer\s+is:?\s+(.+)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
-_FENCED = re.compile(r"^```[ \t]*(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _IN_BRACKETS = re.compile(r"([A-Z])\s*\((.*)\)", re.DOTALL)
+_MOST_BOXES, _MOST_OBJECTS = 16, 64
+"""That are looked at, from the last one: a text may open thousands and close none."""
 _LETTER_FIRST = re.compile(r"\(?([A-Z])\)?[.。]?")
 
 
@@ -34,13 +35,21 @@ def summary(completion: str, prompt: str = "") -> str:
         completion = after
     elif opens_think(prompt) or completion.lstrip().startswith("<think>"):
         return ""
-    blocks = _BLOCK.findall(completion)
-    return (blocks[0] if len(blocks) == 1 else completion).strip()
+    block = _block(completion)
+    return (completion if block is None else block).strip()
+
+
+def _block(text: str) -> str | None:
+    """The text of the only <answer> block."""
+    before, opened, rest = text.partition("<answer>")
+    inside, closed, after = rest.partition("</answer>")
+    several = "<answer>" in rest or "</answer>" in before + after
+    return inside if opened and closed and not several else None
 
 
 def in_block(completion: str) -> bool:
     """Whether it has R1-Zero's format: the block is the answer, and needs no other mark."""
-    return len(_BLOCK.findall(completion.rpartition("</think>")[2])) == 1
+    return _block(completion.rpartition("</think>")[2]) is not None
 
 
 def extract(rules: Sequence[str], completion: str, prompt: str = "") -> str | None:
@@ -56,7 +65,7 @@ def extract(rules: Sequence[str], completion: str, prompt: str = "") -> str | No
 
 def boxed(text: str) -> str | None:
     """The content of the last \\boxed{…}."""
-    for match in reversed(list(_BOX.finditer(text))):
+    for match in list(_BOX.finditer(text))[: -_MOST_BOXES - 1 : -1]:
         if (end := closing_brace(text, match.end() - 1)) >= 0:
             return text[match.end() : end]
     return None
@@ -105,7 +114,9 @@ def number(text: str) -> str | None:
 def json_answer(text: str) -> str | None:
     """The field "answer" of the last JSON object that has one."""
     decoder, start = json.JSONDecoder(), len(text)
-    while (start := text.rfind("{", 0, start)) >= 0:
+    for _ in range(_MOST_OBJECTS):
+        if (start := text.rfind("{", 0, start)) < 0:
+            break
         try:
             found, _ = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
@@ -123,10 +134,8 @@ def json_letter(text: str) -> str | None:
 
 
 def code(text: str) -> str | None:
-    """The last fenced block that is Python or names no language."""
-    known = ("python", "python3", "py", "")
-    found = [body for language, body in _FENCED.findall(text) if language.lower() in known]
-    return found[-1] if found else None
+    """The last fenced block of Python; where there is none, of no language."""
+    return extract_program(text, "python")
 
 
 def everything(text: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ def files_of(benchmark: Benchmark, data: Path) -> list[Path]:
     return []
 
 
+def _packaged(benchmark: Benchmark) -> list[Path]:
+    package, _, file = benchmark.package.partition("/")
+    spec = find_spec(package) if package else None
+    places = (spec.submodule_search_locations or ()) if spec else ()
+    return [path for place in places if (path := Path(place, file)).is_file()]
+
+
 def load(benchmark: Benchmark, data: Path, limit: int | None = None) -> list[Question]:
     """The questions of a benchmark, or `limit` of them, drawn by a fixed seed.
 
@@ -56,7 +64,7 @@ def load(benchmark: Benchmark, data: Path, limit: int | None = None) -> list[Que
     """
     from r1train.suite.formats import FORMATS
 
-    found = files_of(benchmark, data)
+    found = files_of(benchmark, data) or _packaged(benchmark)
     if not found:
         places = ", ".join(f"{benchmark.name}/{pattern}" for pattern in benchmark.files)
         raise ConfigError(

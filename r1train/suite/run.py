@@ -16,7 +16,9 @@ from r1train.config.sections import Config
 from r1train.report.console import CONSOLE
 from r1train.run.writing import writing
 from r1train.seeds import deterministic
+from r1train.suite.about import about
 from r1train.suite.asking import RESULT, Asking
+from r1train.suite.contamination import contamination
 from r1train.suite.questions import files_of
 from r1train.suite.results import Result, compare
 from r1train.suite.specs import Benchmark, benchmarks, chosen
@@ -24,6 +26,7 @@ from r1train.suite.tables import (
     Table,
     as_json,
     comparison,
+    contamination_table,
     markdown,
     overview,
     paper_tables,
@@ -32,6 +35,8 @@ from r1train.suite.tables import (
 
 FOLDER = "suite"
 """In the model's."""
+OWN = ("model", "asked", "computed", "confidence")
+"""Settings in which two models that are compared may differ."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,12 @@ def run_suite(config: Config, asked: Asked) -> dict[str, Result]:
                 results[name] = earlier
     if not results:
         raise ConfigError(f"--data {asked.data}: none of its benchmarks can be asked: see above")
-    tables = [overview(results), *paper_tables(results, asked.folder.name)]
+    assert config.model.path is not None  # of an evaluation
+    known = about(Path(config.model.path))
+    tables = [overview(results), *paper_tables(results, asked.folder.name, known)]
+    if asked.trained and config.suite.check_training_data:
+        found = contamination(config, asked.data, [one.name for one in here])
+        tables += [contamination_table(results, found)] if found else []
     if asked.against is not None:
         tables.append(_against(results, asked, config.suite.confidence))
     _write(place, tables)
@@ -115,6 +125,12 @@ def _against(results: Mapping[str, Result], asked: Asked, confidence: float) -> 
         for name, other in others.items()
         if (pair := compare(results[name], other, confidence)) is not None
     }
+    for name in pairs:
+        ours, theirs = results[name].settings, others[name].settings
+        differ = [key for key in ours if key not in OWN and ours[key] != theirs.get(key)]
+        if differ:
+            message = f"{results[name].title}: the two were asked with another {', '.join(differ)}"
+            CONSOLE.print(message, soft_wrap=True)
     if not pairs:
         raise ConfigError(
             f"--against {asked.against}: it has no result of {', '.join(results)}: first r1train "

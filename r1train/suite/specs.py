@@ -34,6 +34,8 @@ class Benchmark(Section, section="benchmark"):
     """How its files are read; `r1train.suite.formats`."""
     files: tuple[str, ...] = ()
     """Patterns of files in its folder; those of the first that matches are read."""
+    package: str = ""
+    """A file of an installed package that has its questions, where the user gives none."""
     fields: dict[str, Any] = field(default_factory=dict)
     """For the format: the names that the files have for what it reads, each one or several."""
     extraction: tuple[str, ...] = ("all",)

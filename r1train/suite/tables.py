@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from math import isnan
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -54,15 +55,16 @@ def overview(results: Results) -> Table:
     return Table(title, header, tuple(rows))
 
 
-def paper_tables(results: Results, name: str) -> list[Table]:
-    """Those of the paper's tables that have one of the results; `name` is our model's."""
+def paper_tables(results: Results, name: str, about: Mapping[str, str]) -> list[Table]:
+    """Those of the paper's tables that have one of the results. `name` is our model's, `about` what
+    the first rows of table 4 say of it."""
     folder = Path(str(files("r1train"))) / "suite" / "paper"
     found = []
     for path in sorted(folder.glob("*.toml")):
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         lines = data["rows"] if "rows" in data else data["columns"]
         if any(line.get("benchmark") in results for line in lines):
-            made = _by_benchmark(data, results) if "rows" in data else None
+            made = _by_benchmark(data, results, about) if "rows" in data else None
             found.append(made or _by_model(data, results, name))
     return found
 
@@ -84,6 +86,18 @@ def comparison(
     )
     header = ("pass@1", names[0], names[1], "difference", "interval", "p", "n")
     return Table("Paired over questions", header, rows)
+
+
+def contamination_table(results: Results, found: Mapping[str, set[str]]) -> Table:
+    """Questions that the training data has, by their ids, and pass@1 without them."""
+    rows = []
+    for name, seen in found.items():
+        one = results[name]
+        left = [value for question, value in one.per_question.items() if question not in seen]
+        clean = _percent(fmean(left)) if left else NONE
+        rows.append((one.title, str(one.questions), str(len(seen)), _percent(one.mean), clean))
+    header = ("", "n", "in training data", "pass@1", "without them")
+    return Table("Ten words in a row in the training data", header, tuple(rows))
 
 
 def show(table: Table, console: Console = CONSOLE) -> None:
@@ -120,10 +134,13 @@ def as_json(table: Table) -> dict[str, Any]:
     return {"title": table.title, "rows": rows}
 
 
-def _by_benchmark(data: dict[str, Any], results: Results) -> Table:
+def _by_benchmark(data: dict[str, Any], results: Results, about: Mapping[str, str]) -> Table:
     """Table 4: a row for each benchmark; ours first, then the paper's models."""
     rows: list[tuple[str, ...]] = []
     for line in data["rows"]:
+        if "texts" in line:
+            rows.append((line["title"], about[line["title"]], NONE, *line["texts"]))
+            continue
         if "group" in line:
             rows.append((line["group"],))
         ours, bounds = _cell(results, line)

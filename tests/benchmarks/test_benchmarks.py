@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import fp8_tasks, head, moe_tasks, ops, peers, plot, record, scaling, status, whole
+from benchmarks import (
+    distill_tasks,
+    fp8_tasks,
+    head,
+    moe_tasks,
+    ops,
+    peers,
+    plot,
+    record,
+    scaling,
+    status,
+    whole,
+)
 from benchmarks.peers import adapt
 from benchmarks.peers.adapt import Peer, one_temperature
 from benchmarks.record import Row
@@ -214,7 +226,11 @@ def small_moe(kind: str) -> moe_tasks.Scenario:
     return moe_tasks.Scenario("small", 40, 32, 4, 48, 24, kind, torch.float32)
 
 
-SMALL = [*map(small, KINDS), *map(small_moe, moe_tasks.OURS)]
+SMALL = [
+    *map(small, KINDS),
+    *map(small_moe, moe_tasks.OURS),
+    distill_tasks.Scenario("small", 200, 48, 32, 300, torch.float32),
+]
 
 
 @each_implementation(SMALL)

@@ -73,8 +73,8 @@ def calls() -> dict[str, dict[str, Any]]:
         },
         "linear_reverse_kl padded": {
             "hidden": head["hidden"], "weight": head["weight"],
-            "teacher_hidden": torch.randn(T, INNER), "teacher_weight": torch.randn(V + 8, INNER),
-            "teacher_bias": torch.randn(V + 8), "vocab_size": V - 1,
+            "teacher_hidden": torch.randn(T, INNER), "teacher_weight": torch.randn(V, INNER),
+            "teacher_bias": torch.randn(V), "vocab_size": V - 1,
         },
         "linear_cross_entropy": {
             **{name: head[name] for name in head if name != "temperature"},

@@ -108,6 +108,27 @@ def test_a_row_does_not_depend_on_its_batch(dtype: torch.dtype) -> None:
             assert not bitwise_problems(part, all_rows[rows])
 
 
+@pytest.mark.parametrize("skip", [False, True], ids=["every row", "rows without a gradient"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_was_kept_changes_no_bit(dtype: torch.dtype, skip: bool) -> None:
+    """Of some rows, of all, or of none. Blanks in kept blocks move the rows that dweight sums."""
+    hidden, weight, teacher_hidden, teacher_weight = heads(dtype)
+    upstream = torch.linspace(-1, 2, T)
+    if skip:
+        upstream[1::3] = 0
+    found = []
+    for limit in (0, 100_000, 10**9):
+        with r1kernels.kept_memory(limit):
+            kl, _ = r1kernels.linear_reverse_kl(
+                hidden, weight, teacher_hidden, teacher_weight, temperature=0.8
+            )
+        leaves = (hidden,) if skip else (hidden, weight)
+        found.append((kl, *torch.autograd.grad(kl, leaves, upstream)))
+    for some in found[1:]:
+        for a, b in zip(some, found[0], strict=True):
+            assert not bitwise_problems(a, b)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_of_the_vocabulary_has_no_probability_and_no_gradient(backend: str) -> None:
     hidden, weight, teacher_hidden, teacher_weight = heads(torch.float32)

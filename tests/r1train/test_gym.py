@@ -1,5 +1,7 @@
 """reasoning-gym's verifiers: what they credit, our stricter checks, and the probing of both."""
 
+import json
+
 import pytest
 
 from r1train.config.rewards import RewardConfig
@@ -48,7 +50,7 @@ def problem_set(name):
 def test_what_was_credited_is_nonsense_and_references_are_right(name):
     verifier = Verifier((DatasetConfig(name=name),))
     (problem,) = problems(name, 1)
-    assert verifier(problem.answer, problem) == 1
+    assert verifier(problem.answer, problem) == float(problem.answer != "")  # two have none
     probe(Pool(verifier), ProblemSet([problem], verifier.datasets))
 
 
@@ -61,6 +63,14 @@ def test_what_was_credited_is_nonsense_and_references_are_right(name):
         ("gsm_symbolic", ["{}", "{}.0", "{} apples"], ["{} 1", "not {}", "1 {}"]),
         ("knights_knaves", ["{}"], ["not {}", "{} {}", "{} or not"]),
         ("word_sorting", ["{}"], ["{}, 1", "{}, a"]),
+        ("calendar_arithmetic", ["{}", "{}."], ["{} or not", "{} {}"]),
+        ("decimal_arithmetic", ["{}", "{}0"], ["{}9", "0"]),
+        ("figlet_font", ["{}"], ["{}ing", "{}{}"]),
+        ("spell_backward", ["{}"], ["{}a", "{}aaaaaaaaa"]),
+        ("simple_integration", ["{}", "{} + 7"], ["{} # or not", "{} if True else 0"]),
+        ("polynomial_multiplication", ["{}"], ["{} if True else 0", "{} # 0", "expand({})"]),
+        ("tower_of_hanoi", ["{}", "{}\n"], ["not {}", "{} or not", "{}\nDone"]),
+        ("cryptarithm", ["{}"], ["{}, {}", "{},"]),
     ],
 )
 def test_own_checks(name, right, wrong):
@@ -107,6 +117,92 @@ def test_24_is_made_of_the_numbers_that_are_given():
     )
     assert [score("puzzle24", {}, answer, puzzle) for answer in right] == [1.0] * len(right)
     assert [score("puzzle24", {}, answer, puzzle) for answer in wrong] == [0.0] * len(wrong)
+
+
+def test_a_target_is_met_exactly_by_arithmetic_alone():
+    puzzle = entry(numbers=[3, 3, 1000], target=334)
+    wrong = ("1000/3 + 2/3", "1000/3 + 3", "factorial(3) + 1000 + 3", "334", "3*1000/3 - 666", "3!")
+    assert score("countdown", {}, "1000/3 + 2/3", entry(numbers=[2, 3, 3, 1000], target=334)) == 1
+    assert [score("countdown", {}, answer, puzzle) for answer in wrong] == [0.0] * len(wrong)
+
+
+def test_lists_and_grids_of_numbers_are_the_same_throughout():
+    numbers = entry("['-3.5', '2.0', '10.25']", direction="ascending")
+    right = ("['-3.5', '2.0', '10.25']", "[-3.5, 2, 10.25]", '["-3.50", "2", "10.25"]')
+    wrong = ("[-3, 2, 10]", "[-3.5, 2.0]", "[-3.5, 2.0, 10.25, 11]", "-3.5, 2, 10.25", "[[]]", "[")
+    assert [score("number_sorting", {}, answer, numbers) for answer in right] == [1.0] * 3
+    assert [score("number_sorting", {}, answer, numbers) for answer in wrong] == [0.0] * len(wrong)
+    grid = entry("[[0,1],[1,0]]")
+    wrong = ("[[0,1],[1,0],[1,1]]", "[[0,1,0],[1,0]]", "[[0,1]]", "[[0,1],[1,1]]", "[" * 9999)
+    assert score("game_of_life", {}, "[[0, 1], [1, 0]]", grid) == 1
+    assert [score("game_of_life", {}, answer, grid) for answer in wrong] == [0.0] * len(wrong)
+    pool = entry("4.0 4.75\n5.33 100.0")
+    wrong = ("4 4.75\n5.33 100.5", "4 4.75 5.33 100", "4 4.75\n5.33 nan", "4 4.75\n5.33 100\n1 1")
+    right = ("4 4.75\n5.333 100", "4.00 4.75\n5.33 100.00\n")
+    assert [score("pool_matrix", {}, answer, pool) for answer in right] == [1.0] * 2
+    assert [score("pool_matrix", {}, answer, pool) for answer in wrong] == [0.0] * len(wrong)
+
+
+def test_a_number_is_that_number():
+    largest = entry("1234.567", solution=1234.567)
+    right = ("1,234.567", "1234.567", "1234.5670", "1.234567e3")
+    wrong = ("1234.57", "1234.566", "12,34.567", "1_234.567", "1234.567 or 1", "nan")
+    assert [score("number_format", {}, answer, largest) for answer in right] == [1.0] * 4
+    assert [score("number_format", {}, answer, largest) for answer in wrong] == [0.0] * len(wrong)
+    for name in ("chain_sum", "products"):
+        given = ("1,234", "1234", "+1,234.0", "1,2,3,4", "12,34", "1,234,")
+        scores = [score(name, {}, answer, entry("1234")) for answer in given]
+        assert scores == [1, 1, 1, 0, 0, 0]
+
+
+def test_a_date_that_is_not_there_is_no_number_at_will():
+    date = entry("-1", task="recurring_event_calculations")
+    given = ("-1", "7", "1000", "0")
+    assert [score("calendar_arithmetic", {}, answer, date) for answer in given] == [1, 0, 0, 0]
+
+
+def carried(state):
+    """Steps that bring every box of a boxnet to its target."""
+    found = [(item, place) for place, items in state.items() for item in items]
+    targets = {item: place for item, place in found if item.startswith("target_")}
+    steps = []
+    for box, place in found:
+        target = box.replace("box_", "target_")
+        if box == target:
+            continue
+        x, y = map(float, place.split("_"))
+        goal = tuple(map(float, targets[target].split("_")))
+        while (x, y) != goal:
+            agent = f"Agent[{x}, {y}]"
+            if x != goal[0]:
+                x += 1 if x < goal[0] else -1
+            else:
+                y += 1 if y < goal[1] else -1
+            steps.append({agent: f"move({box}, square[{x}, {y}])"})
+        steps.append({f"Agent[{x}, {y}]": f"move({box}, {target})"})
+    return json.dumps(steps)
+
+
+def test_moves_are_moves_and_nothing_else():
+    (problem,) = problems("boxnet", 1)
+    verifier = Verifier((DatasetConfig(name="boxnet"),))
+    steps = [
+        '[{"Agent[0.5, 0.5]": "move(target_red, square[0.5, 1.5])"}]',
+        '["move(box_red, target_red)"]',
+        "[]" * 2,
+    ]
+    assert [verifier(answer, problem) for answer in steps] == [0, 0, 0]
+    assert verifier(carried(problem.metadata["initial_state"]), problem) == 1
+    (problem,) = problems("rush_hour", 1)
+    verifier = Verifier((DatasetConfig(name="rush_hour"),))
+    assert [verifier(answer, problem) for answer in ("not A+1", "A+999")] == [0, 0]
+    assert [0 < verifier(answer, problem) < 1 for answer in ("A+1", "A+1, B-1")] == [True, True]
+
+
+def test_partitions_are_named_once():
+    whole = entry(solution=[["a", "a"], ["aa"]])
+    given = ('[["a", "a"], ["aa"]]', '[["aa"], ["a", "a"]]', '[["a", "a"], ["aa"], ["aa"]]', "[]")
+    assert [score("palindrome_partitioning", {}, answer, whole) for answer in given] == [1, 1, 0, 0]
 
 
 def test_an_integral_is_no_answer_to_an_integral():

@@ -12,12 +12,7 @@ from r1train.data.problems import ProblemSet
 from r1train.rewards import identify
 from r1train.rewards.base import Scores
 from r1train.rewards.identify import detect, language_code
-from r1train.rewards.language import (
-    LanguageReward,
-    chain_of_thought,
-    language_ratio,
-    target_language,
-)
+from r1train.rewards.language import LanguageReward, language_ratio, target_language
 from tests.r1train.samples import ONE, sample, wrap
 
 NUMBERS = {
@@ -76,20 +71,6 @@ def test_a_sentence_in_another_language_of_the_script_is_foreign():
     assert language_ratio(english + GERMAN, "en") == 16 / 35
     assert language_ratio(english + GERMAN, "de") == 19 / 35
     assert language_ratio(english * 40 + GERMAN, "en") == 640 / 659
-
-
-@pytest.mark.parametrize(
-    ("completion", "chain"),
-    [
-        ("<think>a</think><answer>b</answer>", "<think>a"),
-        ("a</think>b", "a"),
-        ("</think>b", ""),
-        ("a", "a"),
-        ("<think>a</think>b</think>c", "<think>a</think>b"),
-    ],
-)
-def test_the_chain_ends_at_the_last_tag(completion, chain):
-    assert chain_of_thought(completion) == chain
 
 
 @pytest.mark.parametrize(

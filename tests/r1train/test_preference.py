@@ -1,5 +1,6 @@
 """A reward model's scores: of which completions, of which part, and the same in any batch."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -12,11 +13,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from r1train.config.judgements import PreferenceConfig, SafetyConfig
+from r1train.config.judgements import PreferenceRewardConfig, SafetyRewardConfig
+from r1train.config.recipe import load_config
 from r1train.config.rewards import RewardConfig
 from r1train.config.schema import ConfigError
 from r1train.data.problems import ProblemSet
 from r1train.rewards.preference import PreferenceReward, SafetyReward
+from r1train.run.runner import run
 from tests.r1train.samples import ONE, sample
 
 POEM = replace(ONE, question="poem", answer="", verifiable=False)
@@ -52,7 +55,7 @@ def folder(tmp_path_factory):
 
 
 def preference(path, **options):
-    config = PreferenceConfig(path=path, device="cpu", **options)
+    config = PreferenceRewardConfig(path=path, device="cpu", **options)
     return PreferenceReward(RewardConfig(preference=config), ProblemSet([ONE, POEM], ()))
 
 
@@ -80,7 +83,7 @@ def test_the_summary_is_judged_where_no_rule_decides(folder):
 
 
 def test_the_response_is_judged_with_its_thoughts(folder):
-    config = RewardConfig(safety=SafetyConfig(path=folder, device="cpu"))
+    config = RewardConfig(safety=SafetyRewardConfig(path=folder, device="cpu"))
     reward = SafetyReward(config, ProblemSet([POEM], ()))
     (value,) = reward([sample(POEM, said("roses"), prompt="poem")]).values
     assert value == pytest.approx(score(folder, f"poem {said('roses')} <eos>"), abs=1e-5)
@@ -146,7 +149,7 @@ def test_what_is_no_reward_model_is_refused(tmp_path, folder):
     with pytest.raises(ConfigError, match="expected a model with one label, and it has 2"):
         preference(two)
     with pytest.raises(ConfigError, match=r"rewards\.safety\.device = 'gpu'"):
-        SafetyConfig(device="gpu")
+        SafetyRewardConfig(device="gpu")
     (tmp_path / "two" / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="cannot be loaded"):
         preference(two)
@@ -160,3 +163,54 @@ def test_two_reward_models_are_two_tables():
     )
     assert (config.preference.part, config.safety.part) == ("summary", "summary")
     assert RewardConfig().safety.part == "response"
+
+
+def test_a_recipe_trains_its_reward_model_and_is_rewarded_by_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts = [f"User: say {word} Assistant:" for word in ("one", "two", "three", "four", "five")]
+    rows = [{"prompt": text, "chosen": "yes", "rejected": "no"} for text in texts]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        """
+        name = "liked"
+        threads = 1
+        [[stages]]
+        kind = "reward_model"
+        name = "taste"
+        [[stages]]
+        kind = "rl"
+        name = "rl"
+        [model]
+        preset = "deepseek-v3-mini"
+        [task]
+        prompt_template = "{question}"
+        heldout_size = 1
+        train_size = 4
+        datasets = [{ path = "rows.jsonl", answer_field = "" }]
+        [reward_model]
+        datasets = [{ path = "rows.jsonl" }]
+        batch_size = 2
+        heldout_size = 1
+        [rollout]
+        max_completion_length = 6
+        [rewards]
+        functions = ["preference", "language"]
+        [rewards.preference]
+        path = "stage:taste"
+        part = "response"
+        device = "cpu"
+        [grpo]
+        max_steps = 1
+        prompts_per_step = 2
+        num_generations = 4
+        [eval]
+        k = 1
+        """
+    )
+    run(load_config(path))
+    log = tmp_path / "runs" / "liked" / "rl" / "metrics.jsonl"
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    (step,) = (record for record in records if "rewards/preference" in record)
+    assert step["rewards/preference/none"] == 0
+    assert step["rewards/preference/std"] > 0

@@ -49,7 +49,8 @@ def test_a_bootstrap_repeats_by_its_seed_and_narrows_with_questions():
 
 def test_all_right_is_not_certain():
     assert share_interval([1.0] * 5) == interval([1.0] * 5, 0.95)
-    assert share_interval([0.5] * 5) == (0.5, 0.5)
+    assert share_interval([0.5], k=2) == interval([0.5], 0.95, 2)
+    assert share_interval([0.5, 0.25, 1.0]) == bootstrap_interval([0.5, 0.25, 1.0])
 
 
 def test_a_paired_test_of_few_questions_counts_every_exchange():

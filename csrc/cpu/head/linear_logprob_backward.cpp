@@ -116,7 +116,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
     expect_numel(op, "dentropy", e, rows);
     expect_numel(op, "entropy", entropies, rows);
   }
-  const Kept tiles = Kept::of(kept, h);
+  const Kept tiles = Kept::of(op, kept, h);
   entropy_grad = entropy_grad && e.numel() > 0;
 
   // Blocks that were kept come first, as they were; then every other row with a gradient.
@@ -130,22 +130,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
     if (order.size() < kept_rows && in.keeps(t)) order.add(t, in.target(t));
     else if (has_gradient(t)) others.add(t, in.target(t));
   }
-  std::vector<const uint8_t*> kept_of_block;
-  for (int64_t b = 0; b < order.size(); b += kRows) {  // leave out blocks without any gradient
-    const int64_t end = smaller(b + kRows, order.size());
-    bool any = false;
-    for (int64_t i = b; i < end; ++i) any |= has_gradient(order.index[i]);
-    if (!any) continue;
-    for (int64_t i = b; i < end; ++i)
-      if (has_gradient(order.index[i])) taken.add(order.index[i], order.target[i]);
-      else taken.add_blank();
-    // A row outside `keep` has a gradient after all, such as NaN: it follows in a block of its own.
-    for (int64_t i = end; others.size() > 0 && i < b + kRows; ++i) taken.add_blank();
-    kept_of_block.push_back(tiles.tiles() + b / kRows * Kept::tile_bytes(h));
-  }
-  for (int64_t t : others.index) taken.add(t, in.target(t));
-  const int64_t padded = taken.padded(), blocks = padded / kRows;
-  kept_of_block.resize(blocks, nullptr);
+  const auto kept_of_block = take_kept(taken, order, others, tiles, has_gradient);
+  const int64_t padded = taken.padded();
 
   std::vector<float> row_g(padded), row_e(padded), row_target(padded), row_lse(padded),
       row_entropy(padded);

@@ -18,31 +18,35 @@ namespace {  // Tensor itself is hidden in each library
 // keep none, and the logits are then made again, through the same rounding.
 struct Kept {
   static constexpr int64_t kState = 64;
-  int64_t blocks, stride;  // stride: bytes from one column of tiles to the next
+  int64_t blocks, bytes, stride;  // bytes of a tile, and from one column of tiles to the next
   Tensor tensor;
 
-  static int64_t tile_bytes(const Head& h) { return kRows * (kCols * (h.bf16 ? 2 : 4) + 4); }
+  // `each`: matrices that a tile holds.
+  static int64_t tile_bytes(const Head& h, int64_t each) {
+    return each * kRows * (kCols * (h.bf16 ? 2 : 4) + 4);
+  }
   // For at most `rows` rows, of which `blocks` blocks come.
-  static Kept make(const Tensor& like, const Head& h, int64_t rows, int64_t blocks) {
-    const int64_t most = rows / kRows * ceil_div(h.columns, kCols) * tile_bytes(h);
-    Kept kept{smaller(blocks, rows / kRows), 0,
+  static Kept make(const Tensor& like, const Head& h, int64_t rows, int64_t blocks, int64_t each = 1) {
+    const int64_t bytes = tile_bytes(h, each), most = rows / kRows * ceil_div(h.columns, kCols) * bytes;
+    Kept kept{smaller(blocks, rows / kRows), bytes, 0,
               new_output(like, {most + kState}, ScalarType::Byte)};
-    kept.stride = kept.blocks * tile_bytes(h);
+    kept.stride = kept.blocks * bytes;
     std::memcpy(kept.state(), &kept.blocks, sizeof(kept.blocks));
     return kept;
   }
-  static Kept of(const Tensor& tensor, const Head& h) {
-    R1_CHECK(tensor.scalar_type() == ScalarType::Byte && tensor.numel() >= kState,
-             "linear_logprob_backward: kept: expected what the forward pass gave");
-    Kept kept{0, 0, dense(tensor)};
+  static Kept of(const char* op, const Tensor& tensor, const Head& h, int64_t each = 1) {
+    R1_CHECK(tensor.scalar_type() == ScalarType::Byte && tensor.numel() >= kState, op,
+             ": kept: expected what the forward pass gave");
+    Kept kept{0, tile_bytes(h, each), 0, dense(tensor)};
     std::memcpy(&kept.blocks, kept.state(), sizeof(kept.blocks));
-    const int64_t most = (tensor.numel() - kState) / (ceil_div(h.columns, kCols) * tile_bytes(h));
-    R1_CHECK(kept.blocks >= 0 && kept.blocks <= most,
-             "linear_logprob_backward: kept: expected what the forward pass gave of this head");
-    kept.stride = kept.blocks * tile_bytes(h);
+    const int64_t most = (tensor.numel() - kState) / (ceil_div(h.columns, kCols) * kept.bytes);
+    R1_CHECK(kept.blocks >= 0 && kept.blocks <= most, op,
+             ": kept: expected what the forward pass gave of this head");
+    kept.stride = kept.blocks * kept.bytes;
     return kept;
   }
   uint8_t* tiles() const { return data<uint8_t>(tensor); }
+  const uint8_t* block(int64_t b) const { return tiles() + b * bytes; }
   uint8_t* state() const { return tiles() + tensor.numel() - kState; }
 };
 
@@ -167,6 +171,29 @@ inline void pack_row_pairs(const Order& order, uint32_t* pairs) {
         *out = h.bf16 ? bits(2 * k, j) | bits(2 * k + 1, j) << 16 : bits(k, j);
       }
   });
+}
+
+// Blocks of rows that were kept come first in `taken`, as they were but without those that have no
+// gradient, then the `others`. Returns where each block was kept: null for those of the others.
+template <class HasGradient>
+std::vector<const uint8_t*> take_kept(Order& taken, const Order& order, const Order& others,
+                                      const Kept& kept, const HasGradient& has_gradient) {
+  std::vector<const uint8_t*> kept_of_block;
+  for (int64_t b = 0; b < order.size(); b += kRows) {  // leave out blocks without any gradient
+    const int64_t end = smaller(b + kRows, order.size());
+    bool any = false;
+    for (int64_t i = b; i < end; ++i) any |= has_gradient(order.index[i]);
+    if (!any) continue;
+    for (int64_t i = b; i < end; ++i)
+      if (has_gradient(order.index[i])) taken.add(order.index[i], order.target[i]);
+      else taken.add_blank();
+    // Rows that were not kept follow in blocks of their own.
+    for (int64_t i = end; others.size() > 0 && i < b + kRows; ++i) taken.add_blank();
+    kept_of_block.push_back(kept.block(b / kRows));
+  }
+  for (int64_t i = 0; i < others.size(); ++i) taken.add(others.index[i], others.target[i]);
+  kept_of_block.resize(taken.padded() / kRows, nullptr);
+  return kept_of_block;
 }
 
 // The gradients of a layer, and the memory that they are made in.

@@ -1,41 +1,11 @@
-// linear_reverse_kl: tiles of both heads' logits are made, used and forgotten.
-#include "cpu/head/linear_reverse_kl.h"
+// linear_reverse_kl: tiles of both heads' logits are made, used and forgotten, or what the gradient
+// needs of them is kept.
+#include "cpu/head/linear_reverse_kl_tile.h"
 #include "cpu/common/parallel.h"
-#include "cpu/head/linear_logprob_tile.h"
 
 namespace r1::R1_ISA {
-static inline void logits_of(const Head& h, const Rows& rows, int64_t block, int64_t v0, int64_t cols,
-                             float* z) {
-  const int64_t lanes = rows.lanes(block);
-  h.bf16 ? logits_tile<BF16>(h, rows, block, lanes, v0, cols, z)
-         : logits_tile<F32>(h, rows, block, lanes, v0, cols, z);
-}
-
-static inline void add_student(Divergence& into, int64_t n, F m, F sum, F weighted, F apart) {
-  const F before = load(into.student.max + n), after = max(before, m);
-  const F old = load(into.apart + n) * exp_nonpositive(before - after);
-  store(into.apart + n, old + apart * exp_nonpositive(m - after));
-  merge(into.student, n, m, sum, weighted);
-}
-
-// Both sums of exponentials are made in the same steps: of equal logits they have equal bits.
-static void diverge(const float* z, const float* q, int64_t lanes, int64_t cols, Divergence& into) {
-  reduce_tile<F32>(q, lanes, cols, false, &into.teacher, nullptr);
-  for (int64_t n = 0; n < lanes; n += kWidth) {
-    const F m = column_maximum(z, cols, n);
-    F sum{}, weighted{}, apart{};
-    for (int64_t v = 0; v < cols; ++v) {
-      const F logit = load(z + v * kRows + n), d = logit - m, e = exp_nonpositive(d);
-      const F between = e * (logit - load(q + v * kRows + n));
-      sum = sum + e;
-      weighted = weighted + e * max(splat(-200.0f), d);
-      apart = apart + (e == F{} ? F{} : between);  // of nothing it is nothing, even at -inf
-    }
-    add_student(into, n, m, sum, weighted, apart);
-  }
-}
-
-void linear_reverse_kl_forward(const ReverseKL& f) {
+template <class T>
+static void forward(const ReverseKL& f) {
   constexpr int64_t kGroup = 16;  // blocks that share stripes of the weights while they are in cache
   const int64_t tiles = ceil_div(f.student.columns, kCols), per_split = ceil_div(tiles, kSplits);
   const int64_t blocks = f.rows.blocks(), groups = ceil_div(blocks, kGroup);
@@ -57,7 +27,10 @@ void linear_reverse_kl_forward(const ReverseKL& f) {
           const int64_t v0 = tile * kCols, cols = smaller(f.student.columns - v0, kCols);
           logits_of(f.student, f.rows, b, v0, cols, z);
           logits_of(f.teacher, f.teacher_rows, b, v0, cols, q);
-          diverge(z, q, f.rows.lanes(b), cols, f.parts[split * blocks + b]);
+          uint8_t* kept = b < f.kept_blocks
+                              ? f.kept + tile * f.kept_stride + b * DivergenceTile<T>::kBytes
+                              : nullptr;
+          diverge<T>(z, q, f.rows.lanes(b), cols, &f.parts[split * blocks + b], kept);
         }
   });
   parallel(blocks, [&](int64_t b, int) {  // in the order of the splits
@@ -73,6 +46,10 @@ void linear_reverse_kl_forward(const ReverseKL& f) {
     }
   });
 }
+
+void linear_reverse_kl_forward(const ReverseKL& f) {
+  f.student.bf16 ? forward<BF16>(f) : forward<F32>(f);
+}
 }  // namespace r1::R1_ISA
 
 #ifdef R1_BASELINE
@@ -82,11 +59,11 @@ R1_DECLARE(void linear_reverse_kl_forward(const ReverseKL&))
 
 namespace r1 {
 namespace {
-std::tuple<Tensor, Tensor, Tensor, Tensor> linear_reverse_kl(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_reverse_kl(
     Tensor hidden, Tensor weight, OptionalTensor bias, Tensor teacher_hidden, Tensor teacher_weight,
     OptionalTensor teacher_bias, OptionalTensor temperature, double logit_scale,
     std::optional<double> softcap, double teacher_logit_scale,
-    std::optional<double> teacher_softcap) {
+    std::optional<double> teacher_softcap, int64_t kept_rows) {
   constexpr const char* op = "linear_reverse_kl";
   const Layer student(op, hidden, weight, bias, temperature, logit_scale, softcap);
   const Layer teacher(op, teacher_hidden, teacher_weight, teacher_bias, temperature,
@@ -94,6 +71,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_reverse_kl(
   R1_CHECK(teacher.rows == student.rows && teacher.head.columns == student.head.columns, op,
            ": teacher_weight: expected the T and V of hidden and weight");
   const int64_t rows = student.rows;
+  R1_CHECK(kept_rows >= 0 && kept_rows <= rows + kRows, op, ": kept_rows: expected at most ", rows,
+           " in whole blocks, got ", kept_rows);
   Order order(student), teacher_order(teacher);
   for (int64_t t = 0; t < rows; ++t) {
     order.add(t);
@@ -104,8 +83,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_reverse_kl(
   Buffer<Divergence> parts(kSplits * blocks);
   pack_panels(order, panels.p);
   pack_panels(teacher_order, teacher_panels.p);
-  R1_DISPATCH(linear_reverse_kl_forward)(ReverseKL{student.head, teacher.head, order.rows(panels.p),
-                                                   teacher_order.rows(teacher_panels.p), parts.p});
+  const Kept kept = Kept::make(hidden, student.head, kept_rows, blocks, kKeptMatrices);
+  R1_DISPATCH(linear_reverse_kl_forward)(ReverseKL{
+      student.head, teacher.head, order.rows(panels.p), teacher_order.rows(teacher_panels.p), parts.p,
+      kept.tiles(), kept.blocks, kept.stride});
 
   auto output = [&] { return new_empty(hidden, {rows}, ScalarType::Float); };
   Tensor kl = output(), entropy = output(), lse = output(), teacher_lse = output();
@@ -119,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_reverse_kl(
     data<float>(kl)[t] = parts[t / kRows].apart[lane] / s.sum[lane] - (own - other);
     data<float>(entropy)[t] = log_sum - s.weighted[lane] / s.sum[lane];
   }
-  return {kl, entropy, lse, teacher_lse};
+  return {kl, entropy, lse, teacher_lse, kept.tensor};
 }
 }  // namespace
 
@@ -127,8 +108,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(r1_cpp, m) {
   m.def(
       "linear_reverse_kl(Tensor hidden, Tensor weight, Tensor? bias, Tensor teacher_hidden, "
       "Tensor teacher_weight, Tensor? teacher_bias, Tensor? temperature, float logit_scale, "
-      "float? softcap, float teacher_logit_scale, float? teacher_softcap) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "float? softcap, float teacher_logit_scale, float? teacher_softcap, int kept_rows) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(r1_cpp, CPU, m) {
   m.impl("linear_reverse_kl", TORCH_BOX(&linear_reverse_kl));

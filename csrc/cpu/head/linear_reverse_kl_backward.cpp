@@ -1,6 +1,7 @@
-// linear_reverse_kl_backward: both heads' logits again, and the gradients of the student's.
+// linear_reverse_kl_backward: the gradients of the student's logits, from what was kept or from both
+// heads' logits made again.
 #include "cpu/head/linear_logprob_products.h"
-#include "cpu/head/linear_reverse_kl.h"
+#include "cpu/head/linear_reverse_kl_tile.h"
 
 namespace r1::R1_ISA {
 // dz = dkl·p·((log p - log q) - KL)·slope of the softcap.
@@ -26,14 +27,48 @@ static void differentiate_tile(const ReverseKLBackward& f, int64_t row0, int64_t
   }
 }
 
+// The same of a head without a softcap, from a kept tile.
+template <class T>
+static void decode_tile(const ReverseKLBackward& f, int64_t row0, int64_t cols, const uint8_t* kept,
+                        const Gradients<T>& out) {
+  const DivergenceTile<T> tile(const_cast<uint8_t*>(kept));
+  for (int64_t n = 0; n < kRows; n += kWidth) {
+    const F g = load(f.dkl + row0 + n), lse = load(f.lse + row0 + n);
+    const F mean = (lse - load(f.teacher_lse + row0 + n)) + load(f.kl + row0 + n);
+    const F factor = g * exp(load(tile.maxima + n) - lse), shift = load(tile.means + n) - mean;
+    const I nothing = (g == F{}) | (factor == F{});  // blank rows hold anything, even NaN
+    auto gradient = [&](int64_t v) {
+      const F e = T::load(tile.shares + v * kRows + n);
+      const F apart = T::load(tile.apart + v * kRows + n) + e * shift;
+      const F dz = factor * (e == F{} ? e : apart);  // NaN of a row that is none, whatever e is
+      return nothing ? F{} : dz;
+    };
+    for (int64_t v = 0; v < cols; v += T::kPerUnit) {
+      const bool both = v + 1 < cols;
+      const F low = gradient(v);
+      out.store_pair(v, n, both, low, T::kPerUnit == 2 && both ? gradient(v + 1) : F{});
+    }
+  }
+}
+
 template <class T>
 static void backward(const ReverseKLBackward& f) {
   multiply_gradients<T>(f, [&](int64_t block, int64_t v0, int64_t cols, const Gradients<T>& out) {
     alignas(64) float z[kCols * kRows], q[kCols * kRows];
-    logits_tile<T>(f.head, f.rows, block, kRows, v0, cols, z);
-    f.teacher.bf16 ? logits_tile<BF16>(f.teacher, f.teacher_rows, block, kRows, v0, cols, q)
-                   : logits_tile<F32>(f.teacher, f.teacher_rows, block, kRows, v0, cols, q);
-    differentiate_tile<T>(f, block * kRows, cols, z, q, out);
+    const int64_t row0 = block * kRows;
+    const uint8_t* kept = f.kept[block] ? f.kept[block] + v0 / kCols * f.kept_stride : nullptr;
+    if (!kept) {
+      logits_of(f.head, f.rows, block, v0, cols, z);
+      logits_of(f.teacher, f.teacher_rows, block, v0, cols, q);
+    }
+    if (f.head.softcap != 0) {
+      differentiate_tile<T>(f, row0, cols, z, q, out);
+    } else {
+      // Through the same rounding as a kept tile: what was kept must not change any gradient.
+      alignas(64) uint8_t scratch[DivergenceTile<T>::kBytes];
+      if (!kept) diverge<T>(z, q, f.rows.lanes(block), cols, nullptr, scratch);
+      decode_tile<T>(f, row0, cols, kept ? kept : scratch, out);
+    }
     turn<T>(out.by_row, ceil_div(cols, T::kPerUnit));
   });
 }
@@ -51,7 +86,7 @@ R1_DECLARE(void linear_reverse_kl_backward(const ReverseKLBackward&))
 namespace r1 {
 namespace {
 std::tuple<Tensor, Tensor, Tensor> linear_reverse_kl_backward(
-    Tensor dkl, Tensor kl, Tensor lse, Tensor teacher_lse, Tensor hidden, Tensor weight,
+    Tensor dkl, Tensor kl, Tensor lse, Tensor teacher_lse, Tensor kept, Tensor hidden, Tensor weight,
     OptionalTensor bias, Tensor teacher_hidden, Tensor teacher_weight, OptionalTensor teacher_bias,
     OptionalTensor temperature, double logit_scale, std::optional<double> softcap,
     double teacher_logit_scale, std::optional<double> teacher_softcap, bool need_hidden,
@@ -70,16 +105,20 @@ std::tuple<Tensor, Tensor, Tensor> linear_reverse_kl_backward(
   const Tensor g = floats("dkl", dkl), divergence = floats("kl", kl), own = floats("lse", lse);
   const Tensor other = floats("teacher_lse", teacher_lse);
 
-  Order order(student), teacher_order(teacher);  // of the rows with a gradient
-  for (int64_t t = 0; t < rows; ++t) {
-    if (data<float>(g)[t] == 0) continue;
-    order.add(t);
-    teacher_order.add(t);
-  }
+  const Kept tiles = Kept::of(op, kept, student.head, kKeptMatrices);
+  R1_CHECK(tiles.blocks == 0 || !softcap, op, ": kept: expected nothing with a softcap");
+  auto has_gradient = [&](int64_t t) { return data<float>(g)[t] != 0; };
+  Order order(student), first(student), others(student), teacher_order(teacher);
+  for (int64_t t = 0; t < rows; ++t)
+    if (t < tiles.blocks * kRows) first.add(t);
+    else if (has_gradient(t)) others.add(t);
+  const auto kept_of_block = take_kept(order, first, others, tiles, has_gradient);
+  for (int64_t t : order.index) t < 0 ? teacher_order.add_blank() : teacher_order.add(t);
   const int64_t padded = order.padded();
   std::vector<float> row_g(padded), row_kl(padded), row_lse(padded), row_teacher_lse(padded);
   for (int64_t i = 0; i < order.size(); ++i) {
     const int64_t t = order.index[i];
+    if (t < 0) continue;
     row_g[i] = student.head.logit_scale / student.temperature_of(t) * data<float>(g)[t];
     row_kl[i] = data<float>(divergence)[t];
     row_lse[i] = data<float>(own)[t];
@@ -90,7 +129,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_reverse_kl_backward(
   const HeadGradients gradients(order, need_hidden, need_weight, need_bias);
   R1_DISPATCH(linear_reverse_kl_backward)(ReverseKLBackward{
       gradients.products(), teacher.head, teacher_order.rows(teacher_panels.p), row_g.data(),
-      row_kl.data(), row_lse.data(), row_teacher_lse.data()});
+      row_kl.data(), row_lse.data(), row_teacher_lse.data(), kept_of_block.data(), tiles.stride});
   return gradients.finished();
 }
 }  // namespace
@@ -98,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_reverse_kl_backward(
 STABLE_TORCH_LIBRARY_FRAGMENT(r1_cpp, m) {
   m.def(
       "linear_reverse_kl_backward(Tensor dkl, Tensor kl, Tensor lse, Tensor teacher_lse, "
-      "Tensor hidden, Tensor weight, Tensor? bias, Tensor teacher_hidden, Tensor teacher_weight, "
+      "Tensor kept, Tensor hidden, Tensor weight, Tensor? bias, Tensor teacher_hidden, Tensor teacher_weight, "
       "Tensor? teacher_bias, Tensor? temperature, float logit_scale, float? softcap, "
       "float teacher_logit_scale, float? teacher_softcap, bool need_hidden, bool need_weight, "
       "bool need_bias) -> (Tensor, Tensor, Tensor)");

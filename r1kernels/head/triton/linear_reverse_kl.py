@@ -10,7 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from r1kernels.head.linear_reverse_kl import LINEAR_REVERSE_KL, LINEAR_REVERSE_KL_BACKWARD
+from r1kernels.head.linear_reverse_kl import (
+    LINEAR_REVERSE_KL,
+    LINEAR_REVERSE_KL_BACKWARD,
+    nothing_kept,
+)
 from r1kernels.head.triton.linear_logprob import (
     EXACT,
     ROW_BLOCK,
@@ -61,11 +65,13 @@ def linear_reverse_kl(
     softcap: float | None,
     teacher_logit_scale: float,
     teacher_softcap: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    kept_rows: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows, columns = hidden.shape[0], weight.shape[0]
     kl, entropy, lse, teacher_lse = (hidden.new_empty(rows, dtype=torch.float32) for _ in range(4))
+    kept = nothing_kept(hidden, weight, kept_rows)
     if not rows:
-        return kl, entropy, lse, teacher_lse
+        return kl, entropy, lse, teacher_lse, kept
     student = side(hidden, weight, bias, logit_scale, softcap)
     teacher = side(
         teacher_hidden, teacher_weight, teacher_bias, teacher_logit_scale, teacher_softcap
@@ -82,7 +88,7 @@ def linear_reverse_kl(
         forward_row[(size,)](
             parts, kl, entropy, lse, teacher_lse, start, size, tiles, **ROW_BLOCK, **EXACT
         )
-    return kl, entropy, lse, teacher_lse
+    return kl, entropy, lse, teacher_lse, kept
 
 
 @plug_in(LINEAR_REVERSE_KL_BACKWARD, usable)
@@ -91,6 +97,7 @@ def linear_reverse_kl_backward(
     kl: Tensor,
     lse: Tensor,
     teacher_lse: Tensor,
+    kept: Tensor,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,

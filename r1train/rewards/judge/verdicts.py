@@ -32,7 +32,7 @@ def score(
 ) -> list[float | Failure]:
     """What the judge gives each (question, response), from 1 to 10, as a share of [0, 1]."""
     form = "Score: N\nwhere N is a whole number from 1 (worst) to 10 (best)."
-    asked = [_asked(rubric, form, {"QUESTION": q, "RESPONSE": said}) for q, said in pairs]
+    asked = [asked_of(rubric, form, {"QUESTION": q, "RESPONSE": said}) for q, said in pairs]
     return [_number(answer) for answer in client.ask(asked)]
 
 
@@ -45,14 +45,15 @@ def compare(
     form = "Winner: X\nwhere X is A, B, or tie."
     orders = [(q, *pair) for q, *both in triples for pair in (both, both[::-1])]
     asked = [
-        _asked(rubric, form, {"QUESTION": q, "RESPONSE A": a, "RESPONSE B": b})
+        asked_of(rubric, form, {"QUESTION": q, "RESPONSE A": a, "RESPONSE B": b})
         for q, a, b in orders
     ]
     shares = [_share(answer) for answer in client.ask(asked)]
     return [_mean(first, second) for first, second in zip(shares[::2], shares[1::2], strict=True)]
 
 
-def _asked(rubric: str, form: str, parts: dict[str, str]) -> tuple[Message, ...]:
+def asked_of(rubric: str, form: str, parts: dict[str, str]) -> tuple[Message, ...]:
+    """What a judge is asked: by the rubric, on the parts by their names, for a last line."""
     # A text that holds its own hash cannot be written; and the same question is the same request.
     mark = hashlib.sha256("\0".join(parts.values()).encode("utf-8", "replace")).hexdigest()[:16]
     material = "\n".join(
@@ -63,13 +64,13 @@ def _asked(rubric: str, form: str, parts: dict[str, str]) -> tuple[Message, ...]
 
 
 def _number(answer: str | Failure) -> float | Failure:
-    found = _verdict(answer, _SCORE)
+    found = verdict_of(answer, _SCORE)
     return found if isinstance(found, Failure) else (int(found) - 1) / 9
 
 
 def _share(answer: str | Failure) -> float | Failure:
     """Of the one that stands first."""
-    found = _verdict(answer, _WINNER)
+    found = verdict_of(answer, _WINNER)
     return found if isinstance(found, Failure) else {"A": 1.0, "B": 0.0, "tie": 0.5}[found]
 
 
@@ -79,7 +80,7 @@ def _mean(first: float | Failure, second: float | Failure) -> float | Failure:
     return second if isinstance(second, Failure) else (first + 1 - second) / 2
 
 
-def _verdict(answer: str | Failure, form: re.Pattern[str]) -> str | Failure:
+def verdict_of(answer: str | Failure, form: re.Pattern[str]) -> str | Failure:
     """What the last line says, which may be set in bold."""
     if isinstance(answer, Failure):
         return answer

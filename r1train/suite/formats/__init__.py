@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from r1train.suite.formats import answers, choices, instructions, passages
+from r1train.suite.formats import (
+    answers,
+    choices,
+    contests,
+    instructions,
+    pairs,
+    passages,
+    programs,
+)
 from r1train.suite.questions import Question
 from r1train.suite.specs import Benchmark
 
@@ -18,4 +26,8 @@ FORMATS: dict[str, Callable[[Benchmark, list[Path]], Iterable[Question]]] = {
     "gpqa": choices.read_gpqa,
     "drop": passages.read,
     "ifeval": instructions.read,
+    "arena_hard": pairs.read,
+    "livecodebench": programs.read_livecodebench,
+    "humaneval": programs.read_humaneval,
+    "codeforces": contests.read,
 }

@@ -13,7 +13,13 @@ METRICS = {
     "choice": "exact:ChoiceMetric",
     "f1": "drop:DropMetric",
     "instructions": "instructions:InstructionMetric",
+    "tests": "programs:ProgramMetric",
+    "contests": "contests:ContestMetric",
+    "judged": "judged:JudgedMetric",
+    "pairwise": "pairwise:PairwiseMetric",
 }
+JUDGED = ("judged", "pairwise")
+"""Those that ask the judge of `suite.judge`."""
 
 
 def metric_of(benchmark: Benchmark, config: Config) -> MetricBase:

@@ -54,6 +54,15 @@ def test_what_is_finished_is_not_asked_again(math):
     assert again.subject.engine.requests == []
 
 
+def test_what_changes_the_figures_alone_needs_no_completions(math):
+    first = math().result(benchmarks()["math_500"])
+    again = math("suite.confidence=0.5")
+    result = again.result(benchmarks()["math_500"])
+    assert again.subject.engine.requests == []
+    assert result.per_question == first.per_question
+    assert result.mean_ci[1] - result.mean_ci[0] < first.mean_ci[1] - first.mean_ci[0]
+
+
 @pytest.mark.parametrize("other", ["suite.temperature=0.5", "suite.limit=2", "seed=1"])
 def test_other_settings_are_another_result(math, other):
     first = math()
@@ -123,7 +132,7 @@ def suite(folder, *arguments, data=DATA):
     return main(["eval", str(folder), "--suite", "r1", "--data", str(data), *arguments, *EVAL])
 
 
-def test_the_command_writes_tables_in_three_forms(checkpoint, capsys):
+def test_the_command_writes_tables_in_three_forms(mini, checkpoint, capsys):
     assert suite(checkpoint, "--benchmarks", "aime_2024,drop") == 0
     shown = capsys.readouterr().out
     text = (checkpoint / "suite/tables.md").read_text()
@@ -134,6 +143,8 @@ def test_the_command_writes_tables_in_three_forms(checkpoint, capsys):
     (aime,) = [row for row in tables[1]["rows"] if row[""] == "AIME 2024 (Pass@1)"]
     assert (aime["R1"], aime["V3"], aime["Claude 3.5"]) == ("79.8", "39.2", "16.0")
     assert "| AIME 2024 (Pass@1) | 0.0 |" in text
+    assert "| Architecture | MoE | – | MoE |" in text
+    assert tables[1]["rows"][2]["ours"] == f"{mini[0].num_parameters() / 1e6:.3g}M"
     assert "| **tiny** | 0.0 | 0.0 | – |" in text
     for line in ("AIME 2024 (Pass@1)", "R1-Distill-Qwen-32B", "tiny "):
         assert line in shown
@@ -143,6 +154,11 @@ def test_the_command_writes_tables_in_three_forms(checkpoint, capsys):
     tables = json.loads((checkpoint / "suite/tables.json").read_text())
     assert [row[""] for row in tables[0]["rows"]] == ["GSM8K", "AIME 2024", "DROP"]
     assert {row["difference"] for row in tables[-1]["rows"]} == {"+0.0"}
+
+
+def test_flags_of_eval_are_for_eval(capsys):
+    assert main(["run", "r1-zero-mini", "--suite", "r1", "--dry-run"]) == 2
+    assert "--suite is for r1train eval MODEL" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
+import time
+
 import pytest
 
-from r1train.suite.extraction import extract, summary
+from r1train.suite.extraction import RULES, extract, summary
 
 
 @pytest.mark.parametrize(
@@ -69,3 +71,19 @@ def test_an_answer_block_needs_no_other_mark():
     assert extract(["boxed"], "<answer>it is \\boxed{7}</answer>") == "7"
     assert extract(["letter"], "<answer>C</answer>") == "C"
     assert extract(["boxed"], "<answer>1</answer><answer>2</answer>") is None
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *("answer ", "answer" + " " * 200, "Answer: ", "the answer is ", "\\boxed{", "\\boxed{}"),
+        *("<answer>", "<answer></answer>", "</think>", "####", "```python\n", '{"answer":', "{"),
+        *("1,", "$", "**", "A or ", "答案：", "(", "\n"),
+    ],
+)
+def test_no_text_takes_long(piece):
+    text = piece * (100_000 // len(piece))
+    began = time.process_time()
+    for rule in RULES:
+        extract([rule], text)
+    assert time.process_time() - began < 5

@@ -1,0 +1,23 @@
+"""The parts of a response: thoughts, and the summary after them."""
+
+import pytest
+
+from r1train.data.response import summary, thoughts
+
+
+@pytest.mark.parametrize(
+    ("response", "thought", "said"),
+    [
+        ("<think>a</think><answer>b</answer>", "a", "b"),
+        ("a</think> b", "a", "b"),
+        ("</think>b", "", "b"),
+        ("<think></think>", "", ""),
+        ("a", "a", "a"),
+        ("<think>a", "a", "<think>a"),
+        ("<think>a</think>b</think>c", "a b", "c"),
+        ("a<think>b</think>c", "a b", "c"),
+    ],
+)
+def test_thoughts_and_summary(response, thought, said):
+    assert thoughts(response).split() == thought.split()
+    assert summary(response) == said

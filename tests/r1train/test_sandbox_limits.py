@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from r1train.sandbox import languages
+from r1train.sandbox import box, languages
 from r1train.sandbox.cases import StdioCase
 from r1train.sandbox.judge import run_tests
 from tests.r1train.boxes import (
@@ -226,3 +226,29 @@ def test_a_compiler_reads_nothing_outside(tmp_path):
     ):
         (result,) = run_tests(source, "cpp", [StdioCase("", "read")])
         assert result.status == "not compiled", result
+
+
+def test_a_machine_that_stood_still_loses_no_result(monkeypatch):
+    """What has ended meanwhile is read, though its time is up by the clock."""
+    original = box._attend
+
+    def attend_late(jails):
+        jails[0].send("control")
+        jails[0].process.wait()
+        jails[0].deadline -= 1000
+        original(jails)
+
+    monkeypatch.setattr(box, "_attend", attend_late)
+    outcome = attempt("print('x' * 30_000)")
+    assert (outcome.code, len(outcome.output)) == (0, 30_001 + len(ENDED))
+
+
+def test_boxes_that_are_late_are_given_time_to_end(monkeypatch):
+    original = box._attend
+
+    def attend_late(jails):
+        jails[0].deadline -= 1000
+        original(jails)
+
+    monkeypatch.setattr(box, "_attend", attend_late)
+    assert attempt("import time; time.sleep(60)").timed_out

@@ -30,6 +30,7 @@ ABOUT = {
         "suite": ("published benchmarks, asked and scored", USES),
         "run": ("a run: folder, checkpoints, stages in turn", USES),
         "stages": ("what a recipe is made of", USES),
+        "search": ("trees of steps, and what steps are worth", FAMILY),
         "learn": ("from a rollout to new weights", FAMILY),
         "engine": ("samples completions", FAMILY),
         "rewards": ("rules, and verifiers in processes", FAMILY),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from r1train.config.schema import Count, CountOrZero, NonNegative, Section, Share
+from r1train.config.schema import Count, CountOrZero, NonNegative, Section, Share, accept
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,20 @@ class EvalConfig(Section, section="eval"):
     """Tokens after which a completion is cut off (unset: as in training)."""
     limit: Count | None = None
     """How many held-out problems are used (unset: all)."""
+    by: tuple[str, ...] = ()
+    """Fields of problems, such as "level", by whose values pass@1 and the mean length are told
+    apart too: "pass@1/level=3"."""
+    num_fewshot: CountOrZero = 0
+    """Training problems that stand solved before every question (lm-evaluation-harness's name);
+    needs tasks whose worked solutions are known."""
+    at_least: dict[str, Any] = field(default_factory=dict)
+    """Figures that a stage "evaluate" asks for, such as {"cons@16" = 0.6}: the run ends there where
+    one of them is not reached."""
     confidence: Share = 0.95
     """Level of the confidence intervals."""
 
     def check(self) -> None:
         self.require(0 < self.confidence < 1, "confidence", "expected a value > 0 and < 1")
         self.require(self.top_p > 0, "top_p", "expected a value > 0")
+        for name, least in self.at_least.items():
+            self.at_least[name] = accept(least, float, self.key(f"at_least.{name}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from r1train.config.schema import CountOrZero, Positive, Section
 
@@ -12,7 +13,11 @@ class ModelConfig(Section, section="model"):
     """Where the model and its tokenizer come from: `path` or `preset`."""
 
     preset: str | None = None
-    """Name of a built-in model, such as "deepseek-v3-mini" (made from the seed) or "smollm2"."""
+    """Name of a built-in model: "deepseek-v3-mini" or "qwen2-mini", which are made from the seed,
+    or "smollm2"."""
+    tokenizer: Literal["bytes", "words"] = "bytes"
+    """What the tokens are of a preset that is made from the seed: pieces of words, down to single
+    bytes, learned from the training prompts; or all words of these and of our own tasks."""
     path: str | None = None
     """Folder of a HuggingFace checkpoint (config, safetensors, tokenizer)."""
     gguf_file: str | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -126,22 +128,21 @@ def _own_sections(stage: StageConfig) -> Iterator[str]:
             yield from ("", *_comment(docs.get(key, "")), f"{key} = {_inline(value)}")
 
 
-def _key(name: str) -> str:
-    """A key of a table, in quotes where it needs them."""
-    import tomli_w
-
-    return tomli_w.dumps({name: 0}).partition(" = 0")[0]
-
-
 def _inline(value: Any) -> str:
     """A value on one line, tables too."""
     import tomli_w
 
     if isinstance(value, dict):
-        return f"{{ {', '.join(f'{_key(key)} = {_inline(item)}' for key, item in value.items())} }}"
+        inner = (f"{_key(key)} = {_inline(item)}" for key, item in value.items())
+        return f"{{ {', '.join(inner)} }}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_inline, value))}]"
     return tomli_w.dumps({"_": "none" if value is None else value}).partition("=")[2].strip()
+
+
+def _key(name: str) -> str:
+    """In quotes where TOML wants them, as in "cons@16"."""
+    return name if re.fullmatch("[A-Za-z0-9_-]+", name) else json.dumps(name)
 
 
 def _comment(text: str) -> list[str]:
@@ -161,7 +162,7 @@ def _find(recipe_or_path: str | Path) -> Path:
         raise ConfigError(f"{shown(str(path))}: {error.strerror}") from None
     if path.suffix == ".toml":
         raise ConfigError(f"no such file: {path}")
-    raise ConfigError(f"unknown recipe {shown(str(path))}; the recipes are {listed()}")
+    raise ConfigError(f"unknown recipe {shown(str(path))}; {nearest(str(path), known)}")
 
 
 def _read(path: Path) -> dict[str, Any]:

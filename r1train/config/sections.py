@@ -16,6 +16,7 @@ from r1train.config.findings import FindingConfig
 from r1train.config.grpo import GRPOConfig
 from r1train.config.model import ModelConfig
 from r1train.config.planning import PlanConfig
+from r1train.config.process_reward import ProcessRewardConfig
 from r1train.config.reference import ReferenceConfig
 from r1train.config.rejection import RejectionConfig
 from r1train.config.reward_model import RewardModelConfig
@@ -31,8 +32,10 @@ from r1train.config.schema import (
     laid_over,
     shown,
 )
+from r1train.config.search import SearchConfig
 from r1train.config.sft import SFTConfig
 from r1train.config.stages import FOLDER_RULE, StageConfig, names_a_folder
+from r1train.config.steps import StepsConfig
 from r1train.config.suite import SuiteConfig
 from r1train.config.task import TaskConfig
 
@@ -101,6 +104,9 @@ class Config(Section):
     eval: EvalConfig = field(default_factory=EvalConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    steps: StepsConfig = field(default_factory=StepsConfig)
+    process_reward: ProcessRewardConfig = field(default_factory=ProcessRewardConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     suite: SuiteConfig = field(default_factory=SuiteConfig)
 
     def check(self) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from r1train.config.optim import OptimConfig
 from r1train.config.schema import Count, CountOrZero, Decay, Positive, Section, Share
@@ -68,6 +68,13 @@ class SFTConfig(OptimConfig, section="sft"):
     """Share of worked solutions whose answer is right; below 1 leaves RL something to improve."""
     teacher_format: Share = 1.0
     """Share of worked solutions with the right tags."""
+    teacher_params: dict[str, Any] = field(default_factory=dict)
+    """Tables of what else is told to the solvers of tasks, by the names of these."""
+    teacher_problems: Count | None = None
+    """Worked solutions of so many problems alone, one each (unset: of all, new ones at every
+    step)."""
+    teacher_shots: CountOrZero = 0
+    """At most so many solved problems stand before a question; how many is drawn anew for each."""
 
     def examples(self, demonstrations: int) -> int | None:
         """How many are learnt in all, of so many that there are; None where max_steps decides."""

@@ -11,6 +11,7 @@ from r1train.config.schema import ConfigError, Section, Seed, nearest, shown
 OWN_SECTIONS = (
     *("task", "rewards", "rollout", "sft", "grpo", "eval"),
     *("sample", "rejection", "reward_model", "distill", "plan"),
+    *("steps", "process_reward", "search"),
 )
 """Sections that a stage can have of its own."""
 KINDS = {"grpo": "rl"}

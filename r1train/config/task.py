@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from r1train.config.schema import Positive, Section, Size
+from r1train.config.schema import NonNegative, Section, Size
 from r1train.verify import AnswerType
 
 OnBadRow = Literal["error", "skip"]
@@ -13,10 +13,11 @@ OnBadRow = Literal["error", "skip"]
 
 @dataclass(frozen=True)
 class DatasetConfig(Section, section="task.datasets"):
-    """One source of problems: a reasoning-gym dataset (`name`), or a file or folder (`path`)."""
+    """One source of problems: a generated dataset (`name`), or a file or folder (`path`)."""
 
     name: str | None = None
-    """reasoning-gym dataset, such as "chain_sum"; it brings its own verifier."""
+    """reasoning-gym dataset, such as "chain_sum", which brings its own verifier; or a task of our
+    own, "bilingual_sum" or "bilingual_reply" (r1train/data/tasks)."""
     path: str | None = None
     """JSONL, Parquet or Arrow file, folder of such files or of `datasets`, or a pattern with *;
     its answers are verified by `r1train.verify`. Rows are read when they are drawn."""
@@ -39,11 +40,12 @@ class DatasetConfig(Section, section="task.datasets"):
     on_bad_row: OnBadRow = "error"
     """What a row does that cannot be used, or whose prompt is too long for the model: "error" ends
     the run before it starts, naming all of them; "skip" leaves them out with a warning."""
-    weight: Positive | None = None
+    weight: NonNegative | None = None
     """Share of the problems that comes from this source, relative to the other weights (unset: 1;
-    if train_size is unset too, files have a share by their size)."""
+    if train_size is unset too, files have a share by their size). With 0 there are none of it, and
+    the others are those that they would be beside it."""
     params: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the reasoning-gym dataset's configuration (not size, not seed)."""
+    """Keyword arguments of what `name` generates (not size, not seed)."""
 
     def check(self) -> None:
         for older, name in (("jsonl", "path"), ("heldout_jsonl", "heldout_path")):
@@ -80,7 +82,8 @@ class TaskConfig(Section, section="task"):
     """System message of "chat" prompts that bring none (unset: R1-Zero's instruction; "": none)."""
 
     def check(self) -> None:
-        self.require(bool(self.datasets), "datasets", "give at least one dataset")
+        some = any(dataset.weight != 0 for dataset in self.datasets)
+        self.require(some, "datasets", "give at least one dataset, with a weight above 0")
         given = [self.system_prompt, *(dataset.system_prompt for dataset in self.datasets)]
         unused = self.prompt_template != "chat" and given != [None] * len(given)
         reason = 'takes no system_prompt, but for "chat": it has an instruction of its own'

@@ -20,9 +20,13 @@ def largest(given: Sequence[float | None], sizes: Mapping[int, int]) -> list[int
 
     `sizes` has the sources that are finite. Where all are and none has a weight, all is taken.
     """
-    weights = [weight or 1.0 for weight in given]
-    if len(sizes) == len(weights) and not any(given):
+    weights = [1.0 if weight is None else weight for weight in given]
+    if len(sizes) == len(weights) and all(weight is None for weight in given):
         return [sizes[source] for source in range(len(weights))]
-    total = min(int(size * sum(weights) / weights[source]) for source, size in sizes.items())
+    total = min(
+        int(size * sum(weights) / weights[source])
+        for source, size in sizes.items()
+        if weights[source]
+    )
     counts = apportion(max(total, 1), weights)
     return [min(count, sizes.get(source, count)) for source, count in enumerate(counts)]

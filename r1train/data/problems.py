@@ -26,6 +26,7 @@ from r1train.data.records import record_of
 from r1train.data.selection import Joined, Selection, as_they_lie, shuffled
 from r1train.data.sources import open_rows
 from r1train.data.sources.gym import generate
+from r1train.data.tasks import TASKS, make
 from r1train.data.usable import usable, warn
 from r1train.verify import AnswerType
 
@@ -35,7 +36,7 @@ class Problem:
     """One question and what its verifier needs to know."""
 
     task: str
-    """Name of the reasoning-gym dataset, or path of the file."""
+    """Name of the reasoning-gym dataset or of the task of our own, or path of the file."""
     index: int
     """Position of the problem in its source, counted over draws or rows."""
     question: str
@@ -140,22 +141,24 @@ def load_problems(config: TaskConfig, seed: int) -> tuple[ProblemSet, ProblemSet
 def _counts(config: TaskConfig, files: Mapping[int, _File]) -> tuple[list[int], list[int]]:
     """How many problems of each source are trained on, and how many are held out."""
     given = [dataset.weight for dataset in config.datasets]
-    weights = [weight or 1.0 for weight in given]
+    weights = [1.0 if weight is None else weight for weight in given]
     heldout = apportion(config.heldout_size or 256, weights)
     if config.heldout_size is None:
         for source, file in files.items():
+            if not weights[source]:
+                continue
             fifth = max(1, len(file.train) // 5)
             heldout[source] = len(file.heldout) or min(heldout[source], fifth)
     if config.train_size is not None:
         return apportion(config.train_size, weights), heldout
-    if not files:
+    if not any(weights[source] for source in files):
         return apportion(4096, weights), heldout
     left = {
         source: len(file.train) - (0 if file.heldout else heldout[source])
         for source, file in files.items()
     }
     for source, count in left.items():
-        if count < 1:
+        if count < 1 and weights[source]:
             name = _name(source, config.datasets[source].path)
             raise ConfigError(
                 f"{name}: none of its {len(files[source].train)} distinct problems is left to "
@@ -193,7 +196,10 @@ def _draw(config: TaskConfig, source: int, count: int, seed: int, asked: Asked) 
 def _generate(config: TaskConfig, source: int, seed: int) -> Iterator[Problem]:
     dataset = config.datasets[source]
     assert dataset.name is not None
-    for index, entry in enumerate(generate(dataset.name, dataset.params, f"{seed}/{source}")):
+    own = make(dataset.name, dataset.params) if dataset.name in TASKS else None
+    drawn_from = f"{seed}/{source}"
+    entries = own.entries(drawn_from) if own else generate(dataset.name, dataset.params, drawn_from)
+    for index, entry in enumerate(entries):
         yield Problem(
             task=dataset.name,
             index=index,
@@ -202,6 +208,7 @@ def _generate(config: TaskConfig, source: int, seed: int) -> Iterator[Problem]:
             metadata=entry.get("metadata", {}),
             source=source,
             messages=_conversation((("user", entry["question"]),), config, dataset),
+            verifiable=own is None or entry["answer"] is not None,
         )
 
 

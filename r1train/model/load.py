@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from r1kernels.hf import (
     explain_fp8,
@@ -21,11 +26,21 @@ from r1kernels.hf import (
 from r1kernels.hf.fp8.layers import computes_in_fp8
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
+from r1train.data.tasks import TASKS
 from r1train.model.folder import from_folder, stored_in_fp8
 from r1train.model.limits import check_tokenizer
 from r1train.model.lora import add_lora
-from r1train.model.presets import PRESETS, SMOLLM2_FILE, deepseek_v3_mini, smollm2_folder
+from r1train.model.presets import (
+    MADE,
+    PRESETS,
+    SMOLLM2_FILE,
+    make,
+    mini_tokenizer,
+    smollm2_folder,
+    word_tokenizer,
+)
 from r1train.model.products import patch_linear
+from r1train.model.scoring import causal_shell
 
 
 class OnDevice(Protocol):
@@ -80,8 +95,9 @@ def load_model(
             register_fp8()
         loaded = dtype if stored else torch.float32
         model, tokenizer = from_folder(folder, choice.gguf_file, loaded)
-    elif choice.preset == "deepseek-v3-mini":
-        model, tokenizer = deepseek_v3_mini(texts, config.seed)
+    elif choice.preset in MADE:
+        tokenizer = made_tokenizer(config, texts)
+        model = make(choice.preset, tokenizer, config.seed)
     elif choice.preset == "smollm2":
         model, tokenizer = from_folder(smollm2_folder(), SMOLLM2_FILE)
     else:
@@ -95,18 +111,58 @@ def load_model(
         _cast(model, device_of(config), None)
         _into_fp8(model, config)  # first: FP8 experts run in no other way
         patch_moe(model)
+        _patch_rest(model, config)
     else:
-        patch_moe(model)  # before the cast, so that its routers' biases stay float32
-        _cast(model, device_of(config), dtype)
-        if config.precision == "fp8":  # after it: what is faster depends on device and dtype
-            _into_fp8(model, config)
+        _prepare(model, config)
+    if choice.lora_rank:
+        add_lora(model, choice, config.seed)
+    return model, tokenizer
+
+
+def load_process_reward(
+    folder: Path, config: Config
+) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:
+    """A token-classification model with one label, on the device and in the dtype of `config`;
+    a causal LM around its backbone, by which it runs; and its tokenizer.
+
+    Raises ConfigError where it is no such model.
+    """
+    classifier, tokenizer = from_folder(folder, auto=AutoModelForTokenClassification)
+    labels = classifier.config.num_labels
+    if labels != 1:
+        raise ConfigError(
+            f"the model in {folder} has {labels} labels: a process reward model has one, the value "
+            "of a step"
+        )
+    shell = causal_shell(classifier)
+    _prepare(shell, config)
+    score: Any = classifier.score
+    score.to(shell.device, shell.dtype)
+    return classifier, shell, tokenizer
+
+
+def _prepare(model: PreTrainedModel, config: Config) -> None:
+    """Weights in float32 onto the device and into the dtype, and patched."""
+    patch_moe(model)  # before the cast, so that its routers' biases stay float32
+    _cast(model, device_of(config), getattr(torch, config.dtype))
+    if config.precision == "fp8":  # after it: what is faster depends on device and dtype
+        _into_fp8(model, config)
+    _patch_rest(model, config)
+
+
+def _patch_rest(model: PreTrainedModel, config: Config) -> None:
     if config.elementwise:
         patch_elementwise(model)
     patch_linear(model)
     patch(model.eval())
-    if choice.lora_rank:
-        add_lora(model, choice, config.seed)
-    return model, tokenizer
+
+
+def made_tokenizer(config: Config, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """What `model.tokenizer` says, learned from the prompts; words also from the tasks."""
+    if config.model.tokenizer == "bytes":
+        return mini_tokenizer(texts)
+    own = [TASKS[one.name].words for one in config.task.datasets if one.name in TASKS]
+    return word_tokenizer(chain(*own, texts))
 
 
 def _into_fp8(model: PreTrainedModel, config: Config) -> None:

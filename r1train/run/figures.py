@@ -53,7 +53,7 @@ def figure(term: str, stages: Mapping[str, Finished]) -> Measured:
         result = EvalResult.from_state(states[0 if when == "first" else -1])
         found = _number(result.as_dict().get(name))
         if found is not MISSING:
-            return found
+            return Measured(found.value, result.per_problem.get(name, ()))
     table = stage.artifact.path if stage.artifact.kind == "table" else stage.folder / "table.json"
     return _of_table(table, name)
 

@@ -38,7 +38,7 @@ ENVIRONMENT = {
 }
 _KEPT = ("LD_LIBRARY_PATH",)  # of the environment, for the jail: the program has its own
 _CHUNK = 1 << 16
-_MOMENT = 0.5  # seconds
+_MOMENT = 2.0  # seconds
 _SETUP_SECONDS = 15.0  # at most, for the jail to start on a busy machine, and to end
 _STACK_BYTES = 64 << 20  # of the first thread: recursion is usual in such programs
 
@@ -238,6 +238,11 @@ class _Jail:
         """Whether the box is gone and all that it wrote is here."""
         return not self.files.keys() & self.received.keys()
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has told how the program ended."""
+        return not self.reports().keys().isdisjoint({"code", "timeout", "failed"})
+
     def reports(self) -> dict[str, Any]:
         """What its processes said."""
         reports: dict[str, Any] = {}
@@ -277,11 +282,6 @@ def _attend(jails: Sequence[_Jail]) -> None:
     """Moves data in and out until the first of the boxes is over, or its time is up."""
     first = jails[0]
     while not first.over:
-        if time.monotonic() > first.deadline:
-            for jail in jails:
-                jail.kill("time")
-            if time.monotonic() > first.deadline + _SETUP_SECONDS:
-                raise SandboxError("its processes do not end")
         with selectors.DefaultSelector() as selector:
             for jail in jails:
                 for name, file in jail.files.items():
@@ -294,3 +294,18 @@ def _attend(jails: Sequence[_Jail]) -> None:
                 jail.receive(name)
             if events & selectors.EVENT_WRITE and name in jail.files and name in jail.sending:
                 jail.send(name)
+        late = time.monotonic() - first.deadline  # what has come is read before anybody is killed
+        if (late > 0 and not ready) or (late > _SETUP_SECONDS and not first.ended):
+            _end_late(jails)
+
+
+def _end_late(jails: Sequence[_Jail]) -> None:
+    """Kills boxes whose time is up, and gives them a while to be gone. Raises SandboxError where
+    they are not."""
+    now = time.monotonic()
+    for jail in jails:
+        if jail.ended_here is None:
+            jail.kill("time")
+            jail.deadline = now + _SETUP_SECONDS
+        elif now > jail.deadline:
+            raise SandboxError("its processes do not end")

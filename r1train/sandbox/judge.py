@@ -109,15 +109,11 @@ def _check(test: CheckCase, callee: Box) -> Result:
     files = {"test.py": test.test.encode(), "setup.py": test.setup.encode()}
     checker = _python(files, "check.py", callee.limits, test.entry_point)
     verdict, program = run_linked(checker, callee)
-    if (failed := _failed(program, callee)) is not None and verdict.code != 0:
-        return failed
-    cpu = verdict.cpu_seconds + program.cpu_seconds
-    if verdict.code == 0:
-        return Result("passed", "", cpu)
-    failed = _failed(verdict, checker)
-    assert failed is not None
-    assertion = failed.message.rpartition("\n")[2].startswith("AssertionError")
-    return Result("wrong" if assertion else failed.status, failed.message, cpu)
+    if (failed := _failed(verdict, checker)) is None:
+        return Result("passed", "", verdict.cpu_seconds + program.cpu_seconds)
+    if failed.message.rpartition("\n")[2].startswith("AssertionError"):
+        return Result("wrong", failed.message, failed.cpu_seconds)
+    return _failed(program, callee) or failed  # why there was no answer, if the program knows
 
 
 def _python(files: dict[str, bytes], main: str, limits: Limits, *arguments: str) -> Box:

@@ -24,6 +24,8 @@ KINDS = {
     "reward_model": "r1train.stages.reward_model:RewardModel",
     "on_policy_distill": "r1train.stages.on_policy_distill:OnPolicyDistill",
     "evaluate": "r1train.stages.evaluate:Evaluate",
+    "process_reward": "r1train.stages.process_reward:ProcessReward",
+    "search": "r1train.stages.search:Search",
 }
 
 

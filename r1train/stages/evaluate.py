@@ -6,15 +6,17 @@ Votes are for what an answer says, not for how it is written: 1/2 and 0.5 are on
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
 from r1train.config.evaluation import EvalConfig
+from r1train.config.schema import ConfigError, RunError, nearest
 from r1train.data.encode import encode_prompts
-from r1train.data.problems import ProblemSet
+from r1train.data.fewshot import few_shot_prompts
+from r1train.data.problems import Problem, ProblemSet
 from r1train.data.samples import samples_of
 from r1train.engine.base import Engine, Request, Sampling
 from r1train.report.evaluation import EvalResult, interval
@@ -38,12 +40,22 @@ def evaluate(
     template: str,
     seed: int,
     stop: tuple[str, ...] = (),
+    solved: ProblemSet | None = None,
 ) -> EvalResult:
-    """Sample `config.k` completions of every problem, up to a string of `stop`, and score them."""
+    """Sample `config.k` completions of every problem, up to a string of `stop`, and score them.
+
+    `solved` has the problems that few-shot prompts are made of.
+    """
     if config.max_completion_length is None:
         raise ValueError("eval.max_completion_length is None: a Config sets it from the rollout's")
     problems, k = problems[: config.limit], config.k
-    prompts = encode_prompts(tokenizer, problems, template)
+    if config.num_fewshot and solved is not None:
+        shown = few_shot_prompts(
+            problems, solved, config.num_fewshot, tokenizer, template, derive_seed(seed, "shots")
+        )
+        prompts = tokenizer(shown)["input_ids"]
+    else:
+        prompts = encode_prompts(tokenizer, problems, template)
     sampling = Sampling(
         max_new_tokens=config.max_completion_length,
         temperature=config.temperature,
@@ -59,21 +71,21 @@ def evaluate(
     scored = rewards.score(samples, also=EVALUATED)
     texts = [sample.completion for sample in samples]
     accuracy = scored.by_name["accuracy"]
-    solved, agreed = [], []
+    shares, agreed = [], []
     for i, problem in enumerate(problems):
         group = slice(i * k, (i + 1) * k)
         judged = [value for value in accuracy[group] if value is not None]
         if judged:  # by the problem: accuracy applies to all of its completions or to none
-            solved.append(fmean(judged))
+            shares.append(fmean(judged))
             agreed.append(majority(texts[group], judged, problem.answer_type))
     return EvalResult(
-        pass_at_1=fmean(solved) if solved else math.nan,
-        pass_at_1_ci=interval(solved, config.confidence, k),
+        pass_at_1=fmean(shares) if shares else math.nan,
+        pass_at_1_ci=interval(shares, config.confidence, k),
         cons_at_k=fmean(agreed) if agreed else math.nan,
         cons_at_k_ci=interval(agreed, config.confidence),
         k=k,
         n=len(problems),
-        verifiable=len(solved),
+        verifiable=len(shares),
         mean_length=fmean(rollout.lengths),
         truncated=fmean(not finished for finished in rollout.finished),
         format_rate=fmean(value or 0.0 for value in scored.by_name["format"]),
@@ -84,6 +96,8 @@ def evaluate(
             for name in scored.by_name
             if name not in EVALUATED
         },
+        groups=by_group(problems, config, accuracy, rollout.lengths),
+        per_problem=per_problem(problems, k, scored.by_name, agreed),
         samples=tuple(
             {
                 "prompt": samples[first].prompt,
@@ -110,7 +124,54 @@ def evaluate_heldout(context: Context, seed: int) -> EvalResult:
         context.config.task.prompt_template,
         seed,
         context.config.rollout.stop,
+        context.train,
     )
+
+
+def by_group(
+    problems: Sequence[Problem],
+    config: EvalConfig,
+    accuracy: Sequence[float | None],
+    lengths: Sequence[int],
+) -> dict[str, float]:
+    """pass@1 and the mean length of the problems that have a value of a field of `config.by` in
+    common, by the value; `config.k` entries of `accuracy` and `lengths` are of one problem."""
+    members: dict[str, list[int]] = {}
+    for i, problem in enumerate(problems):
+        for name in config.by:
+            value = {**problem.metadata, **problem.columns}.get(name)
+            if value is not None:
+                group = members.setdefault(f"{name}={value}", [])
+                group += range(i * config.k, (i + 1) * config.k)
+    figures: dict[str, float] = {}
+    for name, rows in sorted(members.items()):
+        judged = [value for row in rows if (value := accuracy[row]) is not None]
+        if judged:
+            figures[f"pass@1/{name}"] = fmean(judged)
+        figures[f"mean_length/{name}"] = fmean(lengths[row] for row in rows)
+    return figures
+
+
+def per_problem(
+    problems: Sequence[Problem],
+    k: int,
+    rewards: Mapping[str, Sequence[float | None]],
+    agreed: Sequence[float],
+) -> dict[str, list[float]]:
+    """See `EvalResult.per_problem`. Of each of `rewards`, k values are of one problem; `agreed` has
+    cons@k of the problems to which accuracy applies."""
+    order = sorted(range(len(problems)), key=lambda i: problems[i].key)
+    found: dict[str, list[float]] = {}
+    for name, values in rewards.items():
+        known = [
+            [value for value in values[i * k : (i + 1) * k] if value is not None] for i in order
+        ]
+        figure = {"accuracy": "pass@1", "format": "format"}.get(name, f"rewards/{name}")
+        found[figure] = [fmean(some) for some in known if some]
+    verifiable = [i for i in range(len(problems)) if rewards["accuracy"][i * k] is not None]
+    votes = dict(zip(verifiable, agreed, strict=True))
+    found[f"cons@{k}"] = [votes[i] for i in order if i in votes]
+    return found
 
 
 class Evaluate(Stage):
@@ -122,7 +183,24 @@ class Evaluate(Stage):
     def run(self, folder: Path) -> Path:
         result = evaluate_heldout(self.context, self.context.seed)
         self.results.append(result)
-        return write_table(folder, result.as_dict())
+        path = write_table(folder, {**result.as_dict(), "per_problem": result.per_problem})
+        self._check(result)
+        return path
+
+    def _check(self, result: EvalResult) -> None:
+        """Every figure is as large as `eval.at_least` asks for. Raises RunError."""
+        figures = result.as_dict()
+        for name, least in self.context.config.eval.at_least.items():
+            if name not in figures:
+                raise ConfigError(
+                    f"eval.at_least: unknown figure {name!r}: {nearest(name, figures)}"
+                )
+            if not (figures[name] or 0.0) >= least:
+                raise RunError(
+                    f"{name} is {figures[name]:.3f}, and eval.at_least asks for {least:g}: what "
+                    "comes after this stage is meant for an abler model. Another seed may do, or "
+                    "more steps of the stages before it"
+                )
 
 
 def majority(
@@ -133,9 +211,13 @@ def majority(
 
 
 def vote(
-    answers: Sequence[str | None], accuracy: Sequence[float], answer_type: str = "auto"
+    answers: Sequence[str | None],
+    accuracy: Sequence[float],
+    answer_type: str = "auto",
+    weights: Sequence[float] | None = None,
 ) -> float:
-    """Accuracy of the most frequent answer; 0 where there is none.
+    """Accuracy of the most frequent answer; 0 where there is none. With `weights` each answer has
+    as many votes as that.
 
     Right answers are one candidate: as far as the problem can tell they are the same. Of the wrong
     ones those are that `verify` finds equal to the first of them, and once `_MOST_COMPARED`
@@ -143,9 +225,10 @@ def vote(
     """
     left = _MOST_COMPARED
     candidates: list[tuple[str, float]] = []
-    votes: list[int] = []
+    votes: list[float] = []
     seen: dict[tuple[str, float], int] = {}
-    for answer, right in zip(answers, accuracy, strict=True):
+    weights = [1] * len(answers) if weights is None else weights
+    for answer, right, weight in zip(answers, accuracy, weights, strict=True):
         if answer is None:
             continue
         key = answer, float(right)
@@ -167,7 +250,7 @@ def vote(
             if seen[key] == len(candidates):
                 candidates.append(key)
                 votes.append(0)
-        votes[seen[key]] += 1
+        votes[seen[key]] += weight
     if not votes:
         return 0.0
     return candidates[votes.index(max(votes))][1]  # the first of equals: seen first

@@ -43,7 +43,7 @@ class SFT(TrainStage):
         if not config.sft.datasets:
             reason = "worked solutions are new ones at every step: give max_steps, or datasets"
             config.sft.require(config.sft.num_train_epochs is None, "num_train_epochs", reason)
-            check_solutions(train.sources)
+            check_solutions(train.sources, config.sft)
 
     def update(self) -> dict[str, float]:
         batch = self.demonstrations.batch(self.step)

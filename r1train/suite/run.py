@@ -88,10 +88,10 @@ def run_suite(config: Config, asked: Asked) -> dict[str, Result]:
         raise ConfigError(f"--data {asked.data}: none of its benchmarks can be asked: see above")
     assert config.model.path is not None  # of an evaluation
     known = about(Path(config.model.path))
-    tables = [overview(results), *paper_tables(results, asked.folder.name, known)]
+    tables = [overview(results), *paper_tables(results, _name(asked.folder), known)]
     if asked.trained and config.suite.check_training_data:
-        found = contamination(config, asked.data, [one.name for one in here])
-        tables += [contamination_table(results, found)] if found else []
+        now = [one.name for one in here if one.name in results]
+        tables += _contaminated(config, asked.data, now, results)
     if asked.against is not None:
         tables.append(_against(results, asked, config.suite.confidence))
     _write(place, tables)
@@ -111,6 +111,24 @@ def _write(place: Path, tables: Sequence[Table]) -> None:
 
 def _present(data: Path) -> list[Benchmark]:
     return [benchmark for benchmark in benchmarks().values() if files_of(benchmark, data)]
+
+
+def _contaminated(
+    config: Config, data: Path, names: Sequence[str], results: Mapping[str, Result]
+) -> list[Table]:
+    """Data that is not there any more ends no evaluation."""
+    try:
+        found = contamination(config, data, names)
+    except ConfigError as error:
+        CONSOLE.print(f"the training data cannot be looked through: {error}", soft_wrap=True)
+        return []
+    return [contamination_table(results, found)]
+
+
+def _name(folder: Path) -> str:
+    """What a table calls a model: its folder, or what has a folder "checkpoint"."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "checkpoint" else folder.name
 
 
 def _against(results: Mapping[str, Result], asked: Asked, confidence: float) -> Table:
@@ -136,4 +154,4 @@ def _against(results: Mapping[str, Result], asked: Asked, confidence: float) -> 
             f"--against {asked.against}: it has no result of {', '.join(results)}: first r1train "
             f"eval {asked.against} --suite r1 --data {asked.data}"
         )
-    return comparison(pairs, results, others, (asked.folder.name, asked.against.name))
+    return comparison(pairs, results, others, (_name(asked.folder), _name(asked.against)))

@@ -28,7 +28,7 @@ R1KERNELS = (
 # "" is a module that lies in no folder.
 R1TRAIN = (
     *("", "config", "report", "sandbox", "data", "model", "rewards", "engine", "learn"),
-    *("stages", "run", "suite", "plan", "cli"),
+    *("search", "stages", "run", "suite", "plan", "cli"),
 )
 LAYERS = {"r1kernels": R1KERNELS, "r1train": R1TRAIN}
 NAMED = {"trainer", "toml", "schema", "__main__"}  # public names: they import what they name

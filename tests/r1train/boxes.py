@@ -21,7 +21,7 @@ from r1train.sandbox.languages import python_box
 from r1train.sandbox.limits import Limits
 
 QUICK = Limits(
-    cpu_seconds=1, wall_seconds=2, memory_mb=256, output_bytes=1 << 16, scratch_mb=2, threads=8
+    cpu_seconds=1, wall_seconds=20, memory_mb=256, output_bytes=1 << 16, scratch_mb=2, threads=8
 )
 HEAD = """
 import ctypes, os, sys

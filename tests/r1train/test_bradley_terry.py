@@ -22,7 +22,7 @@ from r1train.data.encode import encode_scored
 from r1train.data.preferences import Judgement
 from r1train.learn.bradley_terry import RewardLearner
 from r1train.model.policy import Policy
-from r1train.model.scoring import with_score
+from r1train.model.scoring import HEADS, with_score
 from r1train.run.export import write_model
 from r1train.run.folder import RunFolder
 from r1train.run.runner import resume, run
@@ -138,7 +138,7 @@ def test_where_padding_is_the_end_the_score_is_that_of_the_last_word(mini):
 
 def test_a_model_that_cannot_score_is_named(mini, monkeypatch):
     model, tokenizer = mini
-    monkeypatch.setattr("r1train.model.scoring.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING", {})
+    monkeypatch.setitem(HEADS, "sequence", {})
     with pytest.raises(ConfigError, match="no sequence classification for DeepseekV3ForCausalLM"):
         with_score(model, tokenizer, 0)
 

@@ -2,18 +2,26 @@ import io
 import math
 import re
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import pytest
 from rich.console import Console
 
 from r1train.config.evaluation import EvalConfig
-from r1train.data.problems import Problem, ProblemSet
+from r1train.config.schema import ConfigError, RunError
+from r1train.config.task import DatasetConfig, TaskConfig
+from r1train.data.fewshot import few_shot_prompts
+from r1train.data.problems import Problem, ProblemSet, load_problems
 from r1train.engine.base import Sampling
+from r1train.model.presets import word_tokenizer
 from r1train.report.console import show_before_after, show_evaluation
 from r1train.report.evaluation import EvalResult
+from r1train.rewards.accuracy import extract_answer
 from r1train.rewards.base import RewardBatch
+from r1train.rewards.format import format_reward
 from r1train.rewards.verifiers import Verifier
-from r1train.stages.evaluate import evaluate, interval, majority
+from r1train.run.runner import run
+from r1train.stages.evaluate import by_group, evaluate, interval, majority, per_problem
 
 
 def answer(text):
@@ -103,6 +111,75 @@ def test_only_what_can_be_verified_counts():
     show_evaluation(some, console)
     text = " ".join(console.export_text().split())
     assert "3 problems (2 of them verifiable) × 4 completions" in text
+
+
+def test_figures_by_a_field_of_the_problems():
+    problems = [
+        Problem("t", 0, "a", "1", metadata={"level": 3}),
+        Problem("t", 1, "b", "", columns={"level": 4}, verifiable=False),
+        Problem("t", 2, "c", "1", metadata={"level": 3}),
+        Problem("t", 3, "d", "1"),
+    ]
+    config = EvalConfig(k=2, by=("level",))
+    accuracy = [1.0, 0.0, None, None, 1.0, 1.0, 0.0, 0.0]
+    assert by_group(problems, config, accuracy, [1, 2, 3, 4, 5, 6, 7, 8]) == {
+        "pass@1/level=3": 0.75,
+        "mean_length/level=3": 3.5,
+        "mean_length/level=4": 3.5,
+    }
+    assert replace(evaluated("abcd"), groups={"x/y=1": 0.5}).as_dict()["x/y=1"] == 0.5
+
+
+def test_figures_of_each_problem_are_in_the_order_of_the_questions():
+    problems = [Problem("t", i, q, "1", verifiable=q != "b") for i, q in enumerate("cba")]
+    rewards = {
+        "accuracy": [1.0, 0.0, None, None, 1.0, 1.0],
+        "format": [1.0, 1.0, 0.0, 1.0, 0.0, 0.0],
+        "quality": [None, None, 0.25, 0.75, None, None],
+    }
+    assert per_problem(problems, 2, rewards, [0.0, 1.0]) == {
+        "pass@1": [1.0, 0.5],
+        "format": [0.0, 0.5, 1.0],
+        "rewards/quality": [0.5],
+        "cons@2": [1.0, 0.0],
+    }
+    result = evaluated("abcd")
+    for figure, mean in (("pass@1", result.pass_at_1), ("cons@4", result.cons_at_k)):
+        assert fmean(result.per_problem[figure]) == pytest.approx(mean)
+    assert EvalResult.from_state(result.state_dict()).per_problem == result.per_problem
+    assert "per_problem" not in result.as_dict()
+
+
+def test_few_shot_prompts_are_solved_problems_and_then_the_question():
+    datasets = (DatasetConfig(name="bilingual_sum"), DatasetConfig(name="bilingual_reply"))
+    train, heldout = load_problems(TaskConfig(datasets=datasets, train_size=40, heldout_size=20), 0)
+    tokenizer = word_tokenizer([])
+    prompts = few_shot_prompts(heldout, train, 3, tokenizer, "plain", 5)
+    known = {problem.question: problem for problem in train}
+    for problem, prompt in zip(heldout, prompts, strict=True):
+        *shots, last = prompt.split(tokenizer.eos_token)
+        assert last == f"User: {problem.question} Assistant:"
+        assert len({*shots}) == 3
+        for shot in shots:
+            question, solution = shot.removeprefix("User: ").split(" Assistant:")
+            assert known[question].task == problem.task
+            assert format_reward(solution) == 1.0
+            if problem.verifiable:
+                assert extract_answer(solution) == known[question].answer
+    assert few_shot_prompts(heldout, train, 3, tokenizer, "plain", 5) == prompts
+    with pytest.raises(ConfigError, match="num_fewshot = 3"):
+        few_shot_prompts(heldout, train, 3, tokenizer, "chat", 5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [("cons@2=2.0", "cons@2 is .*asks for 2"), ("cons@16=0.6", "did you mean 'cons@2'")],
+)
+def test_a_run_ends_where_a_figure_is_not_reached(config, asked, reason):
+    name, least = asked.split("=")
+    gated = config('stages=["evaluate"]', f'eval.at_least={{"{name}" = {least}}}')
+    with pytest.raises((ConfigError, RunError), match=reason):
+        run(gated)
 
 
 def test_where_nothing_can_be_verified_there_is_no_accuracy():

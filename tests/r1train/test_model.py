@@ -10,9 +10,10 @@ from r1kernels.hf import explain_elementwise
 from r1train.config.model import ModelConfig
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
+from r1train.config.task import DatasetConfig, TaskConfig
 from r1train.data.prompts import TAGS
 from r1train.model.load import load_model
-from r1train.model.presets import mini_tokenizer
+from r1train.model.presets import mini_tokenizer, word_tokenizer
 from r1train.run.export import save_checkpoint
 
 
@@ -81,6 +82,44 @@ def test_any_text_survives_the_mini_tokenizer(text):
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
+def test_every_word_is_a_token_and_one_space_parts_them(tmp_path):
+    tokenizer = word_tokenizer(["User: twenty-one plus one", "二十一 plus 12"])
+    text = "<think> twenty-one plus 二十一 </think> <answer> 12 </answer>"
+    ids = tokenizer(text.replace(" ", "  ") + tokenizer.eos_token)["input_ids"]
+    assert len(ids) == len(text.split()) + 1
+    assert tokenizer.decode(ids[:-1]) == text
+    assert (
+        tokenizer("<think>plus</think>")["input_ids"]
+        == tokenizer("<think> plus </think>")["input_ids"]
+    )
+    assert tokenizer("12 pluses")["input_ids"] == [
+        *tokenizer("12")["input_ids"],
+        tokenizer.unk_token_id,
+    ]
+    tokenizer.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == ids[:-1]
+
+
+def test_models_of_one_task_have_one_vocabulary_of_words():
+    task = TaskConfig(datasets=(DatasetConfig(name="bilingual_sum"),))
+
+    def load(preset):
+        choice = ModelConfig(preset=preset, tokenizer="words")
+        return load_model(Config(model=choice, task=task), ["User: one plus two Assistant:"])
+
+    (teacher, its), (student, own) = load("deepseek-v3-mini"), load("qwen2-mini")
+    assert its.get_vocab() == own.get_vocab()
+    assert own.tokenize("User: 二十一 equals 12 <answer>") == [
+        "User:",
+        "二十一",
+        "equals",
+        "12",
+        "<answer>",
+    ]
+    assert type(student).__name__ == "Qwen2ForCausalLM"
+    assert student.num_parameters() < 0.35 * teacher.num_parameters()
+
+
 def test_a_checkpoint_is_a_huggingface_folder_without_pickles(mini, tmp_path):
     model, tokenizer = mini
     folder = save_checkpoint(model, tokenizer, tmp_path / "checkpoint")
@@ -98,7 +137,7 @@ def test_a_checkpoint_is_a_huggingface_folder_without_pickles(mini, tmp_path):
 
 
 def test_errors_say_what_to_do(monkeypatch, tmp_path):
-    with pytest.raises(ConfigError, match="deepseek-v3-mini, smollm2"):
+    with pytest.raises(ConfigError, match="deepseek-v3-mini, qwen2-mini, smollm2"):
         load_model(config(preset="deepseek-v4"))
     with pytest.raises(ConfigError, match="no such folder"):
         load_model(config(path=str(tmp_path / "absent")))

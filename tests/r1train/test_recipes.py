@@ -6,6 +6,7 @@ import json
 import pytest
 
 from r1train.config.recipe import load_config, recipes
+from r1train.run import study
 from r1train.run.runner import run
 
 
@@ -30,6 +31,42 @@ def test_r1_zero_mini_runs(tmp_path):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     loads = [line["stage"] for line in lines if "expert_load/max_violation" in line]
     assert loads[:2] == ["sft", "sft"]  # one an update; GRPO may have had nothing to learn from
+
+
+@pytest.mark.slow  # 23 stages
+def test_r1_mini_runs_all_its_stages(tmp_path):
+    some = "min_rewards={accuracy=0, format=0, annotator=-9}"
+    sampled = {"general": some, "rejection": "min_rewards={accuracy=0, format=0}"}
+    sampled["lessons"] = sampled["rejection"]
+    read = {  # what says nothing is left out
+        "rejection.rejection.mix": "general",
+        "rejection-sft.sft.datasets": "rejection",
+        "distilled.sft.datasets": "lessons",
+    }
+    overrides = [
+        *(
+            f'stages.{key}=[{{path="stage:{name}", on_bad_row="skip"}}]'
+            for key, name in read.items()
+        ),
+        *("sft.max_steps=3", "sft.batch_size=4", "rollout.max_completion_length=20"),
+        *("grpo.max_steps=2", "grpo.prompts_per_step=2", "grpo.num_generations=4"),
+        *("grpo.num_minibatches=1", "eval.k=2", "eval.limit=16", "processes=1", "seeds=[0]"),
+        *("stages.able.eval.k=2", 'stages.able.eval.at_least={"cons@2"=0.0}'),
+        *(f"stages.{name}.grpo.max_steps=2" for name in ("student-rl", "hacking")),
+        "stages.cold-start.sft.max_steps=2",
+        *(f"stages.{name}.rejection.num_prompts=16" for name in sampled),
+        *(f"stages.{name}.rejection.{rewards}" for name, rewards in sampled.items()),
+        *("stages.opinions.sample.num_prompts=16", "stages.on-policy.distill.max_steps=2"),
+        "stages.on-policy.distill.prompts_per_step=2",
+    ]
+    config = load_config("r1-mini", [*overrides, f"output_dir={tmp_path}"])
+    study.run(config)
+    folder = tmp_path / "r1-mini"
+    left = {path.parent.name for path in (folder / "seed-0").glob("*/artifact.json")}
+    assert left == {stage.name for stage in config.stages}
+    found = json.loads((folder / "summary.json").read_text())["findings"]
+    assert [one["title"] for one in found] == [one.title for one in config.findings]
+    assert all(one["values"] for one in found)  # every term names a figure that is there
 
 
 @pytest.mark.slow  # 135M parameters

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from r1train.sandbox import languages
+from r1train.sandbox import box, languages
 from r1train.sandbox.cases import StdioCase
 from r1train.sandbox.judge import run_tests
 from tests.r1train.boxes import (
@@ -30,7 +30,7 @@ SHORT = replace(QUICK, wall_seconds=0.5)
     "program",
     [
         "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
-        "import re\nre.match('(a+)+$', 'a' * 60 + 'b')",
+        pytest.param("import re\nre.match('(a+)+$', 'a' * 60 + 'b')", marks=pytest.mark.slow),
         """
         import threading
         def burn():
@@ -63,7 +63,7 @@ def test_time_that_passes_ends(program):
     start = time.monotonic()
     outcome = attempt(program, limits=SHORT, given="a line\nand another\n", name=name)
     assert (outcome.timed_out, outcome.code) == (True, None), outcome
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20  # of which it has half a second
     assert survivors(name) == []
 
 
@@ -73,6 +73,7 @@ def test_a_fork_bomb_is_a_few_processes_that_end(filtered):
     outcome = attempt(
         """
         import time
+        first = os.getpid()
         end = time.monotonic() + 0.3
         while time.monotonic() < end:
             try:
@@ -80,9 +81,8 @@ def test_a_fork_bomb_is_a_few_processes_that_end(filtered):
                     harm("child")
             except OSError:
                 time.sleep(0.01)
-        while os.getpid() != 2: time.sleep(1)
+        while os.getpid() != first: time.sleep(1)
         """,
-        limits=SHORT,
         filtered=filtered,
         name=name,
     )
@@ -137,8 +137,11 @@ def test_a_bomb_of_threads_is_a_few(filtered):
         "import mmap\ndata = []\nwhile True:\n  data.append(mmap.mmap(-1, 1 << 24))\n"
         "  data[-1][::4096] = b'x' * (1 << 12)",
         "bytearray(1 << 40)",
-        "sys.setrecursionlimit(10**9)\ndef f(n): return f(n)\ntry: f(0)\nexcept MemoryError: raise "
-        "SystemExit(1) from None",
+        pytest.param(
+            "sys.setrecursionlimit(10**9)\ndef f(n): return f(n)\n"
+            "try: f(0)\nexcept MemoryError: raise SystemExit(1) from None",
+            marks=pytest.mark.slow,
+        ),
         "f = 0\nfor _ in range(10**6): f = [f]\nrepr(f)",
     ],
     ids=["bytes", "anonymous maps", "at once", "recursion", "nesting"],
@@ -223,3 +226,29 @@ def test_a_compiler_reads_nothing_outside(tmp_path):
     ):
         (result,) = run_tests(source, "cpp", [StdioCase("", "read")])
         assert result.status == "not compiled", result
+
+
+def test_a_machine_that_stood_still_loses_no_result(monkeypatch):
+    """What has ended meanwhile is read, though its time is up by the clock."""
+    original = box._attend
+
+    def attend_late(jails):
+        jails[0].send("control")
+        jails[0].process.wait()
+        jails[0].deadline -= 1000
+        original(jails)
+
+    monkeypatch.setattr(box, "_attend", attend_late)
+    outcome = attempt("print('x' * 30_000)")
+    assert (outcome.code, len(outcome.output)) == (0, 30_001 + len(ENDED))
+
+
+def test_boxes_that_are_late_are_given_time_to_end(monkeypatch):
+    original = box._attend
+
+    def attend_late(jails):
+        jails[0].deadline -= 1000
+        original(jails)
+
+    monkeypatch.setattr(box, "_attend", attend_late)
+    assert attempt("import time; time.sleep(60)").timed_out

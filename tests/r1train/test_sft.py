@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -62,6 +63,34 @@ def test_the_teacher_is_as_good_as_configured(problems, share):
     config = SFTConfig(teacher_format=share)
     formatted = [format_reward(worked_solution(CHAIN_SUM, config, rng)) for _ in range(1000)]
     assert sum(formatted) / len(formatted) == pytest.approx(share, abs=0.05)
+
+
+def solutions(problems, tokenizer, **options):
+    config = SFTConfig(batch_size=40, **options)
+    return WorkedSolutions(problems, config, tokenizer, template="plain", seed=0)
+
+
+def test_several_solved_problems_are_one_demonstration(problems, mini):
+    tokenizer, end = mini[1], mini[1].eos_token_id
+    batch = solutions(problems, tokenizer, teacher_format=0.5, teacher_shots=2).batch(0)
+    counts = Counter(one.completion.count(end) for one in batch)
+    assert set(counts) == {1, 2, 3}
+    for one in batch:
+        assert one.completion[-1] == end
+        learned = [token for token, flag in zip(one.completion, one.learned, strict=True) if flag]
+        text, whole = tokenizer.decode(learned), tokenizer.decode(one.prompt + one.completion)
+        solved = text.split(tokenizer.eos_token)[:-1]
+        assert len(solved) == one.completion.count(end)  # the end of each is learnt
+        assert "User:" not in text  # and no question
+        assert whole.count("User:") == len(solved)
+        assert len({format_reward(solution) for solution in solved}) == 1  # of one author
+
+
+def test_some_problems_have_one_solution_each(problems, mini):
+    kept = solutions(problems, mini[1], teacher_accuracy=0.5, teacher_problems=8)
+    shown = {str(one) for step in range(3) for one in kept.batch(step)}
+    assert len(shown) == 8
+    assert Counter(map(str, kept.batch(0))).most_common()[-1][1] == 5  # each as often
 
 
 def test_a_task_without_solutions_is_an_error():

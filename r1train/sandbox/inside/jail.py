@@ -164,14 +164,15 @@ def init(spec: Spec) -> None:
 
 def wait_for(child: int, deadline: float) -> dict[str, Any]:
     """How the child ended, or that it did not in time. Orphans are reaped on the way."""
-    while (left := deadline - time.monotonic()) > 0:
-        signal.sigtimedwait([signal.SIGCHLD], left)
+    while True:
         ended, code, usage = os.wait4(-1, os.WNOHANG)
-        while ended not in (0, child):
-            ended, code, usage = os.wait4(-1, os.WNOHANG)
         if ended == child:
             return account(code, usage)
-    return {"timeout": True}
+        left = deadline - time.monotonic()
+        if not ended and left <= 0:
+            return {"timeout": True}
+        if not ended:
+            signal.sigtimedwait([signal.SIGCHLD], left)
 
 
 def account(code: int, usage: resource.struct_rusage) -> dict[str, Any]:

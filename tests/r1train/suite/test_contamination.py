@@ -52,3 +52,6 @@ def test_questions_of_the_training_data_are_counted(mini, tmp_path, capsys):
     assert "Ten words in a row" in capsys.readouterr().out
     assert main([*command, "suite.check_training_data=false"]) == 0
     assert "Ten words in a row" not in capsys.readouterr().out
+    (tmp_path / "talk.jsonl").unlink()
+    assert main(command) == 0
+    assert "the training data cannot be looked through" in capsys.readouterr().out

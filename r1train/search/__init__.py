@@ -1,0 +1,1 @@
+"""Steps of solutions, what they are worth, and trees of them."""

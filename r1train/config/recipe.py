@@ -162,7 +162,7 @@ def _find(recipe_or_path: str | Path) -> Path:
         raise ConfigError(f"{shown(str(path))}: {error.strerror}") from None
     if path.suffix == ".toml":
         raise ConfigError(f"no such file: {path}")
-    raise ConfigError(f"unknown recipe {shown(str(path))}; {nearest(str(path), known)}")
+    raise ConfigError(f"unknown recipe {shown(str(path))}; the recipes are {listed()}")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -33,8 +33,8 @@ class EvalConfig(Section, section="eval"):
     """Training problems that stand solved before every question (lm-evaluation-harness's name);
     needs tasks whose worked solutions are known."""
     at_least: dict[str, Any] = field(default_factory=dict)
-    """Figures that a stage "evaluate" asks for, such as {"cons@16" = 0.6}: the run ends there where
-    one of them is not reached."""
+    """Figures that the last evaluation of a stage has to reach, such as {"cons@16" = 0.6}: else it
+    fails, and what needs it is not begun."""
     confidence: Share = 0.95
     """Level of the confidence intervals."""
 

@@ -22,7 +22,7 @@ from r1train.run.trainer import Trainer, log_evaluation
 from r1train.seeds import derive_seed
 from r1train.stages import kind_of
 from r1train.stages.base import TrainStage
-from r1train.stages.evaluate import evaluate_heldout
+from r1train.stages.evaluate import check_reached, evaluate_heldout
 from r1train.stages.table import write_table
 
 
@@ -47,6 +47,8 @@ class StageRun:
         }
         if isinstance(stage, TrainStage):
             trainer = self._train(stage)
+            if one.evaluated:
+                check_reached(trainer.evaluations[-1], one.config.eval)
             if figures := stage.table():
                 write_table(self.folder.path / one.name, figures)
                 show_counts(one.name, figures)

@@ -184,23 +184,21 @@ class Evaluate(Stage):
         result = evaluate_heldout(self.context, self.context.seed)
         self.results.append(result)
         path = write_table(folder, {**result.as_dict(), "per_problem": result.per_problem})
-        self._check(result)
+        check_reached(result, self.context.config.eval)
         return path
 
-    def _check(self, result: EvalResult) -> None:
-        """Every figure is as large as `eval.at_least` asks for. Raises RunError."""
-        figures = result.as_dict()
-        for name, least in self.context.config.eval.at_least.items():
-            if name not in figures:
-                raise ConfigError(
-                    f"eval.at_least: unknown figure {name!r}: {nearest(name, figures)}"
-                )
-            if not (figures[name] or 0.0) >= least:
-                raise RunError(
-                    f"{name} is {figures[name]:.3f}, and eval.at_least asks for {least:g}: what "
-                    "comes after this stage is meant for an abler model. Another seed may do, or "
-                    "more steps of the stages before it"
-                )
+
+def check_reached(result: EvalResult, config: EvalConfig) -> None:
+    """Every figure is as large as `eval.at_least` asks for. Raises RunError."""
+    figures = result.as_dict()
+    for name, least in config.at_least.items():
+        if name not in figures:
+            raise ConfigError(f"eval.at_least: unknown figure {name!r}: {nearest(name, figures)}")
+        if not (figures[name] or 0.0) >= least:
+            raise RunError(
+                f"{name} is {figures[name]:.3f}, and eval.at_least asks for {least:g}: what comes "
+                "after this stage is meant for an abler model. Another seed may do, or more steps"
+            )
 
 
 def majority(

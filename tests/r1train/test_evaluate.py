@@ -21,7 +21,14 @@ from r1train.rewards.base import RewardBatch
 from r1train.rewards.format import format_reward
 from r1train.rewards.verifiers import Verifier
 from r1train.run.runner import run
-from r1train.stages.evaluate import by_group, evaluate, interval, majority, per_problem
+from r1train.stages.evaluate import (
+    by_group,
+    check_reached,
+    evaluate,
+    interval,
+    majority,
+    per_problem,
+)
 
 
 def answer(text):
@@ -171,15 +178,21 @@ def test_few_shot_prompts_are_solved_problems_and_then_the_question():
         few_shot_prompts(heldout, train, 3, tokenizer, "chat", 5)
 
 
-@pytest.mark.parametrize(
-    ("asked", "reason"),
-    [("cons@2=2.0", "cons@2 is .*asks for 2"), ("cons@16=0.6", "did you mean 'cons@2'")],
-)
-def test_a_run_ends_where_a_figure_is_not_reached(config, asked, reason):
-    name, least = asked.split("=")
-    gated = config('stages=["evaluate"]', f'eval.at_least={{"{name}" = {least}}}')
-    with pytest.raises((ConfigError, RunError), match=reason):
+def test_a_figure_that_is_not_reached_is_an_error():
+    result = evaluated("abcd")
+    check_reached(result, EvalConfig(at_least={"pass@1": 0.33, "cons@4": 0.33}))
+    with pytest.raises(RunError, match=r"pass@1 is 0\.333, and eval.at_least asks for 0\.34"):
+        check_reached(result, EvalConfig(at_least={"pass@1": 0.34}))
+    with pytest.raises(ConfigError, match="did you mean 'cons@4'"):
+        check_reached(result, EvalConfig(at_least={"cons@16": 0.6}))
+
+
+def test_nothing_comes_after_a_stage_that_is_not_able(config, tmp_path):
+    gated = config('stages=["sft", "rl"]', 'eval.at_least={"cons@2"=2.0}', "sft.max_steps=1")
+    object.__setattr__(gated, "stages", (replace(gated.stages[0], evaluate=True), gated.stages[1]))
+    with pytest.raises(RunError, match="cons@2"):
         run(gated)
+    assert not list((tmp_path / "runs/tiny").glob("*/artifact.json"))
 
 
 def test_where_nothing_can_be_verified_there_is_no_accuracy():

@@ -51,13 +51,14 @@ def test_r1_mini_runs_all_its_stages(tmp_path):
         *("sft.max_steps=3", "sft.batch_size=4", "rollout.max_completion_length=20"),
         *("grpo.max_steps=2", "grpo.prompts_per_step=2", "grpo.num_generations=4"),
         *("grpo.num_minibatches=1", "eval.k=2", "eval.limit=16", "processes=1", "seeds=[0]"),
-        *("stages.able.eval.k=2", 'stages.able.eval.at_least={"cons@2"=0.0}'),
+        'stages.base.eval.at_least={"cons@16"=0.0}',
         *(f"stages.{name}.grpo.max_steps=2" for name in ("student-rl", "hacking")),
         "stages.cold-start.sft.max_steps=2",
         *(f"stages.{name}.rejection.num_prompts=16" for name in sampled),
         *(f"stages.{name}.rejection.{rewards}" for name, rewards in sampled.items()),
         *("stages.opinions.sample.num_prompts=16", "stages.on-policy.distill.max_steps=2"),
         "stages.on-policy.distill.prompts_per_step=2",
+        *("stages.step-values.process_reward.num_prompts=8", "stages.search.eval.limit=4"),
     ]
     config = load_config("r1-mini", [*overrides, f"output_dir={tmp_path}"])
     study.run(config)

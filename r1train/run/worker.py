@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,12 +72,15 @@ def main() -> None:
         transformers_logging.disable_progress_bar()
         for line in sys.stdin.buffer:
             job = Job.of(line)
-            try:
-                with _Printing(job.folder / job.stage / "log.txt"):
+            answer: dict[str, Any] = {}
+            with _Printing(job.folder / job.stage / "log.txt"):
+                try:
                     run_stage(job, signals)
-                answer: dict[str, Any] = {}
-            except (ConfigError, RunError, OSError) as error:
-                answer = {"error": str(error)}
+                except (ConfigError, RunError, OSError) as error:
+                    answer = {"error": str(error)}
+                except Exception:  # a fault of the program: the next stage has a new process
+                    traceback.print_exc()
+                    raise SystemExit(1) from None
             answers.write(json.dumps(answer).encode() + b"\n")
 
 

@@ -204,6 +204,7 @@ HOW: dict[str, Callable[[str], None]] = {
     r"python -m r1kernels\.triton\.build": triton_build,
     r"python -m benchmarks(.*)": benchmarks,
     r"r1train run r1-zero-mini": lambda _: None,  # `home` has run it
+    r"r1train report runs/r1-mini": lambda _: r1train("report runs/r1-zero-mini"),
     r"r1train (.+)": r1train,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -43,6 +44,20 @@ def test_what_needs_no_failed_stage_goes_on(config, tmp_path):
     folder = tmp_path / "runs" / "tiny"
     assert finished(folder).keys() == {"base", "two"}
     assert json.loads((folder / "summary.json").read_text())["interrupted"]
+
+
+def test_a_fault_of_the_program_is_in_the_log_of_the_stage(config, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nif os.environ.get('FAULT'):\n"
+        "    import r1train.stages.sft as sft\n"
+        "    sft.SFT.update = lambda self: [][1]\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("FAULT", "1")
+    with pytest.raises(RunError, match=r"^sft: its process ended with status 1; .*sft/log\.txt$"):
+        run(config("stages=['sft']", "processes=2"))
+    log = (tmp_path / "runs" / "tiny" / "sft" / "log.txt").read_text()
+    assert "IndexError: list index out of range" in log
 
 
 @pytest.mark.slow

@@ -238,7 +238,8 @@ def _train_settings(arguments: argparse.Namespace) -> Config:
         return config
     kind = KINDS.get(arguments.command, arguments.command)
     stages = tuple(stage for stage in config.stages if stage.kind == kind)
-    return replace(config, stages=stages or (StageConfig(kind, name=arguments.command),))
+    stages = stages or (StageConfig(kind, name=arguments.command),)
+    return replace(config, stages=stages, result=None)
 
 
 def _plan_settings(arguments: argparse.Namespace) -> tuple[Config, str]:

@@ -89,6 +89,9 @@ class Config(Section):
         StageConfig("rl", name="grpo"),
     )
     """What `r1train run` does, in order: tables [[stages]], or a list of kinds."""
+    result: str | None = None
+    """The stage whose model and evaluations are the run's, where others come after it that are
+    compared with it (unset: the last that has such)."""
     findings: tuple[FindingConfig, ...] = ()
     """What is compared over the seeds at the end."""
     model: ModelConfig = field(default_factory=ModelConfig)

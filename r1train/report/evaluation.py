@@ -48,9 +48,9 @@ class EvalResult:
     groups: dict[str, float] = field(default_factory=dict)
     """Figures of the problems that have something in common, as "pass@1/level=3"."""
 
-    per_problem: dict[str, list[float]] = field(default_factory=dict, repr=False)
-    """The means that pass@1, cons@k and rewards are means of, one for each problem that has one, in
-    the order of what the problems ask: so two evaluations can be compared in pairs."""
+    per_problem: dict[str, dict[str, float]] = field(default_factory=dict, repr=False)
+    """The means that pass@1, cons@k and rewards are means of, by a hash of what the problem asks:
+    so two evaluations of the same problems can be compared in pairs."""
 
     def state_dict(self) -> dict[str, Any]:
         """All of it but the samples, which are logged."""

@@ -2,13 +2,13 @@
 
 The difference of two figures is taken in every seed. Its interval is Student's t over seeds; with
 few seeds that is wide, so a difference is also taken for shown where it is in every seed by itself,
-over the problems, which both stages were asked.
+over the problems, where both stages were asked the same. One seed decides nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isnan, nan, sqrt
 from statistics import NormalDist, fmean, stdev
 from typing import Any, Literal
@@ -24,8 +24,8 @@ class Measured:
 
     value: float
     """NaN where there is none."""
-    per_problem: Sequence[float] = ()
-    """Its parts, in the order of the problems, where it is a mean over them."""
+    per_problem: Mapping[str, float] = field(default_factory=dict)
+    """Its parts by the problem, where it is a mean over problems."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Finding:
     scale: str
     values: list[tuple[float, float]]
     """The two figures of each seed that has both."""
+    seeds: int
+    """That were asked for both."""
     difference: float
     """Mean over seeds of the left figure less the right one."""
     interval: Interval
@@ -52,6 +54,7 @@ class Finding:
             "right": self.right,
             "scale": self.scale,
             "values": [list(pair) for pair in self.values],
+            "seeds": self.seeds,
             "difference": None if isnan(self.difference) else self.difference,
             "interval": [None if isnan(end) or abs(end) == inf else end for end in self.interval],
             "verdict": self.verdict,
@@ -74,6 +77,7 @@ def compare(
     return Finding(
         **about,
         values=[(left.value, right.value) for left, right in known],
+        seeds=len(pairs),
         difference=fmean(apart) if apart else nan,
         interval=interval,
         verdict=_verdict(
@@ -85,28 +89,37 @@ def compare(
 def _verdict(
     over_seeds: Sequence[Interval], by_seed: Sequence[Interval], at_least: float
 ) -> Verdict:
+    if len(by_seed) < 2:  # one seed decides nothing
+        return "not decided"
     for intervals in (over_seeds, by_seed):
-        if intervals and all(low > at_least for low, _ in intervals):
+        if all(low > at_least for low, _ in intervals):
             return "reproduced"
-        if intervals and all(high <= at_least for _, high in intervals):
+        if all(high <= at_least for _, high in intervals):
             return "not reproduced"
     return "not decided"
 
 
 def _over_problems(left: Measured, right: Measured, confidence: float) -> Interval:
     """Of the difference in one seed, whose problems are the same on both sides."""
-    if len(left.per_problem) != len(right.per_problem) or len(left.per_problem) < 2:
+    if left.per_problem.keys() != right.per_problem.keys():
         return -inf, inf
-    apart = [a - b for a, b in zip(left.per_problem, right.per_problem, strict=True)]
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * stdev(apart) / sqrt(len(apart))
-    return fmean(apart) - half, fmean(apart) + half
+    apart = [value - right.per_problem[key] for key, value in left.per_problem.items()]
+    return _around(apart, NormalDist().inv_cdf((1 + confidence) / 2))
 
 
 def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Student's interval of a mean; of one value it has no end."""
+    """Student's interval of a mean."""
     if len(values) < 2:
         return -inf, inf
-    half = t_quantile((1 + confidence) / 2, len(values) - 1) * stdev(values) / sqrt(len(values))
+    return _around(values, t_quantile((1 + confidence) / 2, len(values) - 1))
+
+
+def _around(values: Sequence[float], quantile: float) -> Interval:
+    """So many standard errors around the mean; without an end where values that are all equal, or
+    a single one, do not say how far they scatter."""
+    if len(values) < 2 or len(set(values)) == 1:
+        return -inf, inf
+    half = quantile * stdev(values) / sqrt(len(values))
     return fmean(values) - half, fmean(values) + half
 
 
@@ -145,6 +158,8 @@ def difference(one: Finding) -> str:
     if isnan(one.difference):
         return "–"
     text, (low, high) = _shown(one.difference, one.scale, sign=True), one.interval
+    if len(one.values) < one.seeds:
+        text = f"{len(one.values)} of {one.seeds} seeds: {text}"
     if low == -inf:
         return text
     return f"{text} ({_shown(low, one.scale, sign=True)} to {_shown(high, one.scale, sign=True)})"

@@ -32,6 +32,22 @@ def check_findings(config: Config) -> None:
                 )
 
 
+def unknown(config: Config, folder: Path) -> list[str]:
+    """What is said of terms whose stage is finished in `folder`, and has no such figure."""
+    stages = finished(folder)
+    said = []
+    for term in dict.fromkeys(t for f in config.findings for t in (f.left, f.right)):
+        match = TERM.fullmatch(term)
+        stage = stages.get(match["stage"]) if match else None
+        if match and stage and figure(term, stages) is MISSING:
+            known = _figures(stage, trained=match["when"] in ("training", "early"))
+            said.append(
+                f"findings: {shown(term)}: stage {stage.name!r} in {folder} has no such figure: "
+                f"{nearest(match['figure'], known) if known else 'it has none'}"
+            )
+    return said
+
+
 def measured(finding: FindingConfig, folder: Path) -> tuple[Measured, Measured]:
     """The two figures in the run in `folder`; NaN where a stage is not finished or has none."""
     stages = finished(folder)
@@ -53,36 +69,64 @@ def figure(term: str, stages: Mapping[str, Finished]) -> Measured:
         result = EvalResult.from_state(states[0 if when == "first" else -1])
         found = _number(result.as_dict().get(name))
         if found is not MISSING:
-            return Measured(found.value, result.per_problem.get(name, ()))
-    table = stage.artifact.path if stage.artifact.kind == "table" else stage.folder / "table.json"
-    return _of_table(table, name)
+            return Measured(found.value, result.per_problem.get(name, {}))
+    return _of_table(_table_of(stage), name)
+
+
+def _figures(stage: Finished, *, trained: bool) -> set[str]:
+    """Names of what a stage has logged, or evaluated and tabled."""
+    if trained:
+        return {name for record in _records(stage) for name in record}
+    names: set[str] = set()
+    for state in stage.record["evaluations"]:
+        names |= EvalResult.from_state(state).as_dict().keys()
+    return names | _table(_table_of(stage)).keys()
+
+
+def _table_of(stage: Finished) -> Path:
+    if stage.artifact.kind == "table":
+        return stage.artifact.path
+    return stage.folder / "table.json"
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _of_table(path: Path, name: str) -> Measured:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return MISSING
-    found, inner = table, name
+    table = _table(path)
+    found: Any = table
+    inner = name
     while isinstance(found, dict) and inner not in found and "/" in inner:
         key, _, inner = inner.partition("/")
         found = found.get(key)
-    parts = table.get("per_problem", {}).get(name, ())
     value = _number(found.get(inner) if isinstance(found, dict) else None)
+    if value is MISSING:
+        return MISSING
+    parts = table.get("per_problem", {}).get(name, [])
+    if isinstance(parts, list):  # in the order of this table, and of no other
+        parts = {f"{path}, {number}": part for number, part in enumerate(parts)}
     return Measured(value.value, parts)
 
 
 def _trained(stage: Finished, name: str, *, early: bool) -> Measured:
     """The mean of what the first or the last tenth of the steps has logged."""
-    try:
-        lines = (stage.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return MISSING
-    records = [json.loads(line) for line in lines]
-    values = [record[name] for record in records if record.get(name) is not None]
+    values = [record[name] for record in _records(stage) if record.get(name) is not None]
     count = -(-len(values) // 10)
     part = values[:count] if early else values[-count:]
     return Measured(fmean(part)) if part else MISSING
+
+
+def _records(stage: Finished) -> list[dict[str, Any]]:
+    try:
+        lines = (stage.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    return [json.loads(line) for line in lines]
 
 
 def _number(value: Any) -> Measured:

@@ -217,9 +217,10 @@ class Run:
         return f"finished in {stage.record['seconds']:.0f} s{said}"
 
     def link(self) -> None:
-        """`checkpoint` leads to the model of the last stage, in the order of the recipe, that has
-        one."""
-        left = [self.done[one.name] for one in self.plans if one.name in self.done]
+        """`checkpoint` leads to the model of the recipe's result, or of the last stage that has
+        one, in the order of the recipe."""
+        names = [self.config.result] if self.config.result else [one.name for one in self.plans]
+        left = [self.done[name] for name in names if name in self.done]
         models = [stage for stage in left if stage.artifact.kind == "checkpoint" and stage.there]
         for stage in models[-1:]:
             self.checkpoint = self.folder.link(stage.artifact.path)
@@ -233,7 +234,9 @@ class Run:
         ordered = [self.done[one.name] for one in self.plans if one.name in self.done]
         warnings = [text for stage in ordered for text in stage.record["warnings"]]
         parameters = [stage.record["parameters"] for stage in ordered]
-        evaluations = [evaluations_of(stage) for stage in ordered]
+        evaluations = [
+            evaluations_of(stage) for stage in ordered if self.config.result in (None, stage.name)
+        ]
         trainer = self.work.trainer if self.work is not None else None
         if trainer is not None:  # it was broken off
             evaluations.append(trainer.evaluations)

@@ -16,7 +16,7 @@ from r1train.report.findings import Finding, compare, markdown
 from r1train.run.artifacts import plan
 from r1train.run.choice import choose, folders
 from r1train.run.ending import named
-from r1train.run.figures import check_findings, measured
+from r1train.run.figures import check_findings, measured, unknown
 from r1train.run.folder import RunFolder
 from r1train.run.runner import Run, in_processes
 from r1train.run.signals import stopping_signals
@@ -85,6 +85,9 @@ def _conclude(
 ) -> dict[str, Any]:
     """The findings of what is finished, on the terminal, as findings.md and in summary.json."""
     found = findings(config, folder.path)
+    missing = [unknown(config, folder.path / f"seed-{seed}") for seed in config.seeds]
+    for text in dict.fromkeys(text for some in missing for text in some):
+        CONSOLE.print(text, soft_wrap=True)
     summary: dict[str, Any] = {
         "name": config.name,
         "seeds": list(config.seeds),

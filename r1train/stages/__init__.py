@@ -40,6 +40,12 @@ def check_stages(config: Config) -> None:
     """There is a stage, and every kind is known. Raises ConfigError."""
     if not config.stages:
         raise ConfigError(f"stages = []: give at least one of {', '.join(KINDS)}")
+    names = [str(stage.name) for stage in config.stages]
+    if config.result is not None and config.result not in names:
+        raise ConfigError(
+            f"result = {shown(config.result)}: expected the name of a stage: "
+            f"{nearest(config.result, names)}"
+        )
     for stage in config.stages:
         if stage.kind not in KINDS:
             raise ConfigError(

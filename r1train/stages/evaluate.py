@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from r1train.config.evaluation import EvalConfig
 from r1train.config.schema import ConfigError, RunError, nearest
+from r1train.data.distinct import hashed
 from r1train.data.encode import encode_prompts
 from r1train.data.fewshot import few_shot_prompts
 from r1train.data.problems import Problem, ProblemSet
@@ -157,20 +158,19 @@ def per_problem(
     k: int,
     rewards: Mapping[str, Sequence[float | None]],
     agreed: Sequence[float],
-) -> dict[str, list[float]]:
+) -> dict[str, dict[str, float]]:
     """See `EvalResult.per_problem`. Of each of `rewards`, k values are of one problem; `agreed` has
     cons@k of the problems to which accuracy applies."""
-    order = sorted(range(len(problems)), key=lambda i: problems[i].key)
-    found: dict[str, list[float]] = {}
+    keys = [f"{hashed(problem.key):x}" for problem in problems]
+    found: dict[str, dict[str, float]] = {}
     for name, values in rewards.items():
-        known = [
-            [value for value in values[i * k : (i + 1) * k] if value is not None] for i in order
-        ]
         figure = {"accuracy": "pass@1", "format": "format"}.get(name, f"rewards/{name}")
-        found[figure] = [fmean(some) for some in known if some]
-    verifiable = [i for i in range(len(problems)) if rewards["accuracy"][i * k] is not None]
-    votes = dict(zip(verifiable, agreed, strict=True))
-    found[f"cons@{k}"] = [votes[i] for i in order if i in votes]
+        found[figure] = {
+            key: fmean(known)
+            for i, key in enumerate(keys)
+            if (known := [value for value in values[i * k : (i + 1) * k] if value is not None])
+        }
+    found[f"cons@{k}"] = dict(zip(found["pass@1"], agreed, strict=True))
     return found
 
 

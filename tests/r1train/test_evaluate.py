@@ -10,6 +10,7 @@ from rich.console import Console
 from r1train.config.evaluation import EvalConfig
 from r1train.config.schema import ConfigError, RunError
 from r1train.config.task import DatasetConfig, TaskConfig
+from r1train.data.distinct import hashed
 from r1train.data.fewshot import few_shot_prompts
 from r1train.data.problems import Problem, ProblemSet, load_problems
 from r1train.engine.base import Sampling
@@ -137,22 +138,23 @@ def test_figures_by_a_field_of_the_problems():
     assert replace(evaluated("abcd"), groups={"x/y=1": 0.5}).as_dict()["x/y=1"] == 0.5
 
 
-def test_figures_of_each_problem_are_in_the_order_of_the_questions():
+def test_figures_of_each_problem_are_by_what_it_asks():
     problems = [Problem("t", i, q, "1", verifiable=q != "b") for i, q in enumerate("cba")]
     rewards = {
         "accuracy": [1.0, 0.0, None, None, 1.0, 1.0],
         "format": [1.0, 1.0, 0.0, 1.0, 0.0, 0.0],
         "quality": [None, None, 0.25, 0.75, None, None],
     }
+    c, b, a = (f"{hashed(problem.key):x}" for problem in problems)
     assert per_problem(problems, 2, rewards, [0.0, 1.0]) == {
-        "pass@1": [1.0, 0.5],
-        "format": [0.0, 0.5, 1.0],
-        "rewards/quality": [0.5],
-        "cons@2": [1.0, 0.0],
+        "pass@1": {c: 0.5, a: 1.0},
+        "format": {c: 1.0, b: 0.5, a: 0.0},
+        "rewards/quality": {b: 0.5},
+        "cons@2": {c: 0.0, a: 1.0},
     }
     result = evaluated("abcd")
     for figure, mean in (("pass@1", result.pass_at_1), ("cons@4", result.cons_at_k)):
-        assert fmean(result.per_problem[figure]) == pytest.approx(mean)
+        assert fmean(result.per_problem[figure].values()) == pytest.approx(mean)
     assert EvalResult.from_state(result.state_dict()).per_problem == result.per_problem
     assert "per_problem" not in result.as_dict()
 

@@ -44,20 +44,35 @@ def test_one_seed_or_seeds_that_disagree_decide_nothing():
     assert found().verdict == "not decided"
 
 
+def of(*values, name="p"):
+    """Figures of problems, and their mean."""
+    return Measured(sum(values) / len(values), {f"{name}{i}": v for i, v in enumerate(values)})
+
+
 def test_seeds_that_each_show_it_over_their_problems_decide():
-    better = Measured(0.75, [1, 1, 1, 0] * 25)
-    worse = Measured(0.25, [0, 1, 0, 0] * 25)
-    much = Measured(1.0, [1] * 100)
+    better, worse, much = of(*[1, 1, 1, 0] * 25), of(*[0, 1, 0, 0] * 25), of(*[1, 1, 1, 1] * 25)
     assert found((better, worse), (much, worse)).interval[0] < 0  # not by two seeds alone
     assert found((better, worse), (much, worse)).verdict == "reproduced"
     assert found((worse, better), (worse, much)).verdict == "not reproduced"
-    other = Measured(0.25, [0, 1, 0, 0] * 20)  # of other problems
-    assert found((better, other), (much, other)).verdict == "not decided"
+    assert found((better, worse)).verdict == "not decided"  # one seed
+    assert found((better, worse), (Measured(nan), worse), (Measured(nan), worse)).verdict == (
+        "not decided"
+    )
+    for other in (of(*[0, 1, 0, 0] * 20), of(*[0, 1, 0, 0] * 25, name="q")):  # of other problems
+        assert found((better, other), (much, other)).verdict == "not decided"
+
+
+def test_equal_differences_say_nothing_of_how_they_scatter():
+    assert found(*[(0.5 + 1 / 128, 0.5)] * 3).verdict == "not decided"
+    solved = of(1, 1, 1, 1)
+    assert found(*[(solved, solved)] * 3).verdict == "not decided"
+    assert found((0.5, 0.5), (0.5, 0.5)).difference == 0.0
 
 
 def test_a_figure_that_a_seed_lacks_is_left_out():
     one = found((0.9, 0.5), (nan, 0.5), (0.91, 0.52))
-    assert len(one.values) == 2
+    assert (len(one.values), one.seeds) == (2, 3)
+    assert "2 of 3 seeds: +39.5 %" in markdown([one])
     assert one.as_dict()["values"] == [[0.9, 0.5], [0.91, 0.52]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,9 @@ SEEDS = (
     "processes=2",
     "stages=[{kind='sft', name='base', evaluate=true}, {kind='evaluate', name='exam'}]",
     "findings=[{title='It learns', paper='so', left='base: pass@1', right='base: first pass@1'},"
-    "{title='Loss falls', left='base: early loss', right='base: training loss', scale='number'}]",
+    "{title='Loss falls', left='base: early loss', right='base: training loss', scale='number'},"
+    "{title='Nothing', left='exam: pass@l', right='0.5'}]",
+    "result=base",
 )
 
 
@@ -28,13 +31,18 @@ def test_seeds_are_runs_and_findings_compare_them(config, tmp_path, capsys):
     folder = tmp_path / "runs" / "tiny"
     said = capsys.readouterr().out
     assert "seed-3 · base: finished in" in said
+    assert re.search(
+        r"'exam: pass@l': stage 'exam' in \S+seed-5 has no such figure: .*pass@1", said
+    )
+    for name in ("seed-3", "seed-5"):
+        assert (folder / name / "checkpoint").resolve().parent.name == "base"
     assert "It learns" in said
     loss = summary["findings"][1]
     assert all(first > last for first, last in loss["values"])
     assert len(loss["values"]) == 2
     assert "Loss falls" in (folder / "findings.md").read_text()
 
-    run(config(*SEEDS[2:3], "seed=5", "name=alone"))
+    run(config(SEEDS[2], "seed=5", "name=alone", "result=base"))
     assert left(folder / "seed-5") == left(tmp_path / "runs" / "alone")
 
     study.run(config(*SEEDS))

@@ -239,7 +239,21 @@ def _train_settings(arguments: argparse.Namespace) -> Config:
     kind = KINDS.get(arguments.command, arguments.command)
     stages = tuple(stage for stage in config.stages if stage.kind == kind)
     stages = stages or (StageConfig(kind, name=arguments.command),)
-    return replace(config, stages=stages, result=None)
+    # Neither findings, which compare with other stages, nor a result, which may be one.
+    alone = replace(config, stages=stages, findings=(), result=None)
+    _check_alone(alone, arguments.command)
+    return alone
+
+
+def _check_alone(config: Config, command: str) -> None:
+    """The stages of a kind start from, and read, what other kinds leave: what none of them does."""
+    from r1train.run.artifacts import plan
+
+    try:
+        plan(config)
+    except ConfigError as error:
+        reason = f"r1train {command} leaves stages of other kinds out, r1train run does not"
+        raise ConfigError(f"{error}; {reason}") from None
 
 
 def _plan_settings(arguments: argparse.Namespace) -> tuple[Config, str]:

@@ -31,13 +31,13 @@ class PreferenceRewardConfig(Section, section="rewards.preference"):
     """Tokens of question and completion that are read; what comes after them is not (R1: 8,192)."""
     batch_size: Count = 16
     """Completions that are judged at once."""
-    device: str = "auto"
-    """"auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1"."""
+    device: str | None = None
+    """"auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1" (unset: the run's)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of its weights."""
 
     def check(self) -> None:
-        known = re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device) is not None
+        known = re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device or "auto") is not None
         self.require(known, "device", "expected auto, cpu, cuda, or a number such as cuda:1")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from r1train.config.code import CodeConfig
 from r1train.config.judgements import JudgeConfig, PreferenceRewardConfig, SafetyRewardConfig
@@ -44,3 +44,11 @@ class RewardConfig(Section, section="rewards"):
         self.require(unique, "functions", "each function at most once")
         paired = self.weights is None or len(self.weights) == len(self.functions)
         self.require(paired, "weights", f"expected {len(self.functions)}, one for each function")
+
+    def on(self, device: str) -> RewardConfig:
+        """The same with reward models on this device, where they are on none of their own."""
+        return replace(
+            self,
+            preference=replace(self.preference, device=self.preference.device or device),
+            safety=replace(self.safety, device=self.safety.device or device),
+        )

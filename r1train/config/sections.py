@@ -77,8 +77,9 @@ class Config(Section):
     threads: Workers | None = None
     """PyTorch's CPU threads (unset: its default)."""
     processes: Workers = 1
-    """Stages that are at work at the same time, each in a process of its own with `threads` (unset:
-    its share of the processors). A stage begins once those that it needs are finished."""
+    """Stages that are at work at the same time, each in a process of its own with `threads`, which
+    must be set then: sums are split by their number, and what comes is what one process would
+    leave. A stage begins once those that it needs are finished."""
     report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Trackers that the figures of metrics.jsonl go to as well; their packages must be installed
     (TRL's report_to)."""
@@ -116,6 +117,9 @@ class Config(Section):
         self.require(bool(self.stages), "stages", "give at least one of sft, grpo")
         self.require(names_a_folder(self.name), "name", FOLDER_RULE)
         self.require(len(set(self.seeds)) == len(self.seeds), "seeds", "each seed at most once")
+        counted = self.processes == 1 or self.threads is not None
+        reason = "set threads too: by their number sums are split, so it decides what comes"
+        self.require(counted, "processes", reason)
         prompted = any(dataset.system_prompt is not None for dataset in self.sft.datasets)
         reason = 'a system_prompt needs task.prompt_template = "chat"'
         chat = self.task.prompt_template == "chat"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from r1train.data.prompts import opens_think
+
 OPEN, CLOSE = "<think>", "</think>"
-ANSWER = ("<answer>", "</answer>")
 
 
 def thoughts(response: str) -> str:
@@ -14,10 +15,22 @@ def thoughts(response: str) -> str:
     return (before if closed else rest).replace(OPEN, " ").replace(CLOSE, " ")
 
 
-def summary(response: str) -> str:
-    """What is said after the thoughts, without the tags of the answer; all of a response that
-    closes no thoughts. R1's helpfulness is judged by it alone."""
-    _, _, after = response.rpartition(CLOSE)
-    for tag in ANSWER:
-        after = after.replace(tag, "")
-    return after.strip()
+def summary(response: str, prompt: str = "") -> str:
+    """What is said after the thoughts; "" where these do not end, whether the response opens them
+    or the prompt does. R1's helpfulness is judged by it alone.
+
+    Of R1-Zero's format, which is an <answer> block alone, it is the text of that block.
+    """
+    _, closed, after = response.rpartition(CLOSE)
+    if not closed and (OPEN in response or opens_think(prompt)):
+        return ""
+    block = answer_block(after)
+    return (after if block is None else block).strip()
+
+
+def answer_block(text: str) -> str | None:
+    """The text of the only <answer> block."""
+    before, opened, rest = text.partition("<answer>")
+    inside, closed, after = rest.partition("</answer>")
+    several = "<answer>" in rest or "</answer>" in before + after
+    return inside if opened and closed and not several else None

@@ -47,13 +47,13 @@ class OnDevice(Protocol):
     """Options that name a device."""
 
     @property
-    def device(self) -> str: ...
+    def device(self) -> str | None: ...
 
 
 def device_of(config: OnDevice) -> torch.device:
-    """`config.device`, where "auto" is CUDA if there is one and the CPU otherwise."""
+    """`config.device`, where "auto", or none, is CUDA if there is one and the CPU otherwise."""
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if config.device == "auto":
+    if config.device is None or config.device == "auto":
         return torch.device("cuda" if devices else "cpu")
     device = torch.device(config.device)
     if device.type == "cuda" and (device.index or 0) >= devices:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from r1train.config.rewards import RewardConfig
 from r1train.config.schema import ConfigError
 from r1train.data.problems import Problem, ProblemSet
+from r1train.data.prompts import opens_think
 from r1train.data.samples import Sample
 from r1train.rewards.base import Reward, Scores
 from r1train.sandbox.cases import FIELDS, Case, has_tests, read_tests
@@ -92,7 +93,7 @@ class CodeReward(Reward):
 
     def _program(self, sample: Sample) -> str | None:
         """What is in thoughts that the prompt opened counts as little as what is in others."""
-        opened = "<think>" * sample.prompt.rstrip().endswith("<think>")
+        opened = "<think>" * opens_think(sample.prompt)
         return extract_program(opened + sample.completion, self.config.language)
 
     def _judge(self, job: tuple[str, Problem]) -> _Verdict:

@@ -15,6 +15,6 @@ def judged(samples: Sequence[Sample], applies: Applies) -> list[int]:
     return [row for row, sample in enumerate(samples) if every or not sample.problem.verifiable]
 
 
-def part_of(completion: str, part: Part) -> str:
-    """The part of the completion that is judged."""
-    return summary(completion) if part == "summary" else completion
+def part_of(sample: Sample, part: Part) -> str:
+    """The part of the completion that is judged; of thoughts that do not end no summary."""
+    return summary(sample.completion, sample.prompt) if part == "summary" else sample.completion

@@ -78,7 +78,7 @@ class PreferenceReward(Reward):
         return [float(score) for score in scores]
 
     def _encode(self, sample: Sample) -> list[int]:
-        said = part_of(sample.completion, self.config.part)
+        said = part_of(sample, self.config.part)
         if self.config.template == "chat":
             messages = sample.problem.messages or (("user", sample.problem.question),)
             asked = [{"role": role, "content": content} for role, content in messages]

@@ -31,6 +31,17 @@ OF_THE_RUN = ("dtype", "precision", "fp8_layers", "elementwise", "threads", "mod
 ORIGIN = {"preset", "path", "gguf_file"}
 FILES = {"jsonl", "heldout_jsonl", "path", "heldout_path", "teacher", "value_model"}
 """Options that name a file or a folder whose contents are an input."""
+READS: dict[str, ArtifactKind] = {
+    "task.datasets": "samples",
+    "sft.datasets": "samples",
+    "reward_model.datasets": "samples",
+    "rejection.mix": "samples",
+    "rewards.preference.path": "reward_model",
+    "rewards.safety.path": "reward_model",
+    "distill.teacher": "checkpoint",
+    "search.value_model": "process_reward_model",
+}
+"""Options that may name a stage, by where they begin, and what it must leave."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,8 @@ class Plan:
 
 
 def plan(config: Config) -> list[Plan]:
-    """The stages of a recipe in order. Raises ConfigError where `init` names nothing."""
+    """The stages of a recipe in order. Raises ConfigError where `init` or an option names no
+    stage before that leaves what is read, or a stage is to be evaluated that trains no model."""
     plans: list[Plan] = []
     for stage in config.stages:
         own = config.of(stage)
@@ -76,16 +88,20 @@ def plan(config: Config) -> list[Plan]:
         seed = stage.seed
         if seed is None:
             seed = derive_seed(config.seed, "stage", stage.name)
+        answers = kind_of(stage.kind).leaves == "checkpoint"
+        if stage.evaluate and not answers and stage.kind != "evaluate":
+            reason = "it trains no model that answers: there is nothing to evaluate"
+            raise ConfigError(f"stage {shown(stage.name)}: evaluate = True: {reason}")
         evaluated = stage.evaluate
         if evaluated is None:
-            last = stage is config.stages[-1]
-            evaluated = last and kind_of(stage.kind).leaves == "checkpoint"
+            evaluated = answers and stage is config.stages[-1]
         plans.append(Plan(stage, own, seed, init, evaluated, _read(stage, own, plans)))
     return plans
 
 
 def _read(stage: StageConfig, config: Config, before: list[Plan]) -> tuple[Plan, ...]:
-    """The stages whose artifacts its options name."""
+    """The stages whose artifacts its options name. Raises ConfigError where one is none before it,
+    or leaves something else than what is read."""
     found: dict[str, Plan] = {}
     known = {plan.name: plan for plan in before}
     for section in kind_of(stage.kind).uses:
@@ -95,8 +111,10 @@ def _read(stage: StageConfig, config: Config, before: list[Plan]) -> tuple[Plan,
                 names = ", ".join(known) or "none"
                 raise ConfigError(f"{text}: expected a stage before it ({names})")
             leaves = kind_of(known[name].stage.kind).leaves
-            if "datasets" in key and leaves != "samples":
-                raise ConfigError(f"{text}: it leaves a {leaves}, and no samples to read")
+            wanted = next((READS[option] for option in READS if key.startswith(option)), leaves)
+            if leaves != wanted:
+                reason = f"expected a stage that leaves {shown(wanted)}, and it leaves"
+                raise ConfigError(f"{text}: {reason} {shown(leaves)}")
             found[name] = known[name]
     return tuple(found.values())
 

@@ -9,7 +9,7 @@ from r1train.config.schema import ConfigError
 MODULES = (
     *("transformers", "tokenizers", "safetensors", "numpy"),
     *("reasoning_gym", "mpmath"),
-    *("matplotlib", "rich", "tomli_w", "gguf", "regex"),
+    *("matplotlib", "jinja2", "rich", "tomli_w", "gguf", "regex"),
 )
 """Those of the extra "train", whose libraries are imported when they are needed."""
 

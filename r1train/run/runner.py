@@ -117,8 +117,9 @@ def in_processes(runs: list[Run], config: Config) -> None:
         said = by_folder[job.folder].take(job.stage)
         CONSOLE.print(f"{_title(job, runs)}: {said}", soft_wrap=True)
 
-    threads = config.threads or max(1, (os.cpu_count() or 1) // config.processes)
-    Schedule(needs, started, ended).run(config.processes, threads, [work.lock for work in runs])
+    assert config.threads is not None  # Config sees to it
+    locks = [work.lock for work in runs]
+    Schedule(needs, started, ended).run(config.processes, config.threads, locks)
     if failed:
         raise RunError("; ".join(failed))
 

@@ -81,7 +81,7 @@ class Supplies:
     def rewards(self, one: Plan) -> RewardManager:
         """The rewards, their processes too, the same for stages of one task and one choice."""
         config = self.config(one)
-        rewards = config.rewards
+        rewards = config.rewards.on(config.device)
         if "rewards" not in kind_of(one.stage.kind).uses:  # they may name a stage that comes later
             rewards = RewardConfig(timeout=rewards.timeout, workers=rewards.workers)
         key = repr((config.task, rewards))

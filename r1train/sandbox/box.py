@@ -36,6 +36,7 @@ ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "PYTHONUTF8": "1",
 }
+_REPORTED = {"made": bool, "failed": str, "timeout": bool, "code": int, "cpu": float}
 _KEPT = ("LD_LIBRARY_PATH",)  # of the environment, for the jail: the program has its own
 _CHUNK = 1 << 16
 _MOMENT = 2.0  # seconds
@@ -246,9 +247,10 @@ class _Jail:
     def reports(self) -> dict[str, Any]:
         """What its processes said."""
         reports: dict[str, Any] = {}
-        for line in self.received["control"].decode().splitlines():
+        for line in self.received["control"].decode(errors="replace").splitlines():
             with contextlib.suppress(ValueError):  # cut off where it was killed
-                reports |= json.loads(line)
+                if _is_report(said := json.loads(line)):
+                    reports |= said
         return reports
 
     @property
@@ -276,6 +278,11 @@ class _Jail:
             timed_out=self.ended_here == "time" or "timeout" in reports,
             overflowed=self.ended_here == "output",
         )
+
+
+def _is_report(said: object) -> bool:
+    """Whether it is what a jail says of a box."""
+    return isinstance(said, dict) and all(type(v) is _REPORTED.get(k) for k, v in said.items())
 
 
 def _attend(jails: Sequence[_Jail]) -> None:

@@ -20,9 +20,9 @@ from r1train.model.policy import Policy
 from r1train.report.evaluation import EvalResult
 from r1train.rewards.manager import RewardManager
 
-ArtifactKind = Literal["checkpoint", "samples", "table", "reward_model"]
-"""A causal language model and a model that scores texts are HuggingFace folders, samples a JSONL
-file, and a table a JSON file."""
+ArtifactKind = Literal["checkpoint", "samples", "table", "reward_model", "process_reward_model"]
+"""A causal language model and a model that scores texts or their steps are HuggingFace folders,
+samples a JSONL file, and a table a JSON file."""
 PROBED = 2  # prompts by which the engine's weights are checked
 
 

@@ -44,7 +44,7 @@ class Solution:
 class ProcessReward(TrainStage):
     """Samples solutions, estimates the value of each of their steps, and learns these."""
 
-    leaves = "reward_model"
+    leaves = "process_reward_model"
     uses = ("task", "rollout", "steps", "process_reward")
     shown = ("loss", "brier")
 

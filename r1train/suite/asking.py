@@ -16,12 +16,13 @@ from typing import Any
 
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
+from r1train.data.response import summary
 from r1train.engine.builtin import BuiltinEngine
 from r1train.model.load import load_model
 from r1train.report.console import CONSOLE, ProgressBar
 from r1train.run.checksums import digest_of
 from r1train.run.writing import replaced, writing
-from r1train.suite.extraction import extract, summary
+from r1train.suite.extraction import extract
 from r1train.suite.metrics import JUDGED, metric_of
 from r1train.suite.metrics.base import MetricBase, Response, Score
 from r1train.suite.questions import Question, load

@@ -12,6 +12,7 @@ from r1train.data.decontamination import Benchmarked
 from r1train.data.problems import load_problems
 from r1train.data.sources import open_rows
 from r1train.data.sources.base import RowError
+from r1train.stages import check_stages, kind_of
 from r1train.suite.questions import load
 from r1train.suite.specs import chosen
 
@@ -29,14 +30,16 @@ def contamination(config: Config, data: Path, names: Sequence[str]) -> dict[str,
 
 
 def training_texts(config: Config) -> Iterator[str]:
-    """What the stages learn from: their problems, and all text of their demonstrations. What one
-    stage makes for another begins with the same problems."""
+    """What the stages learn from: their problems, and all text of the files that they read, which
+    are demonstrations, judgements and what is mixed with samples. What one stage makes for another
+    begins with the same problems."""
+    check_stages(config)
     tasks: list[TaskConfig] = []
     files: list[str] = []
     for stage in config.stages:
         own = config.of(stage)
         tasks += [own.task] if own.task not in tasks else []
-        files += [one.path for one in own.sft.datasets if one.path not in files]
+        files += [path for path in _files(stage.kind, own) if path not in files]
     for task in tasks:
         if all(not (one.path or "").startswith("stage:") for one in task.datasets):
             for _, problem in load_problems(task, config.seed)[0].as_they_lie():
@@ -47,6 +50,15 @@ def training_texts(config: Config) -> Iterator[str]:
         for _, row in open_rows(file).scan():
             if not isinstance(row, RowError):
                 yield "\n".join(_texts(row))
+
+
+def _files(kind: str, config: Config) -> Iterator[str]:
+    """The files that a stage of this kind reads beside its problems."""
+    for name in kind_of(kind).uses:
+        section: Any = getattr(config, name)
+        if section is not config.task:
+            for dataset in (*getattr(section, "datasets", ()), *getattr(section, "mix", ())):
+                yield dataset.path
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from r1train.answers.clean import clean, closing_brace
-from r1train.data.prompts import opens_think
+from r1train.data.response import answer_block, summary
 from r1train.sandbox.extract import extract_program
 from r1train.verify import choice
 
@@ -25,31 +25,9 @@ _MOST_BOXES, _MOST_OBJECTS = 16, 64
 _LETTER_FIRST = re.compile(r"\(?([A-Z])\)?[.。]?")
 
 
-def summary(completion: str, prompt: str = "") -> str:
-    """What a completion says after its chain of thought; "" where that does not end.
-
-    Of R1-Zero's format, which is an <answer> block alone, it is the text of that block.
-    """
-    _, closed, after = completion.rpartition("</think>")
-    if closed:
-        completion = after
-    elif opens_think(prompt) or completion.lstrip().startswith("<think>"):
-        return ""
-    block = _block(completion)
-    return (completion if block is None else block).strip()
-
-
-def _block(text: str) -> str | None:
-    """The text of the only <answer> block."""
-    before, opened, rest = text.partition("<answer>")
-    inside, closed, after = rest.partition("</answer>")
-    several = "<answer>" in rest or "</answer>" in before + after
-    return inside if opened and closed and not several else None
-
-
 def in_block(completion: str) -> bool:
     """Whether it has R1-Zero's format: the block is the answer, and needs no other mark."""
-    return _block(completion.rpartition("</think>")[2]) is not None
+    return answer_block(completion.rpartition("</think>")[2]) is not None
 
 
 def extract(rules: Sequence[str], completion: str, prompt: str = "") -> str | None:

@@ -135,9 +135,9 @@ def install(arguments: str) -> None:
     """Extras and packages are those that pyproject and Makefile know."""
     text = (ROOT / "pyproject.toml").read_text() + (ROOT / "Makefile").read_text()
     name = shlex.split(arguments)[-1]
-    extra = re.fullmatch(r"(?:\.|r1kernels)\[(\w+)\]", name)
-    known = name in (".", *TRACKERS) or (f"{extra[1]} = [" if extra else name) in text
-    assert known
+    extras = re.fullmatch(r"(?:\.|r1kernels)\[([\w,]+)\]", name)
+    wanted = [f"{extra} = [" for extra in extras[1].split(",")] if extras else [name]
+    assert name in (".", *TRACKERS) or all(line in text for line in wanted)
 
 
 def enter(folder: str) -> None:

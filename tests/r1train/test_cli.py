@@ -44,6 +44,21 @@ def test_a_stage_alone(recipe, tmp_path, capsys, command):
     assert ([stage.name for stage in config.stages], config.seed) == ([command], 4)
 
 
+def test_stages_alone_have_no_findings_and_need_no_others(recipe, tmp_path, capsys):
+    text = recipe.read_text()
+    table = '[[findings]]\ntitle = "a"\nleft = "grpo: pass@1"\nright = "sft: pass@1"\n'
+    recipe.write_text(f"seeds = [0, 1]\n{text}{table}")
+    assert main(["grpo", str(recipe), "--dry-run"]) == 0
+    assert resolved(capsys, tmp_path).findings == ()
+    for need in ('init = "sft"', 'rewards.preference.path = "stage:sft"'):
+        stages = f'[[stages]]\nkind = "sft"\n[[stages]]\nkind = "rl"\n{need}\n'
+        recipe.write_text(f"{text}{stages}")
+        assert main(["grpo", str(recipe), "--dry-run"]) == 2
+        error = capsys.readouterr().err
+        assert "expected a stage before it" in error
+        assert "r1train grpo leaves stages of other kinds out, r1train run does not" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

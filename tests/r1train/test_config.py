@@ -82,6 +82,7 @@ def test_overrides_win_and_have_types(path):
         ("task.prompt_template=r1zero", "prompt_template.*r1-zero, plain, chat"),
         ("eval.confidence=1", "eval.confidence = 1.0"),
         ("stages=[]", "stages = "),
+        ("processes=2", "processes = 2: set threads too"),
         ("grpo=3", "grpo = 3: expected a table"),
         ("a..c=1", "override 'a..c=1': expected section.key=value"),
         ("a.b.c=1", "unknown key 'a' in the top level"),

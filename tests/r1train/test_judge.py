@@ -310,6 +310,14 @@ def test_the_judge_reads_the_summary_where_no_rule_decides():
     assert sum("Score: 10" in text for text in asked) == 1
 
 
+def test_the_judge_reads_no_thoughts_that_do_not_end():
+    opened = sample(POEM, "Score: 10", prompt="Assistant: <think>")
+    _, server, _ = judging(lambda _: "Score: 1", [opened, sample(POEM, "<think>Score: 10")])
+    asked = [request["messages"][1]["content"] for request in server.requests]
+    assert asked
+    assert not any("Score: 10" in text for text in asked)
+
+
 def test_the_judge_compares_with_a_column():
     samples = [sample(POEM, wrap("Violets")), sample(replace(POEM, columns={}), wrap("Violets"))]
     asked = prefers("Violets")

@@ -1,6 +1,7 @@
 """A reward model's scores: of which completions, of which part, and the same in any batch."""
 
 import json
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,8 @@ from r1train.config.rewards import RewardConfig
 from r1train.config.schema import ConfigError
 from r1train.data.problems import ProblemSet
 from r1train.rewards.preference import PreferenceReward, SafetyReward
+from r1train.run import supplies
+from r1train.run.artifacts import plan
 from r1train.run.runner import run
 from tests.r1train.samples import ONE, sample
 
@@ -163,6 +166,18 @@ def test_two_reward_models_are_two_tables():
     )
     assert (config.preference.part, config.safety.part) == ("summary", "summary")
     assert RewardConfig().safety.part == "response"
+
+
+def test_reward_models_are_on_the_device_of_the_run_unless_they_name_one(config, monkeypatch):
+    given = []
+    made = lambda rewards, problems: given.append(rewards) or nullcontext()  # noqa: E731
+    monkeypatch.setattr(supplies, "RewardManager", made)
+    (one,) = plan(config("stages=['grpo']", "device=cpu", "rewards.safety.device=cuda:1"))
+    with ExitStack() as closing:
+        supplies.Supplies(0, {}, closing).rewards(one)
+    assert [(found.preference.device, found.safety.device) for found in given] == [
+        ("cpu", "cuda:1")
+    ]
 
 
 def test_a_recipe_trains_its_reward_model_and_is_rewarded_by_it(tmp_path, monkeypatch):

@@ -70,14 +70,30 @@ def test_what_is_made_of_another_stage_has_another_hash(config):
     assert other[1].inputs_hash != sft.inputs_hash
 
 
+def test_a_reference_to_no_stage_before_is_refused():
+    reason = r"stage 'sft': sft.datasets.0.path = 'stage:solve': expected a stage before it"
+    with pytest.raises(ConfigError, match=reason):
+        plan(Config(stages=("sft",), sft=SFT))
+
+
 @pytest.mark.parametrize(
-    ("kinds", "reason"),
+    ("source", "reader"),
     [
-        (["sft"], r"stage 'sft': sft.datasets.0.path = 'stage:solve': expected a stage before it"),
-        (["rl:solve", "sft"], r"it leaves a checkpoint, and no samples to read"),
+        ("sft", {"kind": "sft", "sft": {"datasets": [{"path": "stage:a"}]}}),
+        ("sft", {"kind": "rejection", "rejection": {"mix": [{"path": "stage:a"}]}}),
+        ("sft", {"kind": "reward_model", "reward_model": {"datasets": [{"path": "stage:a"}]}}),
+        ("solve", {"kind": "on_policy_distill", "distill": {"teacher": "stage:a"}}),
+        ("process_reward", {"kind": "rl", "rewards": {"preference": {"path": "stage:a"}}}),
+        ("process_reward", {"kind": "rl", "rewards": {"safety": {"path": "stage:a"}}}),
+        ("reward_model", {"kind": "search", "search": {"value_model": "stage:a"}}),
     ],
 )
-def test_a_reference_to_nothing_that_can_be_read_is_refused(kinds, reason):
-    named = [dict(zip(("kind", "name"), kind.split(":"), strict=False)) for kind in kinds]
-    with pytest.raises(ConfigError, match=reason):
-        plan(Config(stages=tuple(named), sft=SFT))
+def test_a_reference_to_something_else_than_is_read_is_refused(source, reader):
+    with pytest.raises(ConfigError, match=r"= 'stage:a': expected a stage that leaves '\w+', and"):
+        plan(Config(stages=({"kind": source, "name": "a"}, {**reader, "name": "b"})))
+
+
+@pytest.mark.parametrize("kind", ["reward_model", "process_reward", "sample", "search"])
+def test_only_a_stage_that_trains_a_model_that_answers_is_evaluated(kind):
+    with pytest.raises(ConfigError, match=rf"stage '{kind}': evaluate = True: it trains no model"):
+        plan(Config(stages=({"kind": kind, "evaluate": True},)))

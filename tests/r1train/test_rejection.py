@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from r1train.config.recipe import load_config
 from r1train.config.rejection import RejectionConfig
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
@@ -72,6 +73,18 @@ def test_every_filter_fires_in_its_turn(text, changes, reason):
     assert reasons(stage, (text, {"language": 1.0, "judge": None, **changes})) == [reason]
     assert stage.reasons == ("truncated", "accuracy", "format", "language", "judge", "unjudged",
                              "long_paragraphs", "code_blocks", "duplicate", "surplus")  # fmt: skip
+
+
+def test_programs_pass_the_filters_of_r1_by_their_tests_alone():
+    recipe = load_config("r1")
+    (own,) = (recipe.of(stage) for stage in recipe.stages if stage.kind == "rejection")
+    stage = Rejection(SimpleNamespace(config=own, train=[ONE], seed=3))
+    rewards = {"accuracy": None, "language": 1.0}
+    said = [
+        (wrap("```python\nprint(1)\n```"), {**rewards, "code": 1.0, "ids": [*range(9)]}),
+        (wrap("```python\nprint(2)\n```"), {**rewards, "code": 0.0, "ids": [*range(9, 18)]}),
+    ]
+    assert reasons(stage, *said) == [None, "code"]
 
 
 def test_of_near_duplicates_one_is_kept_and_of_others_as_many_as_are_asked_for():

@@ -6,7 +6,9 @@ each that succeeds. Most are tried under a seccomp filter and without: each laye
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -309,3 +311,32 @@ def test_no_descriptor_is_inherited_and_what_is_written_to_any_is_no_verdict(fil
         os.close(inherited)
     assert outcome.code == 3
     assert outcome.output.startswith(b'{"made"')
+
+
+@filters
+def test_a_trainer_with_many_open_files_gives_none_away(filtered):
+    """The socket by which a box tells what became of a program then has a number above 1,300."""
+    with contextlib.ExitStack() as opened:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+        opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1300):
+            opened.enter_context(open(__file__))
+        outcome = attempt(
+            r"""
+            for descriptor in range(3, 4096):
+                forged = b'{"failed": "forged"}\n'
+                tried(("write", descriptor), lambda: harm(os.write(descriptor, forged)))
+            """,
+            filtered=filtered,
+        )
+    assert (outcome.code, outcome.output) == (0, ENDED)
+
+
+def test_only_what_a_jail_says_is_a_report(tmp_path):
+    jail = tmp_path / "jail.py"
+    said = (
+        r'[]\n1\nnull\n{"code": "0"}\n{"passed": true}\n{"code": 0, "more": 1}\n\xff\n{"code": 7}'
+    )
+    jail.write_text(f"import sys, os\nos.write(int(sys.argv[1]), b'{said}')")
+    assert attempt("pass", jail=jail).code == 7

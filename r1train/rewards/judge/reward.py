@@ -34,7 +34,7 @@ class JudgeReward(Reward):
     def __call__(self, samples: Sequence[Sample]) -> Scores:
         rubric, field = self.config.rubric or RUBRIC, self.config.reference_field
         rows = judged(samples, self.config.applies)
-        said = {row: part_of(samples[row].completion, self.config.part) for row in rows}
+        said = {row: part_of(samples[row], self.config.part) for row in rows}
         asked = {row: samples[row].problem.question for row in rows}
         if field is None:
             verdicts = score(self.client, [(asked[r], said[r]) for r in rows], rubric)

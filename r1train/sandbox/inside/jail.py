@@ -62,8 +62,12 @@ class Failed(Exception):
 
 def main(step: Callable[[Spec], None]) -> None:
     """Takes a spec from the descriptor that the command line names, and does what it asks for."""
-    os.dup2(int(sys.argv[1]), CONTROL, inheritable=False)
-    os.closerange(CONTROL + 1, 1024)
+    given = int(sys.argv[1])  # of any size: the trainer may have thousands of files open
+    os.dup2(given, CONTROL)
+    os.set_inheritable(CONTROL, False)
+    if given != CONTROL:
+        os.close(given)
+    close_others()
     with open(CONTROL, closefd=False) as file:
         spec = json.load(file)
     guarded(step, spec)
@@ -184,6 +188,7 @@ def account(code: int, usage: resource.struct_rusage) -> dict[str, Any]:
 
 def program(spec: Spec) -> None:
     os.setsid()
+    close_others()  # before the limits, by which it knows how many there may be
     set_limits(spec)
     resource.setrlimit(resource.RLIMIT_NPROC, (spec["processes"],) * 2)
     drop_privileges()
@@ -191,7 +196,6 @@ def program(spec: Spec) -> None:
     for which in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
         signal.signal(which, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    os.closerange(CONTROL + 1, 1024)
     if spec["filter"]:
         install(base64.b64decode(spec["filter"]))
     try:
@@ -319,6 +323,11 @@ def call(what: str, result: int) -> None:
 
 def die_with_parent() -> None:
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def close_others() -> None:
+    """Leaves the three pipes and `CONTROL`, which ends where a program is begun."""
+    os.closerange(CONTROL + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def leave_pipes() -> None:

@@ -1,7 +1,10 @@
 import json
+from pathlib import Path
 
 from r1train.cli import main
+from r1train.config.recipe import load_config
 from r1train.run.export import save_checkpoint
+from r1train.suite.contamination import training_texts
 
 RECIPE = """
 name = "tiny"
@@ -55,3 +58,27 @@ def test_questions_of_the_training_data_are_counted(mini, tmp_path, capsys):
     (tmp_path / "talk.jsonl").unlink()
     assert main(command) == 0
     assert "the training data cannot be looked through" in capsys.readouterr().out
+
+
+def test_every_file_that_a_stage_reads_is_looked_through_and_no_other(tmp_path):
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("sft", "mix", "pairs", "unused")}
+    for name, path in files.items():
+        Path(path).write_text(lines([{"prompt": f"of {name}", "completion": "1"}]))
+    (tmp_path / "recipe.toml").write_text(f"""
+    [task]
+    train_size = 4
+    heldout_size = 4
+    [sft]
+    datasets = [{{ path = "{files["unused"]}" }}]
+    [[stages]]
+    kind = "sft"
+    sft.datasets = [{{ path = "{files["sft"]}" }}]
+    [[stages]]
+    kind = "rejection"
+    rejection.mix = [{{ path = "{files["mix"]}" }}]
+    [[stages]]
+    kind = "reward_model"
+    reward_model.datasets = [{{ path = "{files["pairs"]}" }}]
+    """)
+    texts = [*training_texts(load_config(tmp_path / "recipe.toml"))]
+    assert [text.split("\n")[0] for text in texts[4:]] == ["of sft", "of mix", "of pairs"]

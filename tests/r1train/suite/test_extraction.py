@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from r1train.suite.extraction import RULES, extract, summary
+from r1train.suite.extraction import RULES, extract
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,6 @@ def test_the_chain_of_thought_answers_nothing():
     assert extract(["boxed"], "<think>So \\boxed{1}.") is None
     assert extract(["boxed"], "So \\boxed{1}.", prompt="Q <think>\n") is None
     assert extract(["boxed"], "So 1.</think>\\boxed{1}", prompt="Q <think>\n") == "1"
-    assert summary("a</think>b</think> c") == "c"
 
 
 def test_an_answer_block_needs_no_other_mark():

@@ -230,6 +230,9 @@ class Run:
         self, *, stopped_by: BaseException | None = None, quiet: bool = False
     ) -> dict[str, Any]:
         """What is left and, unless `quiet`, said at the end; returns what summary.json holds."""
+        if self.work is not None and self.work.finished is not None:
+            # Not by what `StageRun.run` returns: a signal that waited for the record is raised there.
+            self.done[self.work.one.name] = self.work.finished
         ordered = [self.done[one.name] for one in self.plans if one.name in self.done]
         warnings = [text for stage in ordered for text in stage.record["warnings"]]
         parameters = [stage.record["parameters"] for stage in ordered]

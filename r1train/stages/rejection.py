@@ -96,7 +96,7 @@ class Rejection(SampleStage):
         if all(values[name] is None for name in self.judges):
             return UNJUDGED
         thought = thoughts(row["completion"])
-        longest = max(map(len, thought.splitlines()), default=0)
+        longest = max((len(line.strip()) for line in thought.splitlines()), default=0)
         if 0 < config.max_paragraph_length < longest:
             return PARAGRAPHS
         if config.drop_code_blocks and any(fence in thought for fence in FENCES):

@@ -41,7 +41,8 @@ class Worker:
             self.input.flush()
 
     def answer(self) -> str | None:
-        """Why the job failed, once there is something to read; None where it is finished."""
+        """Why the job that it has failed, once there is something to read; None where it is
+        finished."""
         line = self.output.readline()
         try:
             error: str | None = json.loads(line).get("error")
@@ -127,15 +128,14 @@ class Schedule:
             worker.start(job)
 
     def _end(self, worker: Worker, workers: list[Worker], ready: selectors.BaseSelector) -> None:
-        failure, job = worker.answer(), worker.job
-        if job is None:  # an idle one has died
-            failure = None
-        else:
+        job = worker.job
+        if job is not None:
+            failure = worker.answer()
             if failure is None:
                 self.done.add(job)
+            worker.job = None
             self.ended(job, failure)
-        worker.job = None
-        if worker.process.poll() is not None:
+        if job is None or worker.process.poll() is not None:  # an idle one only says that it dies
             ready.unregister(worker.output)
             workers.remove(worker)
             worker.wait()

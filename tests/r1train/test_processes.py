@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 from r1train.config.schema import RunError
 from r1train.run.artifacts import finished
 from r1train.run.runner import run
-from r1train.run.schedule import longest_first
+from r1train.run.schedule import Schedule, Worker, longest_first
+from r1train.run.worker import Job
 from tests.r1train.kills import left
 
 STAGES = (
@@ -79,3 +81,19 @@ def test_a_stop_saves_what_is_at_work(config, tmp_path):
 def test_the_longest_chains_come_first():
     needs = {"a": [], "b": [], "c": ["b"], "d": ["c"], "e": ["a"]}
     assert longest_first(needs) == ["b", "a", "c", "d", "e"]
+
+
+def test_an_idle_process_that_dies_is_dropped(tmp_path):
+    """As by the kernel, where memory is short."""
+    job = Job(tmp_path, "none")
+    schedule = Schedule({job: []}, print, print)
+    with selectors.DefaultSelector() as ready:
+        worker = Worker(1, ())
+        ready.register(worker.output, selectors.EVENT_READ, worker)
+        worker.process.kill()
+        ready.select()
+        workers = [worker]
+        schedule._end(worker, workers, ready)
+        assert workers == []
+        assert not ready.get_map()
+    assert (schedule.waiting, schedule.done) == ([job], set())

@@ -88,7 +88,7 @@ def start(config: Config, plans: list[Plan], choice: Choice) -> dict[str, Any]:
             try:
                 with signals.released():  # in here alone: so no signal comes between the two
                     if config.processes > 1:
-                        in_processes([work], config)
+                        in_processes([work], config, signals)
                     else:
                         work.stages()
             except BaseException as error:
@@ -97,7 +97,7 @@ def start(config: Config, plans: list[Plan], choice: Choice) -> dict[str, Any]:
             return work.finish()
 
 
-def in_processes(runs: list[Run], config: Config) -> None:
+def in_processes(runs: list[Run], config: Config, signals: Signals) -> None:
     """What is left of some runs, `config.processes` stages at a time.
 
     Raises RunError where stages failed, once all that does not need them is done.
@@ -118,7 +118,8 @@ def in_processes(runs: list[Run], config: Config) -> None:
         CONSOLE.print(f"{_title(job, runs)}: {said}", soft_wrap=True)
 
     threads = config.threads or max(1, (os.cpu_count() or 1) // config.processes)
-    Schedule(needs, started, ended).run(config.processes, threads, [work.lock for work in runs])
+    locks = [work.lock for work in runs]
+    Schedule(needs, started, ended).run(config.processes, threads, signals, locks)
     if failed:
         raise RunError("; ".join(failed))
 
@@ -144,15 +145,14 @@ class Run:
         check_trackers(config.report_to)
         self.config, self.plans, self.signals = config, plans, signals
         self.done = dict(choice.done)
-        checking = closing if alone else ExitStack()
-        self.supplies = supplies = Supplies(config.seed, self.done, checking)
         self.work: StageRun | None = None  # a stage that this process is at
         self.started = time.perf_counter()
         waiting = [one for one in plans if one.name not in self.done]
-        for one in filter(supplies.known, waiting):  # what is wrong is said before any is trained
-            self._check(one)
-        if not alone:
-            checking.close()
+        with ExitStack() as checking:  # of stages in other processes nothing is needed any more
+            keeping = closing if alone else checking
+            self.supplies = supplies = Supplies(config.seed, self.done, keeping)
+            for one in filter(supplies.known, waiting):  # what is wrong is said before training
+                self._check(one)
         loaded = waiting[:1] if alone else []
         for one in loaded:  # before there is a folder: what is wrong leaves none behind
             supplies.loaded[one.name] = supplies.load(one)
@@ -231,7 +231,7 @@ class Run:
     ) -> dict[str, Any]:
         """What is left and, unless `quiet`, said at the end; returns what summary.json holds."""
         if self.work is not None and self.work.finished is not None:
-            # Not by what `StageRun.run` returns: a signal that waited for the record is raised there.
+            # A signal that waited for the record is raised in place of what `run` returns.
             self.done[self.work.one.name] = self.work.finished
         ordered = [self.done[one.name] for one in self.plans if one.name in self.done]
         warnings = [text for stage in ordered for text in stage.record["warnings"]]

@@ -66,7 +66,7 @@ def _run(config: Config, folder: RunFolder) -> dict[str, Any]:
         with signals.held():
             try:
                 with signals.released():
-                    in_processes(runs, config)
+                    in_processes(runs, config, signals)
             except BaseException as error:
                 stopped_by = error
                 raise

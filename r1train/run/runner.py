@@ -160,8 +160,7 @@ class Run:
         self.lock = closing.enter_context(self.folder.locked())
         if choice.folder is None:
             self.folder.write(PLAN, described(plans))
-        else:
-            self.folder.report(config)
+        self.folder.report(config)
         for one in loaded:
             model, (train, heldout) = supplies.loaded[one.name][0], supplies.problems(one)
             CONSOLE.print(

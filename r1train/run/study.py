@@ -32,7 +32,7 @@ def run(config: Config, *, resume: bool = False) -> dict[str, Any]:
     for folder in reversed(folders(config)):
         if _same(folder, config) and (resume or _complete(folder)):
             return _run(config, RunFolder(folder))
-    return _run(config, RunFolder.create(replace(config, report_to=())))
+    return _run(config, RunFolder.create(config))
 
 
 def resume(folder: Path) -> dict[str, Any]:

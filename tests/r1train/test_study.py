@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from r1train.config.recipe import documented, load_config
 from r1train.config.schema import ConfigError
-from r1train.run import study
+from r1train.report import trackers
+from r1train.run import runner, study
 from r1train.run.runner import run
 from tests.r1train.kills import left
 
@@ -48,6 +50,32 @@ def test_seeds_are_runs_and_findings_compare_them(config, tmp_path, capsys):
     assert "seed-5 · base" not in said
     assert left(folder / "seed-5") == left(tmp_path / "runs" / "alone")
     assert json.loads((folder / "summary.json").read_text())["findings"][1] == loss
+
+
+def test_a_study_with_trackers_is_found_again_and_its_seeds_alone_track(
+    config, tmp_path, monkeypatch
+):
+    opened = []
+    monkeypatch.setattr(trackers, "check_trackers", lambda names: None)
+    monkeypatch.setattr(runner, "check_trackers", lambda names: None)
+    monkeypatch.setitem(trackers.TRACKERS, "trackio", partial(Counted, opened))
+    options = config(*SEEDS[:2], "stages=[{kind='evaluate', name='exam'}]", "report_to=['trackio']")
+    study.run(options)
+    study.run(options)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
+    assert {folder.name for folder in opened} == {"seed-3", "seed-5"}
+
+
+class Counted:
+    """A tracker that is told and does nothing."""
+
+    id = None
+
+    def __init__(self, opened, config, folder, known):
+        opened.append(folder)
+
+    def __getattr__(self, name):
+        return lambda *_: None
 
 
 def test_a_seed_can_be_gone_on_with_by_itself(config):

@@ -104,15 +104,14 @@ def in_processes(runs: list[Run], config: Config, signals: Signals) -> None:
     """
     by_folder = {work.folder.path: work for work in runs}
     needs = {job: needed for work in runs for job, needed in work.jobs().items()}
-    failed: list[str] = []
 
     def started(job: Job) -> None:
         CONSOLE.print(f"{_title(job, runs)}: begins", soft_wrap=True)
 
     def ended(job: Job, failure: str | None) -> None:
         if failure is not None:
-            failed.append(f"{_title(job, runs)}: {failure}")
-            CONSOLE.print(failed[-1], soft_wrap=True)
+            by_folder[job.folder].failures[job.stage] = failure
+            CONSOLE.print(f"{_title(job, runs)}: {failure}", soft_wrap=True)
             return
         said = by_folder[job.folder].take(job.stage)
         CONSOLE.print(f"{_title(job, runs)}: {said}", soft_wrap=True)
@@ -120,6 +119,11 @@ def in_processes(runs: list[Run], config: Config, signals: Signals) -> None:
     threads = config.threads or max(1, (os.cpu_count() or 1) // config.processes)
     locks = [work.lock for work in runs]
     Schedule(needs, started, ended).run(config.processes, threads, signals, locks)
+    failed = [
+        f"{_title(Job(work.folder.path, name), runs)}: {reason}"
+        for work in runs
+        for name, reason in work.failures.items()
+    ]
     if failed:
         raise RunError("; ".join(failed))
 
@@ -145,6 +149,7 @@ class Run:
         check_trackers(config.report_to)
         self.config, self.plans, self.signals = config, plans, signals
         self.done = dict(choice.done)
+        self.failures: dict[str, str] = {}  # stages by name that failed in another process, and why
         self.work: StageRun | None = None  # a stage that this process is at
         self.started = time.perf_counter()
         waiting = [one for one in plans if one.name not in self.done]
@@ -214,6 +219,13 @@ class Run:
         figures = " → ".join(f"{share:.1%}" for share in shares)
         said = f", held-out pass@1 {figures}" if figures else ""
         return f"finished in {stage.record['seconds']:.0f} s{said}"
+
+    def stopped_by(self, error: BaseException | None) -> BaseException | None:
+        """What ended this run, one of several that `error` ended: its own failures, or nothing
+        where it is finished."""
+        if self.failures:
+            return RunError("; ".join(f"{name}: {why}" for name, why in self.failures.items()))
+        return None if len(self.done) == len(self.plans) else error
 
     def link(self) -> None:
         """`checkpoint` leads to the model of the last stage, in the order of the recipe, that has

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from r1train.config.recipe import documented, load_config
-from r1train.config.schema import ConfigError
+from r1train.config.schema import ConfigError, RunError
 from r1train.report import trackers
 from r1train.run import runner, study
 from r1train.run.runner import run
+from r1train.run.worker import run_stage
 from tests.r1train.kills import left
 
 SEEDS = (
@@ -64,6 +65,31 @@ def test_a_study_with_trackers_is_found_again_and_its_seeds_alone_track(
     study.run(options)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
     assert {folder.name for folder in opened} == {"seed-3", "seed-5"}
+
+
+def test_a_seed_that_fails_is_no_interruption_of_the_others(config, tmp_path, monkeypatch):
+    class Here:
+        """In the place of a schedule: one stage fails, and this process does the others."""
+
+        def __init__(self, needs, started, ended):
+            self.needs, self.ended = needs, ended
+
+        def run(self, processes, threads, signals, kept_open):
+            for job in self.needs:
+                fails = job.folder.name == "seed-3"
+                self.ended(job, "not able" if fails else run_stage(job, signals))
+
+    monkeypatch.setattr(runner, "Schedule", Here)
+    options = config(*SEEDS[:2], "stages=[{kind='evaluate', name='exam'}]")
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"^seed-3 · exam: not able$"):
+            study.run(options)
+    (folder,) = (tmp_path / "runs").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert not summary["interrupted"]
+    assert summary["stopped_by"] == "RunError: seed-3 · exam: not able"
+    assert summary["runs"]["seed-3"]["stopped_by"] == "RunError: exam: not able"
+    assert not summary["runs"]["seed-5"]["interrupted"]
 
 
 class Counted:

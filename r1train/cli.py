@@ -316,16 +316,32 @@ def _own_settings(folder: Path) -> Path | None:
 
 
 def _checkpoint(folder: Path) -> Path:
-    """`folder` itself if it is a HuggingFace checkpoint, else the last one of the run."""
+    """`folder` itself if it is a HuggingFace checkpoint, else the last one of the run that has a
+    language model."""
     if (folder / "config.json").is_file():
         return folder
+    own = folder / "config.toml"
+    if own.is_file() and (seeds := load_config(own).seeds):
+        raise ConfigError(
+            f"{folder} has a run of each seed: name one, such as {folder / f'seed-{seeds[0]}'}"
+        )
     if (folder / "checkpoint" / "config.json").is_file():
         return folder / "checkpoint"
     found = [path.parent for path in folder.glob("**/config.json")]
-    found = [path for path in found if path.suffix not in (".partial", ".previous")]
+    found = [
+        path
+        for path in found
+        if path.suffix not in (".partial", ".previous") and not _is_classifier(path)
+    ]
     if not found:
         raise ConfigError(f"{folder}: neither a HuggingFace checkpoint nor a run that has one")
     return max(found, key=lambda path: (path / "config.json").stat().st_mtime)
+
+
+def _is_classifier(folder: Path) -> bool:
+    """Whether a checkpoint is a reward model: it scores text and writes none."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return any("Classification" in name for name in config.get("architectures") or ())
 
 
 def _after(error: BaseException) -> str:

@@ -56,7 +56,6 @@ class RunFolder:
                 raise ConfigError(f"output_dir = {config.output_dir!r}: {reason}") from None
         folder = cls(path)
         folder.write("config.toml", to_toml(config))
-        folder.report(config)
         return folder
 
     def report(self, config: Config) -> None:

@@ -88,7 +88,7 @@ def start(config: Config, plans: list[Plan], choice: Choice) -> dict[str, Any]:
             try:
                 with signals.released():  # in here alone: so no signal comes between the two
                     if config.processes > 1:
-                        in_processes([work], config)
+                        in_processes([work], config, signals)
                     else:
                         work.stages()
             except BaseException as error:
@@ -97,29 +97,33 @@ def start(config: Config, plans: list[Plan], choice: Choice) -> dict[str, Any]:
             return work.finish()
 
 
-def in_processes(runs: list[Run], config: Config) -> None:
+def in_processes(runs: list[Run], config: Config, signals: Signals) -> None:
     """What is left of some runs, `config.processes` stages at a time.
 
     Raises RunError where stages failed, once all that does not need them is done.
     """
     by_folder = {work.folder.path: work for work in runs}
     needs = {job: needed for work in runs for job, needed in work.jobs().items()}
-    failed: list[str] = []
 
     def started(job: Job) -> None:
         CONSOLE.print(f"{_title(job, runs)}: begins", soft_wrap=True)
 
     def ended(job: Job, failure: str | None) -> None:
         if failure is not None:
-            failed.append(f"{_title(job, runs)}: {failure}")
-            CONSOLE.print(failed[-1], soft_wrap=True)
+            by_folder[job.folder].failures[job.stage] = failure
+            CONSOLE.print(f"{_title(job, runs)}: {failure}", soft_wrap=True)
             return
         said = by_folder[job.folder].take(job.stage)
         CONSOLE.print(f"{_title(job, runs)}: {said}", soft_wrap=True)
 
-    assert config.threads is not None  # Config sees to it
+    threads = config.threads or os.cpu_count() or 1  # set where there are several processes
     locks = [work.lock for work in runs]
-    Schedule(needs, started, ended).run(config.processes, config.threads, locks)
+    Schedule(needs, started, ended).run(config.processes, threads, signals, locks)
+    failed = [
+        f"{_title(Job(work.folder.path, name), runs)}: {reason}"
+        for work in runs
+        for name, reason in work.failures.items()
+    ]
     if failed:
         raise RunError("; ".join(failed))
 
@@ -145,15 +149,15 @@ class Run:
         check_trackers(config.report_to)
         self.config, self.plans, self.signals = config, plans, signals
         self.done = dict(choice.done)
-        checking = closing if alone else ExitStack()
-        self.supplies = supplies = Supplies(config.seed, self.done, checking)
+        self.failures: dict[str, str] = {}  # stages by name that failed in another process, and why
         self.work: StageRun | None = None  # a stage that this process is at
         self.started = time.perf_counter()
         waiting = [one for one in plans if one.name not in self.done]
-        for one in filter(supplies.known, waiting):  # what is wrong is said before any is trained
-            self._check(one)
-        if not alone:
-            checking.close()
+        with ExitStack() as checking:  # of stages in other processes nothing is needed any more
+            keeping = closing if alone else checking
+            self.supplies = supplies = Supplies(config.seed, self.done, keeping)
+            for one in filter(supplies.known, waiting):  # what is wrong is said before training
+                self._check(one)
         loaded = waiting[:1] if alone else []
         for one in loaded:  # before there is a folder: what is wrong leaves none behind
             supplies.loaded[one.name] = supplies.load(one)
@@ -161,8 +165,7 @@ class Run:
         self.lock = closing.enter_context(self.folder.locked())
         if choice.folder is None:
             self.folder.write(PLAN, described(plans))
-        else:
-            self.folder.report(config)
+        self.folder.report(config)
         for one in loaded:
             model, (train, heldout) = supplies.loaded[one.name][0], supplies.problems(one)
             CONSOLE.print(
@@ -217,6 +220,13 @@ class Run:
         said = f", held-out pass@1 {figures}" if figures else ""
         return f"finished in {stage.record['seconds']:.0f} s{said}"
 
+    def stopped_by(self, error: BaseException | None) -> BaseException | None:
+        """What ended this run, one of several that `error` ended: its own failures, or nothing
+        where it is finished."""
+        if self.failures:
+            return RunError("; ".join(f"{name}: {why}" for name, why in self.failures.items()))
+        return None if len(self.done) == len(self.plans) else error
+
     def link(self) -> None:
         """`checkpoint` leads to the model of the recipe's result, or of the last stage that has
         one, in the order of the recipe."""
@@ -232,6 +242,9 @@ class Run:
         self, *, stopped_by: BaseException | None = None, quiet: bool = False
     ) -> dict[str, Any]:
         """What is left and, unless `quiet`, said at the end; returns what summary.json holds."""
+        if self.work is not None and self.work.finished is not None:
+            # A signal that waited for the record is raised in place of what `run` returns.
+            self.done[self.work.one.name] = self.work.finished
         ordered = [self.done[one.name] for one in self.plans if one.name in self.done]
         warnings = [text for stage in ordered for text in stage.record["warnings"]]
         parameters = [stage.record["parameters"] for stage in ordered]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import cache
 
+from r1train.run.signals import Signals, Stopped, say
 from r1train.run.worker import Job
 
 PATIENCE = 600.0  # seconds that a stage which is broken off may take to be saved
@@ -41,7 +42,8 @@ class Worker:
             self.input.flush()
 
     def answer(self) -> str | None:
-        """Why the job failed, once there is something to read; None where it is finished."""
+        """Why the job that it has failed, once there is something to read; None where it is
+        finished."""
         line = self.output.readline()
         try:
             error: str | None = json.loads(line).get("error")
@@ -86,20 +88,27 @@ class Schedule:
         self.waiting = longest_first(needs)
         self.done: set[Job] = set()
 
-    def run(self, processes: int, threads: int, kept_open: Collection[int] = ()) -> None:
+    def run(
+        self, processes: int, threads: int, signals: Signals, kept_open: Collection[int] = ()
+    ) -> None:
         """All that can be done, by so many processes, which have these descriptors.
 
-        Whatever comes in between, a signal too, ends them once their stages are saved.
+        Whatever comes in between, a signal too, ends them once their stages are saved; meanwhile
+        another signal waits.
         """
         workers: list[Worker] = []
-        with selectors.DefaultSelector() as ready:
+        with selectors.DefaultSelector() as ready, signals.held():
             try:
-                while True:
-                    self._hand_out(workers, processes, threads, kept_open, ready)
-                    if not any(worker.job for worker in workers):
-                        break
-                    for key, _ in ready.select():
-                        self._end(key.data, workers, ready)
+                with signals.released():
+                    while True:
+                        self._hand_out(workers, processes, threads, kept_open, ready)
+                        if not any(worker.job for worker in workers):
+                            break
+                        for key, _ in ready.select():
+                            self._end(key.data, workers, ready)
+            except (Stopped, KeyboardInterrupt) as stop:
+                say(f"{str(stop) or 'Ctrl-C'}: the stages at work are saved first, then stopped")
+                raise
             finally:
                 for worker in workers:
                     worker.stop()
@@ -127,15 +136,14 @@ class Schedule:
             worker.start(job)
 
     def _end(self, worker: Worker, workers: list[Worker], ready: selectors.BaseSelector) -> None:
-        failure, job = worker.answer(), worker.job
-        if job is None:  # an idle one has died
-            failure = None
-        else:
+        job = worker.job
+        if job is not None:
+            failure = worker.answer()
             if failure is None:
                 self.done.add(job)
+            worker.job = None
             self.ended(job, failure)
-        worker.job = None
-        if worker.process.poll() is not None:
+        if job is None or worker.process.poll() is not None:  # an idle one only says that it dies
             ready.unregister(worker.output)
             workers.remove(worker)
             worker.wait()

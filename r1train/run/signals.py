@@ -49,9 +49,8 @@ class Signals:
         self.waiting = self.waiting or stop
         if not self.said:
             self.said = True
-            text = f"r1train: {signal.Signals(number).name}: the run is saved first, then stopped"
-            with suppress(OSError):  # a terminal that has gone; `print` may be what was interrupted
-                os.write(2, f"\n{text} (a second Ctrl-C breaks off)\n".encode())
+            text = f"{signal.Signals(number).name}: the run is saved first, then stopped"
+            say(f"{text} (a second Ctrl-C breaks off)")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -86,6 +85,12 @@ class Signals:
         stop, self.waiting, self._interrupts = self.waiting, None, 0
         if not isinstance(error, Stopped | type(stop)):
             raise stop from error
+
+
+def say(text: str) -> None:
+    """On the terminal, from within a handler too, where `print` may be what was interrupted."""
+    with suppress(OSError):  # a terminal that has gone
+        os.write(2, f"\nr1train: {text}\n".encode())
 
 
 @contextmanager

@@ -33,6 +33,7 @@ class StageRun:
         self.one, self.folder, self.supplies, self.signals = one, folder, supplies, signals
         self.trainer: Trainer | None = None
         """Of a stage that trains, while it does."""
+        self.finished: Finished | None = None
 
     def run(self) -> Finished:
         """To its end, from wherever a checkpoint has it."""
@@ -47,7 +48,7 @@ class StageRun:
         }
         if isinstance(stage, TrainStage):
             trainer = self._train(stage)
-            if one.evaluated:
+            if one.evaluated and trainer.evaluations:
                 check_reached(trainer.evaluations[-1], one.config.eval)
             if figures := stage.table():
                 write_table(self.folder.path / one.name, figures)
@@ -101,7 +102,7 @@ class StageRun:
     ) -> Finished:
         """The stage is finished, and has left this file or folder: from here on it is not repeated,
         unless what it left is no longer what it was."""
-        return write_record(
+        self.finished = write_record(
             self.folder,
             self.one,
             {
@@ -114,6 +115,7 @@ class StageRun:
                 "seconds": seconds,
             },
         )
+        return self.finished
 
 
 def write_record(folder: RunFolder, one: Plan, record: dict[str, Any]) -> Finished:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from r1train.config.recipe import load_config, to_toml
-from r1train.config.schema import ConfigError
+from r1train.config.schema import ConfigError, RunError
 from r1train.config.sections import Config
 from r1train.report.console import CONSOLE, show_findings
 from r1train.report.findings import Finding, compare, markdown
@@ -32,7 +32,7 @@ def run(config: Config, *, resume: bool = False) -> dict[str, Any]:
     for folder in reversed(folders(config)):
         if _same(folder, config) and (resume or _complete(folder)):
             return _run(config, RunFolder(folder))
-    return _run(config, RunFolder.create(replace(config, report_to=())))
+    return _run(config, RunFolder.create(config))
 
 
 def resume(folder: Path) -> dict[str, Any]:
@@ -66,12 +66,14 @@ def _run(config: Config, folder: RunFolder) -> dict[str, Any]:
         with signals.held():
             try:
                 with signals.released():
-                    in_processes(runs, config)
+                    in_processes(runs, config, signals)
             except BaseException as error:
                 stopped_by = error
                 raise
             finally:
-                summaries = [one.finish(stopped_by=stopped_by, quiet=True) for one in runs]
+                summaries = [
+                    one.finish(stopped_by=one.stopped_by(stopped_by), quiet=True) for one in runs
+                ]
                 summary = _conclude(config, folder, summaries, started, stopped_by)
         return summary
 
@@ -83,17 +85,21 @@ def _conclude(
     started: float,
     stopped_by: BaseException | None,
 ) -> dict[str, Any]:
-    """The findings of what is finished, on the terminal, as findings.md and in summary.json."""
+    """The findings of what is finished, on the terminal, as findings.md and in summary.json.
+
+    Stages that failed, a RunError, are no interruption: all that does not need them is done.
+    """
     found = findings(config, folder.path)
     missing = [unknown(config, folder.path / f"seed-{seed}") for seed in config.seeds]
     for text in dict.fromkeys(text for some in missing for text in some):
         CONSOLE.print(text, soft_wrap=True)
+    interrupted = stopped_by is not None and not isinstance(stopped_by, RunError)
     summary: dict[str, Any] = {
         "name": config.name,
         "seeds": list(config.seeds),
         "folder": str(folder.path),
         "seconds": time.perf_counter() - started,
-        "interrupted": stopped_by is not None,
+        "interrupted": interrupted,
         "runs": {f"seed-{one['seed']}": one for one in summaries},
         "findings": [one.as_dict() for one in found],
     }
@@ -105,7 +111,8 @@ def _conclude(
         show_findings(found)
     CONSOLE.print(folder.path / "summary.json", soft_wrap=True)
     if stopped_by is not None:
-        CONSOLE.print(f"to go on: r1train resume {folder.path}", soft_wrap=True)
+        what = "to go on" if interrupted else "to try again what failed"
+        CONSOLE.print(f"{what}: r1train resume {folder.path}", soft_wrap=True)
     return summary
 
 
@@ -137,6 +144,7 @@ def _same(folder: Path, config: Config) -> bool:
 
 
 def _complete(folder: Path) -> bool:
+    """Whether nothing is left but what failed, and what needs that."""
     summary = RunFolder(folder).summary()
     return summary is not None and not summary.get("interrupted", True)
 

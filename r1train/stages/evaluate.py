@@ -194,9 +194,12 @@ def check_reached(result: EvalResult, config: EvalConfig) -> None:
     for name, least in config.at_least.items():
         if name not in figures:
             raise ConfigError(f"eval.at_least: unknown figure {name!r}: {nearest(name, figures)}")
-        if not (figures[name] or 0.0) >= least:
+        figure = figures[name]
+        if figure is None:
+            raise RunError(f"eval.at_least: {name} has no value: it applies to no held-out problem")
+        if not figure >= least:
             raise RunError(
-                f"{name} is {figures[name]:.3f}, and eval.at_least asks for {least:g}: what comes "
+                f"{name} is {figure:.3f}, and eval.at_least asks for {least:g}: what comes "
                 "after this stage is meant for an abler model. Another seed may do, or more steps"
             )
 

@@ -145,6 +145,29 @@ def test_eval_takes_settings_and_last_checkpoint_from_the_run(recipe, tmp_path, 
         assert (config.eval.k, config.grpo.max_steps) == (9, 2)
 
 
+def test_eval_takes_no_reward_model_for_the_last_checkpoint(recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    kinds = ("Qwen2ForCausalLM", "Qwen2ForSequenceClassification", "Qwen2ForTokenClassification")
+    for age, kind in enumerate(kinds):
+        (run / kind).mkdir(parents=True)
+        (run / kind / "config.json").write_text(json.dumps({"architectures": [kind]}))
+        os.utime(run / kind / "config.json", (age, age))
+    (run / "config.toml").write_text(recipe.read_text())
+    assert main(["eval", str(run), "--dry-run"]) == 0
+    assert resolved(capsys, tmp_path).model.path == str(run / "Qwen2ForCausalLM")
+
+
+def test_eval_of_several_seeds_asks_for_one(recipe, tmp_path, capsys):
+    study = tmp_path / "study"
+    (study / "seed-3" / "checkpoint").mkdir(parents=True)
+    (study / "seed-3" / "checkpoint" / "config.json").write_text("{}")
+    (study / "config.toml").write_text("seeds = [3, 5]\n" + recipe.read_text())
+    assert main(["eval", str(study), "--dry-run"]) == 2
+    assert f"name one, such as {study}/seed-3" in capsys.readouterr().err
+    (study / "seed-3" / "config.toml").write_text(recipe.read_text())
+    assert main(["eval", str(study / "seed-3"), "--dry-run"]) == 0
+
+
 def test_eval_writes_json(recipe, tmp_path):
     from r1train.model.load import load_model
     from r1train.run.export import save_checkpoint

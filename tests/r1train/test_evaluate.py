@@ -189,6 +189,12 @@ def test_a_figure_that_is_not_reached_is_an_error():
         check_reached(result, EvalConfig(at_least={"cons@16": 0.6}))
 
 
+def test_a_figure_that_applies_to_no_problem_is_not_reached():
+    result = replace(evaluated("abcd"), rewards={"judge": math.nan})
+    with pytest.raises(RunError, match=r"at_least: rewards/judge has no value: it applies to no"):
+        check_reached(result, EvalConfig(at_least={"rewards/judge": 0.5}))
+
+
 def test_nothing_comes_after_a_stage_that_is_not_able(config, tmp_path):
     gated = config('stages=["sft", "rl"]', 'eval.at_least={"cons@2"=2.0}', "sft.max_steps=1")
     object.__setattr__(gated, "stages", (replace(gated.stages[0], evaluate=True), gated.stages[1]))

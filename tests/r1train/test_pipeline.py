@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from r1train.config.judgements import PreferenceConfig
+from r1train.config.judgements import PreferenceRewardConfig
 from r1train.config.recipe import load_config
 from r1train.config.rewards import RewardConfig
 from r1train.data.problems import Problem, ProblemSet
@@ -78,7 +78,7 @@ def test_a_policy_is_rewarded_by_a_model_of_its_own_samples(finished):
     # The reward reads what the model was trained on: it prefers what the annotator does.
     left = (finished / "annotated" / "completions.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in left]
-    config = PreferenceConfig(path=str(finished / "helpful" / "checkpoint"), device="cpu")
+    config = PreferenceRewardConfig(path=str(finished / "helpful" / "checkpoint"), device="cpu")
     open_question = Problem("a", 0, "", "", verifiable=False)
     reward = PreferenceReward(RewardConfig(preference=config), ProblemSet([open_question], ()))
     samples = [

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import pytest
 
-from r1train.config.schema import RunError
+from r1train.config.schema import ConfigError, RunError
+from r1train.run import schedule, supplies
 from r1train.run.artifacts import finished
-from r1train.run.runner import run
-from r1train.run.schedule import longest_first
+from r1train.run.runner import Run, run
+from r1train.run.schedule import Schedule, Worker, longest_first
+from r1train.run.signals import Stopped, stopping_signals
+from r1train.run.worker import Job
 from tests.r1train.kills import left
 
 STAGES = (
@@ -79,3 +84,64 @@ def test_a_stop_saves_what_is_at_work(config, tmp_path):
 def test_the_longest_chains_come_first():
     needs = {"a": [], "b": [], "c": ["b"], "d": ["c"], "e": ["a"]}
     assert longest_first(needs) == ["b", "a", "c", "d", "e"]
+
+
+def test_an_idle_process_that_dies_is_dropped(tmp_path):
+    """As by the kernel, where memory is short."""
+    job = Job(tmp_path, "none")
+    schedule = Schedule({job: []}, print, print)
+    with selectors.DefaultSelector() as ready:
+        worker = Worker(1, ())
+        ready.register(worker.output, selectors.EVENT_READ, worker)
+        worker.process.kill()
+        ready.select()
+        workers = [worker]
+        schedule._end(worker, workers, ready)
+        assert workers == []
+        assert not ready.get_map()
+    assert (schedule.waiting, schedule.done) == ([job], set())
+
+
+def test_what_the_checks_have_started_ends_where_one_fails(config, monkeypatch):
+    ended = []
+    rewards = ExitStack()
+    rewards.callback(ended.append, "rewards")
+
+    def wrong(self, one):
+        self.supplies.rewards(one)
+        raise ConfigError("wrong")
+
+    monkeypatch.setattr(supplies, "RewardManager", lambda *_: rewards)
+    monkeypatch.setattr(Run, "_check", wrong)
+    with pytest.raises(ConfigError, match="wrong"):
+        run(config("processes=2"))
+    assert ended == ["rewards"]
+
+
+def test_a_second_signal_waits_until_all_stages_are_saved(tmp_path, monkeypatch, capfd):
+    saved = []
+
+    class Saving:
+        """In the place of a process; while it saves its stage, a signal comes."""
+
+        def __init__(self, *_):
+            self.job, (self.output, _) = None, os.pipe()
+
+        def start(self, job):
+            self.job = job
+            if job.stage == "two":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def stop(self):
+            pass
+
+        def wait(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            saved.append(self.job.stage)
+
+    monkeypatch.setattr(schedule, "Worker", Saving)
+    needs = {Job(tmp_path, "one"): [], Job(tmp_path, "two"): []}
+    with stopping_signals() as signals, pytest.raises(Stopped):
+        Schedule(needs, print, print).run(2, 1, signals)
+    assert saved == ["one", "two"]
+    assert "SIGTERM: the stages at work are saved first, then stopped" in capfd.readouterr().err

@@ -16,11 +16,12 @@ from r1train.cli import main
 from r1train.config.schema import ConfigError
 from r1train.report import plots
 from r1train.report.console import CONSOLE
-from r1train.run import runner, supplies
+from r1train.run import stage_run, supplies
 from r1train.run.checkpoint import CheckpointStore
 from r1train.run.folder import RunFolder
 from r1train.run.runner import Run, resume, run
 from r1train.run.signals import Stopped, stopping_signals
+from r1train.run.stage_run import StageRun
 from r1train.run.trainer import Trainer
 from r1train.stages.sft import SFT
 
@@ -103,7 +104,7 @@ ENDING = [
     (RunFolder, "write_summary"),
     (Run, "finish"),
 ]
-FINISHED = [(runner, "save_checkpoint"), (Run, "_record"), *ENDING]
+FINISHED = [(stage_run, "save_checkpoint"), (StageRun, "_record"), *ENDING]
 BROKEN_OFF = [(Trainer, "save"), (CheckpointStore, "save"), *ENDING]
 
 
@@ -126,7 +127,7 @@ def test_sigterm_in_the_last_save(config, folder, stages, sent_before, capfd, ow
     [(HUP, Stopped, "Stopped: SIGHUP"), (INT, KeyboardInterrupt, "KeyboardInterrupt")],
 )
 def test_other_signals_in_the_last_save(config, folder, stages, sent_before, number, raised, said):
-    sent_before(runner, "save_checkpoint", number)
+    sent_before(stage_run, "save_checkpoint", number)
     with pytest.raises(raised):
         run(config())
     assert summary_of(folder)["stopped_by"] == said
@@ -202,7 +203,7 @@ def test_what_fails_at_the_end_keeps_nothing_else_from_being_written(
 
 
 def test_a_model_that_cannot_be_written_ends_the_run(config, folder, stages, monkeypatch):
-    monkeypatch.setattr(runner, "save_checkpoint", full)
+    monkeypatch.setattr(stage_run, "save_checkpoint", full)
     with pytest.raises(ConfigError, match="the disk is full"):
         run(config())
     assert summary_of(folder)["stopped_by"] == "ConfigError: the disk is full"

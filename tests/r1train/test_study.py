@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from r1train.config.recipe import documented, load_config
-from r1train.config.schema import ConfigError
-from r1train.run import study
+from r1train.config.schema import ConfigError, RunError
+from r1train.report import trackers
+from r1train.run import runner, study
 from r1train.run.runner import run
+from r1train.run.worker import run_stage
 from tests.r1train.kills import left
 
 SEEDS = (
@@ -56,6 +59,57 @@ def test_seeds_are_runs_and_findings_compare_them(config, tmp_path, capsys):
     assert "seed-5 · base" not in said
     assert left(folder / "seed-5") == left(tmp_path / "runs" / "alone")
     assert json.loads((folder / "summary.json").read_text())["findings"][1] == loss
+
+
+def test_a_study_with_trackers_is_found_again_and_its_seeds_alone_track(
+    config, tmp_path, monkeypatch
+):
+    opened = []
+    monkeypatch.setattr(trackers, "check_trackers", lambda names: None)
+    monkeypatch.setattr(runner, "check_trackers", lambda names: None)
+    monkeypatch.setitem(trackers.TRACKERS, "trackio", partial(Counted, opened))
+    options = config(*SEEDS[:2], "stages=[{kind='evaluate', name='exam'}]", "report_to=['trackio']")
+    study.run(options)
+    study.run(options)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
+    assert {folder.name for folder in opened} == {"seed-3", "seed-5"}
+
+
+def test_a_seed_that_fails_is_no_interruption_of_the_others(config, tmp_path, monkeypatch):
+    class Here:
+        """In the place of a schedule: one stage fails, and this process does the others."""
+
+        def __init__(self, needs, started, ended):
+            self.needs, self.ended = needs, ended
+
+        def run(self, processes, threads, signals, kept_open):
+            for job in self.needs:
+                fails = job.folder.name == "seed-3"
+                self.ended(job, "not able" if fails else run_stage(job, signals))
+
+    monkeypatch.setattr(runner, "Schedule", Here)
+    options = config(*SEEDS[:2], "stages=[{kind='evaluate', name='exam'}]")
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"^seed-3 · exam: not able$"):
+            study.run(options)
+    (folder,) = (tmp_path / "runs").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert not summary["interrupted"]
+    assert summary["stopped_by"] == "RunError: seed-3 · exam: not able"
+    assert summary["runs"]["seed-3"]["stopped_by"] == "RunError: exam: not able"
+    assert not summary["runs"]["seed-5"]["interrupted"]
+
+
+class Counted:
+    """A tracker that is told and does nothing."""
+
+    id = None
+
+    def __init__(self, opened, config, folder, known):
+        opened.append(folder)
+
+    def __getattr__(self, name):
+        return lambda *_: None
 
 
 def test_a_seed_can_be_gone_on_with_by_itself(config):

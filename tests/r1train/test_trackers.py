@@ -50,7 +50,10 @@ def package(monkeypatch):
 
 
 def folder_of(tmp_path, *names):
-    return RunFolder.create(Config(name="demo", output_dir=str(tmp_path), report_to=names))
+    config = Config(name="demo", output_dir=str(tmp_path), report_to=names)
+    folder = RunFolder.create(config)
+    folder.report(config)
+    return folder
 
 
 def logged(folder):

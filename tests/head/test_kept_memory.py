@@ -74,5 +74,8 @@ def ignoring(share: float) -> Callable[[], Tensor]:
 
 
 def test_memory_for_rows_that_are_ignored_is_never_touched() -> None:
-    whole, quarter = (extra_peak(ignoring, share).peak for share in (0.0, 0.75))
+    # The least of three: a page more or less is the system's.
+    whole, quarter = (
+        min(extra_peak(ignoring, share).peak for _ in range(3)) for share in (0.0, 0.75)
+    )
     assert whole - quarter > 8 << 20  # of 15 MiB of probabilities

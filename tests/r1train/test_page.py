@@ -56,7 +56,7 @@ def seeds(tmp_path_factory):
     (folder / "config.toml").write_text("seeds = [0, 1]\n")
     finding = {
         "title": "It learns & lasts", "paper": "15.6 → 77.9", "left": "zero: pass@1",
-        "right": "base: pass@1", "scale": "share", "values": [[0.9, 0.2], [0.8, 0.2]],
+        "right": "base: pass@1", "scale": "share", "values": [[0.9, 0.2], [0.8, 0.2]], "seeds": 3,
         "difference": 0.65, "interval": [0.1, 1.2], "verdict": "reproduced",
     }  # fmt: skip
     summary = {"seconds": 3700.0, "findings": [finding]}
@@ -68,7 +68,8 @@ def seeds(tmp_path_factory):
 def test_the_page_says_what_the_records_say(seeds):
     _, _, page = seeds
     for text in (
-        "2 seeds", "1 h 01 min", "It learns &amp; lasts", "reproduced", "+65.0 %", "15.6 → 77.9",
+        "2 seeds", "1 h 01 min", "It learns &amp; lasts", "reproduced", "15.6 → 77.9",
+        "2 of 3 seeds: +65.0 %",
         "25.0 %", "cons@4", "What is 1 + 1?", "accuracy 1", "none –", "cut off", "81.0 %",
         "dropped/accuracy", "1 min 02 s", "a &lt;b&gt; c", "seeds = [0, 1]",
     ):  # fmt: skip

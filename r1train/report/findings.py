@@ -13,6 +13,7 @@ from math import inf, isnan, nan, sqrt
 from statistics import NormalDist, fmean, stdev
 from typing import Any, Literal
 
+from r1train.config.findings import FindingConfig
 from r1train.report.evaluation import Interval
 
 Verdict = Literal["reproduced", "not reproduced", "not decided"]
@@ -62,26 +63,28 @@ class Finding:
 
 
 def compare(
-    about: Mapping[str, str],
+    expected: FindingConfig,
     pairs: Sequence[tuple[Measured, Measured]],
-    at_least: float = 0.0,
     confidence: float = 0.95,
 ) -> Finding:
-    """The finding of these pairs, one for each seed: that left exceeds right by `at_least`.
-
-    `about` has title, paper, left, right and scale.
-    """
+    """What these pairs, one for each seed, show of what is expected."""
     known = [pair for pair in pairs if not isnan(pair[0].value - pair[1].value)]
     apart = [left.value - right.value for left, right in known]
     interval = t_interval(apart, confidence)
     return Finding(
-        **about,
+        title=expected.title,
+        paper=expected.paper,
+        left=expected.left,
+        right=expected.right,
+        scale=expected.scale,
         values=[(left.value, right.value) for left, right in known],
         seeds=len(pairs),
         difference=fmean(apart) if apart else nan,
         interval=interval,
         verdict=_verdict(
-            [interval], [_over_problems(*pair, confidence) for pair in known], at_least
+            [interval],
+            [_over_problems(*pair, confidence) for pair in known],
+            expected.at_least,
         ),
     )
 

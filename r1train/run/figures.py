@@ -14,7 +14,7 @@ from r1train.config.schema import ConfigError, nearest, shown
 from r1train.config.sections import Config
 from r1train.report.evaluation import EvalResult
 from r1train.report.findings import Measured
-from r1train.run.artifacts import Finished, finished
+from r1train.run.artifacts import Finished
 
 MISSING = Measured(nan)
 
@@ -32,9 +32,8 @@ def check_findings(config: Config) -> None:
                 )
 
 
-def unknown(config: Config, folder: Path) -> list[str]:
-    """What is said of terms whose stage is finished in `folder`, and has no such figure."""
-    stages = finished(folder)
+def unknown(config: Config, stages: Mapping[str, Finished]) -> list[str]:
+    """What is said of terms whose stage is finished, and has no such figure."""
     said = []
     for term in dict.fromkeys(t for f in config.findings for t in (f.left, f.right)):
         match = TERM.fullmatch(term)
@@ -42,15 +41,15 @@ def unknown(config: Config, folder: Path) -> list[str]:
         if match and stage and figure(term, stages) is MISSING:
             known = _figures(stage, trained=match["when"] in ("training", "early"))
             said.append(
-                f"findings: {shown(term)}: stage {stage.name!r} in {folder} has no such figure: "
+                f"findings: {shown(term)}: stage {stage.name!r} in {stage.folder.parent} "
+                "has no such figure: "
                 f"{nearest(match['figure'], known) if known else 'it has none'}"
             )
     return said
 
 
-def measured(finding: FindingConfig, folder: Path) -> tuple[Measured, Measured]:
-    """The two figures in the run in `folder`; NaN where a stage is not finished or has none."""
-    stages = finished(folder)
+def measured(finding: FindingConfig, stages: Mapping[str, Finished]) -> tuple[Measured, Measured]:
+    """The two figures of a run; NaN where a stage is not among the finished or has none."""
     return figure(finding.left, stages), figure(finding.right, stages)
 
 

@@ -151,6 +151,7 @@ class Run:
         self.done = dict(choice.done)
         self.failures: dict[str, str] = {}  # stages by name that failed in another process, and why
         self.work: StageRun | None = None  # a stage that this process is at
+        self.checkpoint: Path | None = None
         self.started = time.perf_counter()
         waiting = [one for one in plans if one.name not in self.done]
         with ExitStack() as checking:  # of stages in other processes nothing is needed any more
@@ -235,8 +236,6 @@ class Run:
         models = [stage for stage in left if stage.artifact.kind == "checkpoint" and stage.there]
         for stage in models[-1:]:
             self.checkpoint = self.folder.link(stage.artifact.path)
-
-    checkpoint: Path | None = None
 
     def finish(
         self, *, stopped_by: BaseException | None = None, quiet: bool = False

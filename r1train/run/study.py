@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from r1train.config.schema import ConfigError, RunError
 from r1train.config.sections import Config
 from r1train.report.console import CONSOLE, show_findings
 from r1train.report.findings import Finding, compare, markdown
-from r1train.run.artifacts import plan
+from r1train.run.artifacts import Finished, finished, plan
 from r1train.run.choice import choose, folders
 from r1train.run.ending import named
 from r1train.run.figures import check_findings, measured, unknown
@@ -89,10 +90,11 @@ def _conclude(
 
     Stages that failed, a RunError, are no interruption: all that does not need them is done.
     """
-    found = findings(config, folder.path)
-    missing = [unknown(config, folder.path / f"seed-{seed}") for seed in config.seeds]
-    for text in dict.fromkeys(text for some in missing for text in some):
-        CONSOLE.print(text, soft_wrap=True)
+    stages = [finished(folder.path / f"seed-{seed}") for seed in config.seeds]
+    found = findings(config, stages)
+    for some in stages:
+        for text in unknown(config, some):
+            CONSOLE.print(text, soft_wrap=True)
     interrupted = stopped_by is not None and not isinstance(stopped_by, RunError)
     summary: dict[str, Any] = {
         "name": config.name,
@@ -116,22 +118,9 @@ def _conclude(
     return summary
 
 
-def findings(config: Config, folder: Path) -> list[Finding]:
-    """Each over the seeds whose runs are in `folder`."""
-    return [
-        compare(
-            {
-                "title": one.title,
-                "paper": one.paper,
-                "left": one.left,
-                "right": one.right,
-                "scale": one.scale,
-            },
-            [measured(one, folder / f"seed-{seed}") for seed in config.seeds],
-            one.at_least,
-        )
-        for one in config.findings
-    ]
+def findings(config: Config, runs: Sequence[Mapping[str, Finished]]) -> list[Finding]:
+    """Each over the seeds, by the finished stages of their runs."""
+    return [compare(one, [measured(one, stages) for stages in runs]) for one in config.findings]
 
 
 def _same(folder: Path, config: Config) -> bool:

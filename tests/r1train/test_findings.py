@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf, nan
 
 import pytest
 
+from r1train.config.findings import FindingConfig
 from r1train.report.findings import Measured, compare, markdown, t_interval, t_quantile
 
-ABOUT = {"title": "more", "paper": "72.6", "left": "a: x", "right": "b: x", "scale": "share"}
+EXPECTED = FindingConfig("more", "a: x", "b: x", paper="72.6")
 
 
 def found(*pairs, at_least=0.0):
     measured = [tuple(each if isinstance(each, Measured) else Measured(each) for each in pair)
                 for pair in pairs]  # fmt: skip
-    return compare(ABOUT, measured, at_least)
+    return compare(replace(EXPECTED, at_least=at_least), measured)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from r1train.stages.evaluate import (
     interval,
     majority,
     per_problem,
+    vote,
 )
 
 
@@ -250,6 +251,11 @@ def test_majority_breaks_ties_by_the_first_seen():
     assert majority([answer("2"), answer("1")], [0, 1]) == 0
     assert majority(["", answer("1")], [0, 1]) == 1  # no answer is no vote
     assert majority(["", ""], [0, 0]) == 0
+
+
+def test_answers_that_cannot_be_seen_do_not_vote():
+    assert vote(["\u200b", " ", None, "1"], [0, 0, 0, 1]) == 1
+    assert vote(["\u200b", ""], [0, 0]) == 0
 
 
 def test_votes_are_for_what_an_answer_says():

@@ -29,7 +29,7 @@ _REPLACED = [
     (re.compile(r"\\in(?![a-zA-Z])"), " ∈ "),
     (re.compile(r"\\(?:emptyset|varnothing)(?![a-zA-Z])"), " ∅ "),
     (re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\}|°|\{\s*°\s*\})|\\degree(?![a-zA-Z])"), "°"),
-    (re.compile(r"\\%|\b(?:percent|per\s+cent|pct)\b"), "%"),
+    (re.compile(r"\\%|(?<![a-zA-Z])(?:percent|per\s+cent|pct)\b"), "%"),
     (re.compile(r"\\(?:lbrace(?![a-zA-Z])|\{)"), "⟦"),
     (re.compile(r"\\(?:rbrace(?![a-zA-Z])|\})"), "⟧"),
     (re.compile(r"(?:\bUS)?\\?\$"), "$"),
@@ -41,7 +41,7 @@ _REPLACED = [
     (re.compile(r"\\(sqrt\s*(?:\[[^\[\]]*\])?|log_)\s*(\d)"), r"\\\1{\2}"),
     (re.compile(r"√"), r"\\sqrt "),
     (re.compile(r"\\(?:operatorname|mathop)\*?\s*\{\s*([a-zA-Z]+)\s*\}"), r"\\\1 "),
-    (re.compile(r"~"), " "),
+    (re.compile(r"(?<!~)~(?!~)"), " "),  # but two strike out
 ]
 
 

@@ -202,6 +202,12 @@ def test_a_student_of_r1_has_no_instruction_of_ours(name: str) -> None:
     assert load_config(name).task.system_prompt == ""
 
 
+def test_answers_are_sought_where_a_preset_asks_for_them() -> None:
+    """R1-Zero's instruction, and R1's cold start, have a block; the others were asked for a box."""
+    blocks = {name for name in PRESETS if load_config(name).rewards.answer_in == "block"}
+    assert blocks == {"r1-zero", "r1", "zero-qwen-32b"}
+
+
 def test_the_dense_zero_has_no_logic() -> None:
     paths = [dataset.path for dataset in load_config("zero-qwen-32b").task.datasets]
     assert paths == ["data/mathematics.jsonl", "data/code.jsonl", "data/stem.jsonl"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from r1train.config.code import CodeConfig
 from r1train.config.judgements import JudgeConfig, PreferenceRewardConfig, SafetyRewardConfig
 from r1train.config.schema import Count, NonNegative, Seconds, Section, Workers
+
+AnswerIn = Literal["block", "box"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class RewardConfig(Section, section="rewards"):
     signature, as "file.py:name" or "package.module:name"."""
     weights: tuple[NonNegative, ...] | None = None
     """Weight of each function in the sum (unset: 1; TRL's reward_weights; R1 weighs both alike)."""
+    answer_in: AnswerIn = "block"
+    """Where a completion has its answer: in the only <answer> block, which R1-Zero's instruction
+    asks for, or in the last \\boxed{} after its thoughts, as models of mathematics are asked."""
     timeout: Seconds = 5.0
     """Seconds that a verifier may take for one answer, and a function of your own for a batch,
     before its process is killed and the time-out counted."""

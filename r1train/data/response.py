@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
+from r1train.answers.clean import closing_brace
 from r1train.data.prompts import opens_think
 
 OPEN, CLOSE = "<think>", "</think>"
+_BOX = re.compile(r"\\f?boxed\s*\{")
+_MOST_BOXES = 16
+"""That are looked at, from the last one: a text may open thousands and close none."""
 
 
 def thoughts(response: str) -> str:
@@ -34,3 +40,11 @@ def answer_block(text: str) -> str | None:
     inside, closed, after = rest.partition("</answer>")
     several = "<answer>" in rest or "</answer>" in before + after
     return inside if opened and closed and not several else None
+
+
+def boxed(text: str) -> str | None:
+    """The content of the last \\boxed{…}."""
+    for match in list(_BOX.finditer(text))[: -_MOST_BOXES - 1 : -1]:
+        if (end := closing_brace(text, match.end() - 1)) >= 0:
+            return text[match.end() : end]
+    return None

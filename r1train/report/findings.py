@@ -1,8 +1,10 @@
 """What a recipe was expected to show, against what its seeds have shown.
 
-The difference of two figures is taken in every seed. Its interval is Student's t over seeds; with
-few seeds that is wide, so a difference is also taken for shown where it is in every seed by itself,
-over the problems, where both stages were asked the same. One seed decides nothing.
+The difference of two figures is taken in every seed. Its interval is Student's t over seeds. A few
+seeds may agree by chance, and may share their problems: so it is never narrower than the problems
+of all seeds have it, where both stages were asked the same. With few seeds it is wide: so a
+difference is also taken for shown where it is in every seed by itself, over its problems. One seed
+decides nothing.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ def compare(
     """What these pairs, one for each seed, show of what is expected."""
     known = [pair for pair in pairs if isfinite(pair[0].value - pair[1].value)]
     apart = [left.value - right.value for left, right in known]
-    interval = t_interval(apart, confidence)
+    interval = _over_seeds(apart, known, confidence)
     return Finding(
         title=expected.title,
         paper=expected.paper,
@@ -104,12 +106,40 @@ def _verdict(
     return "not decided"
 
 
+def _over_seeds(
+    apart: Sequence[float], known: Sequence[tuple[Measured, Measured]], confidence: float
+) -> Interval:
+    """Student's interval of the mean, or that over the problems of all seeds where it is wider.
+
+    A problem adds what it does in all seeds that were asked it, for those are not independent.
+    """
+    interval = t_interval(apart, confidence)
+    if len(apart) < 2:
+        return interval
+    added: dict[str, float] = {}
+    for left, right in known:
+        differences = _by_problem(left, right)
+        for key, value in differences.items():
+            added[key] = added.get(key, 0.0) + value / (len(differences) * len(known))
+        if not differences:
+            return interval
+    each = [value * len(added) for value in added.values()]
+    of_problems = _around(each, NormalDist().inv_cdf((1 + confidence) / 2))
+    known_ones = [one for one in (interval, of_problems) if one[1] < inf]
+    return max(known_ones, key=lambda one: one[1] - one[0], default=interval)
+
+
 def _over_problems(left: Measured, right: Measured, confidence: float) -> Interval:
-    """Of the difference in one seed, whose problems are the same on both sides."""
-    if left.per_problem.keys() != right.per_problem.keys():
-        return -inf, inf
-    apart = [value - right.per_problem[key] for key, value in left.per_problem.items()]
+    """Of the difference in one seed."""
+    apart = list(_by_problem(left, right).values())
     return _around(apart, NormalDist().inv_cdf((1 + confidence) / 2))
+
+
+def _by_problem(left: Measured, right: Measured) -> dict[str, float]:
+    """Differences, where both sides have the same problems."""
+    if left.per_problem.keys() != right.per_problem.keys():
+        return {}
+    return {key: value - right.per_problem[key] for key, value in left.per_problem.items()}
 
 
 def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:

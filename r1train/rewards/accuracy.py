@@ -1,7 +1,8 @@
 """Accuracy: whether a completion's answer is right, judged in verifier processes.
 
 Completions are hostile input: a policy finds every reward that is cheaper than being right. So one
-answer block counts and several do not, an empty answer never matches, and "4 or 5" is no answer.
+answer block counts and several do not, of boxes the last one after the thoughts, an empty answer
+never matches, and "4 or 5" is no answer.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import re
 from collections.abc import Sequence
 
 from r1train.answers.clean import is_blank
-from r1train.config.rewards import RewardConfig
+from r1train.config.rewards import AnswerIn, RewardConfig
 from r1train.data.problems import Problem, ProblemSet
+from r1train.data.response import boxed, summary
 from r1train.data.samples import Sample
 from r1train.rewards.base import Reward, Scores
 from r1train.rewards.code import is_tested
@@ -34,6 +36,20 @@ def extract_answer(completion: str) -> str | None:
     return match.group(1).strip()
 
 
+def extract_boxed(completion: str, prompt: str = "") -> str | None:
+    """The text of the last box after the thoughts; None where there is none or an empty one, or
+    where the thoughts do not end, whether the completion opens them or the prompt does."""
+    found = boxed(summary(completion, prompt))
+    return None if found is None or is_blank(found) else found.strip()
+
+
+def answer_of(sample: Sample, answer_in: AnswerIn) -> str | None:
+    """What accuracy judges and votes are cast for, by `rewards.answer_in`; None: no answer."""
+    if answer_in == "box":
+        return extract_boxed(sample.completion, sample.prompt)
+    return extract_answer(sample.completion)
+
+
 class AccuracyReward(Reward):
     """1 for a right answer, else 0: all or nothing, as R1's rule; None where a problem has none,
     or has test cases that the reward "code" runs.
@@ -45,6 +61,7 @@ class AccuracyReward(Reward):
     def __init__(self, config: RewardConfig, problems: ProblemSet) -> None:
         self.pool = VerifierPool(Verifier(problems.sources), config.workers, config.timeout)
         self.left_to_code = "code" in config.functions
+        self.answer_in = config.answer_in
         self.warned = False
         try:
             probe(self.pool, problems)
@@ -53,7 +70,7 @@ class AccuracyReward(Reward):
             raise
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
-        answers = [extract_answer(sample.completion) for sample in samples]
+        answers = [answer_of(sample, self.answer_in) for sample in samples]
         keys = [(answer, id(s.problem)) for answer, s in zip(answers, samples, strict=True)]
         jobs = {
             key: (answer, sample.problem)

@@ -11,6 +11,7 @@ from r1train.config.rewards import RewardConfig
 from r1train.config.schema import ConfigError, shown
 from r1train.data.problems import ProblemSet
 from r1train.data.samples import Sample
+from r1train.rewards.accuracy import answer_of
 from r1train.rewards.base import Reward, RewardBatch
 from r1train.rewards.registry import BUILT_IN, find_reward
 
@@ -26,6 +27,7 @@ class RewardManager:
     """
 
     def __init__(self, config: RewardConfig, problems: ProblemSet) -> None:
+        self.answer_in = config.answer_in
         found = [find_reward(function) for function in config.functions]
         weights = config.weights or [1.0] * len(found)
         self.weights = {name: weight for (name, _), weight in zip(found, weights, strict=True)}
@@ -65,6 +67,10 @@ class RewardManager:
             errors={name: score.errors for name, score in scores.items()},
             timeouts={name: score.timeouts for name, score in scores.items()},
         )
+
+    def answers(self, samples: Sequence[Sample]) -> list[str | None]:
+        """The answer of each, which accuracy judges; None where there is none."""
+        return [answer_of(sample, self.answer_in) for sample in samples]
 
     def _totals(
         self, samples: Sequence[Sample], by_name: Mapping[str, Sequence[float | None]]

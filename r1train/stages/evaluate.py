@@ -22,7 +22,6 @@ from r1train.data.problems import Problem, ProblemSet
 from r1train.data.samples import samples_of
 from r1train.engine.base import Engine, Request, Sampling
 from r1train.report.evaluation import EvalResult, interval
-from r1train.rewards.accuracy import extract_answer
 from r1train.rewards.manager import EVALUATED, RewardManager
 from r1train.seeds import derive_seed
 from r1train.stages.base import Context, Stage
@@ -71,7 +70,7 @@ def evaluate(
     repeated = [problem for problem in problems for _ in range(k)]
     samples = samples_of(repeated, rollout.completion_ids, rollout.finished, tokenizer, template)
     scored = rewards.score(samples, also=EVALUATED)
-    texts = [sample.completion for sample in samples]
+    answers = rewards.answers(samples)
     accuracy = scored.by_name["accuracy"]
     shares, agreed = [], []
     for i, problem in enumerate(problems):
@@ -79,7 +78,7 @@ def evaluate(
         judged = [value for value in accuracy[group] if value is not None]
         if judged:  # by the problem: accuracy applies to all of its completions or to none
             shares.append(fmean(judged))
-            agreed.append(majority(texts[group], judged, problem.answer_type))
+            agreed.append(vote(answers[group], judged, problem.answer_type))
     return EvalResult(
         pass_at_1=fmean(shares) if shares else math.nan,
         pass_at_1_ci=interval(shares, config.confidence, k),
@@ -105,7 +104,7 @@ def evaluate(
                 "prompt": samples[first].prompt,
                 "question": problem.question,
                 "reference": problem.answer,
-                "completion": texts[first],
+                "completion": samples[first].completion,
                 "finished": samples[first].finished,
                 "rewards": {name: values[first] for name, values in scored.by_name.items()},
             }
@@ -203,13 +202,6 @@ def check_reached(result: EvalResult, config: EvalConfig) -> None:
                 f"{name} is {figure:.3f}, and eval.at_least asks for {least:g}: what comes "
                 "after this stage is meant for an abler model. Another seed may do, or more steps"
             )
-
-
-def majority(
-    completions: Sequence[str], accuracy: Sequence[float], answer_type: str = "auto"
-) -> float:
-    """Accuracy of the most frequent extracted answer; 0 where no completion has one."""
-    return vote([extract_answer(one) for one in completions], accuracy, answer_type)
 
 
 def vote(

@@ -45,7 +45,7 @@ class ProcessReward(TrainStage):
     """Samples solutions, estimates the value of each of their steps, and learns these."""
 
     leaves = "process_reward_model"
-    uses = ("task", "rollout", "steps", "process_reward")
+    uses = ("task", "rewards", "rollout", "steps", "process_reward")
     shown = ("loss", "brier")
 
     def __init__(self, context: Context) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
-from r1train.data.encode import decode_completions, encode_prompts
+from r1train.data.encode import encode_prompts
 from r1train.data.problems import ProblemSet
+from r1train.data.samples import samples_of
 from r1train.engine.base import Request, Sampling
 from r1train.engine.stopping import stop_tokens
 from r1train.learn.value import StepValues
@@ -24,13 +25,12 @@ from r1train.model.load import load_process_reward
 from r1train.model.policy import Policy
 from r1train.report.evaluation import interval
 from r1train.report.search import show_search
-from r1train.rewards.accuracy import extract_answer
 from r1train.search.mcts import Tree, mcts
 from r1train.search.selection import aggregate, best, pair_accuracy
 from r1train.search.steps import Steps
 from r1train.seeds import derive_seed
 from r1train.stages.base import Context, Stage
-from r1train.stages.evaluate import majority, vote
+from r1train.stages.evaluate import vote
 from r1train.stages.process_reward import judge
 from r1train.stages.table import write_table
 from r1train.verify import AnswerType
@@ -51,7 +51,7 @@ METHODS = {
 class Candidates:
     """Solutions of a problem, and what a value model says of them."""
 
-    texts: Sequence[str]
+    answers: Sequence[str | None]
     right: Sequence[float]
     worth: Sequence[float]
     votes: Sequence[float]
@@ -59,7 +59,7 @@ class Candidates:
     answer_type: AnswerType
 
     def first(self, n: int) -> Candidates:
-        cut = (self.texts[:n], self.right[:n], self.worth[:n], self.votes[:n])
+        cut = (self.answers[:n], self.right[:n], self.worth[:n], self.votes[:n])
         return Candidates(*cut, self.answer_type)
 
 
@@ -70,13 +70,12 @@ def best_of(found: Candidates) -> float:
 
 def voted(found: Candidates) -> float:
     """Whether the most frequent answer is right."""
-    return majority(found.texts, found.right, found.answer_type)
+    return vote(found.answers, found.right, found.answer_type)
 
 
 def weighted(found: Candidates) -> float:
     """Whether the answer with the most votes is right."""
-    answers = [extract_answer(text) for text in found.texts]
-    return vote(answers, found.right, found.answer_type, found.votes)
+    return vote(found.answers, found.right, found.answer_type, found.votes)
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Search(Stage):
     """Held-out problems, by each of `METHODS`: a table of accuracies and tokens."""
 
     leaves = "table"
-    uses = ("task", "rollout", "eval", "steps", "search")
+    uses = ("task", "rewards", "rollout", "eval", "steps", "search")
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -187,16 +186,24 @@ class Search(Stage):
         requests = [Request(p, n, seed) for p, seed in zip(self.prompts, seeds, strict=True)]
         rollout = self.context.engine.generate(requests, self.sampling)
         ids, owners = rollout.completion_ids, rollout.prompt_index
-        texts = decode_completions(self.context.tokenizer, ids)
+        answers = self._answers(owners, ids, rollout.finished)
         right = self.judge(owners, ids, rollout.finished)
         ends = [self.steps.ends(solution) for solution in ids]
         values = self.values(rollout.prompt_ids, ids, ends)
         worth = [aggregate(own, self.config.aggregate) for own in values]
         groups = [slice(i * n, (i + 1) * n) for i in range(len(self.problems))]
         return [rollout.lengths[g] for g in groups], [
-            Candidates(texts[g], right[g], worth[g], worth[g], problem.answer_type)
+            Candidates(answers[g], right[g], worth[g], worth[g], problem.answer_type)
             for g, problem in zip(groups, self.problems, strict=True)
         ]
+
+    def _answers(
+        self, owners: Sequence[int], solutions: Sequence[list[int]], finished: Sequence[bool]
+    ) -> list[str | None]:
+        asked = [self.problems[owner] for owner in owners]
+        context, template = self.context, self.context.config.task.prompt_template
+        samples = samples_of(asked, solutions, finished, context.tokenizer, template)
+        return context.rewards.answers(samples)
 
     def _trees(self, budgets: Sequence[int]) -> list[Tree]:
         config, seed = self.config, self.context.seed
@@ -216,13 +223,14 @@ class Search(Stage):
         leaves = [(i, leaf) for i, tree in enumerate(trees) for leaf in tree.solutions()]
         ids = [list(leaf.tokens) for _, leaf in leaves]
         owners = [i for i, _ in leaves]
-        texts = decode_completions(self.context.tokenizer, ids) if ids else []
-        right = self.judge(owners, ids, [True] * len(ids)) if ids else []
+        ended = [True] * len(ids)
+        answers = self._answers(owners, ids, ended) if ids else []
+        right = self.judge(owners, ids, ended) if ids else []
         rows = {i: [*own] for i, own in groupby(range(len(owners)), key=owners.__getitem__)}
         for i, problem in enumerate(self.problems):
             own = rows.get(i, [])
             yield Candidates(
-                [texts[row] for row in own],
+                [answers[row] for row in own],
                 [right[row] for row in own],
                 [leaves[row][1].value for row in own],
                 [leaves[row][1].value * leaves[row][1].count for row in own],

@@ -10,17 +10,16 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
-from r1train.answers.clean import clean, closing_brace
-from r1train.data.response import answer_block, summary
+from r1train.answers.clean import clean
+from r1train.data.response import answer_block, boxed, summary
 from r1train.sandbox.extract import extract_program
 from r1train.verify import choice
 
-_BOX = re.compile(r"\\f?boxed\s*\{")
 _ANSWER = re.compile(r"(?:answer|答案)[\s*]*(?:[:：]|是|为)\s*(.+)", re.IGNORECASE)
 _ANSWER_IS = re.compile(r"answer\s+is:?\s+(.+)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
 _IN_BRACKETS = re.compile(r"([A-Z])\s*\((.*)\)", re.DOTALL)
-_MOST_BOXES, _MOST_OBJECTS = 16, 64
+_MOST_OBJECTS = 64
 """That are looked at, from the last one: a text may open thousands and close none."""
 _LETTER_FIRST = re.compile(r"\(?([A-Z])\)?[.。]?")
 
@@ -38,14 +37,6 @@ def extract(rules: Sequence[str], completion: str, prompt: str = "") -> str | No
             return found.strip()
     if text and in_block(completion) and "\n" not in text:
         return text
-    return None
-
-
-def boxed(text: str) -> str | None:
-    """The content of the last \\boxed{…}."""
-    for match in list(_BOX.finditer(text))[: -_MOST_BOXES - 1 : -1]:
-        if (end := closing_brace(text, match.end() - 1)) >= 0:
-            return text[match.end() : end]
     return None
 
 

@@ -27,7 +27,6 @@ from r1train.stages.evaluate import (
     check_reached,
     evaluate,
     interval,
-    majority,
     per_problem,
     vote,
 )
@@ -35,6 +34,10 @@ from r1train.stages.evaluate import (
 
 def answer(text):
     return f"<think>a</think><answer>{text}</answer>"
+
+
+def majority(completions, accuracy, answer_type="auto"):
+    return vote([*map(extract_answer, completions)], accuracy, answer_type)
 
 
 COMPLETIONS = [
@@ -80,6 +83,9 @@ class Tokenizer:
 
 
 class Rewards:
+    def answers(self, samples):
+        return [extract_answer(sample.completion) for sample in samples]
+
     def score(self, samples, also):
         assert also == ("accuracy", "format")
         assert [s.problem.question for s in samples[::4]] == ["a", "b", "c"]

@@ -64,6 +64,21 @@ def test_seeds_that_each_show_it_over_their_problems_decide():
         assert found((better, other), (much, other)).verdict == "not decided"
 
 
+def test_seeds_that_agree_by_chance_are_no_surer_than_their_problems():
+    left = [of(*[1, 0, 1, 0] * 8, 1, name=f"seed {seed}, ") for seed in range(3)]
+    right = [of(*[0, 1, 0, 1] * 8, 0, name=f"seed {seed}, ") for seed in range(3)]
+    agreeing = [Measured(one.value + 0.001 * n, one.per_problem) for n, one in enumerate(left)]
+    assert t_interval([a.value - b.value for a, b in zip(agreeing, right, strict=True)])[0] > 0
+    one = found(*zip(agreeing, right, strict=True))
+    assert one.verdict == "not decided"
+    # Of 99 problems, 51 solved on the left alone and 48 on the right alone.
+    half = 1.96 * (99 / 98 * (1 - (3 / 99) ** 2)) ** 0.5 / 99**0.5
+    assert one.interval[1] - one.interval[0] == pytest.approx(2 * half, abs=1e-4)
+    # The same problems in every seed are not three times as many.
+    shared = found(*[(of(*[1, 0, 1, 0] * 8, 1), of(*[0, 1, 0, 1] * 8, 0))] * 3)
+    assert shared.interval[1] - shared.interval[0] == pytest.approx(2 * half * 3**0.5, rel=0.02)
+
+
 def test_equal_differences_say_nothing_of_how_they_scatter():
     assert found(*[(0.5 + 1 / 128, 0.5)] * 3).verdict == "not decided"
     solved = of(1, 1, 1, 1)

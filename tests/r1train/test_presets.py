@@ -75,8 +75,8 @@ def one_step(name: str, folder: Path) -> list[str]:
         if stage.kind == "rl":
             own.append(f"{at}.grpo.max_steps=1")
             own.append(f"{at}.rollout.max_completion_length=4")
-            if "num_generations" in sections.get("grpo", {}):
-                own.append(f"{at}.grpo.num_generations=2")
+            sizes = {"prompts_per_step", "num_generations"} & sections.get("grpo", {}).keys()
+            own += [f"{at}.grpo.{size}=2" for size in sorted(sizes)]
         if stage.kind in ("sft", "distill"):
             reads = str(sections.get("sft", {}).get("datasets", ""))
             own.append(f"{at}.sft.num_train_epochs=0.05")
@@ -181,6 +181,59 @@ def test_r1_zero_counts_updates_as_the_paper_does() -> None:
     assert short.grpo.prompts_per_step * short.grpo.num_generations == 8192
     lengths = [one.rollout.max_completion_length for one in (short, long)]
     assert lengths == [32768, 65536]
+
+
+def test_r1_mixes_the_demonstrations_of_table_5() -> None:
+    config = load_config("r1")
+    rejection = next(stage for stage in config.stages if stage.kind == "rejection")
+    assert config.of(rejection).rejection.mix_share == pytest.approx(177_812 / 804_745, abs=0.005)
+    assert config.plan.demonstration_length == round(5355.3)
+    assert load_config("distill-qwen-7b").plan.demonstration_length == round(5355.3)
+
+
+@pytest.mark.parametrize("name", ["r1", "distill-qwen-7b"])
+def test_rates_of_supervised_training_start_at_their_peak(name: str) -> None:
+    """As the paper has it."""
+    assert load_config(name).sft.warmup_ratio == 0
+
+
+@pytest.mark.parametrize("name", ["distill-qwen-7b", "open-r1-distill-7b", "deepscaler-1.5b"])
+def test_a_student_of_r1_has_no_instruction_of_ours(name: str) -> None:
+    assert load_config(name).task.system_prompt == ""
+
+
+def test_answers_are_sought_where_a_preset_asks_for_them() -> None:
+    """R1-Zero's instruction, and R1's cold start, have a block; the others were asked for a box."""
+    blocks = {name for name in PRESETS if load_config(name).rewards.answer_in == "block"}
+    assert blocks == {"r1-zero", "r1", "zero-qwen-32b"}
+
+
+def test_the_dense_zero_has_no_logic() -> None:
+    paths = [dataset.path for dataset in load_config("zero-qwen-32b").task.datasets]
+    assert paths == ["data/mathematics.jsonl", "data/code.jsonl", "data/stem.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["simplerl-zoo-0.5b", "deepscaler-1.5b", "skywork-or1"])
+def test_recipes_of_verl_have_its_defaults(name: str) -> None:
+    config = load_config(name).grpo
+    assert (config.loss_type, config.epsilon, config.weight_decay) == ("dapo", 0.2, 0.01)
+    assert config.beta == 0 or config.kl_estimator == "low_var"
+
+
+def test_skywork_has_the_stages_of_table_11() -> None:
+    config = load_config("skywork-or1")
+    stages = [config.of(stage) for stage in config.stages]
+    rows = [
+        (
+            one.grpo.max_steps,
+            one.rollout.max_completion_length,
+            one.grpo.prompts_per_step,
+            one.grpo.num_generations,
+            one.grpo.num_minibatches,
+        )
+        for one in stages
+    ]
+    assert rows == [(660, 16384, 256, 16, 1), (660, 32768, 160, 32, 1)]
 
 
 def test_recipes_are_listed_in_groups() -> None:

@@ -7,9 +7,10 @@ import pytest
 from r1train.config.rewards import RewardConfig
 from r1train.config.task import DatasetConfig, TaskConfig
 from r1train.data.problems import load_problems
-from r1train.rewards.accuracy import AccuracyReward, extract_answer
+from r1train.rewards.accuracy import AccuracyReward, extract_answer, extract_boxed
 from r1train.rewards.base import Scores
 from r1train.rewards.format import FormatReward, format_reward
+from r1train.rewards.manager import RewardManager
 from r1train.rewards.verifiers import Verifier
 from tests.r1train.samples import ONE, sample, wrap
 
@@ -34,6 +35,32 @@ ENDLESS = "9^{9^{9^9}}"
 )
 def test_extract_answer(completion, answer):
     assert extract_answer(completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        (r"So it is \boxed{12}.", "12"),
+        (r"<think>\boxed{3}</think> It is \boxed{ \frac{1}{2} }.", r"\frac{1}{2}"),
+        (r"\boxed{3}, no, \boxed{4}", "4"),
+        (r"\boxed{3 or \boxed{4}}", "4"),
+        (r"\boxed{3}</think>", None),
+        (r"<think>\boxed{3}", None),
+        (r"<think>\boxed{3}</think> It is 3.", None),
+        (r"\boxed{3", None),
+        (r"\boxed{}", None),
+        ("\\boxed{\u200b}", None),
+        ("<answer>12</answer>", None),
+        ("", None),
+    ],
+)
+def test_extract_boxed(completion, answer):
+    assert extract_boxed(completion) == answer
+
+
+def test_a_box_in_thoughts_that_the_prompt_opens_is_none():
+    assert extract_boxed(r"it may be \boxed{3}", prompt="Q <think>\n") is None
+    assert extract_boxed(r"so</think> \boxed{3}", prompt="Q <think>\n") == "3"
 
 
 @pytest.mark.parametrize(
@@ -93,6 +120,16 @@ def test_accuracy_is_that_of_the_only_answer(sums):
     ]
     problems = [right, other, *[right] * 5]
     assert accuracy([*map(sample, problems, completions)]) == Scores([1, 1, 1, 0, 0, 0, 0])
+
+
+def test_accuracy_and_votes_are_of_the_box_where_the_prompt_asks_for_one(sums):
+    train, _ = sums
+    problem = train[0]
+    said = [rf"It is \boxed{{{problem.answer}}}.", wrap(problem.answer), r"\boxed{77777}"]
+    samples = [sample(problem, text) for text in said]
+    with RewardManager(RewardConfig(timeout=20, answer_in="box"), train) as rewards:
+        assert rewards.score(samples).by_name["accuracy"] == [1, 0, 0]
+        assert rewards.answers(samples) == [problem.answer, None, "77777"]
 
 
 def test_accuracy_does_not_apply_where_there_is_no_answer(sums):

@@ -23,7 +23,6 @@ from r1train.stages.evaluate import vote
 from r1train.stages.process_reward import ProcessReward
 from r1train.stages.search import METHODS, Candidates, Search, best_of, voted, weighted
 from tests.r1train.conftest import RECIPE
-from tests.r1train.samples import wrap
 
 STAGES = """
 [[stages]]
@@ -151,9 +150,8 @@ def test_the_recipe_of_the_docs_is_one(tmp_path):
 
 
 def candidates(answers, worth, votes=None):
-    texts = ["" if one is None else wrap(one) for one in answers]
     right = [float(one == "1") for one in answers]
-    return Candidates(texts, right, worth, votes or worth, "auto")
+    return Candidates(answers, right, worth, votes or worth, "auto")
 
 
 def test_the_ways_to_choose():

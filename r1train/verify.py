@@ -252,6 +252,7 @@ _OTHER_CHOICE = re.compile(
 _SPACED = re.compile(r"\s*([:;,/\-])\s*")
 _LATEX_SPACE = re.compile(r"\\(?:[,;:!> ]|quad\b|qquad\b)")
 _WORDS_IN_LATEX = re.compile(r"\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}")
+_CLOCK = re.compile(r"(?<=\d)\s*([ap])\.?\s?m\b\.?", re.IGNORECASE)  # 3 p.m.
 _ONE_IN_BRACES = re.compile(r"([_^])\{(\w)\}")
 
 
@@ -270,5 +271,5 @@ def text(written: str) -> str:
     )
     if "\\" in written:
         return "".join(written.split())  # LaTeX that is not read: spaces mean nothing, case does
-    written = _SPACED.sub(r"\1", " ".join(written.split()))
+    written = _CLOCK.sub(r" \1m", _SPACED.sub(r"\1", " ".join(written.split())))
     return written.rstrip("?").casefold()

@@ -36,8 +36,10 @@ _LEAD_IN = re.compile(
 _FORMULA = re.compile(  # amid words; two prices are none
     r"(?<![\d\\$])\$(?![\s$])([^$]*[^\s$\\])\$(?![\d$])|\\\(((?:[^\\]|\\(?![()]))+)\\\)"
 )
-_BOXES = ("boxed", "fbox", "text", "mathrm", "textbf", "mathbf", "textit", "textrm", "mbox", "bf")
-_BOX = re.compile(r"\\(" + "|".join(_BOXES) + r")\s*\{")
+_BOX = re.compile(
+    r"\\(?:boxed|fbox|text|mathrm|textbf|mathbf|textit|textrm|mbox|bf|bm|boldsymbol|emph|texttt"
+    r"|underline)\s*\{"
+)
 _PAIRS = (
     ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("***", "***"), ("**", "**"),
     ("__", "__"), ("*", "*"), ("_", "_"), ("```", "```"), ("`", "`"), ('"', '"'), ("'", "'"),
@@ -108,7 +110,7 @@ def _strip(text: str) -> str:
         if text.endswith(("\\,", "\\;", "\\:", "\\.")):
             text = text[:-1]  # a LaTeX space: its backslash goes too
         text = text[:-1].rstrip()
-    return text.removesuffix("\\\\").rstrip() if text.endswith("\\\\") else text
+    return text.rstrip("\\ ")  # a line's end, or what a LaTeX space leaves
 
 
 def unpaired(text: str) -> str:

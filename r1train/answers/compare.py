@@ -158,7 +158,7 @@ def _survey(expression: Expression) -> tuple[Exact | None, set[str]]:
             found.add("power")
     elif name in ("floor", "ceil"):
         found.add(name)  # with variables, too: no number of points tells a step from its absence
-    elif name not in ("-", "root", "letters") and not variables(arguments[0]):
+    elif name not in ("-", "root", "letters", "exp") and not variables(arguments[0]):
         found.add("function")  # of a constant: sin(π/2) is 1 left undone, as 5! is 120
     return value, found
 

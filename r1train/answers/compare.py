@@ -291,7 +291,8 @@ def _is_roundabout(answer: Expression, reference: Expression) -> bool:
     if variables(answer):
         return False
     try:
-        return exact(answer) is None and exact(reference) is not None
+        wanted = exact(reference)
+        return wanted is not None and not wanted[1] and exact(answer) is None  # but √-4 is 2i
     except NoValueError:
         return False
 

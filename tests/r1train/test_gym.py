@@ -229,6 +229,19 @@ def test_or_of_logic_is_no_hedge():
     assert verifier("(P ∧ Q)", problem) < 1
 
 
+def test_a_premise_over_again_concludes_nothing():
+    verifier = Verifier((DatasetConfig(name="propositional_logic"),))
+    metadata = {"variables": ["P", "Q"], "premises": ["(P → Q)", "P"], "example_answer": "(P ∧ Q)"}
+    problem = Problem("propositional_logic", 0, "?", "", metadata)
+    for answer in ("(P ∧ Q)", "Q ∧ P", "(Q ∨ ¬P) ∧ P"):
+        assert verifier(answer, problem) == 1
+    copies = ("(P → Q)", "P → Q", "¬P ∨ Q", "(Q ∨ ¬P)")
+    junk = ("(P → Q) ∨ is wrong", "(P ∧ Q) ∨ banana", "P ∧ Q.", "(P ∨ X)", "∨", "((P", "(" * 5000)
+    assert {verifier(answer, problem) for answer in (*copies, *junk)} == {0}
+    alone = {**metadata, "premises": ["¬P", "Q"], "example_answer": "¬P"}
+    assert verifier("¬P", Problem("propositional_logic", 0, "?", "", alone)) == 1
+
+
 def test_roots_may_be_joined_by_or():
     verifier = Verifier((DatasetConfig(name="polynomial_equations"),))
     problem = Problem("polynomial_equations", 0, "?", "2, 3", {})

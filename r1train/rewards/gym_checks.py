@@ -251,6 +251,9 @@ SHAPES: dict[str, Check] = {
     "chain_sum": _thousands,  # "1,4" for 14
     "cryptarithm": _letters_once,  # the letters twice
     "intermediate_integration": _antiderivative,  # "Integral(…) + C", "… # or …"
+    "jugs": _looks_like(
+        r'\[\s*(?:"(?:(?:fill|empty) [A-Z]|pour [A-Z]->[A-Z])"\s*(?:,\s*|(?=\])))+\]'
+    ),  # "fill A is wrong"
     "kakurasu": _looks_like(r"[01\s]+"),  # words between the digits
     "knights_knaves": _looks_like(
         r"\w+ is an? \w+(?:(?:\s*,?\s*and\s+|\s*,\s*)\w+ is an? \w+)*\.?"
@@ -263,6 +266,9 @@ SHAPES: dict[str, Check] = {
     "products": _thousands,
     "propositional_logic": _infers,  # "PREMISE ∨ is wrong", and premises copied
     "quantum_lock": _looks_like(r"(?i:[ABC](?:\s*(?:→|->|,|\s)\s*[ABC])*)"),  # other words
+    "rubiks_cube": _looks_like(
+        r"(?:(?:[LRDUBF]w?|[XYZMES])'?\d?(?:\s+|$))+"
+    ),  # "3is 4wrong" behind the moves; and U99999999 took as long as it may
     "rush_hour": _looks_like(r"(?:[A-Z][+-]\d{1,2}[\s,]*)+"),  # words between the moves
     "simple_integration": _antiderivative,
     "sokoban": _looks_like(r"[UDLR\s]+"),  # anything after the moves

@@ -242,6 +242,25 @@ def test_a_premise_over_again_concludes_nothing():
     assert verifier("¬P", Problem("propositional_logic", 0, "?", "", alone)) == 1
 
 
+def test_jugs_are_filled_by_moves_alone():
+    (problem,) = problems("jugs", 1)
+    verifier = Verifier((DatasetConfig(name="jugs"),))
+    assert verifier(problem.answer, problem) == 1
+    assert verifier(json.dumps(json.loads(problem.answer), indent=1), problem) == 1
+    for answer in (problem.answer.replace('",', ' is wrong",', 1), f"{{{problem.answer}: 1}}"):
+        assert verifier(answer, problem) == 0
+
+
+def test_a_cube_is_turned_by_moves_alone():
+    (problem,) = problems("rubiks_cube", 1)
+    verifier = Verifier((DatasetConfig(name="rubiks_cube"),))
+    right = problem.metadata["example_correct_answer"]
+    for answer in (right, f"{right} U4", f"{right} U U'"):
+        assert verifier(answer, problem) == 1
+    for answer in (f"{right} 3is 4wrong", f"{right} 12ab", f"2no {right}", "U99999999"):
+        assert verifier(answer, problem) == 0
+
+
 def test_roots_may_be_joined_by_or():
     verifier = Verifier((DatasetConfig(name="polynomial_equations"),))
     problem = Problem("polynomial_equations", 0, "?", "2, 3", {})

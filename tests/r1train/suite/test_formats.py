@@ -5,6 +5,7 @@ import pytest
 
 from r1train.config.schema import ConfigError
 from r1train.suite.formats import FORMATS
+from r1train.suite.formats.rows import read_rows
 from r1train.suite.questions import load
 from r1train.suite.specs import benchmarks, chosen
 
@@ -308,6 +309,24 @@ def test_parquet_and_gzip_are_read(tmp_path):
     with gzip.open(tmp_path / "gsm8k.jsonl.gz", "wt") as file:
         file.write('{"question": "1 + 1?", "answer": "#### 2"}\n')
     assert [q.reference for q in read("gsm8k", tmp_path)] == ["2"]
+
+
+def test_lines_are_read_one_at_a_time(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('\ufeff\n{"a": 1}\n\n{"a": "\u2028"}\nbroken\n', encoding="utf-8")
+    rows = read_rows(path)
+    assert [next(rows), next(rows)] == [{"a": 1}, {"a": "\u2028"}]
+    with pytest.raises(ConfigError, match="neither JSON nor JSONL"):
+        next(rows)
+
+
+def test_a_file_that_breaks_off_is_named(tmp_path):
+    import gzip
+
+    path = tmp_path / "gsm8k.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"question": "1?", "answer": "#### 1"}\n' * 9)[:-12])
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read("gsm8k", tmp_path)
 
 
 def test_a_limit_draws_the_same_questions_every_time():

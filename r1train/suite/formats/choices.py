@@ -27,10 +27,8 @@ def read(benchmark: Benchmark, paths: list[Path]) -> Iterator[Question]:
         part = _part(path)
         for row in read_rows(path):
             text = written(value(row, ("question", "Question"), path))
-            listed = next((row[name] for name in ("choices", "options") if row.get(name)), None)
             # MMLU-Pro fills up with "N/A" in one of its editions.
-            given = (written(choice) for choice in listed or _by_letter(row))
-            choices = tuple(choice for choice in given if choice != "N/A")
+            choices = tuple(choice for choice in _choices(row, path) if choice != "N/A")
             columns = ("subject", "Subject", "category")
             subject = str(next((row[name] for name in columns if row.get(name)), part))
             yield Question(
@@ -47,12 +45,18 @@ def read(benchmark: Benchmark, paths: list[Path]) -> Iterator[Question]:
             count[part] += 1
 
 
-def _by_letter(row: Row) -> list[Any]:
-    """What the row has under A, B and so on, up to the last that is there."""
-    given = ["" if row.get(letter) is None else row[letter] for letter in LETTERS]
-    while given and given[-1] == "":
-        given.pop()
-    return given
+def _choices(row: Row, path: Path) -> list[str]:
+    """A list, or what the row has under A, B and so on, up to the last that is there."""
+    given = next((row[name] for name in ("choices", "options") if row.get(name)), None)
+    if given is None:
+        given = ["" if row.get(letter) is None else row[letter] for letter in LETTERS]
+        while given and given[-1] == "":
+            given.pop()
+    if not isinstance(given, list):  # CSV would have it as Python or numpy writes it
+        raise ConfigError(
+            f"{path}: the choices {str(given)[:60]!r} are no list: give JSONL or Parquet"
+        )
+    return [written(choice) for choice in given]
 
 
 def read_mmlu(benchmark: Benchmark, paths: list[Path]) -> Iterator[Question]:
@@ -86,7 +90,7 @@ def read_mmlu_redux(benchmark: Benchmark, paths: list[Path]) -> Iterator[Questio
             kind, answer = row.get("error_type", "ok"), value(row, "answer", path)
             if kind == "wrong_groundtruth":
                 answer = row.get("correct_answer")
-            choices = [written(choice) for choice in value(row, "choices", path)]
+            choices = _choices(row, path)
             if kind not in ("ok", "wrong_groundtruth") or answer in (None, ""):
                 continue
             yield Question(

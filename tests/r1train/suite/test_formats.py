@@ -345,6 +345,7 @@ def test_a_limit_draws_the_same_questions_every_time():
         ("aime_2024.jsonl", '{"id": 1, "problem": "a", "answer": "1"}\n' * 2, "the id '1'"),
         ("c_eval.csv", "id,question,A,B,answer\n0,x,1,2,\n", "val has answers"),
         ("mmlu_pro.jsonl", '{"question": "x", "options": ["a", "b"], "answer": "C"}\n', "'C'"),
+        ("mmlu.csv", "question,choices,answer\n2?,\"['1' '2']\",1\n", "are no list"),
         ("drop.jsonl", '{"context": "x", "ref_text": "y"}\n', "after 3 examples"),
     ],
 )

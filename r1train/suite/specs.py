@@ -13,7 +13,9 @@ from typing import Any, Literal
 from r1train.config.schema import ConfigError, Count, Section, build, nearest, shown
 from r1train.suite.extraction import RULES
 
-Metric = Literal["math", "choice", "f1", "instructions", "tests", "contests", "judged", "pairwise"]
+Metric = Literal[
+    "math", "choice", "f1", "instructions", "tests", "contests", "judged", "pairwise", "battles"
+]
 
 
 @dataclass(frozen=True)

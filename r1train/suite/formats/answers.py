@@ -42,14 +42,15 @@ def optional(row: Row, benchmark: Benchmark, field: str, path: Path) -> str:
 
 
 def read_clue_wsc(benchmark: Benchmark, paths: list[Path]) -> Iterator[Question]:
-    """CLUE's WSC: whether a pronoun means a name. A: it does; B: it does not."""
+    """CLUE's WSC: whether a pronoun means a name. A: it does; B: it does not. HuggingFace has the
+    labels "true" and "false" as 0 and 1."""
     for path in paths:
         for number, row in enumerate(read_rows(path)):
             target, label = value(row, "target", path), value(row, "label", path)
             yield Question(
                 id=str(row.get("idx", number)),
                 text=written(value(row, "text", path)),
-                reference="A" if str(label).lower() == "true" else "B",
+                reference="A" if str(label).lower() in ("true", "0") else "B",
                 slots={
                     "name": value(target, "span1_text", path),
                     "pronoun": value(target, "span2_text", path),

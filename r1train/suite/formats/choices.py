@@ -3,40 +3,60 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from r1train.config.schema import ConfigError
-from r1train.suite.formats.rows import read_cells, read_rows, value, written
+from r1train.suite.formats.rows import Row, read_cells, read_rows, value, written
 from r1train.suite.questions import LETTERS, Question
 from r1train.suite.specs import Benchmark
 
-_SPLITS = ("_test", "_val", "_dev")
+_SPLIT = re.compile(r"(data|test|val|validation)|((data|test|val|validation)-)?\d+(-of-\d+)?")
+"""What a file is called that says no more than which part of a data set it holds."""
 
 
 def read(benchmark: Benchmark, paths: list[Path]) -> Iterator[Question]:
     """Rows with a question, its choices as a list or by letters, and the right one's letter, number
-    or text."""
+    from 0, or text. `fields` may have "subjects": what the prompt calls those of the files."""
+    names: Mapping[str, str] = benchmark.fields.get("subjects", {})
+    count: Counter[str] = Counter()
     for path in paths:
-        for number, row in enumerate(read_rows(path)):
+        part = _part(path)
+        for row in read_rows(path):
             text = written(value(row, ("question", "Question"), path))
-            listed = next((row[name] for name in ("choices", "options") if row.get(name)), None)
-            if listed is None:
-                given = {letter: row.get(letter) for letter in LETTERS}
-                listed = [choice for choice in given.values() if choice not in (None, "")]
             # MMLU-Pro fills up with "N/A" in one of its editions.
-            choices = tuple(written(choice) for choice in listed if written(choice) != "N/A")
-            names = ("subject", "Subject", "category")
-            subject = next((row[name] for name in names if row.get(name)), _stem(path))
+            choices = tuple(choice for choice in _choices(row, path) if choice != "N/A")
+            columns = ("subject", "Subject", "category")
+            subject = str(next((row[name] for name in columns if row.get(name)), part))
             yield Question(
-                id=_id(path, row.get("question_id", row.get("id", number))),
+                id=f"{part}/{row.get('question_id', row.get('id', count[part]))}",
                 text=text,
                 reference=_letter(value(row, ("answer", "Answer"), path), choices, path),
                 choices=choices,
-                slots={"choices": lettered(choices, "{}. {}"), "subject": str(subject)},
-                subject=str(subject),
+                slots={
+                    "choices": lettered(choices, "{}. {}"),
+                    "subject": names.get(subject, subject),
+                },
+                subject=subject,
             )
+            count[part] += 1
+
+
+def _choices(row: Row, path: Path) -> list[str]:
+    """A list, or what the row has under A, B and so on, up to the last that is there."""
+    given = next((row[name] for name in ("choices", "options") if row.get(name)), None)
+    if given is None:
+        given = ["" if row.get(letter) is None else row[letter] for letter in LETTERS]
+        while given and given[-1] == "":
+            given.pop()
+    if not isinstance(given, list):  # CSV would have it as Python or numpy writes it
+        raise ConfigError(
+            f"{path}: the choices {str(given)[:60]!r} are no list: give JSONL or Parquet"
+        )
+    return [written(choice) for choice in given]
 
 
 def read_mmlu(benchmark: Benchmark, paths: list[Path]) -> Iterator[Question]:
@@ -53,11 +73,11 @@ def read_mmlu(benchmark: Benchmark, paths: list[Path]) -> Iterator[Question]:
                 )
             text, *choices, letter = cells
             yield Question(
-                id=_id(path, number),
+                id=f"{_part(path)}/{number}",
                 text=text,
                 reference=_letter(letter, choices, path),
                 choices=tuple(choices),
-                subject=_stem(path).replace("_", " "),
+                subject=_part(path),
             )
 
 
@@ -70,7 +90,7 @@ def read_mmlu_redux(benchmark: Benchmark, paths: list[Path]) -> Iterator[Questio
             kind, answer = row.get("error_type", "ok"), value(row, "answer", path)
             if kind == "wrong_groundtruth":
                 answer = row.get("correct_answer")
-            choices = [written(choice) for choice in value(row, "choices", path)]
+            choices = _choices(row, path)
             if kind not in ("ok", "wrong_groundtruth") or answer in (None, ""):
                 continue
             yield Question(
@@ -78,8 +98,8 @@ def read_mmlu_redux(benchmark: Benchmark, paths: list[Path]) -> Iterator[Questio
                 text=written(value(row, "question", path)),
                 reference=_letter(answer, choices, path),
                 choices=tuple(choices),
-                slots={"choices": lettered(choices, "- {}) {}")},
-                subject=str(row.get("subject", "")),
+                slots={"choices": lettered(choices, "- ({}) {}")},
+                subject=str(row.get("subject") or _part(path)),
             )
 
 
@@ -114,22 +134,21 @@ def _letter(answer: Any, choices: Sequence[str], path: Path) -> str:
         return LETTERS[answer]
     if len(found) == 1 and found.upper() in allowed:
         return found.upper()
+    if found.isdecimal() and int(found) < len(choices):  # CSV, and what MMLU-Redux corrects
+        return LETTERS[int(found)]
     if found in choices:
         return LETTERS[list(choices).index(found)]
-    if found.isdecimal() and int(found) < len(choices):
-        return LETTERS[int(found)]
     raise ConfigError(
         f"{path}: the answer {found!r} is none of {len(choices)} choices: expected one of "
         f"{', '.join(allowed)} (of C-Eval, val has answers and test has none)"
     )
 
 
-def _stem(path: Path) -> str:
+def _part(path: Path) -> str:
+    """The part of the benchmark that a file holds, mostly a subject: by its own name, or by its
+    folder's, as HuggingFace names the files of a subject only by their split."""
     name = path.name.partition(".")[0]
-    for split in _SPLITS:
-        name = name.removesuffix(split)
-    return name
-
-
-def _id(path: Path, number: Any) -> str:
-    return f"{_stem(path)}/{number}"
+    while _SPLIT.fullmatch(name):
+        path = path.parent
+        name = path.name
+    return re.sub("_(test|val)$", "", name)

@@ -42,7 +42,8 @@ def _rows(path: Path) -> Iterator[tuple[str, list[list[str]]]]:
     if ".jsonl" in path.name:  # simple-evals': text, and answers parted by |
         for row in read_rows(path):
             context = str(value(row, "context", path)).removesuffix("Answer:").rstrip()
-            yield context, [[one] for one in str(value(row, "ref_text", path)).split("|")]
+            said = str(value(row, "ref_text", path)).split("|")
+            yield context, [[one.strip()] for one in said if one.strip()]
         return
     for passage in json.loads(read_text(path)).values():
         for pair in passage["qa_pairs"]:
@@ -63,4 +64,4 @@ def _spans(answer: Mapping[str, Any]) -> list[str]:
 
 
 def _example(context: str, answers: list[list[str]]) -> str:
-    return f"---\n{context}\n\nAnswer: {', '.join(answers[0])}"
+    return f"---\n{context}\nAnswer: {' and '.join(answers[0])}"

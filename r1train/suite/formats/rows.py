@@ -6,9 +6,11 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from r1train.config.schema import ConfigError
 from r1train.data.fields import plain
@@ -20,9 +22,18 @@ Row = dict[str, Any]
 
 def read_text(path: Path) -> str:
     """A text file in UTF-8, gzipped or not."""
+    with _opened(path) as file:
+        return file.read()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """What is wrong with the file is a ConfigError, also while it is read."""
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return raw.decode("utf-8-sig")
+        with (gzip.open if path.suffix == ".gz" else open)(
+            path, "rt", encoding="utf-8-sig", newline=""
+        ) as file:
+            yield file
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
 
@@ -40,7 +51,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         delimiter = "\t" if kind == ".tsv" else ","
         yield from csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     else:
-        yield from _json_rows(path, read_text(path))
+        yield from _json_rows(path)
 
 
 def read_cells(path: Path) -> list[list[str]]:
@@ -48,19 +59,23 @@ def read_cells(path: Path) -> list[list[str]]:
     return [row for row in csv.reader(io.StringIO(read_text(path), newline="")) if row]
 
 
-def _json_rows(path: Path, text: str) -> Iterator[Row]:
-    """One document that is a list, or an object on each line."""
-    try:
-        if text.lstrip().startswith("["):
-            rows = json.loads(text)
-        else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except ValueError as error:
-        raise ConfigError(f"{path}: neither JSON nor JSONL: {error}") from None
-    for row in rows:
-        if not isinstance(row, dict):
-            raise ConfigError(f"{path}: a row is {str(row)[:60]!r}: expected an object")
-        yield row
+def _json_rows(path: Path) -> Iterator[Row]:
+    """One document that is a list, or an object on each line; lines are read one at a time, since
+    those of LiveCodeBench are gigabytes."""
+    with _opened(path) as file:
+        lines = (line for line in file if line.strip())
+        first = next(lines, "")
+        try:
+            if first.lstrip().startswith("["):
+                rows: Iterable[Any] = json.loads(first + file.read())
+            else:
+                rows = map(json.loads, chain([first] if first else [], lines))
+            for row in rows:
+                if not isinstance(row, dict):
+                    raise ConfigError(f"{path}: a row is {str(row)[:60]!r}: expected an object")
+                yield row
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}: neither JSON nor JSONL: {error}") from None
 
 
 def value(row: Row, names: str | Sequence[str], path: Path) -> Any:

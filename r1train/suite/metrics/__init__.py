@@ -17,8 +17,9 @@ METRICS = {
     "contests": "contests:ContestMetric",
     "judged": "judged:JudgedMetric",
     "pairwise": "pairwise:PairwiseMetric",
+    "battles": "pairwise:BattleMetric",
 }
-JUDGED = ("judged", "pairwise")
+JUDGED = ("judged", "pairwise", "battles")
 """Those that ask the judge of `suite.judge`."""
 
 

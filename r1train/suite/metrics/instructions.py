@@ -42,8 +42,14 @@ class InstructionMetric(MetricBase):
         return [self._score(one) for one in responses]
 
     def figures(self, responses: Sequence[Response], scores: Sequence[Score]) -> dict[str, float]:
-        followed = [one for score in scores for one in score.detail["followed"]]
-        return {"instruction_strict": fmean(followed)}
+        """The authors' other three: a loose response may be without its first or last line, or
+        without asterisks."""
+        strict, loose = ([score.detail[name] for score in scores] for name in ("followed", "loose"))
+        return {
+            "instruction_strict": fmean(one for each in strict for one in each),
+            "prompt_loose": fmean(map(all, loose)),
+            "instruction_loose": fmean(one for each in loose for one in each),
+        }
 
     def _score(self, response: Response) -> Score:
         asked = response.question.reference
@@ -54,14 +60,17 @@ class InstructionMetric(MetricBase):
             kwargs=asked["kwargs"],
         )
         try:
-            found = self.utils.test_instruction_following_strict(prompt, response.summary)
+            strict = self.utils.test_instruction_following_strict(prompt, response.summary)
+            loose = self.utils.test_instruction_following_loose(prompt, response.summary)
         except LookupError as error:
             raise ConfigError(
                 f"{self.benchmark.title}: counting sentences needs nltk's punkt_tab, which is not "
                 "here: python -m nltk.downloader punkt_tab"
             ) from error
-        followed = [bool(one) for one in found.follow_instruction_list]
-        return Score(float(all(followed)), {"followed": followed})
+        followed, loosely = (
+            [bool(one) for one in found.follow_instruction_list] for found in (strict, loose)
+        )
+        return Score(float(all(followed)), {"followed": followed, "loose": loosely})
 
 
 @contextmanager

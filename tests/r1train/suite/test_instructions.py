@@ -30,8 +30,22 @@ def test_a_response_that_follows_all_instructions_counts():
     judge = metric()
     scores = judge(responses)
     assert [score.value for score in scores] == [1, 0, 1, 0, 0]
-    assert scores[1].detail == {"followed": [True, False]}
-    assert judge.figures(responses, scores) == {"instruction_strict": pytest.approx(4 / 7)}
+    assert scores[1].detail == {"followed": [True, False], "loose": [True, False]}
+    assert judge.figures(responses, scores) == {
+        "instruction_strict": pytest.approx(4 / 7),
+        "prompt_loose": pytest.approx(2 / 5),
+        "instruction_loose": pytest.approx(4 / 7),
+    }
+
+
+def test_loosely_a_response_may_begin_with_a_line_of_its_own():
+    (rivers, _) = load(benchmarks()["ifeval"], DATA)
+    text = "Sure, here they are:\nthe glomma and the otra"
+    response = Response(rivers, text, text)
+    judge = metric()
+    scores = judge([response])
+    assert scores[0].value == 0
+    assert judge.figures([response], scores)["prompt_loose"] == 1
 
 
 def test_sentences_need_data_that_is_not_downloaded(monkeypatch):

@@ -1,3 +1,4 @@
+import random
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,17 @@ def test_a_rating_expects_as_many_wins_as_there_were():
     assert rating([Contest([1500] * 11, [1] * 10 + [0])]) == pytest.approx(1900, abs=0.01)
     assert rating([Contest([1500] * 3, [1] * 3)]) == pytest.approx(HIGHEST, abs=0.01)
     assert rating([even, Contest([1900], [0.5])]) > 1500
+
+
+def test_a_rating_in_one_contest_is_that_of_codeelo():
+    """Theirs: the rating at which as many are expected ahead, and one, as the place says."""
+    rng = random.Random(0)
+    ratings = [round(rng.gauss(1300, 350)) for _ in range(2000)]
+    for ahead in (100, 500, 1500):
+        low, high = 0.0, HIGHEST
+        while high - low > 1:
+            middle = (low + high) / 2
+            place = 1 + sum(1 / (1 + 10 ** ((middle - one) / 400)) for one in ratings)
+            low, high = (low, middle) if place < ahead else (middle, high)
+        wins = [0.0] * ahead + [1.0] * (len(ratings) - ahead)
+        assert rating([Contest(ratings, wins)]) == pytest.approx(low, abs=8)

@@ -135,14 +135,17 @@ def _unwrap(text: str) -> str:
     return _FORMULA.sub(lambda formula: formula[1] or formula[2], text)
 
 
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \\ are one thing each
+
+
 def closing_brace(text: str, start: int) -> int:
     """Where the brace that opens at `start` closes; -1 where it does not."""
     depth = 0
-    for i in range(start, len(text)):
-        if text[i] in "{}" and (i == 0 or text[i - 1] != "\\"):
-            depth += 1 if text[i] == "{" else -1
+    for brace in _BRACE.finditer(text, start):
+        if len(brace.group()) == 1:
+            depth += 1 if brace.group() == "{" else -1
             if depth == 0:
-                return i
+                return brace.start()
     return -1
 
 

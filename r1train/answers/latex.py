@@ -10,7 +10,7 @@ _WRAPPERS = re.compile(
 )
 _SET_BUILDER = re.compile(  # of real numbers: {x | 2 < x < 5} is (2, 5)
     r"\s*[{⟦]\s*([a-z])\s*(?:∈\s*(?:\\mathbb\s*)?\{?R\}?\s*)?(?:\\mid|\\colon|[|:])\s*"
-    r"((?=.*\1).+)[}⟧]\s*",
+    r"((?=.*\1)(?=.*[=<>≤≥]).+)[}⟧]\s*",
     re.DOTALL,
 )
 _REPLACED = [

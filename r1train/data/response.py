@@ -8,7 +8,7 @@ from r1train.answers.clean import closing_brace
 from r1train.data.prompts import opens_think
 
 OPEN, CLOSE = "<think>", "</think>"
-_BOX = re.compile(r"\\f?boxed\s*\{")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _MOST_BOXES = 16
 """That are looked at, from the last one: a text may open thousands and close none."""
 
@@ -43,7 +43,7 @@ def answer_block(text: str) -> str | None:
 
 
 def boxed(text: str) -> str | None:
-    """The content of the last \\boxed{…}."""
+    """The content of the last \\boxed{…} or \\fbox{…}."""
     for match in list(_BOX.finditer(text))[: -_MOST_BOXES - 1 : -1]:
         if (end := closing_brace(text, match.end() - 1)) >= 0:
             return text[match.end() : end]

@@ -43,6 +43,8 @@ def test_extract_answer(completion, answer):
         (r"So it is \boxed{12}.", "12"),
         (r"<think>\boxed{3}</think> It is \boxed{ \frac{1}{2} }.", r"\frac{1}{2}"),
         (r"\boxed{3}, no, \boxed{4}", "4"),
+        (r"\fbox{3}", "3"),
+        ("\\boxed{3\\\\}", "3\\\\"),  # a line's end is no brace of the answer's
         (r"\boxed{3 or \boxed{4}}", "4"),
         (r"\boxed{3}</think>", None),
         (r"<think>\boxed{3}", None),

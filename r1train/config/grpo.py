@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 from r1train.config.optim import OptimConfig
@@ -99,21 +99,15 @@ class GRPOConfig(OptimConfig, section="grpo"):
             self._check_loss()  # slow to load; the defaults go together
 
     def loss_options(self, max_completion_length: int) -> PolicyLossOptions:
-        """What the loss is told, of completions of that many tokens at most."""
+        """What the loss is told, of completions of that many tokens at most: the options here that
+        it has by the same names."""
         from r1kernels import PolicyLossOptions
 
-        return PolicyLossOptions(
-            # bnpo is the mean over the tokens it is given: here those of the whole update.
-            loss_type="dapo" if self.loss_type == "bnpo" else self.loss_type,
-            importance_sampling_level=self.importance_sampling_level,
-            epsilon=self.epsilon,
-            epsilon_high=self.epsilon_high,
-            delta=self.delta,
-            beta=self.beta,
-            kl_estimator=self.kl_estimator,
-            entropy_coef=self.entropy_coef,
-            max_completion_length=max_completion_length,
-        )
+        known = {option.name for option in fields(PolicyLossOptions)}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name in known}
+        if self.loss_type == "bnpo":
+            own["loss_type"] = "dapo"  # the mean over the tokens given: here the whole update's
+        return PolicyLossOptions(**own, max_completion_length=max_completion_length)
 
     def _check_loss(self) -> None:
         """Which options a loss has, and which it needs, is known where it is."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
-from r1train.config.optim import OptimConfig
 from r1train.config.schema import Count, CountOrZero, NonNegative, Positive
+from r1train.config.training import TrainingConfig
 
 if TYPE_CHECKING:
     from r1kernels import PolicyLossOptions
@@ -20,7 +20,7 @@ LossType = Literal[
 
 
 @dataclass(frozen=True)
-class GRPOConfig(OptimConfig, section="grpo"):
+class GRPOConfig(TrainingConfig, section="grpo"):
     """Group relative policy optimization (arXiv 2402.03300)."""
 
     max_steps: Count = 100
@@ -74,13 +74,8 @@ class GRPOConfig(OptimConfig, section="grpo"):
     """What a group's centred rewards are divided by (R1: the group's standard deviation)."""
     baseline: Literal["mean", "rloo", "opo"] = "mean"
     """The group's mean, the mean of the other completions, or the mean weighted by length."""
-    token_budget: Count = 16384
-    """Tokens of a micro-batch: each prompt once, its completions, no padding. Groups stay whole."""
     eval_steps: CountOrZero = 0
     """Steps between held-out evaluations; 0: only before and after."""
-    save_steps: CountOrZero | None = None
-    """Steps between checkpoints that a run can be resumed from; 0: none (unset: as many as two
-    minutes take)."""
     log_completions_steps: CountOrZero = 0
     """Steps between printed tables of completions; 0: none."""
 

@@ -14,6 +14,8 @@ from r1train.config.recipe import documented, load_config
 from r1train.config.schema import ConfigError, RunError
 from r1train.report import trackers
 from r1train.run import runner, study
+from r1train.run.artifacts import Finished
+from r1train.run.figures import figure
 from r1train.run.runner import run
 from r1train.run.worker import run_stage
 from tests.r1train.kills import left
@@ -117,6 +119,13 @@ def test_what_was_broken_off_is_said_where_all_seeds_begin_anew(
     assert folder.with_name("tiny-2").is_dir()
     reason = f"{folder} is at work, or was broken off; to go on with it: r1train resume {folder}\n"
     assert capsys.readouterr().out.count(reason) == 1
+
+
+def test_a_figure_of_the_log_is_read_past_a_torn_line(tmp_path):
+    lines = [json.dumps({"step": step, "stage": "base", "loss": step}) for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 3, "sta']))
+    stages = {"base": Finished(tmp_path, {"evaluations": []})}
+    assert figure("base: training loss", stages).value == 2
 
 
 class Counted:

@@ -232,7 +232,7 @@ def _inside(text: str) -> str:
 
 _CAPITAL = re.compile(r"[\(\[]?([A-Z])[\)\]]?")
 _CHOICE = re.compile(
-    r"(?:(?:option|choice|answer)\s+)?[\(\[]?\s*([A-Za-z])\s*(?:[\)\]\.:]+(?P<rest>\s.*)?)?",
+    r"(?:(?:option|choice|answer)\s+|选项?\s*)?[\(\[]?\s*([A-Za-z])\s*(?:[\)\]\.:]+(?P<rest>\s.*)?)?",
     re.IGNORECASE | re.DOTALL,
 )
 _OTHER_CHOICE = re.compile(
@@ -244,14 +244,21 @@ _OTHER_CHOICE = re.compile(
     r"|(?i:^\s*(?:and|is|are|but|no|false)\b)"
     r"|(?i:\b(?:or|nor|not|\w+n't|either|neither|both|wrong|incorrect|untrue|wait|hmm+|actually"
     r"|alternative(?:ly)?|maybe|perhaps|possibly|probably|likely|unlikely|instead|rather|otherwise"
-    r"|unless|mean|meant|guess|unsure|uncertain|oops|sorry|nope|mistake|correction)\b)",
+    r"|unless|mean|meant|guess|unsure|uncertain|oops|sorry|nope|nah|mistake|correction|joking"
+    r"|kidding|chang\w+\s+my\s+mind|(?:strike|scratch|ignore|disregard|delete)\s+(?:that|this|it)"
+    r"|(?:this|that|it|which)\s+is\s+false"
+    r"|(?:second|third|fourth|fifth|last|other)\s+(?:one|option|choice|answer)s?)\b)",
 )
 _SPACED = re.compile(r"\s*([:;,/\-])\s*")
+_LATEX_SPACE = re.compile(r"\\(?:[,;:!> ]|quad\b|qquad\b)")
+_WORDS_IN_LATEX = re.compile(r"\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}")
+_CLOCK = re.compile(r"(?<=\d)\s*([ap])\.?\s?m\b\.?", re.IGNORECASE)  # 3 p.m.
+_ONE_IN_BRACES = re.compile(r"([_^])\{(\w)\}")
 
 
 def choice(text: str) -> str | None:
     """The letter of a choice, in capitals: `A`, `(A)`, `A.`, `A) Paris`; None for anything else."""
-    match = _CHOICE.fullmatch(text)
+    match = _CHOICE.fullmatch(text.replace("**", ""))  # **A.** Paris
     if match is None or _OTHER_CHOICE.search(match["rest"] or ""):
         return None
     return match.group(1).upper()
@@ -259,7 +266,10 @@ def choice(text: str) -> str | None:
 
 def text(written: str) -> str:
     """A text without what does not count: case, spaces, and the punctuation around it."""
+    written = _ONE_IN_BRACES.sub(
+        r"\1\2", _WORDS_IN_LATEX.sub(r"\1", _LATEX_SPACE.sub(" ", written))
+    )
     if "\\" in written:
         return "".join(written.split())  # LaTeX that is not read: spaces mean nothing, case does
-    written = _SPACED.sub(r"\1", " ".join(written.split()))
+    written = _CLOCK.sub(r" \1m", _SPACED.sub(r"\1", " ".join(written.split())))
     return written.rstrip("?").casefold()

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from itertools import groupby
 
 _INVISIBLE = dict.fromkeys([0x00AD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFE0E, 0xFE0F, 0xFEFF])
-_WITHOUT_INK = {"\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}  # letters, and a symbol
+_WITHOUT_INK = {"\u115f", "\u1160", "\u2800", "\u3164", "\uffa0", "\U0001d159"}  # letters, symbols
 _MOST_MARKS = 30
 """On one character: those of stream-safe text (UAX #15). Sorting more takes quadratic time."""
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn"}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-")
+_SMALL_FRACTION = re.compile("([⁰¹²³⁴-⁹]+)[⁄∕/]([₀-₉]+)")
 _SIGNS = str.maketrans(
     {
         **dict.fromkeys("−‐‑‒–—―﹣－", "-"),
@@ -27,18 +28,25 @@ _SIGNS = str.maketrans(
 _GROUP = r"(?:\\,|\\!|\{,\}|,\\!|\u2009|\u202f|\u00a0)"
 _GROUPED = re.compile(rf"(?<![\d.,])\d{{1,3}}(?:{_GROUP}\d{{3}})+(?!\d)")
 _LEAD_IN = re.compile(
-    r"\**(?:so|thus|hence|therefore)?,?\s*(?:the\s+|my\s+)?(?:final\s+|correct\s+)?answer"
-    r"(?:\s+is)?\**\s*[:=]?\**\s+(?=\S)|####\s+",
+    r"\**(?:so|thus|hence|therefore)?,?\s*(?:the\s+|my\s+)?(?:final\s+|correct\s+)?"
+    r"(?:answer(?:\s+is)?|(?:option|choice)\s+is)\**(?:\s*[:=]\**\s*|\s+)(?=\S)|####\s+"
+    r"|\**(?:所以|因此)?[，,]?(?:最终|正确)?答案\**\s*(?:[是为]\s*[:：]?|[:：])\**\s*(?=\S)",
     re.IGNORECASE,
 )
-_BOXES = ("boxed", "fbox", "text", "mathrm", "textbf", "mathbf", "textit", "textrm", "mbox", "bf")
-_BOX = re.compile(r"\\(" + "|".join(_BOXES) + r")\s*\{")
+_FORMULA = re.compile(  # amid words; two prices are none
+    r"(?<![\d\\$])\$(?![\s$])([^$]*[^\s$\\])\$(?![\d$])|\\\(((?:[^\\]|\\(?![()]))+)\\\)"
+)
+_BOX = re.compile(
+    r"\\(?:boxed|fbox|text|mathrm|textbf|mathbf|textit|textrm|mbox|bf|bm|boldsymbol|emph|texttt"
+    r"|underline)\s*\{"
+)
 _PAIRS = (
     ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("***", "***"), ("**", "**"),
     ("__", "__"), ("*", "*"), ("_", "_"), ("```", "```"), ("`", "`"), ('"', '"'), ("'", "'"),
 )  # fmt: skip
 _MOST_WRAPPERS = 12
-_ENDS = ".,;:"
+_ENDS = ".,;:。"
+_ELLIPSIS = re.compile(r"(?:\d|[^\w\s.])\s*\.{2,}$")  # behind a number or a list, which goes on
 _EXCLAIMED = re.compile(r"[^\W\d_]{2}!$")  # but n! is a factorial
 
 
@@ -51,8 +59,8 @@ def clean(text: str) -> str:
     text = _unicode(text)
     for _ in range(_MOST_WRAPPERS):
         before = text
-        text = _strip(_LEAD_IN.sub("", text, count=1) if _LEAD_IN.match(text) else text)
-        text = _unwrap(text)
+        text = _unwrap(_strip(text))
+        text = _LEAD_IN.sub("", text, count=1) if _LEAD_IN.match(text) else text
         if text == before:
             break
     return text
@@ -71,6 +79,7 @@ def _unicode(text: str) -> str:
     if any(marks and sum(1 for _ in run) > _MOST_MARKS for marks, run in runs):
         return ""
     text = _GROUPED.sub(lambda match: re.sub(r"[^\d]", "", match.group()), text)
+    text = _SMALL_FRACTION.sub(_plain_fraction, text)
     text = _scripts(text, "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", _SUPERSCRIPTS, "^")
     text = _scripts(text, "₀₁₂₃₄₅₆₇₈₉₊₋", _SUBSCRIPTS, "_")
     text = "".join(map(_fraction, text))
@@ -85,6 +94,10 @@ def _scripts(text: str, characters: str, table: dict[int, int], mark: str) -> st
     return re.sub(f"[{characters}]+", write, text)
 
 
+def _plain_fraction(match: re.Match[str]) -> str:
+    return f" {match[1].translate(_SUPERSCRIPTS)}/{match[2].translate(_SUBSCRIPTS)} "
+
+
 def _fraction(character: str) -> str:
     # NFKC would write 1½ as 11⁄2.
     written = unicodedata.normalize("NFKC", character)
@@ -93,11 +106,11 @@ def _fraction(character: str) -> str:
 
 def _strip(text: str) -> str:
     text = text.strip()
-    while text and (text[-1] in _ENDS or _EXCLAIMED.search(text)):
+    while text and (text[-1] in _ENDS or _EXCLAIMED.search(text)) and not _ELLIPSIS.search(text):
         if text.endswith(("\\,", "\\;", "\\:", "\\.")):
             text = text[:-1]  # a LaTeX space: its backslash goes too
         text = text[:-1].rstrip()
-    return text.removesuffix("\\\\").rstrip() if text.endswith("\\\\") else text
+    return text.rstrip("\\ ")  # a line's end, or what a LaTeX space leaves
 
 
 def unpaired(text: str) -> str:
@@ -119,7 +132,7 @@ def _unwrap(text: str) -> str:
     box = _BOX.match(text)
     if box and closing_brace(text, box.end() - 1) == len(text) - 1:
         return text[box.end() : -1].strip()
-    return text
+    return _FORMULA.sub(lambda formula: formula[1] or formula[2], text)
 
 
 def closing_brace(text: str, start: int) -> int:

@@ -162,10 +162,13 @@ class _Parser(ExpressionParser):
             self.position += 1
             if self.accept(end):
                 return Alternatives(())
+            grouped = token.kind == "{" and self.peek().kind == "⟦"  # LaTeX's {\{1, 2\}}
             form = self.listed(end)
             self.expect(end)
             if isinstance(form, Sequence) and not form.brackets:
                 return Alternatives(form.items, braces=True)
+            if isinstance(form, Alternatives) and (form.braces or not form.items) and not grouped:
+                return Alternatives((form,), braces=True)
             return form
         if token.kind in ("(", "["):
             self.position += 1
@@ -176,9 +179,10 @@ class _Parser(ExpressionParser):
             self.expect(brackets[1:] if brackets[1:] in (")", "]") else ")")
             if isinstance(form, Sequence) and not form.brackets:
                 return Sequence(form.items, brackets)
-            if isinstance(form, Quantity):
+            if isinstance(form, Quantity) and not (brackets == "[]" and self.items > 1):
                 return None
-            return Sequence((form,), "[]") if brackets == "[]" else form
+            listed = brackets == "[]" and not isinstance(form, Matrix)  # around an array
+            return Sequence((form,), "[]") if listed else form
         return None
 
     def inside(self) -> Form:

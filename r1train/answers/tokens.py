@@ -53,6 +53,7 @@ _AFTER_WHOLE = (
 _NUMBER = re.compile(r"(?P<whole>\d*)" + _AFTER_WHOLE)
 _THOUSANDS = re.compile(r"(?P<whole>\d{1,3}(?:,\d{3})+(?!,?\d))" + _AFTER_WHOLE)
 _LETTERS = re.compile(r"[A-Za-z]+")
+_CHINESE = re.compile(r"[\u4e00-\u9fff]+")
 _COMMAND = re.compile(r"\\(?:[A-Za-z]+|.)", re.DOTALL)
 _TEXT_COMMANDS = frozenset(
     ["text", "mathrm", "textrm", "mbox", "textbf", "mathbf", "textit", "mathit", "hbox"]
@@ -81,6 +82,8 @@ def tokens(text: str, commas: bool) -> list[Token]:
             token, position = Token(";", "\n", spaced), position + 1
         elif micro := _micro_unit(text, position, found):
             token, position = Token("word", micro, spaced), position + len(micro)
+        elif unit := _chinese_unit(text, position, found):
+            token, position = Token("word", unit, spaced), position + len(unit)
         elif character in _GREEK_LETTERS:
             token, position = Token("name", _GREEK_LETTERS[character], spaced), position + 1
         elif letters := _LETTERS.match(text, position):
@@ -103,6 +106,14 @@ def _micro_unit(text: str, position: int, before: list[Token]) -> str:
         return ""
     unit = "u" + letters.group()
     return unit if is_known(unit) else ""
+
+
+def _chinese_unit(text: str, position: int, before: list[Token]) -> str:
+    """The unit behind a number or a stroke, 元 of 5元, "" for any other word."""
+    word = _CHINESE.match(text, position)
+    if word is None or not before or before[-1].kind not in ("number", "/"):
+        return ""
+    return word.group() if is_known(word.group()) else ""
 
 
 def _number(text: str, position: int, commas: bool, spaced: bool) -> tuple[Token, int]:

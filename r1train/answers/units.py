@@ -29,21 +29,21 @@ ft: | ft foot feet
 yd: | yd yard
 mi: | mi mile
 um: μm | micron
-m: | metre
-g: gm | gramme
-kg: Kg KG | kgs kilogramme
-km: Km KM | kms
-cm: | cms
+m: 米 | metre
+g: gm 克 | gramme
+kg: Kg KG 公斤 千克 | kgs kilogramme
+km: Km KM 公里 千米 | kms
+cm: 厘米 | cms
 oz: | oz ounce
 lb: | lb lbs
 t: | ton tonne
-s: | sec secs
-min: | min mins minute
-h: | hr hrs hour
-d: | day
+s: 秒 | sec secs
+min: 分钟 | min mins minute
+h: 小时 | hr hrs hour
+d: 天 | day
 week: | wk wks week
 month: | mo month
-year: | yr yrs year
+year: 年 岁 | yr yrs year
 L: l | litre
 gal: | gal gallon
 A: | amp
@@ -61,7 +61,7 @@ bar: | bar bars
 mmHg: | mmhg
 M: | molar
 rad: | rad radian
-°: | deg degree
+°: 度 | deg degree
 °C: | celsius
 °F: | fahrenheit
 B: | byte
@@ -77,7 +77,9 @@ gbp: £ | gbp
 pound: | pound
 yen: ¥ | jpy yen
 rupee: ₹ | inr rupee
-unit: | unit
+yuan: 元 | yuan cny rmb
+unit: 个 | unit
+person: 人 | person
 am: AM
 pm: PM
 """
@@ -107,8 +109,8 @@ _COMPOUND = {
     **{f"{k}bps": {f"{k}bit": 1, "s": -1} for k in "kMGT"},
     **{f"{k}Bps": {f"{k}B": 1, "s": -1} for k in "kMGT"},
 }
-_NUMERALS = {"M", "G", "B"}  # which stand for a million, giga and a billion, too
-_MONEY = {"dollar", "cent", "euro", "gbp", "pound", "yen", "rupee"}
+_NUMERALS = {"M", "G", "B", "T"}  # which stand for a million, giga, a billion and a trillion, too
+_MONEY = {"dollar", "cent", "euro", "gbp", "pound", "yen", "rupee", "yuan"}
 CURRENCIES = frozenset(["USD", "EUR", "GBP", "JPY", "INR"])
 
 

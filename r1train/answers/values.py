@@ -7,7 +7,7 @@ they are tried at points drawn from the two texts themselves, which no answer ca
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from math import comb, factorial, isqrt
 from typing import Any
@@ -21,8 +21,13 @@ _MOST_BITS = 20_000
 _LARGEST = 400
 """Power of ten of the largest value that is not exact."""
 _DIGITS = (50, 150)
-"""Decimal digits of the two evaluations: the second confirms what the first finds equal."""
+"""Decimal digits of the two evaluations: the second confirms what the first finds equal, with as
+many more as the constants reach."""
+_MOST_DIGITS = 1000
+"""Of an evaluation: one that would need more is too large to compute."""
 _POINTS = 5
+_MOST_STEPS = 4
+"""From values near 1 to the largest and to the least that variables are given."""
 CONSTANTS = {"pi", "e", "i"}
 Exact = tuple[Fraction, Fraction]
 """Real and imaginary part."""
@@ -76,8 +81,7 @@ def same(left: Expression, right: Expression, *, up_to_factor: int | None = None
             if up_to_factor == 1 and not _positive(ratios[0]):
                 return False
         if len(ratios) == _POINTS:
-            far = [{name: 8 * _draw(draw, sign) for name in names} for sign in (0, 1) * 3]
-            return up_to_factor is not None or _confirmed(left, right, [point, *far])
+            return up_to_factor is not None or _confirmed(left, right, names, draw)
     return False
 
 
@@ -99,6 +103,8 @@ def exact(expression: Expression, point: Mapping[str, Fraction] | None = None) -
 
 def approximate(expression: Expression, digits: int, point: Mapping[str, Fraction]) -> Any:
     """The value as an mpmath number of that many digits; raises NoValueError."""
+    if digits > _MOST_DIGITS:
+        raise NoValueError("too many digits")
     with mpmath.workdps(digits + 10):
         try:
             return _approximate(expression, point, mpmath)
@@ -111,7 +117,7 @@ def _same_constant(left: Expression, right: Expression) -> bool:
         exacts = exact(left), exact(right)
         if exacts[0] is not None and exacts[1] is not None:
             return exacts[0] == exacts[1]
-        for digits in _DIGITS:
+        for digits in (_DIGITS[0], _DIGITS[1] + max(_reach(left), _reach(right))):
             if not _close(approximate(left, digits, {}), approximate(right, digits, {}), digits):
                 return False
     except NoValueError:
@@ -129,21 +135,52 @@ def _pair(
 
 
 def _confirmed(
-    left: Expression, right: Expression, points: Sequence[Mapping[str, Fraction]]
+    left: Expression, right: Expression, names: Sequence[str], draw: random.Random
 ) -> bool:
-    """To more digits, and further out: √x + 10^-60 is not √x, and |x - 7| is not 7 - x."""
-    for point in points:
-        try:
-            pair = _pair(left, right, point, _DIGITS[1])
-        except NoValueError:
-            continue
-        if not _close(*pair, _DIGITS[1]):
-            return False
-    return True
+    """To more digits, further out and nearer to 0, as far as the numbers of both reach: √x + 10^-60
+    is not √x, and |x + 1000| is not x + 1000."""
+    reach, confirmed = max(_reach(left), _reach(right)), False
+    for scale in _scales(2 * reach + 2):  # x/1000 + 1000 is 0 at a million
+        for sign in (0, 1):
+            point = {name: scale * _draw(draw, sign) for name in names}
+            try:
+                pair = _pair(left, right, point, _DIGITS[1] + reach)
+            except NoValueError:
+                continue
+            if not _close(*pair, _DIGITS[1] + reach):
+                return False
+            confirmed = True
+    return confirmed
+
+
+def _scales(reach: int) -> Iterator[Fraction]:
+    """From 10^-reach to 10^reach, a hundredfold apart or, where that were many, evenly."""
+    steps = min(_MOST_STEPS, reach // 2)
+    for step in range(-steps, steps + 1):
+        yield Fraction(10) ** (step * reach // steps)
+
+
+def _reach(expression: Expression) -> int:
+    """How many powers of ten the largest and the least of its constants are away from 1, those that
+    are multiplied together."""
+    parts = expression.arguments if isinstance(expression, Operation) else ()
+    within = [_reach(part) for part in parts]
+    is_sum = isinstance(expression, Operation) and expression.name == "+"
+    together = max(within) if is_sum else sum(within)
+    if variables(expression):
+        return together
+    try:
+        known = exact(expression)
+        size = abs(approximate(expression, 20, {}) if known is None else _complex(known))
+    except NoValueError:
+        return together
+    return max(together, int(abs(mpmath.log10(size))) + 1 if size else 0)
 
 
 def _draw(draw: random.Random, trial: int) -> Fraction:
-    value = Fraction(draw.randrange(100, 5000), draw.choice((997, 1009, 1013)))
+    """From 0.1 to 5, by a denominator that no number in a text is a multiple of for all draws."""
+    denominator = draw.randrange(10_000, 100_000)
+    value = Fraction(draw.randrange(denominator // 10, 5 * denominator), denominator)
     sign = (1, -1, 1, draw.choice((-1, 1)))[trial % 4]  # all positive, all negative, mixed
     return sign * value
 
@@ -266,6 +303,8 @@ def _exact_power(base: Exact, exponent: Exact) -> Exact | None:
     bits = max(part.bit_length() for x in base for part in (x.numerator, x.denominator))
     if abs(power) * bits > _MOST_BITS:
         raise NoValueError("too large")
+    if not base[1]:
+        return base[0] ** int(power), Fraction(0)
     result, square = (Fraction(1), Fraction(0)), base
     for digit in reversed(bin(abs(int(power)))[2:]):
         if digit == "1":

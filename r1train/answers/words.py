@@ -31,7 +31,8 @@ ha have do did does done has had it this that these those he she they we you i m
 through until into with vs versus so such too very just ish off up down out yes yeah ok okay sure
 deny denie contradict cancel remove replace reject always sometime beside afterward upward downward
 nevertheless nonetheless alas per infinity infinite nan
-other another approximation contradiction falsehood denial opposite complement exponential
+other another approximation contradiction falsehood denial opposite complement exponential fewer
+extra additional further
 """
 _DENYING = frozenset(_DENYING_WORDS.split())
 _DENYING_FORMS = re.compile(

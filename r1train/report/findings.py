@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf, isnan, nan, sqrt
+from math import inf, isfinite, isnan, nan, sqrt
 from statistics import NormalDist, fmean, stdev
 from typing import Any, Literal
 
 from r1train.config.findings import FindingConfig
 from r1train.report.evaluation import Interval
 
+_ROUNDING = 1e-9
+"""Of figures, relative to 1 or to what is larger."""
 Verdict = Literal["reproduced", "not reproduced", "not decided"]
 
 
@@ -26,7 +28,7 @@ class Measured:
     """A figure of a stage in one seed."""
 
     value: float
-    """NaN where there is none."""
+    """NaN or infinite where there is none."""
     per_problem: Mapping[str, float] = field(default_factory=dict)
     """Its parts by the problem, where it is a mean over problems."""
 
@@ -70,7 +72,7 @@ def compare(
     confidence: float = 0.95,
 ) -> Finding:
     """What these pairs, one for each seed, show of what is expected."""
-    known = [pair for pair in pairs if not isnan(pair[0].value - pair[1].value)]
+    known = [pair for pair in pairs if isfinite(pair[0].value - pair[1].value)]
     apart = [left.value - right.value for left, right in known]
     interval = _over_seeds(apart, known, confidence)
     return Finding(
@@ -149,11 +151,15 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
 
 def _around(values: Sequence[float], quantile: float) -> Interval:
     """So many standard errors around the mean; without an end where values that are all equal, or
-    a single one, do not say how far they scatter."""
-    if len(values) < 2 or len(set(values)) == 1:
+    a single one, do not say how far they scatter. Equal is what differs by rounding alone."""
+    if len(values) < 2 or _apart(values) <= _ROUNDING:
         return -inf, inf
     half = quantile * stdev(values) / sqrt(len(values))
     return fmean(values) - half, fmean(values) + half
+
+
+def _apart(values: Sequence[float]) -> float:
+    return (max(values) - min(values)) / max(1.0, *map(abs, values))
 
 
 def t_quantile(probability: float, degrees: int) -> float:

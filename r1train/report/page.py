@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from r1train.report.records import Record, StageRecords, StudyRecords, study
+from r1train.report.records import Record, StageRecords, StudyRecords, number, study
 from r1train.report.stage_plots import Drawing, drawings
 
 QUESTIONS = 6
@@ -63,7 +62,7 @@ class Part:
     @property
     def warnings(self) -> list[str]:
         summaries = [run.summary for run in self.study.runs]
-        return [text for summary in summaries for text in summary.get("warnings", [])]
+        return [_printable(text) for summary in summaries for text in summary.get("warnings", [])]
 
 
 def write_report(folders: Sequence[Path], target: Path) -> list[Path]:
@@ -81,10 +80,13 @@ def write_report(folders: Sequence[Path], target: Path) -> list[Path]:
     target.write_text(page, encoding="utf-8", errors="replace")
     written = [target]
     images = target.with_name("figures")
-    for each in parts:
+    names = [each.study.name for each in parts]
+    for place, each in enumerate(parts):
+        again = names[:place].count(each.study.name)  # runs of two folders may have one name
+        own = f"{each.study.name}-{again + 1}" if again else each.study.name
+        prefix = f"{own}-" if len(parts) > 1 else ""
         for drawing in each.drawings:
             images.mkdir(exist_ok=True)
-            prefix = f"{each.study.name}-" if len(parts) > 1 else ""
             written.append(images / f"{prefix}{drawing.name}.png")
             written[-1].write_bytes(drawing.png)
     return written
@@ -110,7 +112,7 @@ def _rows(found: StudyRecords) -> tuple[list[str], list[tuple[str, str, list[Cel
             names |= {
                 key.removeprefix("eval/"): None
                 for key, value in record.items()
-                if key.startswith("eval/") and isinstance(value, int | float)
+                if key.startswith("eval/") and number(value) is not None
             }
     shown = [name for name in names if name not in HIDDEN and "=" not in name]
     rows = [
@@ -122,7 +124,7 @@ def _rows(found: StudyRecords) -> tuple[list[str], list[tuple[str, str, list[Cel
 
 
 def _cell(records: Sequence[Mapping[str, Any]], key: str) -> Cell:
-    values = [record[key] for record in records if isinstance(record.get(key), int | float)]
+    values = [value for record in records if (value := number(record.get(key))) is not None]
     if not values:
         return Cell("–")
     counts = all(isinstance(value, int) for value in values)
@@ -151,8 +153,8 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]
     for key, value in table.items():
         if isinstance(value, Mapping) and key != "per_problem":
             found += _flat(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and isfinite(value):
-            found.append((prefix + key, value))
+        elif (figure := number(value)) is not None:
+            found.append((prefix + key, figure))
     return found
 
 
@@ -178,13 +180,17 @@ def _questions(found: StudyRecords) -> list[tuple[str, str, list[Answer]]]:
             references[question] = str(sample.get("reference", ""))
             asked.setdefault(question, []).append(_answer(stage, sample))
     order = sorted(asked, key=lambda question: -len(asked[question]))[:QUESTIONS]
-    return [(_printable(question), references[question], asked[question]) for question in order]
+    return [
+        (_printable(question), _printable(references[question]), asked[question])
+        for question in order
+    ]
 
 
 def _answer(stage: StageRecords, sample: Record) -> Answer:
     rewards = [
         (name, "–" if value is None else _number(value), bool(value and value > 0))
-        for name, value in (sample.get("rewards") or {}).items()
+        for name, found in (sample.get("rewards") or {}).items()
+        for value in [number(found)]
     ]
     text = _printable(str(sample.get("completion", "")))
     return Answer(stage.name, text, bool(sample.get("finished", True)), rewards)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class StageRecords:
 
     @property
     def seconds(self) -> float | None:
-        return self.record.get("seconds")
+        return number(self.record.get("seconds"))
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Records:
         """What summary.json says; empty where nothing has ended yet."""
         found = read_json(self.folder / "summary.json")
         return found if isinstance(found, dict) else {}
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the process that came last."""
+        return number(self.summary.get("seconds"))
 
     @property
     def config(self) -> str:
@@ -127,6 +133,16 @@ def study(folder: Path) -> StudyRecords:
             f"{folder} is no run folder: it has no config.toml, or nothing was begun in it"
         )
     return found
+
+
+def number(value: object) -> float | None:
+    """A figure; None for what is no finite number, as NaN is what was never measured."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return value if isfinite(value) else None
+    except OverflowError:  # of an int
+        return None
 
 
 def _number(folder: Path) -> int:

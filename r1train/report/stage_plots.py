@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from r1train.report.plots import INK, STYLE
-from r1train.report.records import StageRecords, StudyRecords
+from r1train.report.records import StageRecords, StudyRecords, number
 
 GRID = "#e2e8f0"
 COLORS = ("#2563eb", "#ea580c", "#059669", "#7c3aed", "#db2777", "#0891b2")
@@ -63,14 +63,18 @@ def heldout(study: StudyRecords) -> Drawing | None:
         for name, stages in study.stages.items()
         if (last := [stage.evaluations[-1] for stage in stages if stage.evaluations])
     }
-    rows = {name: last for name, last in rows.items() if any("eval/pass@1" in r for r in last)}
+    rows = {
+        name: last
+        for name, last in rows.items()
+        if any(number(record.get("eval/pass@1")) is not None for record in last)
+    }
     if not rows:
         return None
     figure, axes = plt.subplots(figsize=(7, 1 + 0.3 * len(rows)), layout="constrained")
     for place, last in enumerate(rows.values()):
         for key, color, marker, label in ACCURACY:
-            values = [record[name] for record in last for name in record if re.fullmatch(key, name)]
-            values = [value for value in values if value is not None]
+            found = [record[name] for record in last for name in record if re.fullmatch(key, name)]
+            values = [value for one in found if (value := number(one)) is not None]
             if values:
                 style: dict[str, Any] = {"marker": marker, "color": color, "linestyle": ""}
                 axes.plot(values, [place] * len(values), alpha=0.35, markersize=4, **style)
@@ -116,18 +120,25 @@ def curves(name: str, stages: Sequence[StageRecords]) -> Drawing | None:
 
 
 def _lines(axes: Axes, stages: Sequence[StageRecords], key: str, color: str, several: bool) -> None:
-    for number, stage in enumerate(stages):
-        points = [(r["step"], r[key]) for r in stage.steps if r.get(key) is not None]
+    for seed, stage in enumerate(stages):
+        known = ((record["step"], number(record.get(key))) for record in stage.steps)
+        points = [(step, value) for step, value in known if value is not None]
         if points:
-            label = key.rpartition("/")[2] if several and number == 0 else None
+            label = key.rpartition("/")[2] if several and seed == 0 else None
             x, y = zip(*points, strict=True)
             window = max(1, len(y) // 15)
             smooth = [fmean(y[max(0, i - window) : i + 1]) for i in range(len(y))]
-            axes.plot(x, smooth, color=color, alpha=1 if number == 0 else 0.45, label=label)
+            axes.plot(x, smooth, color=color, alpha=1 if seed == 0 else 0.45, label=label)
 
 
 def _keys(stages: Sequence[StageRecords], patterns: Sequence[str]) -> list[str]:
-    present = {key: None for stage in stages for record in stage.steps for key in record}
+    present = {
+        key: None
+        for stage in stages
+        for record in stage.steps
+        for key, value in record.items()
+        if number(value) is not None
+    }
     return [
         key
         for pattern in patterns

@@ -46,8 +46,10 @@ def bootstrap_interval(
     values: Sequence[float], confidence: float = 0.95, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
     """Percentile bootstrap of the mean of one value for each question."""
-    if not values:
-        raise ValueError("bootstrap_interval: values = []: expected one for each question")
+    if not values or not np.isfinite(values).all():
+        raise ValueError(
+            f"bootstrap_interval: values = {values}: expected a finite number for each question"
+        )
     means = _resampled_means(np.asarray(values, float), seed, resamples)
     return _percentiles(means, confidence)
 
@@ -99,6 +101,8 @@ def paired_test(
             "the other, and some"
         )
     apart = np.asarray(left, float) - np.asarray(right, float)
+    if not np.isfinite(apart).all():
+        raise ValueError("paired_test: a value is NaN or infinite: leave such questions out")
     low, high = _percentiles(_resampled_means(apart, seed, resamples), confidence)
     observed = abs(apart.mean()) - 1e-12  # sums in another order
     if len(apart) <= _EXACT:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 from r1train.answers.clean import clean
@@ -201,6 +201,32 @@ def _antiderivative(answer: str, entry: Entry) -> bool:
     )
 
 
+_LOGIC = re.compile(r"(?:[A-Z]|[∨∧→↔¬()\s])+")
+
+
+def _infers(answer: str, entry: Entry) -> bool:
+    """A formula, and no premise over again, unless the conclusion that is known is one, too."""
+    from reasoning_gym.logic.propositional_logic import Expression
+
+    if not _LOGIC.fullmatch(answer):
+        return False
+    metadata = entry["metadata"]
+    values = [
+        dict(zip(metadata["variables"], row, strict=True))
+        for row in product((False, True), repeat=len(metadata["variables"]))
+    ]
+
+    def table(formula: str) -> list[bool]:
+        return [Expression.from_string(formula).evaluate(row) for row in values]
+
+    try:
+        premises = [table(premise) for premise in metadata["premises"]]
+        known = metadata.get("example_answer")
+        return table(answer) not in premises or (known is not None and table(known) in premises)
+    except (ValueError, KeyError, RecursionError):
+        return False
+
+
 CHECKS: dict[str, Check] = {
     "advanced_geometry": _is("auto"),  # "(1.000, 2.000), 7" for a point
     "calendar_arithmetic": _is("auto"),  # any number where the answer is -1
@@ -225,6 +251,9 @@ SHAPES: dict[str, Check] = {
     "chain_sum": _thousands,  # "1,4" for 14
     "cryptarithm": _letters_once,  # the letters twice
     "intermediate_integration": _antiderivative,  # "Integral(…) + C", "… # or …"
+    "jugs": _looks_like(
+        r'\[\s*(?:"(?:(?:fill|empty) [A-Z]|pour [A-Z]->[A-Z])"\s*(?:,\s*|(?=\])))+\]'
+    ),  # "fill A is wrong"
     "kakurasu": _looks_like(r"[01\s]+"),  # words between the digits
     "knights_knaves": _looks_like(
         r"\w+ is an? \w+(?:(?:\s*,?\s*and\s+|\s*,\s*)\w+ is an? \w+)*\.?"
@@ -235,7 +264,11 @@ SHAPES: dict[str, Check] = {
         rf"\s*[+-]?\s*{_TERM}(?:\s*[+-]\s*{_TERM})*\s*"
     ),  # "… if True else …", "expand((…)*(…))"
     "products": _thousands,
+    "propositional_logic": _infers,  # "PREMISE ∨ is wrong", and premises copied
     "quantum_lock": _looks_like(r"(?i:[ABC](?:\s*(?:→|->|,|\s)\s*[ABC])*)"),  # other words
+    "rubiks_cube": _looks_like(
+        r"(?:(?:[LRDUBF]w?|[XYZMES])'?\d?(?:\s+|$))+"
+    ),  # "3is 4wrong" behind the moves; and U99999999 took as long as it may
     "rush_hour": _looks_like(r"(?:[A-Z][+-]\d{1,2}[\s,]*)+"),  # words between the moves
     "simple_integration": _antiderivative,
     "sokoban": _looks_like(r"[UDLR\s]+"),  # anything after the moves

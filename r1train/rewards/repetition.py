@@ -11,6 +11,7 @@ from r1train.data.problems import ProblemSet
 from r1train.data.prompts import TAGS
 from r1train.data.samples import Sample
 from r1train.rewards.base import Reward, Scores
+from r1train.rewards.words import seen
 
 _WORDS = regex.compile(r"\p{Han}{1,2}|[^\s\p{Han}]{1,24}")
 """Chinese words have two characters as a rule; no word goes on without end."""
@@ -21,11 +22,11 @@ def repetition_penalty(text: str, ngram_size: int = 3) -> float:
 
     `get_repetition_penalty_reward` of Open-R1 (src/open_r1/rewards.py), which takes it from
     Demystifying Long CoT (arXiv 2502.03373), with a greatest penalty of −1: `rewards.weights` has
-    another. Tags part words, and are none.
+    another. Tags part words, and are none; characters that cannot be seen make no word another.
     """
     for tag in TAGS:
         text = text.replace(tag, " ")
-    words = _WORDS.findall(text.lower())
+    words = _WORDS.findall(seen(text).lower())
     ngrams = list(zip(*(words[start:] for start in range(ngram_size)), strict=False))
     return len(set(ngrams)) / len(ngrams) - 1 if ngrams else 0.0
 

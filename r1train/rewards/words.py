@@ -78,10 +78,14 @@ class Word:
     starts_sentence: bool
 
 
+def seen(text: str) -> str:
+    """One spelling of what looks alike: NFKC, without characters that cannot be seen."""
+    return unicodedata.normalize("NFKC", _MARKS.sub(r"\1", _UNSEEN.sub("", text)))
+
+
 def words_of(text: str) -> Iterator[Word]:
     """The words of `text`, in order. The time is linear in its length."""
-    text = unicodedata.normalize("NFKC", _MARKS.sub(r"\1", _UNSEEN.sub("", text)))
-    text = _NEUTRAL.sub(lambda match: f" {_NEUTRAL_LETTERS.sub(' ', match.group())} ", text)
+    text = _NEUTRAL.sub(lambda match: f" {_NEUTRAL_LETTERS.sub(' ', match.group())} ", seen(text))
     starts_sentence = True
     for match in _TOKENS.finditer(text):
         script = match.lastgroup

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from r1train.sandbox.limits import Language
 
 NAMES: dict[Language, tuple[str, ...]] = {
@@ -11,19 +13,23 @@ NAMES: dict[Language, tuple[str, ...]] = {
 """What a fence calls each language."""
 
 
+_FENCE = re.compile(r"(?P<marks>`{3,}(?=[^`]*$)|~{3,})\s*(?P<name>[^\s{]*)")
+
+
 def fenced_blocks(text: str) -> list[tuple[str, str]]:
-    """The name and the content of each ``` block that is closed, in their order."""
+    """The name and the content of each block that is closed, in their order: between ``` or ~~~ and
+    as many again, or more."""
     blocks: list[tuple[str, str]] = []
-    name: str | None = None
+    marks, name = "", ""
     lines: list[str] = []
     for line in text.split("\n"):
-        mark = line.strip()
-        if name is None:
-            if mark.startswith("```") and "`" not in mark[3:]:
-                name, lines = mark[3:].strip().lower(), []
-        elif mark == "```":
+        stripped = line.strip()
+        if not marks:
+            if fence := _FENCE.match(stripped):
+                marks, name, lines = fence["marks"], fence["name"].lower(), []
+        elif stripped.startswith(marks) and not stripped.strip(marks[0]):
             blocks.append((name, "".join(lines)))
-            name = None
+            marks = ""
         else:
             lines.append(line + "\n")
     return blocks

@@ -12,6 +12,7 @@ from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
+from r1train.answers.clean import is_blank
 from r1train.config.evaluation import EvalConfig
 from r1train.config.schema import ConfigError, RunError, nearest
 from r1train.data.distinct import hashed
@@ -199,8 +200,8 @@ def vote(
     answer_type: str = "auto",
     weights: Sequence[float] | None = None,
 ) -> float:
-    """Accuracy of the most frequent answer; 0 where there is none. With `weights` each answer has
-    as many votes as that.
+    """Accuracy of the most frequent answer; 0 where there is none, or none to be seen. With
+    `weights` each answer has as many votes as that.
 
     Right answers are one candidate: as far as the problem can tell they are the same. Of the wrong
     ones those are that `verify` finds equal to the first of them, and once `_MOST_COMPARED`
@@ -212,7 +213,7 @@ def vote(
     seen: dict[tuple[str, float], int] = {}
     weights = [1] * len(answers) if weights is None else weights
     for answer, right, weight in zip(answers, accuracy, weights, strict=True):
-        if answer is None:
+        if answer is None or is_blank(answer):
             continue
         key = answer, float(right)
         if key not in seen:

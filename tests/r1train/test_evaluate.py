@@ -259,6 +259,11 @@ def test_majority_breaks_ties_by_the_first_seen():
     assert majority(["", ""], [0, 0]) == 0
 
 
+def test_answers_that_cannot_be_seen_do_not_vote():
+    assert vote(["\u200b", " ", None, "1"], [0, 0, 0, 1]) == 1
+    assert vote(["\u200b", ""], [0, 0]) == 0
+
+
 def test_votes_are_for_what_an_answer_says():
     halves = [answer("1/2"), answer("0.5"), answer(r"\frac{1}{2}"), answer("3"), answer("3")]
     assert majority(halves, [1, 1, 1, 0, 0]) == 1

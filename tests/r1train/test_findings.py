@@ -84,9 +84,15 @@ def test_equal_differences_say_nothing_of_how_they_scatter():
     solved = of(1, 1, 1, 1)
     assert found(*[(solved, solved)] * 3).verdict == "not decided"
     assert found((0.5, 0.5), (0.5, 0.5)).difference == 0.0
+    rounded = found((0.3, 0.1), (0.4, 0.2), (0.5, 0.3))
+    assert len({left - right for left, right in rounded.values}) > 1  # by rounding alone
+    assert rounded.verdict == "not decided"
 
 
 def test_a_figure_that_a_seed_lacks_is_left_out():
+    assert found((0.9, 0.5), (inf, 0.5), (0.91, 0.52)) == found(
+        (0.9, 0.5), (nan, 0.5), (0.91, 0.52)
+    )
     one = found((0.9, 0.5), (nan, 0.5), (0.91, 0.52))
     assert (len(one.values), one.seeds) == (2, 3)
     assert "2 of 3 seeds: +39.5 %" in markdown([one])

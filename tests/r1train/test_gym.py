@@ -229,6 +229,38 @@ def test_or_of_logic_is_no_hedge():
     assert verifier("(P ∧ Q)", problem) < 1
 
 
+def test_a_premise_over_again_concludes_nothing():
+    verifier = Verifier((DatasetConfig(name="propositional_logic"),))
+    metadata = {"variables": ["P", "Q"], "premises": ["(P → Q)", "P"], "example_answer": "(P ∧ Q)"}
+    problem = Problem("propositional_logic", 0, "?", "", metadata)
+    for answer in ("(P ∧ Q)", "Q ∧ P", "(Q ∨ ¬P) ∧ P"):
+        assert verifier(answer, problem) == 1
+    copies = ("(P → Q)", "P → Q", "¬P ∨ Q", "(Q ∨ ¬P)")
+    junk = ("(P → Q) ∨ is wrong", "(P ∧ Q) ∨ banana", "P ∧ Q.", "(P ∨ X)", "∨", "((P", "(" * 5000)
+    assert {verifier(answer, problem) for answer in (*copies, *junk)} == {0}
+    alone = {**metadata, "premises": ["¬P", "Q"], "example_answer": "¬P"}
+    assert verifier("¬P", Problem("propositional_logic", 0, "?", "", alone)) == 1
+
+
+def test_jugs_are_filled_by_moves_alone():
+    (problem,) = problems("jugs", 1)
+    verifier = Verifier((DatasetConfig(name="jugs"),))
+    assert verifier(problem.answer, problem) == 1
+    assert verifier(json.dumps(json.loads(problem.answer), indent=1), problem) == 1
+    for answer in (problem.answer.replace('",', ' is wrong",', 1), f"{{{problem.answer}: 1}}"):
+        assert verifier(answer, problem) == 0
+
+
+def test_a_cube_is_turned_by_moves_alone():
+    (problem,) = problems("rubiks_cube", 1)
+    verifier = Verifier((DatasetConfig(name="rubiks_cube"),))
+    right = problem.metadata["example_correct_answer"]
+    for answer in (right, f"{right} U4", f"{right} U U'"):
+        assert verifier(answer, problem) == 1
+    for answer in (f"{right} 3is 4wrong", f"{right} 12ab", f"2no {right}", "U99999999"):
+        assert verifier(answer, problem) == 0
+
+
 def test_roots_may_be_joined_by_or():
     verifier = Verifier((DatasetConfig(name="polynomial_equations"),))
     problem = Problem("polynomial_equations", 0, "?", "2, 3", {})

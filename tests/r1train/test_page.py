@@ -111,6 +111,36 @@ def test_several_runs_are_on_one_page(tmp_path, seeds):
     assert "one-heldout.png" in [path.name for path in files]
 
 
+def test_runs_of_one_name_keep_their_figures_apart(tmp_path):
+    for folder in ("left", "right"):
+        written(tmp_path / folder / "one", 0)
+    both = [tmp_path / folder / "one" for folder in ("left", "right")]
+    files = write_report(both, tmp_path / "both.html")
+    assert len({*files}) == len(files) == 7
+    assert "one-2-heldout.png" in [path.name for path in files]
+
+
+def test_what_is_no_figure_is_a_dash_or_left_out(tmp_path):
+    """JSON of others may have NaN, infinities and texts where we write numbers."""
+    written(tmp_path / "run", 0)
+    zero = tmp_path / "run" / "zero"
+    steps = ['{"step": 1, "loss": NaN}', '{"step": 2, "loss": "x", "entropy": Infinity}']
+    last = '{"step": 2, "eval/format": 0.5, "eval/pass@1": NaN, "eval/mean_length": 1e999}'
+    (zero / "metrics.jsonl").write_text("\n".join([*steps, last]))
+    (zero / "artifact.json").write_text('{"seconds": NaN}')
+    text = "</script>\x1b[2J" + "w" * 1_000_000
+    sample = {"question": text, "reference": text, "completion": text, "rewards": {"a": 1e999}}
+    (zero / "samples.jsonl").write_text(json.dumps(sample))
+    summary = {"seconds": 1e999, "warnings": [text]}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    files = write_report([tmp_path / "run"], tmp_path / "report.html")
+    page = files[0].read_text()
+    assert len(page) < 100_000
+    assert "stage-zero.png" not in [path.name for path in files]
+    for shown in ("nan", "inf<", "inf ", "\x1b", "</script>"):
+        assert shown not in page.lower(), shown
+
+
 def test_a_run_that_has_just_begun_has_a_page(tmp_path):
     (tmp_path / "config.toml").write_text("seed = 0\n")
     (tmp_path / "plan.json").write_text("[]")

@@ -72,6 +72,15 @@ def test_a_paired_test_of_many_questions():
         paired_test([1, 2, 3], [1, 2])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_figure_is_refused(value):
+    """A p-value of NaN would be 0: no exchange is as large."""
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        paired_test([value, 1.0, 1.0], [0.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="expected a finite number"):
+        bootstrap_interval([value, 1.0])
+
+
 def test_where_nothing_differs_one_test_in_twenty_says_so():
     rng = np.random.default_rng(5)
     pairs = [(rng.uniform(0, 1, 20).tolist(), rng.uniform(0, 1, 20).tolist()) for _ in range(300)]

@@ -64,8 +64,8 @@ class InstructionMetric(MetricBase):
             loose = self.utils.test_instruction_following_loose(prompt, response.summary)
         except LookupError as error:
             raise ConfigError(
-                f"{self.benchmark.title}: counting sentences needs nltk's punkt_tab, which is not "
-                "here: python -m nltk.downloader punkt_tab"
+                f"{self.benchmark.title}: counting sentences, or words in capitals, needs nltk's "
+                "punkt_tab, which is not here: python -m nltk.downloader punkt_tab"
             ) from error
         followed, loosely = (
             [bool(one) for one in found.follow_instruction_list] for found in (strict, loose)

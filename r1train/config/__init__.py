@@ -5,7 +5,6 @@ from r1train.config.evaluation import EvalConfig
 from r1train.config.grpo import GRPOConfig, LossType
 from r1train.config.judgements import JudgeConfig, PreferenceRewardConfig, SafetyRewardConfig
 from r1train.config.model import ModelConfig
-from r1train.config.optim import Schedule
 from r1train.config.planning import PlanConfig
 from r1train.config.process_reward import ProcessRewardConfig
 from r1train.config.reference import ReferenceConfig
@@ -21,6 +20,7 @@ from r1train.config.stages import StageConfig
 from r1train.config.steps import StepsConfig
 from r1train.config.suite import SuiteConfig
 from r1train.config.task import DatasetConfig, TaskConfig
+from r1train.config.training import Schedule
 
 __all__ = [
     "Config",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from r1train.config.optim import OptimConfig
 from r1train.config.schema import Count, CountOrZero
+from r1train.config.training import TrainingConfig
 
 
 @dataclass(frozen=True)
-class DistillConfig(OptimConfig, section="distill"):
+class DistillConfig(TrainingConfig, section="distill"):
     """On-policy distillation: the reverse KL divergence from a teacher, on the student's own tokens
     (GKD, arXiv 2306.13649: TRL's GKDConfig with lmbda = 1 and beta = 1)."""
 
@@ -26,13 +26,8 @@ class DistillConfig(OptimConfig, section="distill"):
     """Optimizer steps a rollout is split into (TRL's steps_per_generation)."""
     warmup_steps: CountOrZero = 0
     """Steps over which the rate rises from 0."""
-    token_budget: Count = 16384
-    """Tokens of a micro-batch: each prompt once, its completions, no padding."""
     eval_steps: CountOrZero = 0
     """Steps between held-out evaluations; 0: only before and after."""
-    save_steps: CountOrZero | None = None
-    """Steps between checkpoints that a run can be resumed from; 0: none (unset: as many as two
-    minutes take)."""
 
     def check(self) -> None:
         rollout = self.prompts_per_step * self.num_generations

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
-from r1train.config.optim import OptimConfig
 from r1train.config.schema import Count, CountOrZero, NonNegative, Positive
+from r1train.config.training import TrainingConfig
 
 if TYPE_CHECKING:
     from r1kernels import PolicyLossOptions
@@ -20,7 +20,7 @@ LossType = Literal[
 
 
 @dataclass(frozen=True)
-class GRPOConfig(OptimConfig, section="grpo"):
+class GRPOConfig(TrainingConfig, section="grpo"):
     """Group relative policy optimization (arXiv 2402.03300)."""
 
     max_steps: Count = 100
@@ -74,13 +74,8 @@ class GRPOConfig(OptimConfig, section="grpo"):
     """What a group's centred rewards are divided by (R1: the group's standard deviation)."""
     baseline: Literal["mean", "rloo", "opo"] = "mean"
     """The group's mean, the mean of the other completions, or the mean weighted by length."""
-    token_budget: Count = 16384
-    """Tokens of a micro-batch: each prompt once, its completions, no padding. Groups stay whole."""
     eval_steps: CountOrZero = 0
     """Steps between held-out evaluations; 0: only before and after."""
-    save_steps: CountOrZero | None = None
-    """Steps between checkpoints that a run can be resumed from; 0: none (unset: as many as two
-    minutes take)."""
     log_completions_steps: CountOrZero = 0
     """Steps between printed tables of completions; 0: none."""
 
@@ -99,21 +94,15 @@ class GRPOConfig(OptimConfig, section="grpo"):
             self._check_loss()  # slow to load; the defaults go together
 
     def loss_options(self, max_completion_length: int) -> PolicyLossOptions:
-        """What the loss is told, of completions of that many tokens at most."""
+        """What the loss is told, of completions of that many tokens at most: the options here that
+        it has by the same names."""
         from r1kernels import PolicyLossOptions
 
-        return PolicyLossOptions(
-            # bnpo is the mean over the tokens it is given: here those of the whole update.
-            loss_type="dapo" if self.loss_type == "bnpo" else self.loss_type,
-            importance_sampling_level=self.importance_sampling_level,
-            epsilon=self.epsilon,
-            epsilon_high=self.epsilon_high,
-            delta=self.delta,
-            beta=self.beta,
-            kl_estimator=self.kl_estimator,
-            entropy_coef=self.entropy_coef,
-            max_completion_length=max_completion_length,
-        )
+        known = {option.name for option in fields(PolicyLossOptions)}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name in known}
+        if self.loss_type == "bnpo":
+            own["loss_type"] = "dapo"  # the mean over the tokens given: here the whole update's
+        return PolicyLossOptions(**own, max_completion_length=max_completion_length)
 
     def _check_loss(self) -> None:
         """Which options a loss has, and which it needs, is known where it is."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from r1train.config.optim import OptimConfig
-from r1train.config.schema import Count, CountOrZero, Positive, Share
+from r1train.config.schema import Count, Positive, Share
+from r1train.config.training import TrainingConfig
 
 
 @dataclass(frozen=True)
-class ProcessRewardConfig(OptimConfig, section="process_reward"):
+class ProcessRewardConfig(TrainingConfig, section="process_reward"):
     """A value for every step of a solution, learnt from rollouts (Math-Shepherd, arXiv
     2312.08935): the share of continuations of the step that reach the right answer."""
 
@@ -27,8 +27,3 @@ class ProcessRewardConfig(OptimConfig, section="process_reward"):
     """Peak learning rate."""
     warmup_ratio: Share = 0.05
     """Share of the updates over which the rate rises from 0."""
-    token_budget: Count = 16384
-    """Tokens of a micro-batch: each prompt once, its solutions, no padding."""
-    save_steps: CountOrZero | None = None
-    """Updates between checkpoints that a run can be resumed from; 0: none (unset: as many as two
-    minutes take)."""

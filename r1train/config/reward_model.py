@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from r1train.config.optim import OptimConfig
 from r1train.config.schema import (
     Bound,
     Count,
-    CountOrZero,
     Decay,
     NonNegative,
     Positive,
@@ -18,6 +16,7 @@ from r1train.config.schema import (
     Size,
 )
 from r1train.config.task import OnBadRow
+from r1train.config.training import TrainingConfig
 
 Ratio = Annotated[float, Bound(1.0, 1e30)]
 
@@ -59,7 +58,7 @@ class PreferencesConfig(Section, section="reward_model.datasets"):
 
 
 @dataclass(frozen=True)
-class RewardModelConfig(OptimConfig, section="reward_model"):
+class RewardModelConfig(TrainingConfig, section="reward_model"):
     """A model with one number for an answer, trained as R1's: 66K pairs for helpfulness, 106K
     labelled answers for safety."""
 
@@ -88,8 +87,3 @@ class RewardModelConfig(OptimConfig, section="reward_model"):
     heldout_size: Size | None = None
     """Judgements that are kept apart, of prompts of their own, for the accuracy in table.json
     (unset: a tenth, but at most 512)."""
-    token_budget: Count = 16384
-    """Tokens of a micro-batch: each prompt once, its responses, no padding."""
-    save_steps: CountOrZero | None = None
-    """Steps between checkpoints that a run can be resumed from; 0: none (unset: as many as two
-    minutes take)."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, ClassVar, Literal
 
-from r1train.config.optim import OptimConfig
 from r1train.config.schema import Count, CountOrZero, Decay, Positive, Section, Share
 from r1train.config.task import OnBadRow
+from r1train.config.training import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class DemonstrationsConfig(Section, section="sft.datasets"):
 
 
 @dataclass(frozen=True)
-class SFTConfig(OptimConfig, section="sft"):
+class SFTConfig(TrainingConfig, section="sft"):
     """Supervised phase before RL: a cold start, or what stands in for pre-training."""
 
     exclusive: ClassVar[tuple[str, ...]] = ("max_steps", "num_train_epochs")
@@ -59,11 +59,6 @@ class SFTConfig(OptimConfig, section="sft"):
     """Share of the steps over which the rate rises from 0."""
     adam_beta2: Decay = 0.95
     """Decay of the second moment."""
-    token_budget: Count = 16384
-    """Tokens of a micro-batch: each prompt once, its completions, no padding."""
-    save_steps: CountOrZero | None = None
-    """Steps between checkpoints that a run can be resumed from; 0: none (unset: as many as two
-    minutes take)."""
     teacher_accuracy: Share = 1.0
     """Share of worked solutions whose answer is right; below 1 leaves RL something to improve."""
     teacher_format: Share = 1.0

@@ -13,7 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from r1kernels.hf.fp8.layers import computes_in_fp8
+from r1train.config.evaluation import EvalConfig
+from r1train.config.rollout import RolloutConfig
 from r1train.config.schema import RunError
+from r1train.seeds import derive_seed
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 FP8_TOLERANCE = 0.1
@@ -48,6 +51,17 @@ class Request:
     """Completion j of this request depends on the prompt, this seed and j alone."""
 
 
+def requests(
+    prompts: Sequence[Sequence[int]], n: int, seed: int, *purpose: str | int, first: int = 0
+) -> list[Request]:
+    """n completions of every prompt. The draws of a prompt follow from the seed, from what they are
+    for, and from its place among all, of which these are from the `first` on."""
+    return [
+        Request(prompt, n, derive_seed(seed, *purpose, place))
+        for place, prompt in enumerate(prompts, first)
+    ]
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How completions are drawn. Training needs the default filters: none."""
@@ -61,6 +75,27 @@ class Sampling:
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
     """Strings after which a completion ends, beside the model's own stop tokens; it keeps them."""
+
+    @classmethod
+    def training(cls, config: RolloutConfig) -> Sampling:
+        """Of completions that are learned from."""
+        return cls(config.max_completion_length, config.temperature, stop=config.stop)
+
+    @classmethod
+    def evaluation(cls, config: EvalConfig, stop: tuple[str, ...]) -> Sampling:
+        """Of held-out problems. Raises ValueError where their length is not known."""
+        if config.max_completion_length is None:
+            raise ValueError(
+                "eval.max_completion_length is None: a Config sets it from the rollout's"
+            )
+        return cls(
+            max_new_tokens=config.max_completion_length,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            min_p=config.min_p,
+            stop=stop,
+        )
 
 
 @dataclass(frozen=True)

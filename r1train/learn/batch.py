@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from r1train.model.packing import Packed, pack
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,18 @@ def micro_batches(
         parts[-1] += piece
         room -= tokens
     return parts
+
+
+def packed_batches(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    token_budget: int,
+    device: torch.device,
+) -> Iterator[tuple[list[int], Packed]]:
+    """The rows of each of `micro_batches`, and these packed."""
+    for rows in micro_batches(prompts, completions, token_budget):
+        part = [prompts[row] for row in rows], [completions[row] for row in rows]
+        yield rows, pack(*part, device)
 
 
 def _groups(prompts: Sequence[Sequence[int]]) -> list[list[int]]:

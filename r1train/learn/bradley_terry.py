@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from r1kernels.hf import Head
-from r1train.config.reward_model import RewardModelConfig
 from r1train.data.preferences import Judgement
 from r1train.learn.batch import micro_batches
-from r1train.learn.expert_load import ExpertLoad
-from r1train.learn.optim import Optimizer
-from r1train.metrics import Pending
+from r1train.learn.learner import ScoreLearner
 from r1train.model.packing import Packed, pack
-from r1train.model.policy import Policy, copy
-from r1train.model.routing import recording
 
 
 def judgement_loss(scores: Tensor, good: Tensor) -> Tensor:
@@ -41,37 +35,17 @@ def margins(scores: Tensor, good: Tensor) -> Tensor:
     return scores[:, 0] * (2 * good - 1)
 
 
-class RewardLearner:
+class RewardLearner(ScoreLearner):
     """Trains `classifier`, whose backbone is the policy's: one `step` for each of `steps` batches.
 
     The judgements of a batch are all pairs, or all single responses.
     """
 
-    def __init__(
-        self, policy: Policy, classifier: PreTrainedModel, config: RewardModelConfig, steps: int
-    ) -> None:
-        self.policy, self.classifier, self.config = policy, classifier, config
-        warmup = int(config.warmup_ratio * steps)
-        self.optimizer = Optimizer(classifier, config, steps, warmup)
-        self.load = ExpertLoad(policy.model, config.expert_bias_update_rate)
-
     def step(self, judgements: Sequence[Judgement]) -> dict[str, float]:
         """One optimizer step on their mean loss, whatever the micro-batches."""
-        pending = Pending()
         loss, margin, reward = self.accumulate(judgements)
-        pending.add(
-            {
-                "loss": loss,
-                "accuracy": (margin > 0).float().mean(),
-                "margin": margin.mean(),
-                "reward": reward,
-                "grad_norm": self.optimizer.clip(),
-                **self.load.figures(),
-            }
-        )
-        (figures,) = pending.read()
-        self.load.step()
-        return figures | self.optimizer.step(figures["grad_norm"])
+        accuracy, mean = (margin > 0).float().mean(), margin.mean()
+        return self.apply({"loss": loss, "accuracy": accuracy, "margin": mean, "reward": reward})
 
     def accumulate(self, judgements: Sequence[Judgement]) -> tuple[Tensor, Tensor, Tensor]:
         """Adds the gradient of the mean loss; returns that [], the margins [N] and the mean score
@@ -87,10 +61,7 @@ class RewardLearner:
                 scores = self._scores(hidden, packed, len(good))
                 return judgement_loss(scores, good).sum() / len(judgements), scores.detach()
 
-            record = recording(self.policy.model)
-            summed, scores = self.policy.accumulate(packed, loss, record)
-            if record is not None:
-                self.load.add(record.sequences([packed.prompts[i] for i in packed.prompt_index]))
+            summed, scores = self.add(packed, loss)
             total += summed
             found.append(margins(scores, good))
             rewards.append(scores.flatten())
@@ -117,7 +88,7 @@ class RewardLearner:
         """
         prompts = [one.prompt for one in judgements]
         together = [[id for ids in one.responses for id in [*ids, 0]] for one in judgements]
-        for part in micro_batches(prompts, together, self.config.token_budget):
+        for part in micro_batches(prompts, together, self.token_budget):
             chosen = [judgements[i] for i in part]
             packed = pack(
                 [one.prompt for one in chosen for _ in one.responses],
@@ -133,15 +104,3 @@ class RewardLearner:
         score: Any = self.classifier.score
         found: Tensor = score(last).float()
         return found.view(count, -1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on, by name. Tensors are those in use."""
-        return {
-            "model": self.classifier.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state_dict` was made; the configuration must be the same."""
-        copy(state["model"], self.classifier.state_dict())
-        self.optimizer.load_state_dict(state["optimizer"])

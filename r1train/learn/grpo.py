@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,13 +19,12 @@ from r1kernels.hf import Head
 from r1train.config.grpo import GRPOConfig
 from r1train.config.schema import RunError
 from r1train.engine.base import NotANumber, Rollout, tolerance_of
-from r1train.learn.batch import Batch, micro_batches
+from r1train.learn import learner
+from r1train.learn.batch import Batch
 from r1train.learn.entropy import EntropyBonus
-from r1train.learn.expert_load import ExpertLoad
-from r1train.learn.optim import Optimizer
 from r1train.learn.refill import constant_groups
 from r1train.metrics import Metrics, Pending
-from r1train.model.packing import Packed, pack
+from r1train.model.packing import Packed
 from r1train.model.policy import Policy, copy
 from r1train.model.routing import Comparison, Replay
 
@@ -35,26 +34,21 @@ class SamplingMismatch(RunError):
 
 
 @dataclass
-class Work:
-    """A rollout while it is learned from."""
+class Work(learner.Work):
+    """A rollout while it is learned from; the queue has the rows of each update to come, and those
+    of them that have a gradient."""
 
     batch: Batch
-    queue: list[tuple[list[int], list[int]]]
-    """Of each update to come, its rows, and those of them that have a gradient."""
-    metrics: Metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it but what the rollout says."""
         return {
-            "queue": self.queue,
-            "metrics": self.metrics.state_dict(),
+            **super().state_dict(),
             "old_logprobs": known_rows(self.batch.old_logprobs),
             "ref_logprobs": known_rows(self.batch.ref_logprobs),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.queue = [(list(rows), list(active)) for rows, active in state["queue"]]
-        self.metrics.load_state_dict(state["metrics"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
         for name in ("old_logprobs", "ref_logprobs"):
             found: list[Tensor | None] = getattr(self.batch, name)
             rows, values = state[name]["rows"], state[name]["values"]
@@ -63,7 +57,7 @@ class Work:
                 found[row] = own
 
 
-class Learner:
+class Learner(learner.RolloutLearner[Work]):
     """GRPO on `policy`: one `step` for every rollout, `config.max_steps` of them."""
 
     def __init__(
@@ -76,33 +70,23 @@ class Learner:
         sampling_tolerance: float | None = None,
         seed: int = 0,
     ) -> None:
-        self.policy, self.config, self.temperature = policy, config, temperature
+        super().__init__(
+            policy, config, passes=config.num_iterations, temperature=temperature, seed=seed
+        )
+        self.config = config
         self.options = config.loss_options(max_completion_length)
         self.bonus = EntropyBonus(config)
         # Of the engine; unset: of one that samples with the model itself.
         self.sampling_tolerance = sampling_tolerance or tolerance_of(policy.model)
-        self.updates = config.num_iterations * config.num_minibatches  # of one rollout
-        warmup = config.warmup_steps * self.updates
-        self.optimizer = Optimizer(policy.model, config, config.max_steps * self.updates, warmup)
         self.reference: dict[str, Tensor] | None = None  # weights by name
         if config.beta:
             self.reference = {name: tensor.clone() for name, tensor in policy.moving().items()}
-        self.load = ExpertLoad(policy.model, config.expert_bias_update_rate)
-        self.generator = torch.Generator().manual_seed(seed)  # order of the minibatches
         self.steps = 0
-        self.work: Work | None = None
 
     def step(self, rollout: Rollout, rewards: Sequence[float]) -> dict[str, float]:
         """Every update of one rollout; rewards are those of its completions."""
         self.start(rollout, rewards)
-        while self.pending:
-            self.update()
-        return self.finish()
-
-    @property
-    def pending(self) -> int:
-        """Updates that are still to be made of the rollout that was started."""
-        return len(self.work.queue) if self.work is not None else 0
+        return self.rest()
 
     def start(self, rollout: Rollout, rewards: Sequence[float]) -> None:
         """Takes a rollout to be learned from. The weights change with the first `update`."""
@@ -110,13 +94,12 @@ class Learner:
         queue = [
             # Rows without any gradient are left out of all but the normalisers.
             (rows, [row for row in rows if not constant[row] or self._needs_all])
-            for rows in self._minibatches(len(rollout))
+            for rows in self.minibatches(len(rollout))
         ]
-        self.work = Work(self._batch(rollout, rewards), queue, Metrics())
+        self.work = Work(queue, Metrics(), self._batch(rollout, rewards))
         self.work.metrics.add({"frac_reward_zero_std": sum(constant) / len(constant)})
 
     def update(self) -> None:
-        """One optimizer step, on the next minibatch of the rollout that was started."""
         work = self.work
         assert work is not None  # start
         if len(work.queue) == self.updates:
@@ -125,9 +108,7 @@ class Learner:
         work.metrics.add(self._update(work.batch, rows, active))
 
     def finish(self) -> dict[str, float]:
-        """The figures of the rollout's updates, once none is pending."""
-        assert self.work is not None  # start
-        figures, self.work = self.work.metrics.values, None
+        figures = super().finish()
         self.steps += 1
         every = self.config.ref_model_sync_steps
         if self.reference is not None and every and self.steps % every == 0:
@@ -135,32 +116,18 @@ class Learner:
         return figures
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next update depends on but the rollout that was started: the weights
-        too, all of it by name.
-
-        Tensors are those in use: copy or write them before the next update.
-        """
         return {
-            "work": None if self.work is None else self.work.state_dict(),
+            **super().state_dict(),
             "steps": self.steps,
-            "policy": self.policy.moving(),
-            "optimizer": self.optimizer.state_dict(),
             "reference": self.reference,
-            "generator": self.generator.get_state(),
             "entropy_bonus": self.bonus.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was made; the configuration must be the same, and a rollout
-        that was started there be started here."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
         self.steps = state["steps"]
-        if self.work is not None:
-            self.work.load_state_dict(state["work"])
-        copy(state["policy"], self.policy.moving())
-        self.optimizer.load_state_dict(state["optimizer"])
         if self.reference is not None:
             copy(state["reference"], self.reference)
-        self.generator.set_state(state["generator"])
         self.bonus.load_state_dict(state["entropy_bonus"])
 
     @property
@@ -186,14 +153,6 @@ class Learner:
             [None] * len(rollout),
             rollout.routing,
         )
-
-    def _minibatches(self, size: int) -> Iterator[list[int]]:
-        for _ in range(self.config.num_iterations):
-            order = torch.arange(size)
-            if self.config.num_minibatches > 1:
-                order = torch.randperm(size, generator=self.generator)
-            for part in order.tensor_split(self.config.num_minibatches):
-                yield part.tolist()
 
     def _score(self, batch: Batch, updates: Sequence[tuple[list[int], list[int]]]) -> None:
         """Log-probabilities that must be known before the weights change.
@@ -239,12 +198,7 @@ class Learner:
         """These rows in micro-batches."""
         prompts = [batch.prompts[row] for row in rows]
         completions = [batch.completions[row] for row in rows]
-        for places in micro_batches(prompts, completions, self.config.token_budget):
-            packed = pack(
-                [prompts[place] for place in places],
-                [completions[place] for place in places],
-                self.policy.device,
-            )
+        for places, packed in self.batches(prompts, completions):
             yield [rows[place] for place in places], packed
 
     def _update(self, batch: Batch, rows: Sequence[int], active: Sequence[int]) -> dict[str, float]:

@@ -11,8 +11,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from r1kernels.nn import FP8Optimizer, with_scales
-from r1train.config.optim import OptimConfig, Schedule
 from r1train.config.schema import ConfigError, RunError
+from r1train.config.training import Schedule, TrainingConfig
 
 
 class Diverged(RunError, FloatingPointError):
@@ -28,7 +28,7 @@ class Optimizer:
     """
 
     def __init__(
-        self, model: PreTrainedModel, config: OptimConfig, steps: int, warmup: int
+        self, model: PreTrainedModel, config: TrainingConfig, steps: int, warmup: int
     ) -> None:
         self.config, self.steps, self.warmup, self.done = config, steps, warmup, 0
         trained = with_scales(model)

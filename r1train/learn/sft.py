@@ -11,28 +11,20 @@ from torch import Tensor
 from r1kernels import linear_cross_entropy
 from r1kernels.hf import Head
 from r1train.config.sft import SFTConfig
-from r1train.learn.batch import micro_batches
-from r1train.learn.expert_load import ExpertLoad
-from r1train.learn.optim import Optimizer
-from r1train.metrics import Pending
-from r1train.model.packing import pack
+from r1train.learn.learner import GradientLearner
 from r1train.model.policy import Policy, copy
-from r1train.model.routing import recording
 
 Loss: TypeAlias = tuple[Tensor, None]
 IGNORED = -100  # a target that does not count
 
 
-class SupervisedLearner:
+class SupervisedLearner(GradientLearner):
     """Next-token prediction on completions: one `step` for each of `steps` batches (unset: as many
     as the configuration says without knowing the data)."""
 
     def __init__(self, policy: Policy, config: SFTConfig, steps: int | None = None) -> None:
-        self.policy, self.config = policy, config
         steps = steps or config.steps()
-        warmup = int(config.warmup_ratio * steps)
-        self.optimizer = Optimizer(policy.model, config, steps, warmup)
-        self.load = ExpertLoad(policy.model, config.expert_bias_update_rate)
+        super().__init__(policy, policy.model, config, steps, int(config.warmup_ratio * steps))
 
     def step(
         self,
@@ -42,12 +34,7 @@ class SupervisedLearner:
     ) -> dict[str, float]:
         """One optimizer step on the mean cross-entropy of the tokens of the completions, or of
         those that are to be `learned`."""
-        pending = Pending()
-        loss = self.accumulate(prompts, completions, learned)
-        pending.add({"loss": loss, "grad_norm": self.optimizer.clip(), **self.load.figures()})
-        (figures,) = pending.read()
-        self.load.step()
-        return figures | self.optimizer.step(figures["grad_norm"])
+        return self.apply({"loss": self.accumulate(prompts, completions, learned)})
 
     def accumulate(
         self,
@@ -58,9 +45,7 @@ class SupervisedLearner:
         """Adds the gradient of that mean, and what each expert had to do; returns the mean []."""
         total = torch.zeros((), device=self.policy.device)
         count = sum(map(len, completions)) if learned is None else sum(map(sum, learned))
-        for rows in micro_batches(prompts, completions, self.config.token_budget):
-            part = [prompts[row] for row in rows]
-            packed = pack(part, [completions[row] for row in rows], self.policy.device)
+        for rows, packed in self.batches(prompts, completions):
             wanted = packed.target
             if learned is not None:
                 flags = torch.tensor([flag for row in rows for flag in learned[row]])
@@ -72,10 +57,7 @@ class SupervisedLearner:
                 )
                 return summed / count, None
 
-            record = recording(self.policy.model)
-            mean, _ = self.policy.accumulate(packed, loss, record)
-            if record is not None:
-                self.load.add(record.sequences(part))
+            mean, _ = self.add(packed, loss)
             total += mean
         return total
 

@@ -26,7 +26,7 @@ class StageRecords:
     @cached_property
     def metrics(self) -> list[Record]:
         """The lines that it has logged."""
-        return [*_lines(self.folder / "metrics.jsonl")]
+        return [record for _, record in logged(self.folder / "metrics.jsonl")]
 
     @property
     def steps(self) -> list[Record]:
@@ -41,20 +41,21 @@ class StageRecords:
     @cached_property
     def samples(self) -> list[Record]:
         """Completions of its last evaluation."""
-        lines = [line for line in _lines(self.folder / "samples.jsonl") if "question" in line]
-        last = max((line.get("step", 0) for line in lines), default=0)
-        return [line for line in lines if line.get("step", 0) == last]
+        records = [record for _, record in logged(self.folder / "samples.jsonl")]
+        records = [record for record in records if "question" in record]
+        last = max((record["step"] for record in records), default=0)
+        return [record for record in records if record["step"] == last]
 
     @cached_property
     def record(self) -> Record:
         """What its artifact.json says; empty while it is not finished."""
-        found = _json(self.folder / "artifact.json")
+        found = read_json(self.folder / "artifact.json")
         return found if isinstance(found, dict) else {}
 
     @cached_property
     def table(self) -> Record:
         """Figures beside those of evaluations, where it has such."""
-        found = _json(self.folder / "table.json")
+        found = read_json(self.folder / "table.json")
         return found if isinstance(found, dict) else {}
 
     @property
@@ -75,7 +76,7 @@ class Records:
     @cached_property
     def summary(self) -> Record:
         """What summary.json says; empty where nothing has ended yet."""
-        found = _json(self.folder / "summary.json")
+        found = read_json(self.folder / "summary.json")
         return found if isinstance(found, dict) else {}
 
     @property
@@ -95,7 +96,7 @@ class RunRecords(Records):
     @cached_property
     def stages(self) -> list[StageRecords]:
         """Those that have begun, in the order of the recipe."""
-        planned = _json(self.folder / "plan.json") or []
+        planned = read_json(self.folder / "plan.json") or []
         stages = [
             StageRecords(one["name"], one["inputs"]["kind"], self.folder / one["name"])
             for one in planned
@@ -149,23 +150,20 @@ def _number(folder: Path) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def _json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What a file holds; None where there is none that can be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def _lines(path: Path) -> Iterator[Record]:
-    """Without those that a crash has torn."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
-        return
-    for line in lines:
+def logged(log: Path) -> Iterator[tuple[bytes, Record]]:
+    """The lines of a stage's log and what they hold, without those that a crash has torn."""
+    for line in log.read_bytes().split(b"\n") if log.exists() else []:
         try:
-            found = json.loads(line)
-        except ValueError:
+            record = json.loads(line)
+        except ValueError:  # torn, or empty after the last line
             continue
-        if isinstance(found, dict):
-            yield found
+        if isinstance(record, dict) and {"step", "stage"} <= record.keys():
+            yield line, record

@@ -11,7 +11,7 @@ from pathlib import Path
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
 from r1train.run.artifacts import Finished, Plan, code_hash, difference, finished
-from r1train.run.folder import PLAN
+from r1train.run.folder import PLAN, RunFolder
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,14 @@ def choose(
 ) -> Choice:
     """For `r1train run`: no run overwrites another, and none repeats what is finished.
 
-    A run with the same inputs whose every stage is finished is chosen as it is. One that was broken
-    off is gone on with where `resume` says so; else a new folder is made, and finished stages with
-    the same inputs are taken from the folders that are there, and from those of `others`.
+    A run with the same inputs whose every stage is finished is chosen as it is. One that failed is
+    gone on with, and one that was broken off where `resume` says so; else a new folder is made, and
+    finished stages with the same inputs are taken from the folders that are there, and from those
+    of `others`.
     """
     known = [finished(folder) for folder in reversed(others)]
     notes: list[str] = []
-    broken_off: dict[Path, dict[str, Finished]] = {}
+    begun: dict[Path, dict[str, Finished]] = {}
     for folder in folders(config):
         known.insert(0, finished(folder))
         if planned(folder) != _hashes(plans):
@@ -46,15 +47,14 @@ def choose(
         if len(same) == len(plans):
             notes = [f"{folder}: every stage is finished with these inputs", *other_code(same)]
             return Choice(folder, same, notes)
-        broken_off[folder] = same
+        begun[folder] = same
     done = usable(plans, known)
-    if resume and broken_off:
-        newest, same = list(broken_off.items())[-1]
-        return Choice(newest, {**done, **same}, other_code(same))
-    notes += [
-        f"{folder} is at work, or was broken off; to go on with it: r1train resume {folder}"
-        for folder in broken_off
-    ]
+    for folder in reversed(begun):
+        reason = failure(folder)
+        if resume or reason:
+            notes = [f"{folder} failed ({reason}): it is gone on with"] if reason else []
+            return Choice(folder, {**done, **begun[folder]}, [*notes, *other_code(begun[folder])])
+    notes += map(broken_off, begun)
     for plan in plans:
         old = next((there[plan.name] for there in known if plan.name in there), None)
         if plan.name in done:
@@ -64,6 +64,17 @@ def choose(
         elif old is not None:
             notes.append(f"{plan.name}: run again, not taken from {old.folder}: {why(plan, old)}")
     return Choice(None, done, [*notes, *other_code(done)])
+
+
+def failure(folder: Path) -> str | None:
+    """Why the run in a folder failed; None where it did not, or was broken off."""
+    summary = RunFolder(folder).summary() or {}
+    return None if summary.get("interrupted") else summary.get("stopped_by")
+
+
+def broken_off(folder: Path) -> str:
+    """What is said of a run with the same inputs that is not gone on with."""
+    return f"{folder} is at work, or was broken off; to go on with it: r1train resume {folder}"
 
 
 def take_up(folder: Path, plans: Sequence[Plan]) -> Choice:

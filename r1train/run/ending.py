@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from r1train.config.schema import RunError
 from r1train.report.console import CONSOLE, show_before_after
 from r1train.report.evaluation import EvalResult
 from r1train.report.reference import show_reference
@@ -60,11 +61,8 @@ def finish(
         if ends and not quiet:
             show_before_after(ends["before"], ends["after"], plots)
             show_reference(summary.get("reference", {}))
-        path = folder.path / "summary.json"
         if not quiet:
-            CONSOLE.print(f"{'interrupted; ' * summary['interrupted']}{path}", soft_wrap=True)
-        if summary["interrupted"] and not quiet:
-            CONSOLE.print(f"to go on: r1train resume {folder.path}", soft_wrap=True)
+            say_where(folder.path, summary)
     for failure in failures if stopped_by else failures[1:]:
         message = "%s is not complete: %s"
         logging.getLogger("r1train").error(message, folder.path, named(failure))
@@ -79,8 +77,23 @@ def write_summary(
     """Writes `summary`, with the first of the `reasons` for which the run ended, if any."""
     reason = next((reason for reason in reasons if reason is not None), None)
     if reason is not None:
-        summary |= {"interrupted": True, "stopped_by": named(reason)}
+        summary |= stopped(reason)
     folder.write_summary(summary)
+
+
+def stopped(reason: BaseException) -> dict[str, Any]:
+    """What a summary says of how a run ended. A stage that failed, a RunError, is no interruption:
+    `r1train run` tries it again."""
+    return {"interrupted": not isinstance(reason, RunError), "stopped_by": named(reason)}
+
+
+def say_where(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Where the summary is and, of a run that is not finished, how to go on."""
+    interrupted = summary["interrupted"]
+    CONSOLE.print(f"{'interrupted; ' * interrupted}{folder / 'summary.json'}", soft_wrap=True)
+    if "stopped_by" in summary:
+        what = "to go on" if interrupted else "to try again what failed"
+        CONSOLE.print(f"{what}: r1train resume {folder}", soft_wrap=True)
 
 
 @contextmanager

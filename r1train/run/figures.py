@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from math import nan
 from pathlib import Path
@@ -14,6 +13,7 @@ from r1train.config.schema import ConfigError, nearest, shown
 from r1train.config.sections import Config
 from r1train.report.evaluation import EvalResult
 from r1train.report.findings import Measured
+from r1train.report.records import logged, read_json
 from r1train.run.artifacts import Finished
 
 MISSING = Measured(nan)
@@ -89,10 +89,7 @@ def _table_of(stage: Finished) -> Path:
 
 
 def _table(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    found = read_json(path)
     return found if isinstance(found, dict) else {}
 
 
@@ -121,11 +118,7 @@ def _trained(stage: Finished, name: str, *, early: bool) -> Measured:
 
 
 def _records(stage: Finished) -> list[dict[str, Any]]:
-    try:
-        lines = (stage.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    return [json.loads(line) for line in lines]
+    return [record for _, record in logged(stage.folder / "metrics.jsonl")]
 
 
 def _number(value: Any) -> Measured:

@@ -14,6 +14,7 @@ from typing import Any
 from r1train.config.recipe import to_toml
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
+from r1train.report.records import logged, read_json
 from r1train.report.trackers import Trackers
 from r1train.run.writing import replaced, synced, writing
 
@@ -61,7 +62,7 @@ class RunFolder:
     def report(self, config: Config) -> None:
         """Figures go to the trackers of `report_to` from now on; of a run that goes on, to the runs
         that they had for it before. Raises ConfigError where one cannot be started."""
-        ids = self._read(TRACKED) or {}
+        ids = read_json(self.path / TRACKED) or {}
         self.trackers.open(config, self.path, ids)
         if self.trackers.ids.items() - ids.items():
             self.write(TRACKED, json.dumps({**ids, **self.trackers.ids}) + "\n")
@@ -119,21 +120,18 @@ class RunFolder:
     def join(self) -> None:
         """The logs of the run are those of its stages, in their order."""
         for name in LOGS:
-            lines = [line for stage in self.stages() for line in self._lines(stage, name)]
             path = self.path / name
-            with writing(path), replaced(path) as partial:
-                partial.write_bytes(b"".join(lines))
+            with writing(path), replaced(path) as partial, open(partial, "wb") as file:
+                for stage in self.stages():
+                    file.writelines(whole_lines(self.path / stage / name))
 
     def stages(self) -> list[str]:
         """Names of the stages that have logged something: in the order of the recipe, and before
         them those that are of no recipe."""
-        planned = [stage["name"] for stage in self._read(PLAN) or []]
+        planned = [stage["name"] for stage in read_json(self.path / PLAN) or []]
         place = {name: number for number, name in enumerate(planned)}
         found = {path.parent.name for name in LOGS for path in self.path.glob(f"*/{name}")}
         return sorted(found, key=lambda name: (place.get(name, -1), name))
-
-    def _lines(self, stage: str, name: str) -> list[bytes]:
-        return [line + b"\n" for line, _ in _records(self.path / stage / name)]
 
     def log(self, step: int, metrics: Mapping[str, float], stage: str = "grpo") -> None:
         """Append one line to the stage's metrics.jsonl; figures that are not finite become null.
@@ -152,7 +150,7 @@ class RunFolder:
 
     def track(self, stage: str) -> None:
         """Tells the trackers what another process has logged of a stage."""
-        for _, record in _records(self.path / stage / "metrics.jsonl"):
+        for _, record in logged(self.path / stage / "metrics.jsonl"):
             step = record.pop("step")
             self.trackers.log(step, record, stage)
 
@@ -166,19 +164,13 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any] | None:
         """What summary.json holds; None where there is none that can be read."""
-        found = self._read("summary.json")
+        found = read_json(self.path / "summary.json")
         return found if isinstance(found, dict) else None
-
-    def _read(self, name: str) -> Any:
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
 
     def metrics(self) -> list[dict[str, Any]]:
         """What the stages have logged, in their order, without lines that a crash has torn."""
         logs = (self.path / stage / "metrics.jsonl" for stage in self.stages())
-        return [record for log in logs for _, record in _records(log)]
+        return [record for log in logs for _, record in logged(log)]
 
     def plot(self) -> list[Path]:
         """Draw what the stages have logged: reward.png and training.png, each if it has data."""
@@ -212,10 +204,14 @@ class RunFolder:
         """Takes the lines of a stage of another run."""
         for name in LOGS:
             path = self.path / stage / name
-            lines = [line + b"\n" for line, _ in _records(other / stage / name)]
             with writing(path):
                 path.parent.mkdir(exist_ok=True)
-                path.write_bytes(b"".join(lines))
+                path.write_bytes(b"".join(whole_lines(other / stage / name)))
+
+
+def whole_lines(log: Path) -> Iterator[bytes]:
+    """Of a stage's log, to be written to another."""
+    return (line + b"\n" for line, _ in logged(log))
 
 
 def _plotted(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, str]]]:
@@ -231,21 +227,6 @@ def _plotted(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, 
     if len(set(kinds.values())) == len(kinds):
         return [("", kinds)]
     return [(f"-{name}", {name: kind}) for name, kind in kinds.items()]
-
-
-def _records(log: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The lines of a log and what they hold, without those that a crash has torn."""
-    for line in log.read_bytes().split(b"\n") if log.exists() else []:
-        if (record := _record(line)) is not None:
-            yield line, record
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:  # torn, or empty after the last line
-        return None
-    return record if isinstance(record, dict) and {"step", "stage"} <= record.keys() else None
 
 
 def _finite(value: Any) -> Any:

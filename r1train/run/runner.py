@@ -36,8 +36,9 @@ def run(config: Config, *, resume: bool = False) -> dict[str, Any]:
     """The stages of `config` that are not finished yet; returns what summary.json holds.
 
     A run is in `output_dir/name`; where the folder of another is there, in `name-2` and so on.
-    Finished stages with the same inputs are taken from those folders. With `resume` a run with the
-    same inputs that was broken off is gone on with, where there is one.
+    Finished stages with the same inputs are taken from those folders. A run with the same inputs of
+    which a stage failed is gone on with, where there is one, and with `resume` one that was broken
+    off.
 
     After Ctrl-C, SIGTERM or an error the folder has a checkpoint, plots and a summary that says so
     all the same, and the exception goes on to the caller. While they are written, a signal waits.
@@ -78,7 +79,7 @@ def start(config: Config, plans: list[Plan], choice: Choice) -> dict[str, Any]:
         CONSOLE.print(note, soft_wrap=True)
     if choice.folder is not None and len(choice.done) == len(plans):
         summary = RunFolder(choice.folder).summary()
-        if summary is not None and not summary["interrupted"]:
+        if summary is not None and "stopped_by" not in summary:
             return summary  # else it was broken off after its last stage
     # Deterministic before CUDA starts: it is configured there.
     with stopping_signals() as signals, deterministic(config.threads), ExitStack() as closing:

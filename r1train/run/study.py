@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from r1train.config.recipe import load_config, to_toml
-from r1train.config.schema import ConfigError, RunError
+from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
 from r1train.report.console import CONSOLE, show_findings
 from r1train.report.findings import Finding, compare, markdown
 from r1train.run.artifacts import Finished, finished, plan
-from r1train.run.choice import choose, folders
-from r1train.run.ending import named
+from r1train.run.choice import broken_off, choose, folders
+from r1train.run.ending import say_where, stopped
 from r1train.run.figures import check_findings, measured, unknown
 from r1train.run.folder import RunFolder
 from r1train.run.runner import Run, in_processes
@@ -27,12 +27,16 @@ from r1train.stages import check_stages
 
 def run(config: Config, *, resume: bool = False) -> dict[str, Any]:
     """A run for each of `config.seeds`, in a folder `seed-N` of the folder of all; returns what
-    summary.json holds. Those that are finished are not repeated, nor are their stages."""
+    summary.json holds. Those that are finished are not repeated, nor are their stages; what failed
+    is tried again."""
     check_stages(config)
     check_findings(config)
-    for folder in reversed(folders(config)):
-        if _same(folder, config) and (resume or _complete(folder)):
+    same = [folder for folder in reversed(folders(config)) if _same(folder, config)]
+    for folder in same:
+        if resume or _complete(folder):
             return _run(config, RunFolder(folder))
+    for folder in same:
+        CONSOLE.print(broken_off(folder), soft_wrap=True)
     return _run(config, RunFolder.create(config))
 
 
@@ -86,35 +90,28 @@ def _conclude(
     started: float,
     stopped_by: BaseException | None,
 ) -> dict[str, Any]:
-    """The findings of what is finished, on the terminal, as findings.md and in summary.json.
-
-    Stages that failed, a RunError, are no interruption: all that does not need them is done.
-    """
+    """The findings of what is finished, on the terminal, as findings.md and in summary.json."""
     stages = [finished(folder.path / f"seed-{seed}") for seed in config.seeds]
     found = findings(config, stages)
     for some in stages:
         for text in unknown(config, some):
             CONSOLE.print(text, soft_wrap=True)
-    interrupted = stopped_by is not None and not isinstance(stopped_by, RunError)
     summary: dict[str, Any] = {
         "name": config.name,
         "seeds": list(config.seeds),
         "folder": str(folder.path),
         "seconds": time.perf_counter() - started,
-        "interrupted": interrupted,
+        "interrupted": False,
         "runs": {f"seed-{one['seed']}": one for one in summaries},
         "findings": [one.as_dict() for one in found],
     }
     if stopped_by is not None:
-        summary["stopped_by"] = named(stopped_by)
+        summary |= stopped(stopped_by)
     folder.write_summary(summary)
     if found:
         folder.write("findings.md", markdown(found))
         show_findings(found)
-    CONSOLE.print(folder.path / "summary.json", soft_wrap=True)
-    if stopped_by is not None:
-        what = "to go on" if interrupted else "to try again what failed"
-        CONSOLE.print(f"{what}: r1train resume {folder.path}", soft_wrap=True)
+    say_where(folder.path, summary)
     return summary
 
 

@@ -20,7 +20,7 @@ from r1train.data.encode import encode_prompts
 from r1train.data.fewshot import few_shot_prompts
 from r1train.data.problems import Problem, ProblemSet
 from r1train.data.samples import samples_of
-from r1train.engine.base import Engine, Request, Sampling
+from r1train.engine.base import Engine, Sampling, requests
 from r1train.report.evaluation import EvalResult, interval
 from r1train.rewards.manager import EVALUATED, RewardManager
 from r1train.seeds import derive_seed
@@ -47,8 +47,7 @@ def evaluate(
 
     `solved` has the problems that few-shot prompts are made of.
     """
-    if config.max_completion_length is None:
-        raise ValueError("eval.max_completion_length is None: a Config sets it from the rollout's")
+    sampling = Sampling.evaluation(config, stop)
     problems, k = problems[: config.limit], config.k
     if config.num_fewshot and solved is not None:
         shown = few_shot_prompts(
@@ -57,16 +56,7 @@ def evaluate(
         prompts = tokenizer(shown)["input_ids"]
     else:
         prompts = encode_prompts(tokenizer, problems, template)
-    sampling = Sampling(
-        max_new_tokens=config.max_completion_length,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        min_p=config.min_p,
-        stop=stop,
-    )
-    requests = [Request(prompt, k, derive_seed(seed, i)) for i, prompt in enumerate(prompts)]
-    rollout = engine.generate(requests, sampling)
+    rollout = engine.generate(requests(prompts, k, seed), sampling)
     repeated = [problem for problem in problems for _ in range(k)]
     samples = samples_of(repeated, rollout.completion_ids, rollout.finished, tokenizer, template)
     scored = rewards.score(samples, also=EVALUATED)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,42 +12,32 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from r1train.config.model import ModelConfig
 from r1train.config.schema import ConfigError, shown
 from r1train.config.sections import Config
-from r1train.data.encode import encode_prompts
 from r1train.data.epochs import draw
 from r1train.data.problems import ProblemSet
 from r1train.data.prompts import render_prompt
-from r1train.engine.base import Request, Rollout, Sampling
+from r1train.engine.base import Rollout
 from r1train.learn.distill import OnPolicyDistiller
-from r1train.metrics import Stopwatch, peak_memory_gib
+from r1train.metrics import Stopwatch
 from r1train.model.limits import fitting_problems
 from r1train.model.load import load_model
 from r1train.model.policy import Policy
 from r1train.seeds import derive_seed
-from r1train.stages.base import Context, TrainStage
+from r1train.stages.base import Context
+from r1train.stages.rollouts import RolloutStage, Work
 
 
-@dataclass(frozen=True)
-class Work:
-    """A rollout that is being learned from, and what its step took."""
-
-    rollout: Rollout
-    watch: Stopwatch
-
-
-class OnPolicyDistill(TrainStage):
+class OnPolicyDistill(RolloutStage[Work]):
     """`distill.max_steps` rollouts of the student, on each of which its divergence from the teacher
     is lowered in one update or several. Rewards have no part in it."""
 
     uses = ("task", "rewards", "rollout", "distill", "eval")
     shown = ("kl",)
+    learner: OnPolicyDistiller
 
     def __init__(self, context: Context) -> None:
-        super().__init__(context)
         config = context.config
-        self.config = config.distill
-        self.max_steps, self.save_steps = self.config.max_steps, self.config.save_steps
-        self.eval_steps = self.config.eval_steps
-        self.template = config.task.prompt_template
+        super().__init__(context, config.distill)
+        self.prompts = config.distill.prompts_per_step
         length = config.rollout.max_completion_length
         teacher = load_teacher(context)
         # Of both models: the teacher may have fewer positions.
@@ -62,12 +51,6 @@ class OnPolicyDistill(TrainStage):
             temperature=config.rollout.temperature,
             seed=derive_seed(context.seed, "minibatches"),
         )
-        self.sampling = Sampling(
-            max_new_tokens=length,
-            temperature=config.rollout.temperature,
-            stop=config.rollout.stop,
-        )
-        self.work: Work | None = None
 
     @classmethod
     def check(cls, config: Config, train: ProblemSet) -> None:
@@ -84,58 +67,18 @@ class OnPolicyDistill(TrainStage):
                 'config.json, "stage:NAME" or "preset:NAME"'
             )
 
-    @property
-    def place(self) -> tuple[int, int]:
-        return self.step, self.learner.updates - self.learner.pending if self.work else 0
-
-    def prepare(self) -> None:
-        if self.work is None:
-            work = self._roll_out(self.step + 1)
-            self.learner.start(work.rollout)
-            self.work = work
-
-    def update(self) -> dict[str, float] | None:
-        assert self.work is not None  # prepare
-        with self.work.watch("update"):
-            self.learner.update()
-        if self.learner.pending:
-            return None
-        work, self.work = self.work, None
-        self.step += 1
-        return self.learner.finish() | describe(work)
-
-    def _roll_out(self, step: int) -> Work:
-        context, config, watch = self.context, self.config, Stopwatch()
-        problems = draw(self.train, config.prompts_per_step, step, context.seed)
+    def roll_out(self, step: int) -> Work:
+        watch = Stopwatch()
+        problems = draw(self.train, self.prompts, step, self.context.seed)
         with watch("rollout"):
-            context.sync(step)
-            prompts = encode_prompts(context.tokenizer, problems, self.template)
-            requests = [
-                Request(
-                    prompt, config.num_generations, derive_seed(context.seed, "rollout", step, i)
-                )
-                for i, prompt in enumerate(prompts)
-            ]
-            rollout = context.engine.generate(requests, self.sampling)
+            self.context.sync(step)
+            return Work(self.sample(problems, "rollout", step), watch)
+
+    def start(self, work: Work) -> None:
+        self.learner.start(work.rollout)
+
+    def restored(self, state: Mapping[str, Any], rollout: Rollout, watch: Stopwatch) -> Work:
         return Work(rollout, watch)
-
-    def state_dict(self) -> dict[str, Any]:
-        work = self.work
-        return {
-            "step": self.step,
-            "learner": self.learner.state_dict(),
-            "work": None
-            if work is None
-            else {"rollout": work.rollout.state_dict(), "seconds": work.watch.seconds},
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.step, self.work = state["step"], None
-        if (work := state["work"]) is not None:
-            rollout = Rollout.from_state(work["rollout"], self.context.model.device)
-            self.work = Work(rollout, Stopwatch(work["seconds"]))
-            self.learner.start(rollout)
-        self.learner.load_state_dict(state["learner"])
 
 
 def load_teacher(context: Context) -> PreTrainedModel:
@@ -166,15 +109,3 @@ def check_vocabularies(
         f"{ours.get(token)} here; distil between models of one tokenizer, or train on texts of the "
         'teacher instead (kind = "sft")'
     )
-
-
-def describe(work: Work) -> dict[str, float]:
-    """What a step logs of its completions, and of its time."""
-    rollout, watch = work.rollout, work.watch
-    return {
-        "completions/mean_length": fmean(rollout.lengths),
-        "completions/clipped_ratio": 1 - fmean(rollout.finished),
-        "tokens_per_second": sum(rollout.lengths) / watch.total(),
-        "peak_memory_gib": peak_memory_gib(),
-        **watch.seconds,
-    }

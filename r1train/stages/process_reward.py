@@ -21,7 +21,7 @@ from r1train.data.encode import encode_prompts
 from r1train.data.epochs import draw
 from r1train.data.problems import Problem, ProblemSet
 from r1train.data.samples import samples_of
-from r1train.engine.base import Request, Sampling
+from r1train.engine.base import Sampling, requests
 from r1train.engine.stopping import stop_tokens
 from r1train.learn.value import ValueLearner
 from r1train.model.scoring import with_score
@@ -115,20 +115,12 @@ class ProcessReward(TrainStage):
 
     def _sample(self) -> list[Solution]:
         context, config = self.context, self.config
-        rollout = context.config.rollout
-        sampling = Sampling(
-            max_new_tokens=rollout.max_completion_length,
-            temperature=rollout.temperature,
-            stop=rollout.stop,
-        )
+        sampling = Sampling.training(context.config.rollout)
         stop = stop_tokens(context.model, context.tokenizer)
         steps = Steps(context.config.steps, context.tokenizer, sampling, stop)
         context.sync(1)
-        requests = [
-            Request(prompt, config.num_generations, derive_seed(context.seed, "solutions", i))
-            for i, prompt in enumerate(self.prompts)
-        ]
-        sampled = context.engine.generate(requests, sampling)
+        asked = requests(self.prompts, config.num_generations, context.seed, "solutions")
+        sampled = context.engine.generate(asked, sampling)
         tokens, owners = sampled.completion_ids, sampled.prompt_index
         ends = [steps.ends(solution) for solution in tokens]
         values = step_values(

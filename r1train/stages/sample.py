@@ -19,10 +19,9 @@ from r1train.data.prompts import opens_think
 from r1train.data.response import OPEN
 from r1train.data.row_file import Row, RowFile, line_of
 from r1train.data.samples import Sample, samples_of
-from r1train.engine.base import Request, Sampling
+from r1train.engine.base import Sampling, requests
 from r1train.report.console import CONSOLE, ProgressBar, show_counts
 from r1train.rewards.manager import EVALUATED
-from r1train.seeds import derive_seed
 from r1train.stages.base import Context, Stage
 from r1train.stages.table import write_table
 
@@ -55,11 +54,7 @@ class SampleStage(Stage):
         self.prompts = min(options.num_prompts or len(context.train), len(context.train))
         self.at_once = max(1, rollout.batch_size // self.generations)
         self.template = context.config.task.prompt_template
-        self.sampling = Sampling(
-            max_new_tokens=rollout.max_completion_length,
-            temperature=rollout.temperature,
-            stop=rollout.stop,
-        )
+        self.sampling = Sampling.training(rollout)
 
     @classmethod
     def options(cls, config: Config) -> SampleConfig:
@@ -116,9 +111,8 @@ class SampleStage(Stage):
         problems = draw(context.train, self.at_once, batch + 1, context.seed)
         problems = problems[: self.prompts - first]
         prompts = encode_prompts(context.tokenizer, problems, self.template)
-        seeds = [derive_seed(context.seed, "sample", first + i) for i in range(len(problems))]
-        requests = [Request(ids, n, seed) for ids, seed in zip(prompts, seeds, strict=True)]
-        rollout = context.engine.generate(requests, self.sampling)
+        asked = requests(prompts, n, context.seed, "sample", first=first)
+        rollout = context.engine.generate(asked, self.sampling)
         repeated = [problem for problem in problems for _ in range(n)]
         samples = samples_of(
             *(repeated, rollout.completion_ids, rollout.finished),

@@ -18,7 +18,7 @@ from r1train.config.sections import Config
 from r1train.data.encode import encode_prompts
 from r1train.data.problems import ProblemSet
 from r1train.data.samples import samples_of
-from r1train.engine.base import Request, Sampling
+from r1train.engine.base import Request, Sampling, requests
 from r1train.engine.stopping import stop_tokens
 from r1train.learn.value import StepValues
 from r1train.model.load import load_process_reward
@@ -127,15 +127,7 @@ class Search(Stage):
         template = config.task.prompt_template
         self.prompts = encode_prompts(context.tokenizer, self.problems, template)
         self.judge = judge(context, self.problems)
-        assert config.eval.max_completion_length is not None  # a Config sets it
-        self.sampling = Sampling(
-            max_new_tokens=config.eval.max_completion_length,
-            temperature=config.eval.temperature,
-            top_p=config.eval.top_p,
-            top_k=config.eval.top_k,
-            min_p=config.eval.min_p,
-            stop=config.rollout.stop,
-        )
+        self.sampling = Sampling.evaluation(config.eval, config.rollout.stop)
         stop = stop_tokens(context.model, context.tokenizer)
         self.steps = Steps(config.steps, context.tokenizer, self.sampling, stop)
         self.values = self._values()
@@ -182,9 +174,8 @@ class Search(Stage):
     def _samples(self) -> tuple[list[list[int]], list[Candidates]]:
         """Of each problem the lengths of its solutions, and these."""
         n = self.config.num_generations
-        seeds = [derive_seed(self.context.seed, "samples", i) for i in range(len(self.prompts))]
-        requests = [Request(p, n, seed) for p, seed in zip(self.prompts, seeds, strict=True)]
-        rollout = self.context.engine.generate(requests, self.sampling)
+        asked = requests(self.prompts, n, self.context.seed, "samples")
+        rollout = self.context.engine.generate(asked, self.sampling)
         ids, owners = rollout.completion_ids, rollout.prompt_index
         answers = self._answers(owners, ids, rollout.finished)
         right = self.judge(owners, ids, rollout.finished)
@@ -238,8 +229,8 @@ class Search(Stage):
             )
 
     def _greedy(self) -> Outcome:
-        requests = [Request(prompt) for prompt in self.prompts]
-        rollout = self.context.engine.generate(requests, replace(self.sampling, temperature=0.0))
+        asked = [Request(prompt) for prompt in self.prompts]
+        rollout = self.context.engine.generate(asked, replace(self.sampling, temperature=0.0))
         right = self.judge(rollout.prompt_index, rollout.completion_ids, rollout.finished)
         return Outcome([*right], rollout.lengths)
 

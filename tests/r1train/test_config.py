@@ -4,6 +4,7 @@ import typing
 import pytest
 
 from r1kernels.policy import group_advantage, losses
+from r1kernels.policy.policy_loss_options import PolicyLossOptions
 from r1train.config.grpo import GRPOConfig, LossType
 from r1train.config.recipe import load_config, recipes, to_toml
 from r1train.config.rewards import RewardConfig
@@ -124,6 +125,18 @@ def test_every_loss_can_be_asked_for(loss):
     needed = {"epsilon_high": 0.3} if loss == "cispo" else {}
     options = GRPOConfig(loss_type=loss, **needed).loss_options(max_completion_length=5)
     assert options.loss_type == ("dapo" if loss == "bnpo" else loss)
+
+
+def test_the_loss_is_told_every_option_that_it_has():
+    own = {
+        "epsilon": 0.1,
+        "epsilon_high": 0.3,
+        "delta": 2.0,
+        "importance_sampling_level": "sequence",
+    }
+    own |= {"beta": 0.5, "kl_estimator": "k1", "entropy_coef": 0.004}
+    options = GRPOConfig(**own).loss_options(max_completion_length=5)
+    assert options == PolicyLossOptions(**own, max_completion_length=5)
 
 
 def test_a_written_config_reads_back_equal(path, tmp_path):

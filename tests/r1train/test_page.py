@@ -147,6 +147,16 @@ def test_a_run_that_has_just_begun_has_a_page(tmp_path):
     assert write_report([tmp_path], tmp_path / "report.html") == [tmp_path / "report.html"]
 
 
+@pytest.mark.parametrize(("interrupted", "how"), [(True, "broken off"), (False, "a stage failed")])
+def test_a_run_that_is_not_finished_says_so(tmp_path, interrupted, how):
+    (tmp_path / "config.toml").write_text("seed = 0\n")
+    (tmp_path / "plan.json").write_text("[]")
+    summary = {"interrupted": interrupted, "stopped_by": "an error"}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    write_report([tmp_path], tmp_path / "report.html")
+    assert f">{how}</span>" in (tmp_path / "report.html").read_text()
+
+
 def test_a_folder_of_no_run_is_refused(tmp_path, capsys):
     with pytest.raises(ConfigError, match="is no run folder"):
         study(tmp_path)

@@ -41,14 +41,15 @@ def test_processes_leave_what_one_leaves(config, tmp_path, capsys):
     assert several["parameters"] == alone["parameters"]
 
 
-def test_what_needs_no_failed_stage_goes_on(config, tmp_path):
+def test_what_needs_no_failed_stage_goes_on(config, tmp_path, capsys):
     diverges = "{kind='sft', name='one', sft={learning_rate=1e30}, evaluate=false}"
     stages = STAGES.replace("{kind='sft', name='one', sft={max_steps=2}, evaluate=false}", diverges)
     with pytest.raises(RunError, match=r"^one: the gradient"):
         run(config(stages, "processes=2"))
     folder = tmp_path / "runs" / "tiny"
     assert finished(folder).keys() == {"base", "two"}
-    assert json.loads((folder / "summary.json").read_text())["interrupted"]
+    assert not json.loads((folder / "summary.json").read_text())["interrupted"]
+    assert f"to try again what failed: r1train resume {folder}" in capsys.readouterr().out
 
 
 def test_a_fault_of_the_program_is_in_the_log_of_the_stage(config, tmp_path, monkeypatch):

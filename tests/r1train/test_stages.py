@@ -10,13 +10,14 @@ import shutil
 import pytest
 
 from r1train.config.recipe import documented, load_config, to_toml
-from r1train.config.schema import ConfigError
+from r1train.config.schema import ConfigError, RunError
 from r1train.config.sections import Config
 from r1train.config.stages import StageConfig
 from r1train.run import artifacts, checksums, choice
 from r1train.run.artifacts import difference, plan
 from r1train.run.runner import resume, run
 from r1train.stages import check_stages
+from r1train.stages.evaluate import Evaluate
 from r1train.stages.rl import RL
 from tests.r1train.kills import left
 
@@ -307,8 +308,6 @@ def test_data_and_models_are_read_when_a_run_asks_what_it_is_made_from(
 
 def test_a_model_that_nobody_starts_from_any_more_may_go(recipe, tmp_path, monkeypatch):
     """The first stage's, to free the disk, when the last one was broken off."""
-    from r1train.stages.evaluate import Evaluate
-
     folder = tmp_path / "runs" / "tiny"
     with monkeypatch.context() as patch:
         patch.setattr(Evaluate, "run", interrupt)
@@ -346,6 +345,33 @@ def test_a_finished_stage_that_is_to_be_evaluated_later_is_run_again(recipe, tmp
 
 def interrupt(*_):
     raise KeyboardInterrupt
+
+
+def fail(*_):
+    raise RunError("the judge does not answer")
+
+
+@pytest.mark.parametrize(
+    ("ends", "reason", "second"),
+    [
+        (fail, "failed (RunError: the judge does not answer): it is gone on with", "tiny"),
+        (interrupt, "is at work, or was broken off; to go on with it: r1train resume", "tiny-2"),
+    ],
+)
+def test_a_run_goes_on_with_one_that_failed_and_not_with_one_that_was_broken_off(
+    recipe, tmp_path, monkeypatch, capsys, ends, reason, second
+):
+    config, folder = recipe('stages=["evaluate"]'), tmp_path / "runs" / "tiny"
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluate, "run", ends)
+        with pytest.raises((RunError, KeyboardInterrupt)):
+            run(config)
+    assert f"r1train resume {folder}" in said(capsys)
+    summary = run(config)
+    assert f"{folder} {reason}" in said(capsys)
+    assert summary["folder"] == str(folder.with_name(second))
+    assert "stopped_by" not in summary
+    assert run(config) == summary
 
 
 def test_evaluation_has_the_weights_of_the_moment(recipe, tmp_path):

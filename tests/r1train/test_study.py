@@ -14,6 +14,8 @@ from r1train.config.recipe import documented, load_config
 from r1train.config.schema import ConfigError, RunError
 from r1train.report import trackers
 from r1train.run import runner, study
+from r1train.run.artifacts import Finished
+from r1train.run.figures import figure
 from r1train.run.runner import run
 from r1train.run.worker import run_stage
 from tests.r1train.kills import left
@@ -75,7 +77,7 @@ def test_a_study_with_trackers_is_found_again_and_its_seeds_alone_track(
     assert {folder.name for folder in opened} == {"seed-3", "seed-5"}
 
 
-def test_a_seed_that_fails_is_no_interruption_of_the_others(config, tmp_path, monkeypatch):
+def test_a_seed_that_fails_is_no_interruption_of_the_others(config, tmp_path, monkeypatch, capsys):
     class Here:
         """In the place of a schedule: one stage fails, and this process does the others."""
 
@@ -93,11 +95,37 @@ def test_a_seed_that_fails_is_no_interruption_of_the_others(config, tmp_path, mo
         with pytest.raises(RunError, match=r"^seed-3 · exam: not able$"):
             study.run(options)
     (folder,) = (tmp_path / "runs").iterdir()
+    said = capsys.readouterr().out
+    assert said.count(f"{folder}/seed-3 failed (RunError: exam: not able): it is gone on with") == 1
+    assert said.count(f"to try again what failed: r1train resume {folder}\n") == 2
     summary = json.loads((folder / "summary.json").read_text())
     assert not summary["interrupted"]
     assert summary["stopped_by"] == "RunError: seed-3 · exam: not able"
     assert summary["runs"]["seed-3"]["stopped_by"] == "RunError: exam: not able"
-    assert not summary["runs"]["seed-5"]["interrupted"]
+    assert not any(one["interrupted"] for one in summary["runs"].values())
+
+
+def test_what_was_broken_off_is_said_where_all_seeds_begin_anew(
+    config, tmp_path, monkeypatch, capsys
+):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "in_processes", stop)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            study.run(config(*SEEDS[:2], "stages=[{kind='evaluate', name='exam'}]"))
+    folder = tmp_path / "runs" / "tiny"
+    assert folder.with_name("tiny-2").is_dir()
+    reason = f"{folder} is at work, or was broken off; to go on with it: r1train resume {folder}\n"
+    assert capsys.readouterr().out.count(reason) == 1
+
+
+def test_a_figure_of_the_log_is_read_past_a_torn_line(tmp_path):
+    lines = [json.dumps({"step": step, "stage": "base", "loss": step}) for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 3, "sta']))
+    stages = {"base": Finished(tmp_path, {"evaluations": []})}
+    assert figure("base: training loss", stages).value == 2
 
 
 class Counted:

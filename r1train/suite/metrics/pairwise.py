@@ -22,6 +22,10 @@ from r1train.suite.specs import Benchmark
 
 _STEPS, _RIDGE, _RESAMPLES = 25, 1e-3, 400
 _GAMED = 0.1  # their λ of 0.2 is shared by two ways to game the baseline
+_LENGTH, _HELD = 1.2, 100.0
+"""The coefficient of length, and how strongly it is held there, where no gamed answers are given.
+On the published annotations of 56 models the shares are then 1.3 points from the authors' on
+average and 3.1 at most; with a free coefficient, 6.6 and 28."""
 _FORM = (
     "Verdict: X\nwhere X is A>>B (A is significantly better), A>B (slightly better), A=B, B>A or "
     "B>>A."
@@ -117,8 +121,9 @@ def length_controlled(
     Logistic regression of the preferences on tanh of the standardised difference of lengths, on
     how hard the instruction is, and on the model (Dubois et al. 2024, arXiv 2404.04475), at a
     difference of 0. The baseline's gamed answers, which share the coefficients but the model's,
-    hold that of the length where it would be for the baseline. Instead of their L1 penalty, whose
-    weight cross-validation chooses, a small ridge keeps the coefficients finite.
+    hold that of the length where it would be for the baseline; a model whose answers are all
+    shorter says nothing of it. Instead of their L1 penalty, whose weight cross-validation chooses,
+    a small ridge keeps the coefficients finite.
     """
     longer = np.array([one.longer for one in comparisons], float)
     spread = longer.std(ddof=1) if len(longer) > 1 else 0.0
@@ -138,11 +143,14 @@ def length_controlled(
     y = np.append(np.array([one.won for one in comparisons], float), liked)
     owner = np.append(np.arange(len(own)), of)
     weight = np.append(np.ones_like(own), np.full(len(of), _GAMED))
+    center, ridge = np.zeros(3), np.full(3, _RIDGE)
+    if not gamed:
+        center[0], ridge[0] = _LENGTH, _HELD
     alike = np.stack([np.zeros_like(own), hard, np.ones_like(own)], axis=1)
 
     def share(counts: Array) -> float:
         """With each comparison there as often as that."""
-        beta = _logistic(x, y, weight * counts[owner])
+        beta = _logistic(x, y, weight * counts[owner], center, ridge)
         return float(np.average(1 / (1 + np.exp(-alike @ beta)), weights=counts))
 
     rng = np.random.default_rng(0)
@@ -152,13 +160,13 @@ def length_controlled(
     return share(np.ones_like(own)), float(low), float(high)
 
 
-def _logistic(x: Array, y: Array, weight: Array) -> Array:
-    """The coefficients, by Newton's method."""
+def _logistic(x: Array, y: Array, weight: Array, center: Array, ridge: Array) -> Array:
+    """The coefficients, drawn to a centre by a ridge, by Newton's method."""
     beta = np.zeros(x.shape[1])
     for _ in range(_STEPS):
         p = 1 / (1 + np.exp(-x @ beta))
-        gradient = x.T @ (weight * (y - p)) - _RIDGE * beta
-        curvature = (x * (weight * p * (1 - p))[:, None]).T @ x + _RIDGE * np.eye(len(beta))
+        gradient = x.T @ (weight * (y - p)) - ridge * (beta - center)
+        curvature = (x * (weight * p * (1 - p))[:, None]).T @ x + np.diag(ridge)
         step = np.linalg.solve(curvature, gradient)
         beta += np.clip(step, -2, 2)
         if abs(step).max() < 1e-8:

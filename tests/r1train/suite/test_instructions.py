@@ -1,3 +1,4 @@
+import random
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,24 @@ def test_loosely_a_response_may_begin_with_a_line_of_its_own():
     scores = judge([response])
     assert scores[0].value == 0
     assert judge.figures([response], scores)["prompt_loose"] == 1
+
+
+def test_what_the_checkers_draw_is_the_same_each_time():
+    asked = {
+        "instruction_id_list": ["keywords:letter_frequency"],
+        "kwargs": [{"let_relation": "at least", "letter": "#", "let_frequency": 1}],
+    }
+    text = "abcdefghijklm"
+    judge, details = metric(), []
+    for seed in range(20):
+        random.seed(seed)
+        before = random.getstate()
+        details += [
+            score.detail for score in judge([Response(Question("1", "?", asked), text, text)])
+        ]
+        assert random.getstate() == before
+    assert details == details[:1] * 20
+    assert details[0]["followed"] == details[0]["loose"]
 
 
 def test_sentences_need_data_that_is_not_downloaded(monkeypatch):

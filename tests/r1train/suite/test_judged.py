@@ -115,12 +115,22 @@ def comparisons(won, longer, difficulty=None, gamed=None):
 def test_length_control_takes_out_what_length_alone_wins():
     rng = np.random.default_rng(0)
     longer = rng.normal(300, 400, 800)
-    chance = 1 / (1 + np.exp(-(-0.4 + 2 * np.tanh(longer / longer.std()))))
+    chance = 1 / (1 + np.exp(-(-0.4 + 1.4 * np.tanh(longer / longer.std()))))
     won = (rng.uniform(0, 1, 800) < chance).astype(float)
     mean, low, high = length_controlled(comparisons(won, longer), 0.95)
-    assert won.mean() > 0.55
+    assert won.mean() > 0.52
     assert low < 1 / (1 + np.exp(0.4)) < high
     assert low < mean < high < 0.5
+
+
+def test_length_control_is_held_where_all_answers_are_shorter():
+    """They say nothing of what length is worth."""
+    rng = np.random.default_rng(1)
+    longer = rng.normal(-1500, 300, 800)
+    won = (rng.uniform(0, 1, 800) < 0.1).astype(float)
+    _, low, high = length_controlled(comparisons(won, longer), 0.95)
+    assert low < 1 / (1 + 9 * np.exp(-1.2)) < high
+    assert high - low < 0.15
 
 
 def test_length_control_is_that_of_its_authors():

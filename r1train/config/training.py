@@ -1,18 +1,26 @@
-"""What the optimizer of every training stage is told."""
+"""What every training stage is told."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from r1train.config.schema import Decay, NonNegative, Positive, Section, Share
+from r1train.config.schema import (
+    Count,
+    CountOrZero,
+    Decay,
+    NonNegative,
+    Positive,
+    Section,
+    Share,
+)
 
 Schedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
-class OptimConfig(Section):
-    """AdamW, its schedule, and the balance of experts."""
+class TrainingConfig(Section):
+    """AdamW, its schedule, the balance of experts, micro-batches and checkpoints."""
 
     learning_rate: Positive = 1e-5
     """Peak learning rate."""
@@ -31,3 +39,8 @@ class OptimConfig(Section):
     expert_bias_update_rate: NonNegative = 1e-3
     """What is added to or taken from each router bias an update, to even out the experts' load
     (DeepSeek-V3: 1e-3); routers without a bias, and dense models, have nothing to update."""
+    token_budget: Count = 16384
+    """Tokens of a micro-batch: each prompt once, with all that follows it, no padding."""
+    save_steps: CountOrZero | None = None
+    """Steps between checkpoints that a run can be resumed from; 0: none (unset: as many as two
+    minutes take)."""

@@ -18,20 +18,21 @@ _FENCE = re.compile(r"(?P<marks>`{3,}(?=[^`]*$)|~{3,})\s*(?P<name>[^\s{]*)")
 
 def fenced_blocks(text: str) -> list[tuple[str, str]]:
     """The name and the content of each block that is closed, in their order: between ``` or ~~~ and
-    as many again, or more."""
+    as many again, or more. Lines lose as many spaces as stand before the first mark: in a list."""
     blocks: list[tuple[str, str]] = []
-    marks, name = "", ""
+    marks, name, indent = "", "", 0
     lines: list[str] = []
     for line in text.split("\n"):
         stripped = line.strip()
         if not marks:
             if fence := _FENCE.match(stripped):
                 marks, name, lines = fence["marks"], fence["name"].lower(), []
+                indent = len(line) - len(line.lstrip(" "))
         elif stripped.startswith(marks) and not stripped.strip(marks[0]):
             blocks.append((name, "".join(lines)))
             marks = ""
         else:
-            lines.append(line + "\n")
+            lines.append(line[min(indent, len(line) - len(line.lstrip(" "))) :] + "\n")
     return blocks
 
 

@@ -137,7 +137,7 @@ def test_outputs_are_compared_as_livecodebench_does(output, expected, same):
         ("```c++\na\n```", "cpp", "a\n"),
         ("```python\na", "python", None),
         ("```python\na\n```\n```python\nb", "python", "a\n"),
-        ("- list\n  ```python\n  a\n  ```", "python", "  a\n"),
+        ("- list\n  ```python\n  a\n    b\n\n c\n  ```", "python", "a\n  b\n\nc\n"),
         ("inline ```python a``` only", "python", None),
         ('```python title="a.py"\na\n```', "python", "a\n"),
         ("````python\na\n```\nb\n````", "python", "a\n```\nb\n"),

@@ -7,10 +7,10 @@ import re
 from r1train.sandbox.limits import Language
 
 NAMES: dict[Language, tuple[str, ...]] = {
-    "python": ("python", "py", "python3"),
+    "python": ("python", "py"),
     "cpp": ("cpp", "c++", "cc", "cxx"),
 }
-"""What a fence calls each language."""
+"""What a fence calls each language, but for its version."""
 
 
 _FENCE = re.compile(r"(?P<marks>`{3,}(?=[^`]*$)|~{3,})\s*(?P<name>[^\s{]*)")
@@ -48,7 +48,7 @@ def extract_program(completion: str, language: Language) -> str | None:
         return None
     blocks = fenced_blocks(answer)
     for names in (NAMES[language], ("",)):
-        found = [block for name, block in blocks if name in names]
+        found = [block for name, block in blocks if name.rstrip("0123456789.") in names]
         if found:
             return found[-1]
     return None

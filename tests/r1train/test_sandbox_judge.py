@@ -135,6 +135,8 @@ def test_outputs_are_compared_as_livecodebench_does(output, expected, same):
         ("```cpp\na\n```", "python", None),
         ("```cpp\na\n```\n```python\nb\n```", "cpp", "a\n"),
         ("```c++\na\n```", "cpp", "a\n"),
+        ("```c++17\na\n```", "cpp", "a\n"),
+        ("```python3.11\na\n```\n```3\n4\n```", "python", "a\n"),
         ("```python\na", "python", None),
         ("```python\na\n```\n```python\nb", "python", "a\n"),
         ("- list\n  ```python\n  a\n    b\n\n c\n  ```", "python", "a\n  b\n\nc\n"),

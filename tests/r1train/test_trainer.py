@@ -157,13 +157,13 @@ def test_groups_without_a_gradient_are_replaced_by_problems_that_the_step_has_no
     config, monkeypatch
 ):
     """A model that has learned nothing gives all of them the same reward."""
-    asked, sample = {}, RL._sample
+    asked, sample = {}, RL.sample
 
     def recording(self, drawn, *rest):
         asked.setdefault(self.step, []).extend(problem.index for problem in drawn)
         return sample(self, drawn, *rest)
 
-    monkeypatch.setattr(RL, "_sample", recording)
+    monkeypatch.setattr(RL, "sample", recording)
     fewer = "task.train_size=6", "task.heldout_size=2"
     run(config('stages=["grpo"]', "grpo.max_extra_rollouts=2", "grpo.eval_steps=0", *fewer))
     assert [len(numbers) for numbers in asked.values()] == [6, 6, 6]

@@ -148,12 +148,10 @@ def _save(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
         "logprob": logprob, "lse": lse, "entropy": entropy, "logits": logits,
         "temperature": inputs.temperature,
     }  # fmt: skip
-    ctx.names = tuple(tensors)
-    ctx.save_for_backward(*tensors.values())
-    ctx.options = {
-        "logit_scale": inputs.logit_scale, "softcap": inputs.softcap,
-        "ignore_index": inputs.ignore_index,
-    }  # fmt: skip
+    head.save(
+        ctx, tensors, logit_scale=inputs.logit_scale, softcap=inputs.softcap,
+        ignore_index=inputs.ignore_index,
+    )  # fmt: skip
 
 
 def _backward(
@@ -161,23 +159,8 @@ def _backward(
 ) -> tuple[Any, ...]:
     if dlogprob is None and dentropy is None:
         return CANDIDATE_LOGPROB.gradients()
-    # Asked for once: under checkpointing each is handed out once.
-    saved = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-    lse = saved["lse"]
-    if dlogprob is None:
-        dlogprob = torch.zeros_like(lse)
-    if dentropy is None:
-        dentropy = lse.new_empty(0)
-    needed = CANDIDATE_LOGPROB.needed(ctx)
-    dhidden, dweight, dbias = CANDIDATE_LOGPROB_BACKWARD.call(
-        dlogprob=dlogprob, dentropy=dentropy, **saved, **ctx.options,
-        need_hidden=needed.hidden, need_weight=needed.weight, need_bias=needed.bias,
-    )  # fmt: skip
-    return CANDIDATE_LOGPROB.gradients(
-        hidden=dhidden if needed.hidden else None,
-        weight=dweight if needed.weight else None,
-        bias=dbias if needed.bias else None,
-    )
+    upstream = head.both(dlogprob, dentropy)
+    return head.gradients(ctx, CANDIDATE_LOGPROB, CANDIDATE_LOGPROB_BACKWARD, **upstream)
 
 
 def _backward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,12 +5,13 @@ The order is fixed: bias → logit_scale → softcap → temperature (TRL, verl 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from r1kernels.core import check
+from r1kernels.core.op import Op
 from r1kernels.core.quotient import quotient
 
 # No target can equal it, so no row is ignored.
@@ -180,4 +181,39 @@ def empty_gradients(
         hidden.new_empty((rows if need_hidden else 0, width)),
         weight.new_empty((columns if need_weight else 0, width)),
         weight.new_empty(columns if need_bias else 0),
+    )
+
+
+def save(ctx: Any, tensors: dict[str, Tensor | None], **options: Any) -> None:
+    """For ``gradients``: arguments of the op that makes them, by name."""
+    ctx.names, ctx.options = tuple(tensors), options
+    ctx.save_for_backward(*tensors.values())
+
+
+def both(dlogprob: Tensor | None, dentropy: Tensor | None) -> dict[str, Tensor]:
+    """Upstream gradients of log-probabilities and entropies, one of which there is."""
+    if dlogprob is None:
+        assert dentropy is not None
+        dlogprob = torch.zeros_like(dentropy)
+    if dentropy is None:
+        dentropy = dlogprob.new_empty(0)
+    return {"dlogprob": dlogprob, "dentropy": dentropy}
+
+
+def gradients(ctx: Any, op: Op, maker: Op, **upstream: Tensor) -> tuple[Any, ...]:
+    """What the backward of ``op`` returns: the gradients of hidden, weight and bias asked for.
+
+    The op ``maker`` makes them, from ``upstream`` and what ``save`` was given.
+    """
+    # Asked for once: under checkpointing each is handed out once.
+    saved = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+    needed = op.needed(ctx)
+    dhidden, dweight, dbias = maker.call(
+        **upstream, **saved, **ctx.options,
+        need_hidden=needed.hidden, need_weight=needed.weight, need_bias=needed.bias,
+    )  # fmt: skip
+    return op.gradients(
+        hidden=dhidden if needed.hidden else None,
+        weight=dweight if needed.weight else None,
+        bias=dbias if needed.bias else None,
     )

@@ -99,13 +99,10 @@ def _save(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
         "bias": inputs.bias, "keep": inputs.keep, "logprob": logprob, "lse": lse,
         "entropy": entropy, "kept": kept, "temperature": inputs.temperature,
     }  # fmt: skip
-    ctx.names = tuple(tensors)
-    ctx.save_for_backward(*tensors.values())
-    ctx.options = {
-        "logit_scale": inputs.logit_scale, "softcap": inputs.softcap,
-        "entropy_grad": inputs.entropy_grad, "ignore_index": inputs.ignore_index,
-        "sharded": inputs.sharded,
-    }  # fmt: skip
+    head.save(
+        ctx, tensors, logit_scale=inputs.logit_scale, softcap=inputs.softcap,
+        entropy_grad=inputs.entropy_grad, ignore_index=inputs.ignore_index, sharded=inputs.sharded,
+    )  # fmt: skip
 
 
 def _backward(
@@ -118,23 +115,8 @@ def _backward(
         assert dlogprob is not None  # the only output with a gradient
         product = (dlogprob[:, None] * dhidden).masked_fill_((dlogprob == 0)[:, None], 0)
         return LINEAR_LOGPROB.gradients(hidden=product.to(ctx.dtype))
-    # Asked for once: under checkpointing each is handed out once.
-    saved = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-    lse = saved["lse"]
-    if dlogprob is None:
-        dlogprob = torch.zeros_like(lse)
-    if dentropy is None:
-        dentropy = lse.new_empty(0)
-    needed = LINEAR_LOGPROB.needed(ctx)
-    dhidden, dweight, dbias = LINEAR_LOGPROB_BACKWARD.call(
-        dlogprob=dlogprob, dentropy=dentropy, **saved, **ctx.options,
-        need_hidden=needed.hidden, need_weight=needed.weight, need_bias=needed.bias,
-    )  # fmt: skip
-    return LINEAR_LOGPROB.gradients(
-        hidden=dhidden if needed.hidden else None,
-        weight=dweight if needed.weight else None,
-        bias=dbias if needed.bias else None,
-    )
+    upstream = head.both(dlogprob, dentropy)
+    return head.gradients(ctx, LINEAR_LOGPROB, LINEAR_LOGPROB_BACKWARD, **upstream)
 
 
 def _backward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:

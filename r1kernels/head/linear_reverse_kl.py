@@ -202,26 +202,15 @@ def _save(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(entropy, lse, teacher_lse, kept)
     given = inputs._asdict()
     del given["kept_rows"]
-    ctx.options = {name: given.pop(name) for name in OPTIONS}
+    options = {name: given.pop(name) for name in OPTIONS}
     tensors = {"kl": kl, "lse": lse, "teacher_lse": teacher_lse, "kept": kept, **given}
-    ctx.names = tuple(tensors)
-    ctx.save_for_backward(*tensors.values())
+    head.save(ctx, tensors, **options)
 
 
 def _backward(ctx: Any, dkl: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if dkl is None:
         return LINEAR_REVERSE_KL.gradients()
-    saved = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-    needed = LINEAR_REVERSE_KL.needed(ctx)
-    dhidden, dweight, dbias = LINEAR_REVERSE_KL_BACKWARD.call(
-        dkl=dkl, **saved, **ctx.options,
-        need_hidden=needed.hidden, need_weight=needed.weight, need_bias=needed.bias,
-    )  # fmt: skip
-    return LINEAR_REVERSE_KL.gradients(
-        hidden=dhidden if needed.hidden else None,
-        weight=dweight if needed.weight else None,
-        bias=dbias if needed.bias else None,
-    )
+    return head.gradients(ctx, LINEAR_REVERSE_KL, LINEAR_REVERSE_KL_BACKWARD, dkl=dkl)
 
 
 def _backward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:

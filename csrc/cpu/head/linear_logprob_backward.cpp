@@ -119,18 +119,14 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
   const Kept tiles = Kept::of(op, kept, h);
   entropy_grad = entropy_grad && e.numel() > 0;
 
-  // Blocks that were kept come first, as they were; then every other row with a gradient.
-  const int64_t kept_rows = tiles.blocks * kRows;
-  Order order(in), others(in), taken(in);
+  auto keeps = [&](int64_t t) { return !in.ignored(t) && in.keeps(t); };
   auto has_gradient = [&](int64_t t) {
-    return data<float>(g)[t] != 0 || (entropy_grad && data<float>(e)[t] != 0);
+    return !in.ignored(t) &&
+           (data<float>(g)[t] != 0 || (entropy_grad && data<float>(e)[t] != 0));
   };
-  for (int64_t t = 0; t < rows; ++t) {
-    if (in.ignored(t)) continue;
-    if (order.size() < kept_rows && in.keeps(t)) order.add(t, in.target(t));
-    else if (has_gradient(t)) others.add(t, in.target(t));
-  }
-  const auto kept_of_block = take_kept(taken, order, others, tiles, has_gradient);
+  Order taken(in);
+  const auto kept_of_block =
+      take_rows(taken, tiles, keeps, has_gradient, [&](int64_t t) { return in.target(t); });
   const int64_t padded = taken.padded();
 
   std::vector<float> row_g(padded), row_e(padded), row_target(padded), row_lse(padded),

@@ -2,7 +2,9 @@
 // order of the rows, operands packed for gemm.h, and the memory of what is kept between the passes.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <span>
 #include <tuple>
 #include <vector>
 
@@ -173,25 +175,26 @@ inline void pack_row_pairs(const Order& order, uint32_t* pairs) {
   });
 }
 
-// Blocks of rows that were kept come first in `taken`, as they were but without those that have no
-// gradient, then the `others`. Returns where each block was kept: null for those of the others.
-template <class HasGradient>
-std::vector<const uint8_t*> take_kept(Order& taken, const Order& order, const Order& others,
-                                      const Kept& kept, const HasGradient& has_gradient) {
+// The rows of a backward pass: blocks that were kept come first in `taken`, as they were but without
+// rows that have no gradient, then every other row that has one. `keeps` says whether the forward
+// pass would keep a row, `target` its column. Returns where each block was kept: null for the others.
+template <class Keeps, class HasGradient, class Target>
+std::vector<const uint8_t*> take_rows(Order& taken, const Kept& kept, const Keeps& keeps,
+                                      const HasGradient& has_gradient, const Target& target) {
+  std::vector<int64_t> first, others;
+  for (int64_t t = 0; t < taken.in.rows; ++t)
+    if (std::ssize(first) < kept.blocks * kRows && keeps(t)) first.push_back(t);
+    else if (has_gradient(t)) others.push_back(t);
   std::vector<const uint8_t*> kept_of_block;
-  for (int64_t b = 0; b < order.size(); b += kRows) {  // leave out blocks without any gradient
-    const int64_t end = smaller(b + kRows, order.size());
-    bool any = false;
-    for (int64_t i = b; i < end; ++i) any |= has_gradient(order.index[i]);
-    if (!any) continue;
-    for (int64_t i = b; i < end; ++i)
-      if (has_gradient(order.index[i])) taken.add(order.index[i], order.target[i]);
-      else taken.add_blank();
+  for (int64_t b = 0; b < std::ssize(first); b += kRows) {  // leave out blocks without any gradient
+    const std::span block(&first[b], smaller(std::ssize(first) - b, kRows));
+    if (std::none_of(block.begin(), block.end(), has_gradient)) continue;
+    for (int64_t t : block) has_gradient(t) ? taken.add(t, target(t)) : taken.add_blank();
     // Rows that were not kept follow in blocks of their own.
-    for (int64_t i = end; others.size() > 0 && i < b + kRows; ++i) taken.add_blank();
+    while (!others.empty() && taken.size() % kRows) taken.add_blank();
     kept_of_block.push_back(kept.block(b / kRows));
   }
-  for (int64_t i = 0; i < others.size(); ++i) taken.add(others.index[i], others.target[i]);
+  for (int64_t t : others) taken.add(t, target(t));
   kept_of_block.resize(taken.padded() / kRows, nullptr);
   return kept_of_block;
 }

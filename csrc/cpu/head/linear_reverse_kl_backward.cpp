@@ -107,12 +107,10 @@ std::tuple<Tensor, Tensor, Tensor> linear_reverse_kl_backward(
 
   const Kept tiles = Kept::of(op, kept, student.head, kKeptMatrices);
   R1_CHECK(tiles.blocks == 0 || !softcap, op, ": kept: expected nothing with a softcap");
-  auto has_gradient = [&](int64_t t) { return data<float>(g)[t] != 0; };
-  Order order(student), first(student), others(student), teacher_order(teacher);
-  for (int64_t t = 0; t < rows; ++t)
-    if (t < tiles.blocks * kRows) first.add(t);
-    else if (has_gradient(t)) others.add(t);
-  const auto kept_of_block = take_kept(order, first, others, tiles, has_gradient);
+  Order order(student), teacher_order(teacher);
+  const auto kept_of_block = take_rows(
+      order, tiles, [](int64_t) { return true; },
+      [&](int64_t t) { return data<float>(g)[t] != 0; }, [](int64_t) { return -1; });
   for (int64_t t : order.index) t < 0 ? teacher_order.add_blank() : teacher_order.add(t);
   const int64_t padded = order.padded();
   std::vector<float> row_g(padded), row_kl(padded), row_lse(padded), row_teacher_lse(padded);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from r1train.report.findings import RULE, by_seed
 from r1train.report.records import Record, StageRecords, StudyRecords, number, study
 from r1train.report.shares import is_share
 from r1train.report.stage_plots import Drawing, drawings
@@ -69,6 +71,16 @@ class Part:
         return [_printable(text) for summary in summaries for text in summary.get("warnings", [])]
 
 
+def page_of(folders: Sequence[Path]) -> Path:
+    """Where the page of these runs belongs: in the folder of the only one, or in one of its own
+    beside the first, since each run keeps its page."""
+    if len(folders) == 1:
+        return folders[0] / "report.html"
+    names = "+".join(folder.resolve().name for folder in folders)
+    short = os.fsdecode(os.fsencode(names)[:200])  # the name of a folder has 255 bytes at most
+    return folders[0].resolve().parent / short / "report.html"
+
+
 def write_report(folders: Sequence[Path], target: Path) -> list[Path]:
     """The page of these runs as `target`, and its figures as PNG beside it; returns what was
     written. Raises ConfigError where a folder is no run's."""
@@ -80,7 +92,9 @@ def write_report(folders: Sequence[Path], target: Path) -> list[Path]:
         lstrip_blocks=True,
     )
     environment.filters |= {"breakable": _breakable, "signed": _signed, "duration": _duration}
-    page = environment.get_template("page.html").render(parts=parts)
+    environment.filters["by_seed"] = by_seed
+    page = environment.get_template("page.html").render(parts=parts, rule=RULE)
+    target.parent.mkdir(exist_ok=True)
     target.write_text(page, encoding="utf-8", errors="replace")
     written = [target]
     images = target.with_name("figures")

@@ -129,8 +129,8 @@ def _lines(axes: Axes, stages: Sequence[StageRecords], key: str, color: str, sev
             x, y = zip(*points, strict=True)
             window = max(1, len(y) // 15)
             smooth = [fmean(y[max(0, i - window) : i + 1]) for i in range(len(y))]
-            seen = {"alpha": 1 if seed == 0 else 0.45, "marker": "o" if len(x) == 1 else ""}
-            axes.plot(x, smooth, color=color, label=label, **seen)
+            alpha, marker = 1 if seed == 0 else 0.45, "o" if len(x) == 1 else ""
+            axes.plot(x, smooth, color=color, alpha=alpha, marker=marker, label=label)
 
 
 def _keys(stages: Sequence[StageRecords], patterns: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 from r1train.cli import main
 from r1train.config.schema import ConfigError
 from r1train.report import stage_plots
+from r1train.report.findings import RULE
 from r1train.report.page import part, write_report
 from r1train.report.records import StageRecords, study
 from r1train.report.shares import is_share
@@ -73,9 +74,9 @@ def test_the_page_says_what_the_records_say(seeds):
     _, _, page = seeds
     for text in (
         "2 seeds", "1 h 01 min", "It learns &amp; lasts", "reproduced", "15.6 → 77.9",
-        "2 of 3 seeds: +65.0 %",
+        "2 of 3 seeds: +65.0 %", "by seed: 90.0 % / 20.0 %, 80.0 % / 20.0 %",
         "25.0 %", "cons@4", "What is 1 + 1?", "accuracy 1", "none –", "cut off", "81.0 %",
-        "dropped/<wbr>accuracy", "1 min 02 s", "a &lt;b&gt; c", "seeds = [0, 1]",
+        "dropped/<wbr>accuracy", "1 min 02 s", "a &lt;b&gt; c", RULE, "seeds = [0, 1]",
     ):  # fmt: skip
         assert text in page, text
     assert "<strong>keep</strong>" not in page  # it has no held-out figures
@@ -165,6 +166,16 @@ def test_several_runs_are_on_one_page(tmp_path, seeds):
     page = (tmp_path / "both.html").read_text()
     assert page.count("<h1>") == 2
     assert "one-heldout.png" in [path.name for path in files]
+
+
+def test_a_page_of_several_runs_leaves_those_of_each(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        written(tmp_path / name, 0)
+    monkeypatch.chdir(tmp_path / "one")
+    assert main(["report", "."]) == main(["report", ".", "../two"]) == 0
+    assert (tmp_path / "one" / "report.html").read_text().count("<h1>") == 1
+    assert (tmp_path / "one+two" / "report.html").read_text().count("<h1>") == 2
+    assert (tmp_path / "one+two" / "figures" / "two-heldout.png").exists()
 
 
 def test_runs_of_one_name_keep_their_figures_apart(tmp_path):

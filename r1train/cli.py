@@ -38,7 +38,7 @@ commands:
   sft     the supervised stages alone
   grpo    the reinforcement learning stages alone
   eval    pass@1 and cons@k of a run folder, or of a HuggingFace checkpoint
-  report  one page of a run, or of several: figures, findings, samples; and PNG figures
+  report  one page of a run, or of several in a folder of its own: figures, findings, samples
   plan    memory, time and cost of a recipe on a cluster, without running it
   config  every option of a recipe, set or not, with its documentation, as TOML
   doctor  versions, devices, kernels and recipes
@@ -169,14 +169,14 @@ def evaluate_heldout(config: Config, folder: Path) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """`r1train report RUN…`: report.html in the folder of the first, and its figures."""
+    """`r1train report RUN…`: report.html and its figures, of several runs in a folder of theirs."""
     if arguments.source is None:
         raise ConfigError("name a run folder, such as runs/r1-mini, or several")
     from r1train.report.console import CONSOLE
-    from r1train.report.page import write_report
+    from r1train.report.page import page_of, write_report
 
     folders = [Path(name) for name in (arguments.source, *arguments.overrides)]
-    for path in write_report(folders, folders[0] / "report.html"):
+    for path in write_report(folders, page_of(folders)):
         CONSOLE.print(path, soft_wrap=True)
 
 

@@ -21,6 +21,13 @@ from r1train.report.evaluation import Interval
 _ROUNDING = 1e-9
 """Of figures, relative to 1 or to what is larger."""
 Verdict = Literal["reproduced", "not reproduced", "not decided"]
+RULE = (
+    "Reproduced: the interval over the seeds lies above 0 (above at_least, where a finding has "
+    "one), or in every seed by itself that over its problems does, and then the interval shown "
+    "may hold 0. Not reproduced: one or the other lies at or below it. Else, and with one seed, "
+    "not decided."
+)
+"""How verdicts are come to, for those who read them."""
 
 
 @dataclass(frozen=True)
@@ -178,18 +185,22 @@ def t_quantile(probability: float, degrees: int) -> float:
 
 
 def markdown(findings: Sequence[Finding]) -> str:
-    """A table with a row for each."""
+    """A table with a row for each, and the rule of verdicts."""
     rows = [
         "| finding | paper | figures by seed | difference | |",
         "|---|---|---|---:|---|",
     ]
     for one in findings:
-        pairs = ", ".join(f"{_shown(a, one.scale)} / {_shown(b, one.scale)}" for a, b in one.values)
         rows.append(
-            f"| {one.title} | {one.paper} | {pairs or '–'} | {difference(one)} | "
+            f"| {one.title} | {one.paper} | {by_seed(one.values, one.scale)} | {difference(one)} | "
             f"**{one.verdict}** |"
         )
-    return "\n".join(rows) + "\n"
+    return "\n".join([*rows, "", RULE]) + "\n"
+
+
+def by_seed(values: Sequence[Sequence[float]], scale: str) -> str:
+    """The two figures of each seed; a dash where none has both."""
+    return ", ".join(f"{_shown(a, scale)} / {_shown(b, scale)}" for a, b in values) or "–"
 
 
 def difference(one: Finding) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +12,11 @@ from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 
+from r1train.report.findings import RULE, by_seed
 from r1train.report.records import Record, StageRecords, StudyRecords, number, study
+from r1train.report.shares import is_share
 from r1train.report.stage_plots import Drawing, drawings
 
 QUESTIONS = 6
@@ -65,6 +71,16 @@ class Part:
         return [_printable(text) for summary in summaries for text in summary.get("warnings", [])]
 
 
+def page_of(folders: Sequence[Path]) -> Path:
+    """Where the page of these runs belongs: in the folder of the only one, or in one of its own
+    beside the first, since each run keeps its page."""
+    if len(folders) == 1:
+        return folders[0] / "report.html"
+    names = "+".join(folder.resolve().name for folder in folders)
+    short = os.fsdecode(os.fsencode(names)[:200])  # the name of a folder has 255 bytes at most
+    return folders[0].resolve().parent / short / "report.html"
+
+
 def write_report(folders: Sequence[Path], target: Path) -> list[Path]:
     """The page of these runs as `target`, and its figures as PNG beside it; returns what was
     written. Raises ConfigError where a folder is no run's."""
@@ -75,8 +91,10 @@ def write_report(folders: Sequence[Path], target: Path) -> list[Path]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"share": _percent, "signed": _signed, "duration": _duration}
-    page = environment.get_template("page.html").render(parts=parts)
+    environment.filters |= {"breakable": _breakable, "signed": _signed, "duration": _duration}
+    environment.filters["by_seed"] = by_seed
+    page = environment.get_template("page.html").render(parts=parts, rule=RULE)
+    target.parent.mkdir(exist_ok=True)
     target.write_text(page, encoding="utf-8", errors="replace")
     written = [target]
     images = target.with_name("figures")
@@ -106,15 +124,20 @@ def _rows(found: StudyRecords) -> tuple[list[str], list[tuple[str, str, list[Cel
         name: [stage.evaluations[-1] for stage in stages if stage.evaluations]
         for name, stages in found.stages.items()
     }
-    names: dict[str, None] = {}
-    for records in last.values():
-        for record in records:
-            names |= {
-                key.removeprefix("eval/"): None
-                for key, value in record.items()
-                if key.startswith("eval/") and number(value) is not None
-            }
-    shown = [name for name in names if name not in HIDDEN and "=" not in name]
+    has = {
+        name: {
+            key.removeprefix("eval/"): None
+            for record in records
+            for key, value in record.items()
+            if key.startswith("eval/") and number(value) is not None
+        }
+        for name, records in last.items()
+    }
+    stages_with = Counter(name for names in has.values() for name in names)
+    kinds = list(dict.fromkeys(_kind(name) for name in stages_with))
+    shown = [name for name in stages_with if name not in HIDDEN and "=" not in name]
+    # As evaluations have them, but what few stages have comes last.
+    shown.sort(key=lambda name: (2 * stages_with[name] < len(has), kinds.index(_kind(name))))
     rows = [
         (name, found.stages[name][0].kind, [_cell(records, f"eval/{key}") for key in shown])
         for name, records in last.items()
@@ -123,18 +146,20 @@ def _rows(found: StudyRecords) -> tuple[list[str], list[tuple[str, str, list[Cel
     return shown, rows
 
 
+def _kind(name: str) -> str:
+    """What figures have in common that differ in a number, as cons@8 and cons@16."""
+    return re.sub(r"\d+", "", name)
+
+
 def _cell(records: Sequence[Mapping[str, Any]], key: str) -> Cell:
     values = [value for record in records if (value := number(record.get(key))) is not None]
     if not values:
         return Cell("–")
     counts = all(isinstance(value, int) for value in values)
-    form = _count if counts else _percent if _is_share(key) else _number
-    spread = f"{form(min(values))} – {form(max(values))}" if len(set(values)) > 1 else ""
+    form = _count if counts else _percent if is_share(key.removeprefix("eval/")) else _number
+    low, high = form(min(values)), form(max(values))
+    spread = f"{low.removesuffix(' %')} – {high}" if low != high else ""
     return Cell(form(fmean(values)), spread)
-
-
-def _is_share(name: str) -> bool:
-    return any(part in name for part in ("pass@", "cons@", "format", "truncated", "accuracy"))
 
 
 def _tables(found: StudyRecords) -> list[tuple[str, list[tuple[str, Cell]]]]:
@@ -205,12 +230,17 @@ def _printable(text: str) -> str:
     return f"{text[:half]} … {text[-half:]}"
 
 
+def _breakable(name: str) -> Markup:
+    """A name that may go on in another line where its parts meet."""
+    return Markup("<wbr>").join(re.split("(?<=[/_])", name))
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _count(value: float) -> str:

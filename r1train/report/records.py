@@ -71,7 +71,7 @@ class Records:
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return self.folder.resolve().name
 
     @cached_property
     def summary(self) -> Record:

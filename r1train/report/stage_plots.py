@@ -23,7 +23,7 @@ PANELS = (  # title, figures, whether they are shares
     ("rewards", ("rewards/*",), False),
     ("loss", ("loss",), False),
     ("accuracy", ("accuracy",), True),
-    ("KL to the teacher, nats", ("kl",), False),
+    ("KL to the reference, nats", ("kl",), False),
     ("completion length, tokens", ("completions/mean_length",), False),
     ("entropy, nats", ("entropy",), False),
 )
@@ -105,17 +105,18 @@ def curves(name: str, stages: Sequence[StageRecords]) -> Drawing | None:
     if not present:
         return None
     figure, grid = plt.subplots(
-        1, len(present), figsize=(3.3 * len(present), 2.4), layout="constrained", squeeze=False
+        1, len(present), figsize=(3.3 * len(present), 2.6), layout="constrained", squeeze=False
     )
+    to_teacher = any(stage.kind == "on_policy_distill" for stage in stages)
     for axes, (title, keys, share) in zip(grid[0], present, strict=True):
         for color, key in zip(COLORS, keys, strict=False):
             _lines(axes, stages, key, color, len(keys) > 1)
-        axes.set_title(title)
+        axes.set_title(title.replace("reference", "teacher") if to_teacher else title)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if share:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        if len(keys) > 1:
-            axes.legend(fontsize=8)
+    if len(present[0][1]) > 1:
+        figure.legend(loc="outside lower left", fontsize=8, ncols=2 * len(present))
     return _drawn(figure, name, f"stage-{name}")
 
 
@@ -128,7 +129,8 @@ def _lines(axes: Axes, stages: Sequence[StageRecords], key: str, color: str, sev
             x, y = zip(*points, strict=True)
             window = max(1, len(y) // 15)
             smooth = [fmean(y[max(0, i - window) : i + 1]) for i in range(len(y))]
-            axes.plot(x, smooth, color=color, alpha=1 if seed == 0 else 0.45, label=label)
+            alpha, marker = 1 if seed == 0 else 0.45, "o" if len(x) == 1 else ""
+            axes.plot(x, smooth, color=color, alpha=alpha, marker=marker, label=label)
 
 
 def _keys(stages: Sequence[StageRecords], patterns: Sequence[str]) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import inf, nan
+from pathlib import Path
 
 import pytest
 
 from r1train.config.findings import FindingConfig
-from r1train.report.findings import Measured, compare, markdown, t_interval, t_quantile
+from r1train.report.findings import RULE, Measured, compare, markdown, t_interval, t_quantile
 
 EXPECTED = FindingConfig("more", "a: x", "b: x", paper="72.6")
 
@@ -104,3 +105,9 @@ def test_the_table_says_what_was_found():
     assert "| more | 72.6 | 90.0 % / 50.0 %, 92.0 % / 50.0 %, 91.0 % / 52.0 % | +40.3 % (" in text
     assert "**reproduced** |" in text
     assert "| – | – | **not decided** |" in text
+    assert text.endswith(f"\n\n{RULE}\n")
+
+
+def test_the_documents_say_the_rule():
+    text = (Path(__file__).parents[2] / "docs" / "r1-mini.md").read_text(encoding="utf-8")
+    assert RULE in " ".join(text.split())

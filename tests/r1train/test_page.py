@@ -9,11 +9,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from matplotlib import pyplot as plt
 
 from r1train.cli import main
 from r1train.config.schema import ConfigError
-from r1train.report.page import write_report
-from r1train.report.records import study
+from r1train.report import stage_plots
+from r1train.report.findings import RULE
+from r1train.report.page import part, write_report
+from r1train.report.records import StageRecords, study
+from r1train.report.shares import is_share
+from r1train.stages.search import METHODS
 
 HOSTILE = "<script>alert(1)</script></pre><img src=x onerror=alert(1)>\x1b[2J" + "w" * 5000
 BROWSERS = [path for name in ("chromium", "google-chrome") if (path := shutil.which(name))]
@@ -69,13 +74,65 @@ def test_the_page_says_what_the_records_say(seeds):
     _, _, page = seeds
     for text in (
         "2 seeds", "1 h 01 min", "It learns &amp; lasts", "reproduced", "15.6 → 77.9",
-        "2 of 3 seeds: +65.0 %",
+        "2 of 3 seeds: +65.0 %", "by seed: 90.0 % / 20.0 %, 80.0 % / 20.0 %",
         "25.0 %", "cons@4", "What is 1 + 1?", "accuracy 1", "none –", "cut off", "81.0 %",
-        "dropped/accuracy", "1 min 02 s", "a &lt;b&gt; c", "seeds = [0, 1]",
+        "dropped/<wbr>accuracy", "1 min 02 s", "a &lt;b&gt; c", RULE, "seeds = [0, 1]",
     ):  # fmt: skip
         assert text in page, text
     assert "<strong>keep</strong>" not in page  # it has no held-out figures
     assert "4 stages" not in page  # the last has not begun
+
+
+def test_shares_are_in_per_cent_and_other_figures_are_numbers(tmp_path):
+    written(tmp_path / "run", 0)
+    table = {"majority": 0.995, "majority/n=4": 0.5, "pass@1/tokens": 2249.6, "greedy/tokens": 22.5}
+    table |= {"greedy/judged_tokens": 0.0, "format_errors": 1.5}
+    (tmp_path / "run" / "keep" / "table.json").write_text(json.dumps(table))
+    ((_, rows),) = part(study(tmp_path / "run")).tables
+    assert [cell.text for _, cell in rows] == ["99.5 %", "50.0 %", "2,250", "22.5", "0", "1.5"]
+    assert all(is_share(name) and not is_share(f"{name}/tokens") for name in METHODS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "title"),
+    [("rl", "KL to the reference, nats"), ("on_policy_distill", "KL to the teacher, nats")],
+)
+def test_the_divergence_says_from_what(tmp_path, kind, title):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "stage": "a", "kl": 0.5}\n')
+    drawing = stage_plots.curves("a", [StageRecords("a", kind, tmp_path)])
+    assert drawing is not None
+    assert title in drawing.svg
+
+
+def test_figures_that_few_stages_have_come_last(tmp_path):
+    folder = tmp_path / "run"
+    written(folder, 0)
+    for name, k in (("base", 16), ("zero", 8), ("late", 8)):
+        figures = {f"eval/cons@{k}": 1.0, "eval/format": 1.0, "eval/pass@1": 0.5}
+        if name == "base":
+            figures = {"eval/rewards/quality": 0.5, **figures}
+        (folder / name).mkdir(exist_ok=True)
+        line = {"step": 1, "stage": name, **figures}
+        (folder / name / "metrics.jsonl").write_text(json.dumps(line))
+    assert part(study(folder)).figures == [
+        *("cons@8", "format", "pass@1"),
+        *("rewards/quality", "cons@16"),
+    ]
+
+
+def test_curves_are_seen(tmp_path, monkeypatch):
+    """One step has a marker, and no legend lies on a panel."""
+    monkeypatch.setattr(stage_plots, "_drawn", lambda figure, *_: figure)
+    line = {"step": 1, "stage": "a", "rewards/accuracy": 0.5, "rewards/format": 0.25}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line))
+    figure = stage_plots.curves("a", [StageRecords("a", "rl", tmp_path)])
+    assert [line.get_marker() for line in figure.axes[0].get_lines()] == ["o", "o"]
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert not any(box.overlaps(axes.get_window_extent()) for axes in figure.axes)
+    assert box.x1 <= figure.bbox.x1
+    plt.close(figure)
 
 
 def test_hostile_text_stays_text(seeds):
@@ -109,6 +166,16 @@ def test_several_runs_are_on_one_page(tmp_path, seeds):
     page = (tmp_path / "both.html").read_text()
     assert page.count("<h1>") == 2
     assert "one-heldout.png" in [path.name for path in files]
+
+
+def test_a_page_of_several_runs_leaves_those_of_each(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        written(tmp_path / name, 0)
+    monkeypatch.chdir(tmp_path / "one")
+    assert main(["report", "."]) == main(["report", ".", "../two"]) == 0
+    assert (tmp_path / "one" / "report.html").read_text().count("<h1>") == 1
+    assert (tmp_path / "one+two" / "report.html").read_text().count("<h1>") == 2
+    assert (tmp_path / "one+two" / "figures" / "two-heldout.png").exists()
 
 
 def test_runs_of_one_name_keep_their_figures_apart(tmp_path):

@@ -141,7 +141,13 @@ def test_the_command_writes_tables_in_three_forms(mini, checkpoint, capsys):
         "Table 4", "Table 5", "Table 6"
     ]  # fmt: skip
     (aime,) = [row for row in tables[1]["rows"] if row[""] == "AIME 2024 (Pass@1)"]
-    assert (aime["R1"], aime["V3"], aime["Claude 3.5"]) == ("79.8", "39.2", "16.0")
+    assert (aime["R1"], aime["V3"], aime["Claude 3.5"]) == (79.8, 39.2, 16.0)
+    assert (aime["ours"], aime["interval"][0]) == (0, 0)
+    assert 50 < aime["interval"][1] < 100
+    assert (tables[0]["rows"][0]["n"], tables[0]["rows"][0]["tokens"]) == (1, 4)
+    assert [tables[1]["rows"][i]["o1 1217"] for i in range(3)] == [None] * 3
+    ends = {row[""].strip(): row["AIME 2024 pass@1"] for row in tables[2]["rows"]}
+    assert [ends["from"], ends["to"]] == aime["interval"]
     assert "| AIME 2024 (Pass@1) | 0.0 |" in text
     assert "| Architecture | MoE | – | MoE |" in text
     assert tables[1]["rows"][2]["ours"] == f"{mini[0].num_parameters() / 1e6:.3g}M"
@@ -153,7 +159,7 @@ def test_the_command_writes_tables_in_three_forms(mini, checkpoint, capsys):
     assert suite(checkpoint, "--benchmarks", "gsm8k", "--against", str(checkpoint)) == 0
     tables = json.loads((checkpoint / "suite/tables.json").read_text())
     assert [row[""] for row in tables[0]["rows"]] == ["GSM8K", "AIME 2024", "DROP"]
-    assert {row["difference"] for row in tables[-1]["rows"]} == {"+0.0"}
+    assert {row["difference"] for row in tables[-1]["rows"]} == {0}
 
 
 def test_flags_of_eval_are_for_eval(capsys):

@@ -197,7 +197,7 @@ def _by_model(data: dict[str, Any], results: Results, name: str) -> Table:
 
 
 def _cell(results: Results, line: Mapping[str, Any]) -> tuple[Figure | None, Figure | None]:
-    """Our figure, and its interval."""
+    """Our figure, and its interval; none where the paper's is of another k, as cons@64."""
     result = results.get(line.get("benchmark", ""))
     if result is None:
         return None, None
@@ -205,7 +205,7 @@ def _cell(results: Results, line: Mapping[str, Any]) -> tuple[Figure | None, Fig
     if figure == "mean":
         return _percent(result.mean), _range(result.mean_ci)
     if figure == "cons":
-        if result.cons is None or result.cons_ci is None:
+        if result.k != line["k"] or result.cons is None or result.cons_ci is None:
             return None, None
         return _percent(result.cons), _range(result.cons_ci)
     value = result.figures.get(figure)

@@ -100,7 +100,7 @@ def comparison(
             left[name].title,
             *(_percent(results[name].mean) for results in (left, right)),
             Figure(100 * pair.difference, "+.1f"),
-            Figure((100 * pair.low, 100 * pair.high), "+.1f", " … "),
+            _signed_range(pair),
             Figure(pair.p_value, ".2g"),
             Figure(pair.questions, "d"),
         )
@@ -241,6 +241,13 @@ def _percent(share: float) -> Figure:
 
 def _range(ends: Interval) -> Figure:
     return Figure((100 * ends[0], 100 * ends[1]))
+
+
+def _signed_range(pair: Paired) -> Figure | None:
+    """None where all differences are alike: resampling shows no spread of them."""
+    if pair.low == pair.high:
+        return None
+    return Figure((100 * pair.low, 100 * pair.high), "+.1f", " … ")
 
 
 def _line(cells: Sequence[str]) -> str:

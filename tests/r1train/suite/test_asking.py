@@ -151,7 +151,7 @@ def test_the_command_writes_tables_in_three_forms(mini, checkpoint, capsys):
     assert "| AIME 2024 (Pass@1) | 0.0 |" in text
     assert "| Architecture | MoE | – | MoE |" in text
     assert tables[1]["rows"][2]["ours"] == f"{mini[0].num_parameters() / 1e6:.3g}M"
-    assert "| **tiny** | 0.0 | 0.0 | – |" in text
+    assert "| **tiny** | 0.0 | – | – |" in text
     for line in ("AIME 2024 (Pass@1)", "R1-Distill-Qwen-32B", "tiny "):
         assert line in shown
     assert max(len(line) for line in shown.split("\n") if str(checkpoint) not in line) <= 80

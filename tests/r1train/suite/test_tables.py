@@ -1,7 +1,7 @@
 import pytest
 
-from r1train.suite.results import Result
-from r1train.suite.tables import as_json, markdown, overview, paper_tables
+from r1train.suite.results import Result, compare
+from r1train.suite.tables import as_json, comparison, markdown, overview, paper_tables
 
 ABOUT = {"Architecture": "dense", "# Activated Params": "1M", "# Total Params": "1M"}
 
@@ -40,3 +40,13 @@ def test_cons_at_64_is_of_64_completions(k, cons):
         assert (first["AIME 2024 pass@1"], first["AIME 2024 cons@64"]) == (50, cons)
         assert f"| **ours** | 50.0 | {'–' if cons is None else '50.0'} | –" in markdown(table)
     assert as_json(overview({one.benchmark: one}))["rows"][0]["cons@k"] == 50
+
+
+def test_differences_that_are_all_alike_have_no_interval():
+    one, other = result(), result(per_question={"a": 0.0, "b": 0.0})
+    for right, known in ((one, False), (other, True)):
+        pair = compare(one, right, 0.95)
+        table = comparison({"a": pair}, {"a": one}, {"a": right}, ("ours", "theirs"))
+        (row,) = as_json(table)["rows"]
+        assert (row["interval"] is not None) == known
+        assert (row["n"], row["p"]) == (2, 1)

@@ -36,8 +36,10 @@ class Score:
 def with_interval(
     name: str, found: Sequence[float], seen: Sequence[float | None]
 ) -> dict[str, float]:
-    """A figure and the two ends of its interval, `found` by resampling what was `seen`. Where all of these are alike, or
-    both ends are the same, resampling shows no spread: then no interval is known."""
+    """A figure and the two ends of its interval, `found` by resampling what was `seen`.
+
+    Where all of these are alike, or both ends are the same, resampling shows no spread: then no
+    interval is known."""
     value, low, high = found
     if low == high or len(set(seen)) < 2:
         return {name: value}

@@ -70,10 +70,15 @@ def overview(results: Results) -> Table:
         counts = Figure(one.questions, "d"), Figure(one.k, "d")
         mean = _percent(one.mean), _range(one.mean_ci)
         shares = _percent(one.truncated), _percent(one.unanswered)
-        rows.append((one.title, *counts, *mean, cons, *shares, Figure(one.mean_tokens, ",.0f")))
-    header = ("", "n", "k", "pass@1", "interval", "cons@k", "cut off", "no answer", "tokens")
+        others = Figure(one.unjudged, "d"), Figure(one.mean_tokens, ",.0f")
+        rows.append((one.title, *counts, *mean, cons, *shares, *others))
+    figures = "n", "k", "pass@1", "interval", "cons@k"
+    header = ("", *figures, "cut off", "no answer", "no verdict", "tokens")
     level = max(one.settings["confidence"] for one in results.values())
-    title = f"Per cent, {level:.0%} intervals over questions; tokens of a completion"
+    title = (
+        f"Per cent, {level:.0%} intervals over questions; completions without a verdict; tokens of "
+        "a completion"
+    )
     return Table(title, header, tuple(rows))
 
 

@@ -7,9 +7,12 @@ import pytest
 from r1train.cli import main
 from r1train.config.schema import ConfigError
 from r1train.run.export import save_checkpoint
+from r1train.suite.asking import tell_unjudged
+from r1train.suite.metrics.base import Score
 from r1train.suite.results import Result, compare
 from r1train.suite.sampling import sampling_of
 from r1train.suite.specs import benchmarks
+from tests.r1train.chat_server import serving
 from tests.r1train.suite.scripted import asking
 
 DATA = Path(__file__).parent / "data"
@@ -129,7 +132,7 @@ def checkpoint(mini, tmp_path):
 
 
 def suite(folder, *arguments, data=DATA):
-    return main(["eval", str(folder), "--suite", "r1", "--data", str(data), *arguments, *EVAL])
+    return main(["eval", str(folder), "--suite", "r1", "--data", str(data), *EVAL, *arguments])
 
 
 def test_the_command_writes_tables_in_three_forms(mini, checkpoint, capsys):
@@ -195,3 +198,69 @@ def test_a_benchmark_that_cannot_be_asked_stops_no_other(checkpoint, tmp_path, c
     assert suite(checkpoint, data=data) == 0
     assert "AMC: left out: " in capsys.readouterr().out
     assert suite(checkpoint, "--benchmarks", "amc", data=data) == 2
+
+
+JUDGED = ("--benchmarks", "simpleqa,alpaca_eval,arena_hard,gsm8k")
+
+
+def judge(server):
+    return f"suite.judge.url={server.url}", "suite.judge.model=m", "suite.judge.retries=0"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ((404, {}, b"no such model"), r"/chat/completions: HTTP 404: 'no such model'"),
+        ("I like both.", "the judge's last line is no verdict: 'I like both.'"),
+        ((200, {}, b"<html>"), "expected choices"),
+    ],
+)
+def test_without_a_verdict_the_reason_is_said_and_the_others_go_on(
+    checkpoint, capsys, answer, reason
+):
+    with serving(lambda request: answer) as server:
+        assert suite(checkpoint, *JUDGED, *judge(server)) == 1
+    said = capsys.readouterr()
+    for title, count in (("SimpleQA", 2), ("AlpacaEval 2", 2), ("ArenaHard", 2)):
+        told = f"{title}: left out: no verdict on {count} of {count} completions: {count} × "
+        assert told in said.out
+        assert told in said.err
+    assert reason in said.err
+    assert "see to suite.judge.url" in said.err
+    (row,) = json.loads((checkpoint / "suite/tables.json").read_text())[0]["rows"]
+    assert row[""] == "GSM8K"
+    (line, *_) = map(json.loads, (checkpoint / "suite/simpleqa/samples.jsonl").open())
+    assert reason in line["details"][0]["failure"]
+
+
+def test_how_many_have_no_verdict_is_said(checkpoint, capsys):
+    requests = []
+
+    def flaky(request):
+        requests.append(request)
+        return "Winner: A" if len(requests) < 3 else (503, {}, b"")
+
+    arguments = "--benchmarks", "alpaca_eval", "suite.judge.concurrency=1"
+    with serving(flaky) as server:
+        assert suite(checkpoint, *arguments, *judge(server), "suite.limit=2", "suite.k=1") == 0
+    told = capsys.readouterr().out
+    assert "AlpacaEval 2: no verdict on 1 of 2 completions: 1 × http://127.0.0.1" in told
+    assert "HTTP 503" in told
+    (row,) = json.loads((checkpoint / "suite/tables.json").read_text())[0]["rows"]
+    assert (row["n"], row["no verdict"]) == (2, 1)
+
+
+def test_many_reasons_are_told_in_few_words(capsys):
+    scores = [Score(None, {"failure": f"reason {i}"}) for i in (0, 0, 1, 1, 2, 2, 3, 4)]
+    tell_unjudged(benchmarks()["simpleqa"], [*scores, Score(1.0)])
+    assert capsys.readouterr().out.strip() == (
+        "SimpleQA: no verdict on 8 of 9 completions: 2 × reason 0; 2 × reason 1; 2 × reason 2; "
+        "2 for other reasons"
+    )
+
+
+def test_a_benchmark_that_was_named_and_cannot_be_asked_stops_no_other(checkpoint, capsys):
+    assert suite(checkpoint, "--benchmarks", "simpleqa,gsm8k") == 2  # there is no judge
+    assert "SimpleQA: left out: suite.judge.url" in capsys.readouterr().err
+    (row,) = json.loads((checkpoint / "suite/tables.json").read_text())[0]["rows"]
+    assert row[""] == "GSM8K"

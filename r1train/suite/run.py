@@ -73,6 +73,9 @@ def run_suite(config: Config, asked: Asked) -> dict[str, Result]:
             f"--data {asked.data}: no file of any benchmark: expected a folder or file for each, "
             f"by the names {', '.join(benchmarks())}"
         )
+    assert config.model.path is not None  # of an evaluation
+    model = Path(config.model.path).resolve()  # of a run, in the stage that its newest is of
+    CONSOLE.print(f"model: {model}", soft_wrap=True, markup=False)
     place, results = asked.folder / FOLDER, dict[str, Result]()
     left_out: dict[str, ConfigError | NoVerdict] = {}
     with deterministic(config.threads):
@@ -91,9 +94,8 @@ def run_suite(config: Config, asked: Asked) -> dict[str, Result]:
     if not results:
         _complain(left_out)
         raise ConfigError(f"--data {asked.data}: none of its benchmarks can be asked: see above")
-    assert config.model.path is not None  # of an evaluation
-    known = about(Path(config.model.path))
-    tables = [overview(results), *paper_tables(results, _name(asked.folder), known)]
+    name = _name(asked.folder)
+    tables = [overview(results, model), *paper_tables(results, name, about(model))]
     if asked.trained and config.suite.check_training_data:
         now = [one.name for one in here if one.name in results]
         tables += _contaminated(config, asked.data, now, results)

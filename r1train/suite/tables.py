@@ -62,8 +62,8 @@ class Table:
     """First cells of the rows that are ours."""
 
 
-def overview(results: Results) -> Table:
-    """Every benchmark that was run."""
+def overview(results: Results, model: Path) -> Table:
+    """Every benchmark that the model in that folder was asked."""
     rows = []
     for one in results.values():
         cons = None if one.cons is None else _percent(one.cons)
@@ -76,8 +76,8 @@ def overview(results: Results) -> Table:
     header = ("", *figures, "cut off", "no answer", "no verdict", "tokens")
     level = max(one.settings["confidence"] for one in results.values())
     title = (
-        f"Per cent, {level:.0%} intervals over questions; completions without a verdict; tokens of "
-        "a completion"
+        f"{model}: per cent, {level:.0%} intervals over questions; completions without a verdict; "
+        "tokens of a completion"
     )
     return Table(title, header, tuple(rows))
 

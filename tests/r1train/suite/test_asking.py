@@ -264,3 +264,13 @@ def test_a_benchmark_that_was_named_and_cannot_be_asked_stops_no_other(checkpoin
     assert "SimpleQA: left out: suite.judge.url" in capsys.readouterr().err
     (row,) = json.loads((checkpoint / "suite/tables.json").read_text())[0]["rows"]
     assert row[""] == "GSM8K"
+
+
+def test_of_a_run_it_is_said_which_stage_the_model_is_of(mini, tmp_path, capsys):
+    run = tmp_path / "run"
+    stage = save_checkpoint(*mini, run / "zero" / "checkpoint").resolve()
+    (run / "checkpoint").symlink_to("zero/checkpoint")
+    assert suite(run, "--benchmarks", "gsm8k") == 0
+    assert f"model: {stage}\n" in capsys.readouterr().out
+    table, *_ = json.loads((run / "suite/tables.json").read_text())
+    assert table["title"].startswith(f"{stage}: ")

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from r1train.suite.results import Result, compare
@@ -39,7 +41,7 @@ def test_cons_at_64_is_of_64_completions(k, cons):
         first, *_ = as_json(table)["rows"]
         assert (first["AIME 2024 pass@1"], first["AIME 2024 cons@64"]) == (50, cons)
         assert f"| **ours** | 50.0 | {'–' if cons is None else '50.0'} | –" in markdown(table)
-    assert as_json(overview({one.benchmark: one}))["rows"][0]["cons@k"] == 50
+    assert as_json(overview({one.benchmark: one}, Path("model")))["rows"][0]["cons@k"] == 50
 
 
 def test_differences_that_are_all_alike_have_no_interval():

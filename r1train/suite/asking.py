@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from r1train.config.schema import ConfigError
+from r1train.config.schema import RunError
 from r1train.config.sections import Config
 from r1train.data.response import summary
 from r1train.engine.builtin import BuiltinEngine
@@ -24,14 +25,20 @@ from r1train.run.checksums import digest_of
 from r1train.run.writing import replaced, writing
 from r1train.suite.extraction import extract
 from r1train.suite.metrics import JUDGED, metric_of
-from r1train.suite.metrics.base import MetricBase, Response, Score
+from r1train.suite.metrics.base import Response, Score
 from r1train.suite.questions import Question, load
 from r1train.suite.results import Result, summarize
 from r1train.suite.sampling import Sampled, Subject, sample, sampling_of
 from r1train.suite.specs import Benchmark
 
 _LONGEST_REFERENCE = 4096
+MOST_REASONS = 3
+"""Of those why there is no verdict, that are told; `samples.jsonl` has them all."""
 SAMPLES, SETTINGS, RESULT = "samples.jsonl", "settings.json", "result.json"
+
+
+class NoVerdict(RunError):
+    """Why no completion of a benchmark could be judged."""
 
 
 class Asking:
@@ -59,7 +66,11 @@ class Asking:
         return Subject(model, tokenizer, engine, config, template, system)
 
     def result(self, benchmark: Benchmark) -> Result:
-        """The result that is there and made with these settings, or a new one."""
+        """The result that is there and made with these settings, or a new one.
+
+        Raises ConfigError where the benchmark cannot be asked, NoVerdict where none of its
+        completions can be judged: what they said is kept.
+        """
         suite, folder = self.config.suite, self.place / benchmark.name
         questions = load(benchmark, self.data, suite.limit)
         k = suite.k or benchmark.k
@@ -75,10 +86,13 @@ class Asking:
             [_response(benchmark, question, one, i) for i in range(k)]
             for question, one in zip(questions, sampled, strict=True)
         ]
-        scores, extra = _scored(metric, responses)
+        flat = [response for group in responses for response in group]
+        scored = metric(flat)
+        scores = [scored[i : i + k] for i in range(0, len(scored), k)]
         _write_samples(folder / SAMPLES, sampled, responses, scores)
+        tell_unjudged(benchmark, scored)
         found = summarize(
-            *(benchmark, questions, sampled, responses, scores, extra),
+            *(benchmark, questions, sampled, responses, scores, metric.figures(flat, scored)),
             confidence=suite.confidence,
             settings=settings,
         )
@@ -144,16 +158,19 @@ def _response(benchmark: Benchmark, question: Question, one: Sampled, i: int) ->
     return Response(question, summary(said, one.prompt), answer)
 
 
-def _scored(
-    metric: MetricBase, responses: Sequence[Sequence[Response]]
-) -> tuple[list[list[Score]], dict[str, float]]:
-    """The score of every response, and the benchmark's further figures."""
-    flat = [response for group in responses for response in group]
-    scores = metric(flat)
-    if all(score.value is None for score in scores):
-        raise ConfigError(f"{metric.benchmark.title}: no completion could be judged")
-    given = iter(scores)
-    return [[next(given) for _ in group] for group in responses], metric.figures(flat, scores)
+def tell_unjudged(benchmark: Benchmark, scores: Sequence[Score]) -> None:
+    """Says how many have no verdict, and why. Raises NoVerdict where none has one."""
+    failures = Counter(score.detail["failure"] for score in scores if score.value is None)
+    if not failures:
+        return
+    count, first = failures.total(), failures.most_common(MOST_REASONS)
+    reasons = [f"{times} × {reason}" for reason, times in first]
+    if len(failures) > len(first):
+        reasons.append(f"{count - sum(times for _, times in first)} for other reasons")
+    told = f"no verdict on {count} of {len(scores)} completions: {'; '.join(reasons)}"
+    if count == len(scores):
+        raise NoVerdict(f"{told}: see to suite.judge.url, .model, .timeout and .max_tokens")
+    CONSOLE.print(f"{benchmark.title}: {told}", soft_wrap=True, markup=False)
 
 
 def _write_samples(

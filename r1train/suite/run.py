@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1train.config.schema import ConfigError
+from r1train.config.schema import ConfigError, RunError
 from r1train.config.sections import Config
 from r1train.report.console import CONSOLE
 from r1train.run.writing import writing
 from r1train.seeds import deterministic
 from r1train.suite.about import about
-from r1train.suite.asking import RESULT, Asking
+from r1train.suite.asking import RESULT, Asking, NoVerdict
 from r1train.suite.contamination import contamination
 from r1train.suite.questions import files_of
 from r1train.suite.results import Result, compare
@@ -59,7 +59,9 @@ def run_suite(config: Config, asked: Asked) -> dict[str, Result]:
     """Asks what is not finished yet, and writes and shows the tables of all that is, by now or
     before.
 
-    Raises ConfigError where nothing can be asked, and where a benchmark that was named cannot be.
+    What cannot be asked or judged stops no other benchmark. Once the tables are there it raises
+    ConfigError for those that were named and cannot be asked, RunError for those that the judge
+    gave no verdict on; ConfigError where nothing can be asked.
     """
     if not asked.data.is_dir():
         raise ConfigError(
@@ -71,24 +73,29 @@ def run_suite(config: Config, asked: Asked) -> dict[str, Result]:
             f"--data {asked.data}: no file of any benchmark: expected a folder or file for each, "
             f"by the names {', '.join(benchmarks())}"
         )
+    assert config.model.path is not None  # of an evaluation
+    model = Path(config.model.path).resolve()  # of a run, in the stage that its newest is of
+    CONSOLE.print(f"model: {model}", soft_wrap=True, markup=False)
     place, results = asked.folder / FOLDER, dict[str, Result]()
+    left_out: dict[str, ConfigError | NoVerdict] = {}
     with deterministic(config.threads):
         asking = Asking(config, asked.data, place, trained=asked.trained)
         for benchmark in here:
             try:
                 results[benchmark.name] = asking.result(benchmark)
-            except ConfigError as error:
-                if asked.names:
-                    raise
-                CONSOLE.print(f"{benchmark.title}: left out: {error}", soft_wrap=True)
+            except (ConfigError, NoVerdict) as error:
+                text = f"{benchmark.title}: left out: {error}"
+                CONSOLE.print(text, soft_wrap=True, markup=False)
+                if asked.names or isinstance(error, NoVerdict):
+                    left_out[text] = error
         for name, benchmark in benchmarks().items():
             if name not in results and (earlier := asking.earlier(benchmark)) is not None:
                 results[name] = earlier
     if not results:
+        _complain(left_out)
         raise ConfigError(f"--data {asked.data}: none of its benchmarks can be asked: see above")
-    assert config.model.path is not None  # of an evaluation
-    known = about(Path(config.model.path))
-    tables = [overview(results), *paper_tables(results, _name(asked.folder), known)]
+    name = _name(asked.folder)
+    tables = [overview(results, model), *paper_tables(results, name, about(model))]
     if asked.trained and config.suite.check_training_data:
         now = [one.name for one in here if one.name in results]
         tables += _contaminated(config, asked.data, now, results)
@@ -98,7 +105,15 @@ def run_suite(config: Config, asked: Asked) -> dict[str, Result]:
     for table in tables:
         show(table)
     CONSOLE.print(place / "tables.md", soft_wrap=True)
+    _complain(left_out)
     return results
+
+
+def _complain(left_out: Mapping[str, ConfigError | NoVerdict]) -> None:
+    """Raises for benchmarks that should have been there."""
+    if left_out:
+        settings = all(isinstance(error, ConfigError) for error in left_out.values())
+        raise (ConfigError if settings else RunError)("; ".join(left_out))
 
 
 def _write(place: Path, tables: Sequence[Table]) -> None:

@@ -19,6 +19,7 @@ from rich.table import Column
 from rich.table import Table as RichTable
 
 from r1train.report.console import CONSOLE
+from r1train.report.evaluation import Interval
 from r1train.report.statistics import Paired
 from r1train.suite.results import Result
 
@@ -30,28 +31,54 @@ Results = Mapping[str, Result]
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A number, or the two ends of an interval, and how they are shown."""
+
+    value: float | Interval
+    form: str = ".1f"
+    joint: str = "–"
+
+    def __str__(self) -> str:
+        return self.joint.join(format(end, self.form) for end in self.ends)
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        return self.value if isinstance(self.value, tuple) else (self.value,)
+
+
+Cell = str | Figure | None
+"""A text, a number, or nothing that is known."""
+
+
+@dataclass(frozen=True)
 class Table:
-    """A table of texts; a row without cells heads those that follow."""
+    """Rows by their first cells, which are texts; one without other cells heads those that
+    follow."""
 
     title: str
     header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
     bold: tuple[str, ...] = ()
     """First cells of the rows that are ours."""
 
 
-def overview(results: Results) -> Table:
-    """Every benchmark that was run."""
+def overview(results: Results, model: Path) -> Table:
+    """Every benchmark that the model in that folder was asked."""
     rows = []
     for one in results.values():
-        cons = NONE if one.cons is None else _percent(one.cons)
-        counts = str(one.questions), str(one.k)
+        cons = None if one.cons is None else _percent(one.cons)
+        counts = Figure(one.questions, "d"), Figure(one.k, "d")
         mean = _percent(one.mean), _range(one.mean_ci)
-        lengths = _percent(one.truncated), _percent(one.unanswered), f"{one.mean_tokens:,.0f}"
-        rows.append((one.title, *counts, *mean, cons, *lengths))
-    header = ("", "n", "k", "pass@1", "interval", "cons@k", "cut off", "no answer", "tokens")
+        shares = _percent(one.truncated), _percent(one.unanswered)
+        others = Figure(one.unjudged, "d"), Figure(one.mean_tokens, ",.0f")
+        rows.append((one.title, *counts, *mean, cons, *shares, *others))
+    figures = "n", "k", "pass@1", "interval", "cons@k"
+    header = ("", *figures, "cut off", "no answer", "no verdict", "tokens")
     level = max(one.settings["confidence"] for one in results.values())
-    title = f"Per cent, {level:.0%} intervals over questions; tokens of a completion"
+    title = (
+        f"{model}: per cent, {level:.0%} intervals over questions; completions without a verdict; "
+        "tokens of a completion"
+    )
     return Table(title, header, tuple(rows))
 
 
@@ -73,14 +100,14 @@ def comparison(
     pairs: Mapping[str, Paired], left: Results, right: Results, names: tuple[str, str]
 ) -> Table:
     """The paired tests of two models."""
-    rows = tuple(
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             left[name].title,
             *(_percent(results[name].mean) for results in (left, right)),
-            f"{100 * pair.difference:+.1f}",
-            f"{100 * pair.low:+.1f} … {100 * pair.high:+.1f}",
-            f"{pair.p_value:.3f}" if pair.p_value >= 0.001 else "< 0.001",
-            str(pair.questions),
+            Figure(100 * pair.difference, "+.1f"),
+            _signed_range(pair),
+            Figure(pair.p_value, ".2g"),
+            Figure(pair.questions, "d"),
         )
         for name, pair in pairs.items()
     )
@@ -94,8 +121,9 @@ def contamination_table(results: Results, found: Mapping[str, set[str]]) -> Tabl
     for name, seen in found.items():
         one = results[name]
         left = [value for question, value in one.per_question.items() if question not in seen]
-        clean = _percent(fmean(left)) if left else NONE
-        rows.append((one.title, str(one.questions), str(len(seen)), _percent(one.mean), clean))
+        clean = _percent(fmean(left)) if left else None
+        counts = Figure(one.questions, "d"), Figure(len(seen), "d")
+        rows.append((one.title, *counts, _percent(one.mean), clean))
     header = ("", "n", "in training data", "pass@1", "without them")
     return Table("Ten words in a row in the training data", header, tuple(rows))
 
@@ -113,7 +141,7 @@ def show(table: Table, console: Console = CONSOLE) -> None:
     )
     for row in table.rows:
         style = "bold" if len(row) == 1 or row[0] in table.bold else ""
-        found.add_row(*row, style=style)
+        found.add_row(*map(_text, row), style=style)
     console.print(f"\n{table.title}", style="bold", markup=False)
     console.print(found)
 
@@ -123,23 +151,32 @@ def markdown(table: Table) -> str:
     width = len(table.header)
     lines = [f"**{table.title}**", "", _line(table.header), _line(["---", *["---:"] * (width - 1)])]
     for row in table.rows:
-        cells = [f"**{row[0]}**"] if len(row) == 1 or row[0] in table.bold else [row[0]]
-        lines.append(_line([*cells, *row[1:], *[""] * (width - len(row))]))
+        name, *cells = map(_text, row)
+        name = f"**{name}**" if not cells or name in table.bold else name
+        lines.append(_line([name, *cells, *[""] * (width - len(row))]))
     return "\n".join(lines) + "\n"
 
 
 def as_json(table: Table) -> dict[str, Any]:
-    """The table as rows by the names of its columns."""
-    rows = [dict(zip(table.header, row, strict=True)) for row in table.rows if len(row) > 1]
+    """The table as rows by the names of its columns: numbers as they are, an interval as its two
+    ends, null where nothing is known."""
+    rows = [
+        {
+            name: cell.value if isinstance(cell, Figure) else cell
+            for name, cell in zip(table.header, row, strict=True)
+        }
+        for row in table.rows
+        if len(row) > 1
+    ]
     return {"title": table.title, "rows": rows}
 
 
 def _by_benchmark(data: dict[str, Any], results: Results, about: Mapping[str, str]) -> Table:
     """Table 4: a row for each benchmark; ours first, then the paper's models."""
-    rows: list[tuple[str, ...]] = []
+    rows: list[tuple[Cell, ...]] = []
     for line in data["rows"]:
         if "texts" in line:
-            rows.append((line["title"], about[line["title"]], NONE, *line["texts"]))
+            rows.append((line["title"], about[line["title"]], None, *map(_given, line["texts"])))
             continue
         if "group" in line:
             rows.append((line["group"],))
@@ -152,36 +189,39 @@ def _by_model(data: dict[str, Any], results: Results, name: str) -> Table:
     """Tables 5 and 6: a row for each model, ours first, with its intervals below it."""
     cells = [_cell(results, column) for column in data["columns"]]
     name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
-    bounds = [ends.split("–") if ends != NONE else [NONE, NONE] for _, ends in cells]
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (name, *(ours for ours, _ in cells)),
-        ("  from", *(low for low, _ in bounds)),
-        ("  to", *(high for _, high in bounds)),
+        *(
+            (side, *(both and Figure(both.ends[i], both.form) for _, both in cells))
+            for i, side in enumerate(("  from", "  to"))
+        ),
         *((model, *map(_given, values)) for model, values in data["models"].items()),
     ]
     header = ("", *(column["title"] for column in data["columns"]))
     return Table(data["title"], header, tuple(rows), bold=(name,))
 
 
-def _cell(results: Results, line: Mapping[str, Any]) -> tuple[str, str]:
-    """Our figure, and its interval."""
+def _cell(results: Results, line: Mapping[str, Any]) -> tuple[Figure | None, Figure | None]:
+    """Our figure, and its interval; none where the paper's is of another k, as cons@64."""
     result = results.get(line.get("benchmark", ""))
     if result is None:
-        return NONE, NONE
+        return None, None
     figure = line.get("figure", "mean")
     if figure == "mean":
         return _percent(result.mean), _range(result.mean_ci)
     if figure == "cons":
-        known = result.cons is not None and result.cons_ci is not None
-        return (_percent(result.cons), _range(result.cons_ci)) if known else (NONE, NONE)  # type: ignore[arg-type]
+        if result.k != line["k"] or result.cons is None or result.cons_ci is None:
+            return None, None
+        return _percent(result.cons), _range(result.cons_ci)
     value = result.figures.get(figure)
     if value is None:
-        return NONE, NONE
-    ends = [result.figures.get(f"{figure}_{end}") for end in ("low", "high")]
-    form = "{:.0f}" if figure in RATINGS else "{:.1f}"
-    scale = 1 if figure in RATINGS else 100
-    bounds = [form.format(scale * end) for end in ends if end is not None]
-    return form.format(scale * value), "–".join(bounds) if len(bounds) == 2 else NONE
+        return None, None
+    scale, form = (1, ".0f") if figure in RATINGS else (100, ".1f")
+    low, high = (result.figures.get(f"{figure}_{end}") for end in ("low", "high"))
+    ours = Figure(scale * value, form)
+    if low is None or high is None:
+        return ours, None
+    return ours, Figure((scale * low, scale * high), form)
 
 
 def _narrow(name: str) -> str:
@@ -189,18 +229,30 @@ def _narrow(name: str) -> str:
     return name.replace(" ", "\n")
 
 
-def _given(value: float) -> str:
-    if isnan(value):
-        return NONE
-    return str(value) if isinstance(value, int) else f"{value:.1f}"
+def _text(cell: Cell) -> str:
+    return NONE if cell is None else str(cell)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+def _given(value: str | float) -> Cell:
+    """What the paper says."""
+    if isinstance(value, str):
+        return None if value == NONE else value
+    return None if isnan(value) else Figure(value, "d" if isinstance(value, int) else ".1f")
 
 
-def _range(ends: Sequence[float]) -> str:
-    return f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}"
+def _percent(share: float) -> Figure:
+    return Figure(100 * share)
+
+
+def _range(ends: Interval) -> Figure:
+    return Figure((100 * ends[0], 100 * ends[1]))
+
+
+def _signed_range(pair: Paired) -> Figure | None:
+    """None where all differences are alike: resampling shows no spread of them."""
+    if pair.low == pair.high:
+        return None
+    return Figure((100 * pair.low, 100 * pair.high), "+.1f", " … ")
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -33,6 +33,19 @@ class Score:
     """For the file of samples, and for `figures`."""
 
 
+def with_interval(
+    name: str, found: Sequence[float], seen: Sequence[float | None]
+) -> dict[str, float]:
+    """A figure and the two ends of its interval, `found` by resampling what was `seen`.
+
+    Where all of these are alike, or both ends are the same, resampling shows no spread: then no
+    interval is known."""
+    value, low, high = found
+    if low == high or len(set(seen)) < 2:
+        return {name: value}
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
 class MetricBase(ABC):
     """Scores the responses to a benchmark."""
 

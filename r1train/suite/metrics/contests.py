@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from r1train.config.sections import Config
-from r1train.suite.metrics.base import Response, Score
+from r1train.suite.metrics.base import Response, Score, with_interval
 from r1train.suite.metrics.programs import ProgramMetric
 from r1train.suite.specs import Benchmark
 
@@ -43,17 +43,14 @@ class ContestMetric(ProgramMetric):
         rng = random.Random(0)
         drawn = sorted(rating(rng.choices(contests, k=len(contests))) for _ in range(_RESAMPLES))
         tail = (1 - self.config.suite.confidence) / 2
+        ratings = found, drawn[int(tail * len(drawn))], drawn[-1 - int(tail * len(drawn))]
         people = [one for contest in contests for one in contest.ratings]
-        figures = {
-            "rating": found,
-            "rating_low": drawn[int(tail * len(drawn))],
-            "rating_high": drawn[-1 - int(tail * len(drawn))],
+        percentiles = [fmean(one < value for one in people) for value in ratings]
+        solved = [score.value for score in scores]
+        return {
+            **with_interval("rating", ratings, solved),
+            **with_interval("percentile", percentiles, solved),
         }
-        percentile = {
-            name.replace("rating", "percentile"): fmean(one < value for one in people)
-            for name, value in figures.items()
-        }
-        return figures | percentile
 
 
 def rating(contests: Sequence[Contest]) -> float:

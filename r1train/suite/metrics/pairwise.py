@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from r1train.config.sections import Config
 from r1train.rewards.judge.client import ChatClient, Failure
 from r1train.rewards.judge.verdicts import RUBRIC, asked_of, compare, verdict_of
-from r1train.suite.metrics.base import MetricBase, Response, Score
+from r1train.suite.metrics.base import MetricBase, Response, Score, with_interval
 from r1train.suite.specs import Benchmark
 
 _STEPS, _RIDGE, _RESAMPLES = 25, 1e-3, 400
@@ -76,8 +76,8 @@ class PairwiseMetric(MetricBase):
             for one, score in zip(responses, scores, strict=True)
             if score.value is not None
         ]
-        mean, low, high = length_controlled(comparisons, self.config.suite.confidence)
-        return {"lc_winrate": mean, "lc_winrate_low": low, "lc_winrate_high": high}
+        found = length_controlled(comparisons, self.config.suite.confidence)
+        return with_interval("lc_winrate", found, [one.won for one in comparisons])
 
 
 class BattleMetric(PairwiseMetric):

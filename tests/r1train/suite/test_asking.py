@@ -7,9 +7,12 @@ import pytest
 from r1train.cli import main
 from r1train.config.schema import ConfigError
 from r1train.run.export import save_checkpoint
+from r1train.suite.asking import tell_unjudged
+from r1train.suite.metrics.base import Score
 from r1train.suite.results import Result, compare
 from r1train.suite.sampling import sampling_of
 from r1train.suite.specs import benchmarks
+from tests.r1train.chat_server import serving
 from tests.r1train.suite.scripted import asking
 
 DATA = Path(__file__).parent / "data"
@@ -129,7 +132,7 @@ def checkpoint(mini, tmp_path):
 
 
 def suite(folder, *arguments, data=DATA):
-    return main(["eval", str(folder), "--suite", "r1", "--data", str(data), *arguments, *EVAL])
+    return main(["eval", str(folder), "--suite", "r1", "--data", str(data), *EVAL, *arguments])
 
 
 def test_the_command_writes_tables_in_three_forms(mini, checkpoint, capsys):
@@ -141,11 +144,17 @@ def test_the_command_writes_tables_in_three_forms(mini, checkpoint, capsys):
         "Table 4", "Table 5", "Table 6"
     ]  # fmt: skip
     (aime,) = [row for row in tables[1]["rows"] if row[""] == "AIME 2024 (Pass@1)"]
-    assert (aime["R1"], aime["V3"], aime["Claude 3.5"]) == ("79.8", "39.2", "16.0")
+    assert (aime["R1"], aime["V3"], aime["Claude 3.5"]) == (79.8, 39.2, 16.0)
+    assert (aime["ours"], aime["interval"][0]) == (0, 0)
+    assert 50 < aime["interval"][1] < 100
+    assert (tables[0]["rows"][0]["n"], tables[0]["rows"][0]["tokens"]) == (1, 4)
+    assert [tables[1]["rows"][i]["o1 1217"] for i in range(3)] == [None] * 3
+    ends = {row[""].strip(): row["AIME 2024 pass@1"] for row in tables[2]["rows"]}
+    assert [ends["from"], ends["to"]] == aime["interval"]
     assert "| AIME 2024 (Pass@1) | 0.0 |" in text
     assert "| Architecture | MoE | – | MoE |" in text
     assert tables[1]["rows"][2]["ours"] == f"{mini[0].num_parameters() / 1e6:.3g}M"
-    assert "| **tiny** | 0.0 | 0.0 | – |" in text
+    assert "| **tiny** | 0.0 | – | – |" in text
     for line in ("AIME 2024 (Pass@1)", "R1-Distill-Qwen-32B", "tiny "):
         assert line in shown
     assert max(len(line) for line in shown.split("\n") if str(checkpoint) not in line) <= 80
@@ -153,7 +162,7 @@ def test_the_command_writes_tables_in_three_forms(mini, checkpoint, capsys):
     assert suite(checkpoint, "--benchmarks", "gsm8k", "--against", str(checkpoint)) == 0
     tables = json.loads((checkpoint / "suite/tables.json").read_text())
     assert [row[""] for row in tables[0]["rows"]] == ["GSM8K", "AIME 2024", "DROP"]
-    assert {row["difference"] for row in tables[-1]["rows"]} == {"+0.0"}
+    assert {row["difference"] for row in tables[-1]["rows"]} == {0}
 
 
 def test_flags_of_eval_are_for_eval(capsys):
@@ -189,3 +198,79 @@ def test_a_benchmark_that_cannot_be_asked_stops_no_other(checkpoint, tmp_path, c
     assert suite(checkpoint, data=data) == 0
     assert "AMC: left out: " in capsys.readouterr().out
     assert suite(checkpoint, "--benchmarks", "amc", data=data) == 2
+
+
+JUDGED = ("--benchmarks", "simpleqa,alpaca_eval,arena_hard,gsm8k")
+
+
+def judge(server):
+    return f"suite.judge.url={server.url}", "suite.judge.model=m", "suite.judge.retries=0"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ((404, {}, b"no such model"), r"/chat/completions: HTTP 404: 'no such model'"),
+        ("I like both.", "the judge's last line is no verdict: 'I like both.'"),
+        ((200, {}, b"<html>"), "expected choices"),
+    ],
+)
+def test_without_a_verdict_the_reason_is_said_and_the_others_go_on(
+    checkpoint, capsys, answer, reason
+):
+    with serving(lambda request: answer) as server:
+        assert suite(checkpoint, *JUDGED, *judge(server)) == 1
+    said = capsys.readouterr()
+    for title, count in (("SimpleQA", 2), ("AlpacaEval 2", 2), ("ArenaHard", 2)):
+        told = f"{title}: left out: no verdict on {count} of {count} completions: {count} × "
+        assert told in said.out
+        assert told in said.err
+    assert reason in said.err
+    assert "see to suite.judge.url" in said.err
+    (row,) = json.loads((checkpoint / "suite/tables.json").read_text())[0]["rows"]
+    assert row[""] == "GSM8K"
+    (line, *_) = map(json.loads, (checkpoint / "suite/simpleqa/samples.jsonl").open())
+    assert reason in line["details"][0]["failure"]
+
+
+def test_how_many_have_no_verdict_is_said(checkpoint, capsys):
+    requests = []
+
+    def flaky(request):
+        requests.append(request)
+        return "Winner: A" if len(requests) < 3 else (503, {}, b"")
+
+    arguments = "--benchmarks", "alpaca_eval", "suite.judge.concurrency=1"
+    with serving(flaky) as server:
+        assert suite(checkpoint, *arguments, *judge(server), "suite.limit=2", "suite.k=1") == 0
+    told = capsys.readouterr().out
+    assert "AlpacaEval 2: no verdict on 1 of 2 completions: 1 × http://127.0.0.1" in told
+    assert "HTTP 503" in told
+    (row,) = json.loads((checkpoint / "suite/tables.json").read_text())[0]["rows"]
+    assert (row["n"], row["no verdict"]) == (2, 1)
+
+
+def test_many_reasons_are_told_in_few_words(capsys):
+    scores = [Score(None, {"failure": f"reason {i}"}) for i in (0, 0, 1, 1, 2, 2, 3, 4)]
+    tell_unjudged(benchmarks()["simpleqa"], [*scores, Score(1.0)])
+    assert capsys.readouterr().out.strip() == (
+        "SimpleQA: no verdict on 8 of 9 completions: 2 × reason 0; 2 × reason 1; 2 × reason 2; "
+        "2 for other reasons"
+    )
+
+
+def test_a_benchmark_that_was_named_and_cannot_be_asked_stops_no_other(checkpoint, capsys):
+    assert suite(checkpoint, "--benchmarks", "simpleqa,gsm8k") == 2  # there is no judge
+    assert "SimpleQA: left out: suite.judge.url" in capsys.readouterr().err
+    (row,) = json.loads((checkpoint / "suite/tables.json").read_text())[0]["rows"]
+    assert row[""] == "GSM8K"
+
+
+def test_of_a_run_it_is_said_which_stage_the_model_is_of(mini, tmp_path, capsys):
+    run = tmp_path / "run"
+    stage = save_checkpoint(*mini, run / "zero" / "checkpoint").resolve()
+    (run / "checkpoint").symlink_to("zero/checkpoint")
+    assert suite(run, "--benchmarks", "gsm8k") == 0
+    assert f"model: {stage}\n" in capsys.readouterr().out
+    table, *_ = json.loads((run / "suite/tables.json").read_text())
+    assert table["title"].startswith(f"{stage}: ")

@@ -51,7 +51,7 @@ def test_questions_of_the_training_data_are_counted(mini, tmp_path, capsys):
         if "training data" in table["title"]
     ]
     (row,) = table["rows"]
-    assert (row["n"], row["in training data"]) == ("4", "2")
+    assert (row["n"], row["in training data"]) == (4, 2)
     assert "Ten words in a row" in capsys.readouterr().out
     assert main([*command, "suite.check_training_data=false"]) == 0
     assert "Ten words in a row" not in capsys.readouterr().out

@@ -75,8 +75,16 @@ def test_a_pair_is_judged_in_both_orders():
             responses = pairs(("a", "long"), ("long", "a"))
             scores = judge(responses)
             assert [score.value for score in scores] == expected
-            figures = judge.figures(responses, scores)
-            assert figures["lc_winrate_low"] <= figures["lc_winrate"] <= figures["lc_winrate_high"]
+    figures = judge.figures(responses, scores)
+    assert figures["lc_winrate_low"] <= figures["lc_winrate"] <= figures["lc_winrate_high"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_preferences_that_are_all_alike_have_no_interval(count):
+    with serving(lambda request: "Winner: tie") as server:
+        judge = metric("alpaca_eval", server.url)
+        responses = pairs(*[("a" * (i + 1), "long") for i in range(count)])
+        assert judge.figures(responses, judge(responses)).keys() == {"lc_winrate"}
 
 
 def test_a_battle_that_is_won_clearly_counts_three_times():

@@ -83,6 +83,11 @@ def test_contests_are_rated_by_their_people():
     assert figures["percentile"] == 0.4  # ann and cy are below
 
 
+def test_contests_in_which_nothing_was_solved_have_no_interval():
+    metric, responses, scores = judged("codeforces", *[[NOTHING]] * 4)
+    assert metric.figures(responses, scores).keys() == {"rating", "percentile"}
+
+
 def test_a_rating_expects_as_many_wins_as_there_were():
     even = Contest([1500] * 9, [0.5] * 9)
     assert rating([even]) == pytest.approx(1500, abs=0.01)

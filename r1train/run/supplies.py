@@ -49,12 +49,16 @@ class Supplies:
         return replace(one.config, **changed) if changed else one.config
 
     def problems(self, one: Plan) -> tuple[ProblemSet, ProblemSet]:
-        """Training and held-out problems, the same for stages of one task."""
-        task = self.config(one).task
-        key = repr(task)
+        """Training and held-out problems, the same for stages of one task. Raises ConfigError where
+        the stage draws training problems and there are none."""
+        config = self.config(one)
+        key = repr(config.task)
         if key not in self._problems:
-            self._problems[key] = load_problems(task, self.seed)
-        return self._problems[key]
+            self._problems[key] = load_problems(config.task, self.seed)
+        train, heldout = self._problems[key]
+        if kind_of(one.stage.kind).draws(config):
+            train.require_all()
+        return train, heldout
 
     def load(self, one: Plan) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model that a stage starts from, and its tokenizer; its problems are those
@@ -86,7 +90,8 @@ class Supplies:
             rewards = RewardConfig(timeout=rewards.timeout, workers=rewards.workers)
         key = repr((config.task, rewards))
         if key not in self._rewards:
-            manager = RewardManager(rewards, self.problems(one)[0])
+            train, heldout = self.problems(one)
+            manager = RewardManager(rewards, train or heldout)
             self._rewards[key] = self.closing.enter_context(manager)
         return self._rewards[key]
 

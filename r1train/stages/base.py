@@ -57,7 +57,8 @@ class Context:
     def sync(self) -> WeightSync:
         """Gives the engine the weights as they are, and sees that they have arrived."""
         template = self.config.task.prompt_template
-        probe = encode_prompts(self.tokenizer, self.train[:PROBED], template)
+        problems = self.train or self.heldout
+        probe = encode_prompts(self.tokenizer, problems[:PROBED], template)
         return WeightSync(self.engine, self.policy, probe)
 
     @property
@@ -75,6 +76,11 @@ class Stage(ABC):
     def __init__(self, context: Context) -> None:
         self.context = context
         self.results: list[EvalResult] = []
+
+    @classmethod
+    def draws(cls, config: Config) -> bool:
+        """Whether it needs training problems, to learn from or to show; else held-out ones do."""
+        return True
 
     @classmethod  # noqa: B027 (optional)
     def check(cls, config: Config, train: ProblemSet) -> None:

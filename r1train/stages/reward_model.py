@@ -54,6 +54,11 @@ class RewardModel(TrainStage):
         self.learner = RewardLearner(context.policy, self.classifier, config, self.max_steps)
 
     @classmethod
+    def draws(cls, config: Config) -> bool:
+        """It learns from judgements."""
+        return False
+
+    @classmethod
     def check(cls, config: Config, train: ProblemSet) -> None:
         """There is something to learn from."""
         own = config.reward_model

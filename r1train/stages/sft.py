@@ -36,6 +36,11 @@ class SFT(TrainStage):
         self.learner = SupervisedLearner(context.policy, config.sft, self.max_steps)
 
     @classmethod
+    def draws(cls, config: Config) -> bool:
+        """For worked solutions, and to be shown where it is evaluated."""
+        return not config.sft.datasets or config.eval.num_fewshot > 0
+
+    @classmethod
     def check(cls, config: Config, train: ProblemSet) -> None:
         """There is something to learn from."""
         for dataset in config.sft.datasets:

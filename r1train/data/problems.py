@@ -17,6 +17,7 @@ from typing import Any, overload
 import numpy as np
 
 from r1train.config.schema import ConfigError
+from r1train.config.stages import MARK
 from r1train.config.task import DatasetConfig, TaskConfig
 from r1train.data.distinct import Asked, Index, distinct, hashed, question_key, questions_of
 from r1train.data.fields import Message
@@ -27,7 +28,7 @@ from r1train.data.selection import Joined, Selection, as_they_lie, shuffled
 from r1train.data.sources import open_rows
 from r1train.data.sources.gym import generate
 from r1train.data.tasks import TASKS, make
-from r1train.data.usable import usable, warn
+from r1train.data.usable import check_rows, usable, warn
 from r1train.verify import AnswerType
 
 
@@ -259,7 +260,8 @@ class FileProblems:
     def __init__(self, path: str, config: TaskConfig, source: int) -> None:
         self.path, self.config, self.source = path, config, source
         self.dataset = config.datasets[source]
-        self.rows = open_rows(path)
+        option = "path" if path == self.dataset.path else "heldout_path"
+        self.rows = open_rows(path, f"task.datasets[{source}].{option}")
         self.record = partial(record_of, dataset=self.dataset, template=config.prompt_template)
 
     def __getitem__(self, number: int) -> Problem:
@@ -287,6 +289,16 @@ class FileProblems:
                 replaced.append(number)
         warn(self.rows, replaced, REPLACED)
         return index
+
+
+def check_files(config: TaskConfig) -> None:
+    """Raises ConfigError where a file has a row that is no problem, though other sources are what
+    stages have yet to leave."""
+    for source, dataset in enumerate(config.datasets):
+        for path in (dataset.path, dataset.heldout_path):
+            if path is not None and not path.startswith(MARK):
+                problems = FileProblems(path, config, source)
+                check_rows(problems.rows, problems.record, dataset.on_bad_row)
 
 
 @dataclass(frozen=True)

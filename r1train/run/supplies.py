@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1train.config.rewards import RewardConfig
 from r1train.config.sections import Config
+from r1train.config.stages import MARK
 from r1train.data.problems import ProblemSet, load_problems
 from r1train.data.prompts import render_prompt
 from r1train.engine.builtin import BuiltinEngine
@@ -42,9 +43,10 @@ class Supplies:
 
     def config(self, one: Plan) -> Config:
         """The options of a stage, with paths where those that it uses name what another has
-        left."""
+        left. What is not finished is still named."""
         own = {name: getattr(one.config, name) for name in kind_of(one.stage.kind).uses}
-        found = resolved(own, lambda name: str(self.done[name].artifact.path))
+        done = {name: str(stage.artifact.path) for name, stage in self.done.items()}
+        found = resolved(own, lambda name: done.get(name, MARK + name))
         changed = {name: value for name, value in found.items() if value is not own[name]}
         return replace(one.config, **changed) if changed else one.config
 

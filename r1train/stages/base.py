@@ -83,8 +83,14 @@ class Stage(ABC):
         return True
 
     @classmethod  # noqa: B027 (optional)
+    def check_files(cls, config: Config) -> None:
+        """Raises ConfigError where a file that it reads beside its problems is not there, or has a
+        row that cannot be used. What earlier stages leave need not be there yet."""
+
+    @classmethod  # noqa: B027 (optional)
     def check(cls, config: Config, train: ProblemSet) -> None:
-        """Raises ConfigError for what can be known to be wrong before a model is loaded."""
+        """Raises ConfigError for what can be known to be wrong before a model is loaded, once what
+        it needs of earlier stages is there."""
 
     def run(self, folder: Path) -> Path:
         """Leaves an artifact in `folder`, and evaluations, if any, in `results`."""

@@ -167,7 +167,10 @@ def test_files_of_another_kind(write, content, reason):
 
 
 def test_a_file_that_cannot_be_opened(tmp_path):
-    with pytest.raises(ConfigError, match=r"no such file or folder: .*absent"):
+    with pytest.raises(
+        ConfigError,
+        match=r"task\.datasets\[0\]\.path = '.*absent.jsonl': no such file or folder: put",
+    ):
         load(tmp_path / "absent.jsonl")
 
 

@@ -29,6 +29,13 @@ class ReferenceConfig(Section, section="reference"):
         """What stands beside a run's own figures; empty where the recipe is nobody's."""
         return {"source": self.source, "figures": self.figures} if self.source else {}
 
+    def how_to_get(self, folder: str) -> str:
+        """The command that puts the base into a folder, as the end of a message that it is not
+        there; empty where the recipe names none."""
+        if self.base is None:
+            return ""
+        return f"; the recipe is made for {self.base}: hf download {self.base} --local-dir {folder}"
+
     def check(self) -> None:
         for name, value in self.figures.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from r1train.config.schema import ConfigError, Section, Seed, nearest, shown
 
@@ -16,6 +16,25 @@ OWN_SECTIONS = (
 """Sections that a stage can have of its own."""
 KINDS = {"grpo": "rl"}
 """Older names of kinds of stages."""
+MARK = "stage:"
+"""What an option begins with that means what an earlier stage has left."""
+
+
+class HasPath(Protocol):
+    """Options that name a file."""
+
+    @property
+    def path(self) -> str: ...
+
+
+Named = TypeVar("Named", bound=HasPath)
+
+
+def files_of(sources: Iterable[Named], key: str) -> Iterator[tuple[Named, str]]:
+    """Those of the sources below `key` that are no stage's, and the setting that names each."""
+    for number, source in enumerate(sources):
+        if not source.path.startswith(MARK):
+            yield source, f"{key}[{number}].path"
 
 
 @dataclass(frozen=True)

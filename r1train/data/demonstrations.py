@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from r1train.config.schema import ConfigError
 from r1train.config.sft import DemonstrationsConfig, SFTConfig
+from r1train.config.stages import files_of
 from r1train.config.task import TaskConfig
 from r1train.data.distinct import HELD, hashed, question_key
 from r1train.data.epochs import draw
@@ -37,7 +38,7 @@ from r1train.data.prompts import REPLACED, opens_think, render_prompt, with_syst
 from r1train.data.selection import Joined, Selection, shuffled
 from r1train.data.sources import open_rows
 from r1train.data.sources.base import Row, RowError
-from r1train.data.usable import usable, warn
+from r1train.data.usable import check_rows, usable, warn
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,16 @@ def conversations(
     return Selection(_Messages(file), file.read().numbers)
 
 
+def check_demonstrations(
+    datasets: Sequence[DemonstrationsConfig], task: TaskConfig, key: str
+) -> None:
+    """Raises ConfigError where a file has a row that is no demonstration, as far as that can be
+    known without the model's tokenizer; `key` is the option that has the datasets."""
+    for dataset, setting in files_of(datasets, key):
+        file = _Conversations(dataset, task, setting)
+        check_rows(file.rows, file.messages, dataset.on_bad_row)
+
+
 class _Messages:
     """The conversations of a file, by the numbers of its rows."""
 
@@ -124,7 +135,65 @@ class _Messages:
         return self.file.messages(self.file.rows[number])
 
 
-class _File:
+class _Conversations:
+    """What the rows of a file say: up to `end`, which ends what the assistant does, if that is
+    known."""
+
+    def __init__(
+        self,
+        dataset: DemonstrationsConfig,
+        task: TaskConfig,
+        setting: str = "path",
+        end: str | None = None,
+    ) -> None:
+        self.dataset, self.end = dataset, end
+        self.rows, self.template = open_rows(dataset.path, setting), task.prompt_template
+        own = dataset.system_prompt
+        self.system = task.system_prompt if own is None else own
+
+    def messages(self, row: Row) -> tuple[Message, ...]:
+        """The conversation of a row, which the assistant's message ends."""
+        dataset = self.dataset
+        if dataset.prompt_field is None and (value := row.get(dataset.messages_field)) is not None:
+            if not isinstance(value, list) or not value:
+                raise RowError(f'"{dataset.messages_field}" is {shown(value)}: expected messages')
+            messages = conversation(value, f'"{dataset.messages_field}"')
+            question(value[:-1])
+        else:
+            key = prompt_key(row, dataset.prompt_field)
+            field = dataset.completion_field or "completion"
+            said = response_text(lookup(row, field, "completion_field"))
+            messages = (*question(lookup(row, key, "prompt_field")), ("assistant", said))
+        if (end := self.end) is not None:
+            messages = tuple(
+                (role, before_end(text, end) if role == "assistant" else text)
+                for role, text in messages
+            )
+        role, said = messages[-1]
+        if role != "assistant":
+            raise RowError(f"the last message is the {role}'s: expected one of the assistant")
+        if not said.strip():
+            raise RowError("the assistant says nothing")
+        check_unicode(content for _, content in messages)
+        first = self._learnt(messages)[0]
+        if "user" not in [role for role, _ in messages[:first]]:
+            raise RowError(
+                "the assistant speaks before the user, so that this has no prompt: leave the "
+                'message out, or learn the last one alone (learned_turns = "last")'
+            )
+        if self.template == "chat":
+            return with_system(messages, self.system)
+        if any(role != "system" for role, _ in messages[:-2]):
+            raise RowError("a conversation of several turns needs task.prompt_template = 'chat'")
+        return messages
+
+    def _learnt(self, messages: Sequence[Message]) -> list[int]:
+        """Which messages the loss is of."""
+        spoken = [i for i, (role, _) in enumerate(messages) if role == "assistant"]
+        return spoken[-1:] if self.dataset.learned_turns == "last" else spoken
+
+
+class _File(_Conversations):
     """The demonstrations of one file, by the numbers of its rows."""
 
     def __init__(
@@ -135,11 +204,8 @@ class _File:
         held: Set[int],
         positions: int | None,
     ) -> None:
-        self.dataset, self.tokenizer, self.positions = dataset, tokenizer, positions
-        self.held = held
-        self.rows, self.template = open_rows(dataset.path), task.prompt_template
-        own = dataset.system_prompt
-        self.system = task.system_prompt if own is None else own
+        super().__init__(dataset, task, end=str(tokenizer.eos_token))
+        self.tokenizer, self.positions, self.held = tokenizer, positions, held
 
     def read(self) -> Selection[Demonstration]:
         """Every row that can be used."""
@@ -187,14 +253,7 @@ class _File:
     def _parts(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
         """The texts of a conversation one after the other, the prompt first, and whether each is
         learnt."""
-        if self.template != "chat" and any(role != "system" for role, _ in messages[:-2]):
-            raise RowError("a conversation of several turns needs task.prompt_template = 'chat'")
         return list(self._turns(messages, self._learnt(messages)))
-
-    def _learnt(self, messages: Sequence[Message]) -> list[int]:
-        """Which messages the loss is of."""
-        spoken = [i for i, (role, _) in enumerate(messages) if role == "assistant"]
-        return spoken[-1:] if self.dataset.learned_turns == "last" else spoken
 
     def _turns(
         self, messages: Sequence[Message], spoken: Sequence[int]
@@ -219,38 +278,6 @@ class _File:
             yield said + mark, True
             yield between.removeprefix(mark), False
             before = whole
-
-    def messages(self, row: Row) -> tuple[Message, ...]:
-        """The conversation of a row, which the assistant's message ends."""
-        dataset = self.dataset
-        if dataset.prompt_field is None and (value := row.get(dataset.messages_field)) is not None:
-            if not isinstance(value, list) or not value:
-                raise RowError(f'"{dataset.messages_field}" is {shown(value)}: expected messages')
-            messages = conversation(value, f'"{dataset.messages_field}"')
-            question(value[:-1])
-        else:
-            key = prompt_key(row, dataset.prompt_field)
-            field = dataset.completion_field or "completion"
-            said = response_text(lookup(row, field, "completion_field"))
-            messages = (*question(lookup(row, key, "prompt_field")), ("assistant", said))
-        end = str(self.tokenizer.eos_token)
-        messages = tuple(
-            (role, before_end(text, end) if role == "assistant" else text)
-            for role, text in messages
-        )
-        role, said = messages[-1]
-        if role != "assistant":
-            raise RowError(f"the last message is the {role}'s: expected one of the assistant")
-        if not said.strip():
-            raise RowError("the assistant says nothing")
-        check_unicode(content for _, content in messages)
-        first = self._learnt(messages)[0]
-        if "user" not in [role for role, _ in messages[:first]]:
-            raise RowError(
-                "the assistant speaks before the user, so that this has no prompt: leave the "
-                'message out, or learn the last one alone (learned_turns = "last")'
-            )
-        return with_system(messages, self.system) if self.template == "chat" else messages
 
     def _render(self, messages: Sequence[Message]) -> str:
         try:

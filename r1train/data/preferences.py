@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from r1train.config.reward_model import PreferencesConfig, RewardModelConfig
 from r1train.config.schema import ConfigError
+from r1train.config.stages import files_of
 from r1train.config.task import TaskConfig
 from r1train.data.distinct import HELD, hashed, question_key
 from r1train.data.encode import encode_scored
@@ -40,7 +41,7 @@ from r1train.data.response import summary
 from r1train.data.selection import Joined, Selection, shuffled
 from r1train.data.sources import open_rows
 from r1train.data.sources.base import Row, RowError
-from r1train.data.usable import usable, warn
+from r1train.data.usable import check_rows, usable, warn
 
 EQUAL, MARGIN, SAME = "equal_scores", "margin", "same_response"
 LONG, LENGTH = "too_long", "length_ratio"
@@ -120,7 +121,101 @@ class Preferences:
         self.heldout = Selection(both, outside)
 
 
-class _File:
+def check_preferences(config: RewardModelConfig, task: TaskConfig) -> None:
+    """Raises ConfigError where a file has a row that is no judgement of the kind needed, as far as
+    that can be known without the model's tokenizer."""
+    for dataset, setting in files_of(config.datasets, "reward_model.datasets"):
+        file = _Rows(dataset, config, task, setting)
+        check_rows(file.rows, file.parse, dataset.on_bad_row)
+
+
+class _Rows:
+    """What the rows of a file say: responses up to `end`, which ends them, if that is known."""
+
+    def __init__(
+        self,
+        dataset: PreferencesConfig,
+        config: RewardModelConfig,
+        task: TaskConfig,
+        setting: str = "path",
+        end: str | None = None,
+    ) -> None:
+        self.dataset, self.config, self.task, self.end = dataset, config, task, end
+        self.rows, self.template = open_rows(dataset.path, setting), task.prompt_template
+
+    def parse(self, row: Row) -> _Read:
+        """What the row says; RowError where that is no judgement, or none of the kind needed."""
+        dataset = self.dataset
+        if dataset.chosen_field in row:
+            if self.config.objective == "pointwise":
+                raise RowError("a pair, and pointwise learning needs one response with a label")
+            return self._chosen_and_rejected(row)
+        messages = self._prompt(row)
+        said = response_text(lookup(row, dataset.completion_field, "completion_field"))
+        if dataset.score_field is not None:
+            value = _number(lookup(row, dataset.score_field, "score_field"), "the score")
+            if self.config.objective == "pointwise":
+                raise RowError("a score, and pointwise learning needs labels: unset score_field")
+        elif self.config.objective == "pairwise":
+            raise RowError(
+                f'no "{dataset.chosen_field}": pairs need it, or score_field, by which the best '
+                "and the worst response of a prompt are found"
+            )
+        else:
+            value = _number(lookup(row, dataset.label_field, "label_field"), "the label")
+            if value not in (0, 1):
+                raise RowError(f"the label is {value}: expected true, false, 1 or 0")
+        return self._read(messages, (said,), value)
+
+    def _chosen_and_rejected(self, row: Row) -> _Read:
+        dataset = self.dataset
+        both = [
+            lookup(row, dataset.chosen_field, "chosen_field"),
+            lookup(row, dataset.rejected_field, "rejected_field"),
+        ]
+        if all(isinstance(value, list) and len(value) > 1 for value in both):  # with their prompts
+            one, other = (conversation(value, "a response") for value in both)
+            if one[:-1] != other[:-1]:
+                raise RowError("the two conversations differ before their last message")
+            messages = question(both[0][:-1])
+            both = [value[-1:] for value in both]
+        else:
+            messages = self._prompt(row)
+        scores = [
+            _mean(row[field]) if row.get(field) is not None else None
+            for field in (dataset.chosen_scores_field, dataset.rejected_scores_field)
+        ]
+        better, worse = scores
+        if better is None or worse is None:
+            if dataset.min_margin:
+                raise RowError(
+                    f'no "{dataset.chosen_scores_field}" and "{dataset.rejected_scores_field}", '
+                    "which min_margin compares: name them, or set min_margin = 0"
+                )
+            margin = None
+        else:
+            margin = better - worse
+        first, second = map(response_text, both)
+        return self._read(messages, (first, second), margin)
+
+    def _prompt(self, row: Row) -> tuple[Message, ...]:
+        key = prompt_key(row, self.dataset.prompt_field)
+        return question(lookup(row, key, "prompt_field"))
+
+    def _read(
+        self, messages: tuple[Message, ...], said: tuple[str, ...], value: float | None
+    ) -> _Read:
+        if self.template == "chat":
+            messages = with_system(messages, self.task.system_prompt)
+        elif any(role != "system" for role, _ in messages[:-1]):
+            raise RowError("a conversation of several turns needs task.prompt_template = 'chat'")
+        if (end := self.end) is not None:
+            said = tuple(before_end(text, end) for text in said)
+        check_unicode(said)
+        return _Read(messages, said, value)
+
+
+class _File(_Rows):
     """The judgements of one file, by their places in `pairs`; rows are read when they are drawn."""
 
     def __init__(
@@ -131,9 +226,8 @@ class _File:
         tokenizer: PreTrainedTokenizerBase,
         most: int,
     ) -> None:
-        self.dataset, self.config, self.task = dataset, config, task
+        super().__init__(dataset, config, task, end=str(tokenizer.eos_token))
         self.tokenizer, self.most = tokenizer, most
-        self.rows, self.template = open_rows(dataset.path), task.prompt_template
         self.pairs: list[tuple[int, ...]] = []
         """The row of a judgement, or those of the better and of the worse sample."""
         self.places = array("q")
@@ -218,77 +312,6 @@ class _File:
     def _judged(self, response: str) -> str:
         """The part of a response that is judged."""
         return summary(response) if self.config.part == "summary" else response
-
-    def parse(self, row: Row) -> _Read:
-        """What the row says; RowError where that is no judgement, or none of the kind needed."""
-        dataset = self.dataset
-        if dataset.chosen_field in row:
-            if self.config.objective == "pointwise":
-                raise RowError("a pair, and pointwise learning needs one response with a label")
-            return self._chosen_and_rejected(row)
-        messages = self._prompt(row)
-        said = response_text(lookup(row, dataset.completion_field, "completion_field"))
-        if dataset.score_field is not None:
-            value = _number(lookup(row, dataset.score_field, "score_field"), "the score")
-            if self.config.objective == "pointwise":
-                raise RowError("a score, and pointwise learning needs labels: unset score_field")
-        elif self.config.objective == "pairwise":
-            raise RowError(
-                f'no "{dataset.chosen_field}": pairs need it, or score_field, by which the best '
-                "and the worst response of a prompt are found"
-            )
-        else:
-            value = _number(lookup(row, dataset.label_field, "label_field"), "the label")
-            if value not in (0, 1):
-                raise RowError(f"the label is {value}: expected true, false, 1 or 0")
-        return self._read(messages, (said,), value)
-
-    def _chosen_and_rejected(self, row: Row) -> _Read:
-        dataset = self.dataset
-        both = [
-            lookup(row, dataset.chosen_field, "chosen_field"),
-            lookup(row, dataset.rejected_field, "rejected_field"),
-        ]
-        if all(isinstance(value, list) and len(value) > 1 for value in both):  # with their prompts
-            one, other = (conversation(value, "a response") for value in both)
-            if one[:-1] != other[:-1]:
-                raise RowError("the two conversations differ before their last message")
-            messages = question(both[0][:-1])
-            both = [value[-1:] for value in both]
-        else:
-            messages = self._prompt(row)
-        scores = [
-            _mean(row[field]) if row.get(field) is not None else None
-            for field in (dataset.chosen_scores_field, dataset.rejected_scores_field)
-        ]
-        better, worse = scores
-        if better is None or worse is None:
-            if dataset.min_margin:
-                raise RowError(
-                    f'no "{dataset.chosen_scores_field}" and "{dataset.rejected_scores_field}", '
-                    "which min_margin compares: name them, or set min_margin = 0"
-                )
-            margin = None
-        else:
-            margin = better - worse
-        first, second = map(response_text, both)
-        return self._read(messages, (first, second), margin)
-
-    def _prompt(self, row: Row) -> tuple[Message, ...]:
-        key = prompt_key(row, self.dataset.prompt_field)
-        return question(lookup(row, key, "prompt_field"))
-
-    def _read(
-        self, messages: tuple[Message, ...], said: tuple[str, ...], value: float | None
-    ) -> _Read:
-        if self.template == "chat":
-            messages = with_system(messages, self.task.system_prompt)
-        elif any(role != "system" for role, _ in messages[:-1]):
-            raise RowError("a conversation of several turns needs task.prompt_template = 'chat'")
-        end = str(self.tokenizer.eos_token)
-        said = tuple(before_end(text, end) for text in said)
-        check_unicode(said)
-        return _Read(messages, said, value)
 
 
 def _number(value: Any, what: str) -> float:

@@ -17,6 +17,7 @@ from typing import Any, overload
 import numpy as np
 
 from r1train.config.schema import ConfigError
+from r1train.config.stages import MARK
 from r1train.config.task import DatasetConfig, TaskConfig
 from r1train.data.distinct import Asked, Index, distinct, hashed, question_key, questions_of
 from r1train.data.fields import Message
@@ -27,7 +28,7 @@ from r1train.data.selection import Joined, Selection, as_they_lie, shuffled
 from r1train.data.sources import open_rows
 from r1train.data.sources.gym import generate
 from r1train.data.tasks import TASKS, make
-from r1train.data.usable import usable, warn
+from r1train.data.usable import check_rows, usable, warn
 from r1train.verify import AnswerType
 
 
@@ -74,10 +75,15 @@ class Problem:
 
 
 class ProblemSet(Sequence[Problem]):
-    """Distinct problems, and the sources that they come from."""
+    """Distinct problems, and the sources that they come from.
 
-    def __init__(self, problems: Sequence[Problem], sources: tuple[DatasetConfig, ...]) -> None:
-        self.problems, self.sources = problems, sources
+    `lacking` says of which source there is nothing, and why: see `require_all`.
+    """
+
+    def __init__(
+        self, problems: Sequence[Problem], sources: tuple[DatasetConfig, ...], lacking: str = ""
+    ) -> None:
+        self.problems, self.sources, self.lacking = problems, sources, lacking
 
     def __len__(self) -> int:
         return len(self.problems)
@@ -97,6 +103,11 @@ class ProblemSet(Sequence[Problem]):
         for number in map(int, as_they_lie(self.problems)):
             yield number, self.problems[number]
 
+    def require_all(self) -> None:
+        """Raises ConfigError where a source that is to be drawn from has nothing left."""
+        if self.lacking:
+            raise ConfigError(self.lacking)
+
     def questions(self) -> set[int]:
         """Hashes of what is asked."""
         return {hashed(problem.key) for _, problem in self.as_they_lie()}
@@ -108,7 +119,8 @@ def load_problems(config: TaskConfig, seed: int) -> tuple[ProblemSet, ProblemSet
     Both are random parts of one draw, so they have one distribution even where a source repeats its
     easier questions; a file may have its held-out problems in another. Questions that repeat, or
     that are held out and trained on, are left out with a warning. Raises ConfigError where a source
-    is unknown, has a row that is no problem, or too few distinct problems.
+    is unknown, has a row that is no problem, or too few distinct problems. A file of which all is
+    held out leaves nothing to train on: that is for `require_all` of the training problems to say.
     """
     files, asked = _read_files(config)
     train_counts, heldout_counts = _counts(config, files)
@@ -133,7 +145,11 @@ def load_problems(config: TaskConfig, seed: int) -> tuple[ProblemSet, ProblemSet
         heldout.append(drawn[:held])
         train.append(drawn[held : held + count])
     return (
-        ProblemSet(shuffled(Joined(train), random.Random(f"{seed}/train")), config.datasets),
+        ProblemSet(
+            shuffled(Joined(train), random.Random(f"{seed}/train")),
+            config.datasets,
+            _lacking(config, files, heldout_counts),
+        ),
         ProblemSet(shuffled(Joined(heldout), random.Random(f"{seed}/heldout")), config.datasets),
     )
 
@@ -147,24 +163,39 @@ def _counts(config: TaskConfig, files: Mapping[int, _File]) -> tuple[list[int], 
         for source, file in files.items():
             if not weights[source]:
                 continue
-            fifth = max(1, len(file.train) // 5)
+            fifth = max(1, len(file.train) // 5) if file.train else 0
             heldout[source] = len(file.heldout) or min(heldout[source], fifth)
     if config.train_size is not None:
         return apportion(config.train_size, weights), heldout
     if not any(weights[source] for source in files):
         return apportion(4096, weights), heldout
-    left = {
-        source: len(file.train) - (0 if file.heldout else heldout[source])
-        for source, file in files.items()
-    }
-    for source, count in left.items():
-        if count < 1 and weights[source]:
-            name = _name(source, config.datasets[source].path)
-            raise ConfigError(
-                f"{name}: none of its {len(files[source].train)} distinct problems is left to "
-                "train on; lower task.heldout_size, or give more problems"
-            )
+    left = {source: max(0, _left(file, heldout[source])) for source, file in files.items()}
     return largest(given, left), heldout
+
+
+def _left(file: _File, held: int) -> int:
+    """How many of its problems can be trained on, where so many are held out."""
+    return len(file.train) - (0 if file.heldout else held)
+
+
+def _lacking(config: TaskConfig, files: Mapping[int, _File], heldout: Sequence[int]) -> str:
+    """Of which file nothing is left to train on, why, and what to do; empty where there is none."""
+    for source, file in files.items():
+        dataset = config.datasets[source]
+        if dataset.weight == 0 or _left(file, heldout[source]) > 0:
+            continue
+        name = _name(source, dataset.path)
+        if file.train:
+            return (
+                f"{name}: none of its {len(file.train)} distinct problems is left to train on, "
+                f"since {heldout[source]} are held out; lower task.heldout_size, or give more "
+                "problems"
+            )
+        return (
+            f"{name}: it has no problem to train on that is not held out, or in a source before "
+            "it; give a path with other questions"
+        )
+    return ""
 
 
 def _name(source: int, what: str | None) -> str:
@@ -229,7 +260,8 @@ class FileProblems:
     def __init__(self, path: str, config: TaskConfig, source: int) -> None:
         self.path, self.config, self.source = path, config, source
         self.dataset = config.datasets[source]
-        self.rows = open_rows(path)
+        option = "path" if path == self.dataset.path else "heldout_path"
+        self.rows = open_rows(path, f"task.datasets[{source}].{option}")
         self.record = partial(record_of, dataset=self.dataset, template=config.prompt_template)
 
     def __getitem__(self, number: int) -> Problem:
@@ -257,6 +289,16 @@ class FileProblems:
                 replaced.append(number)
         warn(self.rows, replaced, REPLACED)
         return index
+
+
+def check_files(config: TaskConfig) -> None:
+    """Raises ConfigError where a file has a row that is no problem, though other sources are what
+    stages have yet to leave."""
+    for source, dataset in enumerate(config.datasets):
+        for path in (dataset.path, dataset.heldout_path):
+            if path is not None and not path.startswith(MARK):
+                problems = FileProblems(path, config, source)
+                check_rows(problems.rows, problems.record, dataset.on_bad_row)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,13 @@ def usable(rows: Rows, parse: Callable[[Row], T], on_bad_row: OnBadRow) -> Itera
         warn(rows, bad, what)
 
 
+def check_rows(rows: Rows, parse: Callable[[Row], T], on_bad_row: OnBadRow) -> None:
+    """Raises what `usable` would: where bad rows are skipped, it takes one that is good."""
+    for _ in usable(rows, parse, on_bad_row):
+        if on_bad_row == "skip":
+            break
+
+
 def warn(rows: Rows, numbers: Sequence[int], what: str) -> None:
     """Says something of some rows, if there are any."""
     if numbers:

@@ -83,7 +83,7 @@ def fitting_problems(
             f"past the model's {limit} positions; lower rollout.max_completion_length (and "
             'eval\'s), or leave such problems out (on_bad_row = "skip")'
         )
-    if long.all():
+    if len(long) and long.all():
         raise ConfigError(
             f"all {len(long)} prompts with a completion of {completion_length} tokens go past the "
             f"model's {limit} positions; lower rollout.max_completion_length (and eval's)"
@@ -96,7 +96,7 @@ def fitting_problems(
         *(long.sum(), len(problems), completion_length, limit),
     )
     kept = array("q", np.flatnonzero(~long).tobytes())
-    return ProblemSet(Selection(problems.problems, kept), problems.sources)
+    return ProblemSet(Selection(problems.problems, kept), problems.sources, problems.lacking)
 
 
 def check_sequences(

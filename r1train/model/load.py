@@ -75,10 +75,9 @@ def load_model(
     if choice.path is not None:
         folder = Path(choice.path)
         if not folder.is_dir() and config.reference.base is not None:
-            base = config.reference.base
             raise ConfigError(
-                f"model.path = {choice.path!r}: no such folder; {config.name} is made for {base}: "
-                f"hf download {base} --local-dir {choice.path}, or give another model.path"
+                f"model.path = {choice.path!r}: no such folder"
+                f"{config.reference.how_to_get(choice.path)}, or give another model.path"
             )
         stored = choice.gguf_file is None and stored_in_fp8(folder)
         if stored and config.precision != "fp8":

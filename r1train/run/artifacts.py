@@ -15,11 +15,11 @@ import r1kernels
 import r1train
 from r1train.config.schema import ConfigError, shown
 from r1train.config.sections import Config
-from r1train.config.stages import StageConfig
+from r1train.config.stages import MARK, StageConfig
 from r1train.model.presets import PRESETS
 from r1train.rewards.custom.function import source_file
 from r1train.run.checksums import digest_of, digest_of_files, fault
-from r1train.run.references import MARK, references
+from r1train.run.references import references
 from r1train.seeds import derive_seed
 from r1train.stages import kind_of
 from r1train.stages.base import Artifact, ArtifactKind
@@ -84,7 +84,7 @@ def plan(config: Config) -> list[Plan]:
     plans: list[Plan] = []
     for stage in config.stages:
         own = config.of(stage)
-        init = _init(stage, plans)
+        init = _init(stage, plans, config)
         seed = stage.seed
         if seed is None:
             seed = derive_seed(config.seed, "stage", stage.name)
@@ -119,7 +119,7 @@ def _read(stage: StageConfig, config: Config, before: list[Plan]) -> tuple[Plan,
     return tuple(found.values())
 
 
-def _init(stage: StageConfig, before: list[Plan]) -> Plan | str | None:
+def _init(stage: StageConfig, before: list[Plan], config: Config) -> Plan | str | None:
     models = [plan for plan in before if kind_of(plan.stage.kind).leaves == "checkpoint"]
     if stage.init is None:
         return models[-1] if models else None
@@ -130,9 +130,11 @@ def _init(stage: StageConfig, before: list[Plan]) -> Plan | str | None:
     if known or (Path(stage.init) / "config.json").is_file():
         return stage.init
     names = ", ".join(plan.name for plan in models) or "none"
+    base = stage.init == config.model.path
     raise ConfigError(
         f"stage {shown(stage.name)}: init = {shown(stage.init)}: expected a stage before it that "
         f"leaves a model ({names}), a HuggingFace folder, or preset:{' or preset:'.join(PRESETS)}"
+        f"{config.reference.how_to_get(stage.init) if base else ''}"
     )
 
 

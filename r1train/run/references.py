@@ -8,8 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from r1train.config.schema import Section
-
-MARK = "stage:"
+from r1train.config.stages import MARK
 
 
 def references(value: Any, key: str) -> Iterator[tuple[str, str]]:

@@ -12,9 +12,10 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from r1train.config.recipe import load_config
-from r1train.config.schema import ConfigError, RunError
+from r1train.config.schema import ConfigError, RunError, shown
 from r1train.config.sections import Config
 from r1train.config.stages import StageConfig
+from r1train.data.problems import check_files
 from r1train.report.console import CONSOLE
 from r1train.report.evaluation import EvalResult
 from r1train.report.trackers import check_trackers
@@ -22,6 +23,7 @@ from r1train.run.artifacts import Finished, Plan, finished, plan
 from r1train.run.choice import Choice, choose, described, take_up
 from r1train.run.ending import finish
 from r1train.run.folder import PLAN, RunFolder
+from r1train.run.references import references
 from r1train.run.schedule import Schedule
 from r1train.run.signals import Signals, stopping_signals
 from r1train.run.stage_run import StageRun, write_record
@@ -158,7 +160,7 @@ class Run:
         with ExitStack() as checking:  # of stages in other processes nothing is needed any more
             keeping = closing if alone else checking
             self.supplies = supplies = Supplies(config.seed, self.done, keeping)
-            for one in filter(supplies.known, waiting):  # what is wrong is said before training
+            for one in waiting:  # what is wrong is said before training
                 self._check(one)
         loaded = waiting[:1] if alone else []
         for one in loaded:  # before there is a folder: what is wrong leaves none behind
@@ -180,10 +182,20 @@ class Run:
             self._copy(one, self.done[one.name])
 
     def _check(self, one: Plan) -> None:
-        """Data and rewards of a stage whose inputs are there."""
-        train, _ = self.supplies.problems(one)
-        kind_of(one.stage.kind).check(self.supplies.config(one), train)
-        self.supplies.rewards(one)
+        """Data of a stage, as far as they are there; and where all of its inputs are, its rewards
+        and what else can be known. Raises ConfigError, which names the stage."""
+        config, kind = self.supplies.config(one), kind_of(one.stage.kind)
+        try:
+            if any(references(config.task, "task")):
+                check_files(config.task)
+            else:
+                train, _ = self.supplies.problems(one)
+            kind.check_files(config)
+            if self.supplies.known(one):
+                kind.check(config, train)
+                self.supplies.rewards(one)
+        except ConfigError as error:
+            raise ConfigError(f"stage {shown(one.name)}: {error}") from None
 
     def _copy(self, one: Plan, stage: Finished) -> None:
         """Of a stage that was finished in another folder: its logs, and where its artifact is."""

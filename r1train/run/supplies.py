@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1train.config.rewards import RewardConfig
 from r1train.config.sections import Config
+from r1train.config.stages import MARK
 from r1train.data.problems import ProblemSet, load_problems
 from r1train.data.prompts import render_prompt
 from r1train.engine.builtin import BuiltinEngine
@@ -42,19 +43,24 @@ class Supplies:
 
     def config(self, one: Plan) -> Config:
         """The options of a stage, with paths where those that it uses name what another has
-        left."""
+        left. What is not finished is still named."""
         own = {name: getattr(one.config, name) for name in kind_of(one.stage.kind).uses}
-        found = resolved(own, lambda name: str(self.done[name].artifact.path))
+        done = {name: str(stage.artifact.path) for name, stage in self.done.items()}
+        found = resolved(own, lambda name: done.get(name, MARK + name))
         changed = {name: value for name, value in found.items() if value is not own[name]}
         return replace(one.config, **changed) if changed else one.config
 
     def problems(self, one: Plan) -> tuple[ProblemSet, ProblemSet]:
-        """Training and held-out problems, the same for stages of one task."""
-        task = self.config(one).task
-        key = repr(task)
+        """Training and held-out problems, the same for stages of one task. Raises ConfigError where
+        the stage draws training problems and there are none."""
+        config = self.config(one)
+        key = repr(config.task)
         if key not in self._problems:
-            self._problems[key] = load_problems(task, self.seed)
-        return self._problems[key]
+            self._problems[key] = load_problems(config.task, self.seed)
+        train, heldout = self._problems[key]
+        if kind_of(one.stage.kind).draws(config):
+            train.require_all()
+        return train, heldout
 
     def load(self, one: Plan) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model that a stage starts from, and its tokenizer; its problems are those
@@ -86,7 +92,8 @@ class Supplies:
             rewards = RewardConfig(timeout=rewards.timeout, workers=rewards.workers)
         key = repr((config.task, rewards))
         if key not in self._rewards:
-            manager = RewardManager(rewards, self.problems(one)[0])
+            train, heldout = self.problems(one)
+            manager = RewardManager(rewards, train or heldout)
             self._rewards[key] = self.closing.enter_context(manager)
         return self._rewards[key]
 

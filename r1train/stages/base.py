@@ -57,7 +57,8 @@ class Context:
     def sync(self) -> WeightSync:
         """Gives the engine the weights as they are, and sees that they have arrived."""
         template = self.config.task.prompt_template
-        probe = encode_prompts(self.tokenizer, self.train[:PROBED], template)
+        problems = self.train or self.heldout
+        probe = encode_prompts(self.tokenizer, problems[:PROBED], template)
         return WeightSync(self.engine, self.policy, probe)
 
     @property
@@ -76,9 +77,20 @@ class Stage(ABC):
         self.context = context
         self.results: list[EvalResult] = []
 
+    @classmethod
+    def draws(cls, config: Config) -> bool:
+        """Whether it needs training problems, to learn from or to show; else held-out ones do."""
+        return True
+
+    @classmethod  # noqa: B027 (optional)
+    def check_files(cls, config: Config) -> None:
+        """Raises ConfigError where a file that it reads beside its problems is not there, or has a
+        row that cannot be used. What earlier stages leave need not be there yet."""
+
     @classmethod  # noqa: B027 (optional)
     def check(cls, config: Config, train: ProblemSet) -> None:
-        """Raises ConfigError for what can be known to be wrong before a model is loaded."""
+        """Raises ConfigError for what can be known to be wrong before a model is loaded, once what
+        it needs of earlier stages is there."""
 
     def run(self, folder: Path) -> Path:
         """Leaves an artifact in `folder`, and evaluations, if any, in `results`."""

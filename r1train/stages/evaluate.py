@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from r1train.answers.clean import is_blank
 from r1train.config.evaluation import EvalConfig
 from r1train.config.schema import ConfigError, RunError, nearest
+from r1train.config.sections import Config
 from r1train.data.distinct import hashed
 from r1train.data.encode import encode_prompts
 from r1train.data.fewshot import few_shot_prompts
@@ -169,6 +170,11 @@ class Evaluate(Stage):
 
     leaves = "table"
     uses = ("task", "rewards", "rollout", "eval")
+
+    @classmethod
+    def draws(cls, config: Config) -> bool:
+        """To be shown before a question."""
+        return config.eval.num_fewshot > 0
 
     def run(self, folder: Path) -> Path:
         result = evaluate_heldout(self.context, self.context.seed)

@@ -14,7 +14,7 @@ from typing import cast
 from r1train.config.rejection import RejectionConfig
 from r1train.config.schema import nearest
 from r1train.config.sections import Config
-from r1train.data.demonstrations import conversations
+from r1train.data.demonstrations import check_demonstrations, conversations
 from r1train.data.mixture import apportion
 from r1train.data.problems import ProblemSet
 from r1train.data.response import thoughts
@@ -22,7 +22,6 @@ from r1train.data.row_file import Row
 from r1train.data.samples import Sample
 from r1train.data.selection import shuffled
 from r1train.data.similarity import jaccard, shingles
-from r1train.data.sources import open_rows
 from r1train.model.limits import positions
 from r1train.rewards.manager import EVALUATED
 from r1train.rewards.registry import find_reward
@@ -59,16 +58,18 @@ class Rejection(SampleStage):
         self.reasons = (TRUNCATED, *least, UNJUDGED, PARAGRAPHS, CODE, DUPLICATE, SURPLUS)
 
     @classmethod
+    def check_files(cls, config: Config) -> None:
+        check_demonstrations(config.rejection.mix, config.task, "rejection.mix")
+
+    @classmethod
     def check(cls, config: Config, train: ProblemSet) -> None:
-        """Besides, the rewards are computed that are asked for, and there is data to mix in."""
+        """Besides, the rewards are computed that are asked for."""
         super().check(config, train)
         own = cast(RejectionConfig, cls.options(config))
         known = {*EVALUATED, *(find_reward(function)[0] for function in config.rewards.functions)}
         for name in own.min_rewards:
             reason = f"{name} is none of rewards.functions: add it there; {nearest(name, known)}"
             own.require(name in known, "min_rewards", reason)
-        for dataset in own.mix:
-            open_rows(dataset.path)
 
     def drop(self, group: Sequence[Sample], rows: Sequence[Row], place: int) -> None:
         rng = random.Random(derive_seed(self.context.seed, "keep", place))

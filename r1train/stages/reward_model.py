@@ -12,9 +12,8 @@ from transformers import PreTrainedModel
 
 from r1train.config.sections import Config
 from r1train.data.epochs import draw
-from r1train.data.preferences import REASONS, Preferences
+from r1train.data.preferences import REASONS, Preferences, check_preferences
 from r1train.data.problems import ProblemSet
-from r1train.data.sources import open_rows
 from r1train.learn.bradley_terry import RewardLearner, judgement_loss, margins
 from r1train.model.limits import check_sequences, positions
 from r1train.model.scoring import with_score
@@ -54,12 +53,19 @@ class RewardModel(TrainStage):
         self.learner = RewardLearner(context.policy, self.classifier, config, self.max_steps)
 
     @classmethod
+    def draws(cls, config: Config) -> bool:
+        """It learns from judgements."""
+        return False
+
+    @classmethod
+    def check_files(cls, config: Config) -> None:
+        check_preferences(config.reward_model, config.task)
+
+    @classmethod
     def check(cls, config: Config, train: ProblemSet) -> None:
         """There is something to learn from."""
         own = config.reward_model
         own.require(bool(own.datasets), "datasets", "give [[reward_model.datasets]] to learn from")
-        for dataset in own.datasets:
-            open_rows(dataset.path)
 
     @property
     def model(self) -> PreTrainedModel:

@@ -133,6 +133,11 @@ class Search(Stage):
         self.values = self._values()
 
     @classmethod
+    def draws(cls, config: Config) -> bool:
+        """Held-out problems are searched."""
+        return False
+
+    @classmethod
     def check(cls, config: Config, train: ProblemSet) -> None:
         """There is a value model, and something to choose from."""
         config.search.require(

@@ -10,9 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
-from r1train.data.demonstrations import Demonstration, Demonstrations, RecordedDemonstrations
+from r1train.data.demonstrations import (
+    Demonstration,
+    Demonstrations,
+    RecordedDemonstrations,
+    check_demonstrations,
+)
 from r1train.data.problems import ProblemSet
-from r1train.data.sources import open_rows
 from r1train.data.worked_solutions import WorkedSolutions, check_solutions
 from r1train.learn.sft import SupervisedLearner
 from r1train.model.limits import check_sequences, positions
@@ -36,10 +40,17 @@ class SFT(TrainStage):
         self.learner = SupervisedLearner(context.policy, config.sft, self.max_steps)
 
     @classmethod
+    def draws(cls, config: Config) -> bool:
+        """For worked solutions, and to be shown where it is evaluated."""
+        return not config.sft.datasets or config.eval.num_fewshot > 0
+
+    @classmethod
+    def check_files(cls, config: Config) -> None:
+        check_demonstrations(config.sft.datasets, config.task, "sft.datasets")
+
+    @classmethod
     def check(cls, config: Config, train: ProblemSet) -> None:
         """There is something to learn from."""
-        for dataset in config.sft.datasets:
-            open_rows(dataset.path)
         if not config.sft.datasets:
             reason = "worked solutions are new ones at every step: give max_steps, or datasets"
             config.sft.require(config.sft.num_train_epochs is None, "num_train_epochs", reason)

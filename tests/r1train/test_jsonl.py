@@ -167,7 +167,10 @@ def test_files_of_another_kind(write, content, reason):
 
 
 def test_a_file_that_cannot_be_opened(tmp_path):
-    with pytest.raises(ConfigError, match=r"no such file or folder: .*absent"):
+    with pytest.raises(
+        ConfigError,
+        match=r"task\.datasets\[0\]\.path = '.*absent.jsonl': no such file or folder: put",
+    ):
         load(tmp_path / "absent.jsonl")
 
 
@@ -181,8 +184,18 @@ def test_a_file_is_used_whole_without_any_size(write):
     assert len(train) == 3
     with pytest.raises(ConfigError, match=r"12 distinct problems are needed.*10 were found"):
         load(write(lines(10)), train_size=11, heldout_size=1)
-    with pytest.raises(ConfigError, match="none of its 1 distinct problems is left"):
-        load(write(GOOD))
+    train, heldout = load(write(GOOD))
+    assert (len(train), len(heldout)) == (0, 1)
+    with pytest.raises(ConfigError, match=r"none of its 1 distinct problems is left.*heldout_size"):
+        train.require_all()
+
+
+def test_held_out_problems_do_alone_where_none_is_trained_on(write):
+    path = str(write(lines(4)))
+    train, heldout = load(path, heldout_path=path)
+    assert (len(train), len(heldout)) == (0, 4)
+    with pytest.raises(ConfigError, match=r"no problem to train on.*a path with other questions"):
+        train.require_all()
 
 
 def test_verdicts_follow_the_file(write):

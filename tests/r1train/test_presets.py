@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from r1train.config.model import ModelConfig
 from r1train.config.recipe import listed, load_config, recipes, to_toml
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
+from r1train.config.task import DatasetConfig
 from r1train.model.load import load_model
 from r1train.run.runner import run
 from r1train.sandbox.isolation import require_isolation
@@ -23,8 +25,8 @@ PRESETS = [name for name in recipes() if load_config(name).reference.source is n
 SMALL = [
     *("dtype=float32", "precision=dtype", "device=cpu", "threads=1", "elementwise=false"),
     *("model.gradient_checkpointing=false", "rewards.workers=1", "rollout.batch_size=8"),
-    *("eval.k=1", "eval.limit=1", "eval.max_completion_length=4", "task.train_size=16"),
-    *("task.heldout_size=2", "task.prompt_template=plain", "task.system_prompt=none"),
+    *("eval.k=1", "eval.limit=1", "eval.max_completion_length=4"),
+    *("task.heldout_size=4", "task.prompt_template=plain", "task.system_prompt=none"),
     *("grpo.prompts_per_step=2", "grpo.num_generations=2", "grpo.num_minibatches=2"),
     *("sft.batch_size=2", "reward_model.batch_size=2", "reward_model.heldout_size=2"),
     *("rejection.num_prompts=4", "rejection.num_generations=2"),
@@ -42,11 +44,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     rows: dict[str, list[dict[str, Any]]] = {
-        "problems": [{"question": q, "answer": str(i)} for i, q in enumerate(questions)],
-        "code": [
-            {"question": f"Echo. {q}", "input_output": {"inputs": ["1"], "outputs": ["1"]}}
-            for q in questions
-        ],
         "demonstrations": [{"prompt": q, "completion": REASONING} for q in questions],
         "pairs": [{"prompt": q, "chosen": REASONING, "rejected": "No."} for q in questions],
         "labels": [
@@ -55,18 +52,46 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
     }
     for name, found in rows.items():
-        lines = "".join(json.dumps(row) + "\n" for row in found)
-        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        write(folder / f"{name}.jsonl", found)
     return folder
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def small_sources(config: Config, folder: Path) -> str:
+    """The sources of a recipe's problems as they are, of small files: one for each that it names,
+    with questions of its own."""
+
+    def problems(named: str, dataset: DatasetConfig) -> str:
+        name = Path(named).name
+        questions = [f"What is {a} + {b}, {name}?" for a in range(6) for b in range(6)]
+        said: dict[str, Any] = {dataset.answer_field or "answer": "3"}
+        if dataset.answer_field == "":
+            said = {"input_output": {"inputs": ["1"], "outputs": ["1"]}}
+        rows = [{dataset.prompt_field or "question": question, **said} for question in questions]
+        return write(folder / name, rows)
+
+    own = [
+        replace(
+            dataset,
+            path=problems(dataset.path, dataset),
+            heldout_path=dataset.heldout_path and problems(dataset.heldout_path, dataset),
+        )
+        for dataset in config.task.datasets
+        if dataset.path is not None
+    ]
+    assert len(own) == len(config.task.datasets)
+    given = [{k: v for k, v in asdict(one).items() if v not in (None, {})} for one in own]
+    tables = [", ".join(f"{k} = {json.dumps(v)}" for k, v in one.items()) for one in given]
+    return f"[{', '.join(f'{{{table}}}' for table in tables)}]"
 
 
 def one_step(name: str, folder: Path) -> list[str]:
     """Overrides by which each stage of the preset takes one step, or samples a few times."""
     config = load_config(name)
-    sources = [f'{{path = "{folder}/problems.jsonl"}}']
-    if "code" in config.rewards.functions:
-        sources.append(f'{{path = "{folder}/code.jsonl", answer_field = ""}}')
-    problems = f"[{', '.join(sources)}]"
     said = f'[{{path = "{folder}/demonstrations.jsonl"}}]'
     own: list[str] = []
     for stage in config.stages:
@@ -94,7 +119,7 @@ def one_step(name: str, folder: Path) -> list[str]:
             own.append(f'{at}.reward_model.datasets=[{{path = "{folder}/{kind}.jsonl"}}]')
             own.append(f"{at}.reward_model.num_train_epochs=0.1")
         if "datasets" in sections.get("task", {}):
-            own.append(f"{at}.task.datasets={problems}")
+            own.append(f"{at}.task.datasets={small_sources(config.of(stage), folder)}")
         if stage.init is not None and stage.init == config.model.path:
             own.append(f"{at}.init={folder}/base")
     many = config.grpo.num_minibatches
@@ -102,7 +127,7 @@ def one_step(name: str, folder: Path) -> list[str]:
     return [
         *SMALL,
         f"model.path={folder}/base",
-        f"task.datasets={problems}",
+        f"task.datasets={small_sources(config, folder)}",
         "rollout.max_completion_length=4",
         *own,
     ]

@@ -6,16 +6,21 @@ import json
 import os
 import re
 import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 
 from r1train.config.recipe import documented, load_config, to_toml
 from r1train.config.schema import ConfigError, RunError
 from r1train.config.sections import Config
+from r1train.config.sft import DemonstrationsConfig
 from r1train.config.stages import StageConfig
+from r1train.data.demonstrations import check_demonstrations
 from r1train.run import artifacts, checksums, choice
 from r1train.run.artifacts import difference, plan
 from r1train.run.runner import resume, run
+from r1train.run.supplies import Supplies
 from r1train.stages import check_stages
 from r1train.stages.evaluate import Evaluate
 from r1train.stages.rl import RL
@@ -381,3 +386,76 @@ def test_evaluation_has_the_weights_of_the_moment(recipe, tmp_path):
         run(recipe(f"rollout.dtype={dtype}", 'stages=["sft"]', "name=" + dtype, "sft.max_steps=20"))
         tables.append(records(tmp_path / "runs" / dtype, "samples.jsonl")[-8:])
     assert [r["completion"] for r in tables[0]] == [r["completion"] for r in tables[1]]
+
+
+PAIRS = [{"prompt": f"What is {i}?", "chosen": "1", "rejected": "2"} for i in range(4)]
+LATER = {
+    "sft": ("sft", "datasets", "the prompt is 7: expected text"),
+    "rejection": ("rejection", "mix", 'no "completion"; its keys are "prompt", "chosen"'),
+    "reward_model": ("reward_model", "datasets", "a pair, and pointwise learning needs one"),
+}
+
+
+@pytest.mark.parametrize("kind", LATER)
+def test_what_a_later_stage_cannot_read_is_said_before_the_first_is_run(
+    recipe, tmp_path, monkeypatch, kind
+):
+    section, option, reason = LATER[kind]
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": 7, "completion": "1"}] if kind == "sft" else PAIRS
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(Supplies, "load", None)  # no model is needed for it
+    own = {section: {option: [{"path": str(path)}]}}
+    if kind == "reward_model":
+        own[section]["objective"] = "pointwise"
+    later = StageConfig(kind, name="later", init="base", sections=own)
+    config = recipe()
+    config = replace(config, stages=(*config.stages, later))
+    with pytest.raises(ConfigError, match=rf"stage 'later': .*rows\.jsonl, line 1: .*{reason}"):
+        run(config)
+    assert not (tmp_path / "runs").exists()
+    path.unlink()
+    where = rf"stage 'later': {section}\.{option}\[0\]\.path = '.*rows\.jsonl': no such file"
+    with pytest.raises(ConfigError, match=where):
+        run(config)
+
+
+def test_the_problems_of_a_stage_that_waits_for_another_are_looked_at(recipe, tmp_path):
+    """Whose own reward model has yet to be trained."""
+    path = tmp_path / "general.jsonl"
+    path.write_text('{"prompt": "What is 1?", "answer": null}\n')
+    judge = StageConfig(
+        "reward_model",
+        name="judge",
+        init="base",
+        sections={"reward_model": {"datasets": [{"path": "stage:said", "score_field": "reward"}]}},
+    )
+    later = StageConfig(
+        "rl",
+        name="later",
+        init="base",
+        sections={
+            "rewards": {"functions": ["preference"], "preference": {"path": "stage:judge"}},
+            "task": {"datasets": [{"path": str(path)}, {"path": "stage:said"}]},
+        },
+    )
+    config = recipe()
+    said = StageConfig("sample", name="said", init="base")
+    config = replace(config, stages=(*config.stages, said, judge, later))
+    with pytest.raises(ConfigError, match=r"stage 'later': .*line 1: the answer is null"):
+        run(config)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rows_that_are_skipped_are_looked_at_until_one_is_good(recipe, tmp_path, rows):
+    path = tmp_path / "rows.jsonl"
+    lines = ['{"prompt": 7}\n', '{"prompt": "a", "completion": "b"}\n']
+    path.write_text("".join(lines[:rows]))
+    dataset = DemonstrationsConfig(str(path), on_bad_row="skip")
+    with pytest.raises(ConfigError, match='no "completion"') if rows == 1 else nullcontext():
+        check_demonstrations((dataset,), recipe().task, "sft.datasets")
+
+
+def test_a_base_that_a_later_stage_starts_from_is_said_how_to_get(tmp_path):
+    with pytest.raises(ConfigError, match="hf download deepseek-ai/DeepSeek-V3-Base --local-dir D"):
+        plan(load_config("r1", [f"output_dir={tmp_path}"]))

@@ -17,13 +17,14 @@ KINDS: list[type[Rows]] = [ParquetRows, ArrowRows, JsonlRows]
 """The first that `reads` a file is used; JSONL reads what no other does."""
 
 
-def open_rows(path: str) -> Rows:
+def open_rows(path: str, setting: str = "path") -> Rows:
     """The rows of `path`: a file, a folder of them, a `datasets` folder, or a pattern with *.
 
-    Raises ConfigError where there is none, or it holds several kinds of files.
+    Raises ConfigError where there is none, which says by what `setting` it is named, or it holds
+    several kinds of files.
     """
     suffixes = tuple(suffix for kind in KINDS for suffix in kind.suffixes)
-    files = files_of(path, suffixes)
+    files = files_of(path, suffixes, setting)
     kinds = [next(kind for kind in KINDS if kind.reads(file)) for file in files]
     examples = dict(zip(kinds, files, strict=True))
     if len(examples) > 1:

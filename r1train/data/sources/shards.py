@@ -12,7 +12,7 @@ from r1train.config.schema import ConfigError
 from r1train.data.sources.base import Row, RowError, Rows
 
 
-def files_of(path: str, suffixes: tuple[str, ...]) -> list[str]:
+def files_of(path: str, suffixes: tuple[str, ...], setting: str) -> list[str]:
     """The files of a path, in order: itself, what matches its *, or those of a folder.
 
     A folder is one that `datasets` saved (`Dataset.save_to_disk`), or has files of one kind, whose
@@ -25,7 +25,10 @@ def files_of(path: str, suffixes: tuple[str, ...]) -> list[str]:
         found = sorted(file for file in glob.glob(path) if Path(file).is_file())
         if not found:
             place = "" if folder.is_absolute() else f" (in {Path.cwd()})"
-            raise ConfigError(f"no such file or folder: {path}{place}")
+            raise ConfigError(
+                f"{setting} = {path!r}: no such file or folder{place}: put the data there "
+                "(docs/data.md says in which form), or set it to where they are"
+            )
         return found
     if (folder / "dataset_dict.json").is_file():
         splits = ", ".join(sorted(inner.name for inner in folder.iterdir() if inner.is_dir()))

@@ -81,10 +81,11 @@ def language_code(name: object) -> str | None:
 
 
 def detect(text: str) -> str | None:
-    """The language of most words of `text`; None where it has no words."""
+    """The language of most words of `text`, of those that are no notation if there are such; None
+    where it has no words."""
     words = list(islice(words_of(text), MOST_READ))
     counts = Counter[str]()
-    for word in words:
+    for word in [word for word in words if word.notation == "no"] or words:
         counts[word.script] += word.weight
     if (counts["Hiragana"] + counts["Katakana"]) * 4 > counts["Han"] > 0:
         counts["Hiragana"] += counts.pop("Han")  # Japanese is written in both

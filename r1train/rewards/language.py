@@ -10,8 +10,12 @@ from r1train.data.problems import Problem, ProblemSet
 from r1train.data.response import thoughts
 from r1train.data.samples import Sample
 from r1train.rewards.base import Reward, Scores
-from r1train.rewards.identify import check_installed, detect, in_language, language_code
+from r1train.rewards.identify import SCRIPTS, check_installed, detect, in_language, language_code
 from r1train.rewards.words import words_of
+
+MOST_NOTATION = 2
+"""A dense proof has as many names of points as words; what is said in English needs more of its
+words than that, and many of them once."""
 
 
 def language_ratio(text: str, language: str) -> float:
@@ -19,11 +23,21 @@ def language_ratio(text: str, language: str) -> float:
     [0, 1]; 0 where it has none.
 
     DeepSeek-R1 (arXiv 2501.12948, section 2.3.2): Words_target / Words. What a word is, and what
-    counts neither way, is said in `r1train.rewards.words`.
+    counts neither way, is said in `r1train.rewards.words`. Where the language is not written in
+    Latin letters, `r1train.rewards.notation` counts neither way too: what only looks like it up to
+    `MOST_NOTATION` different words for each word of the language, so that nothing hides in it.
     """
     words = list(words_of(text))
-    total = sum(word.weight for word in words)
-    return in_language(words, language) / total if total else 0.0
+    if "Latin" in SCRIPTS[language]:
+        total = sum(word.weight for word in words)
+        return in_language(words, language) / total if total else 0.0
+    own = in_language(words, language)
+    plain = sum(word.weight for word in words if word.notation == "no")
+    doubtful = {  # ∠ABC is ∠CBA
+        "".join(sorted(word.text)): word.weight for word in words if word.notation == "maybe"
+    }
+    hidden = max(0, sum(doubtful.values()) - MOST_NOTATION * own)
+    return own / (plain + hidden) if own else 0.0
 
 
 def target_language(problem: Problem) -> str | None:

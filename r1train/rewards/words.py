@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import regex
 
+from r1train.rewards.notation import Notation, is_code, notation
+
 LONGEST = {"Han": 2, "Hiragana": 3, "Katakana": 3, "Hangul": 4, "Thai": 4, "Lao": 4, "Khmer": 4}
 LONGEST |= {"Myanmar": 4, "Tibetan": 4}
 """Letters of a script that count as one word where no space parts them. Chinese words have two
@@ -44,6 +46,8 @@ _NEUTRAL = regex.compile(
     regex.VERBOSE | regex.DOTALL,
 )
 _NEUTRAL_LETTERS = regex.compile(r"[\p{Latin}\p{Greek}\p{M}]+")
+_NEAR = 3
+"""Characters around a word that tell whether it stands in a formula."""
 _UNSEEN = regex.compile(r"\p{Cf}+")
 _MARKS = regex.compile(r"(\p{M}{30})\p{M}+")  # sorting longer runs takes quadratic time
 
@@ -76,6 +80,8 @@ class Word:
     weight: int
     """How many words it is counted as: one, or more where it goes on without a space."""
     starts_sentence: bool
+    notation: Notation = "no"
+    """Whether it says the same in languages of other scripts."""
 
 
 def seen(text: str) -> str:
@@ -86,15 +92,27 @@ def seen(text: str) -> str:
 def words_of(text: str) -> Iterator[Word]:
     """The words of `text`, in order. The time is linear in its length."""
     text = _NEUTRAL.sub(lambda match: f" {_NEUTRAL_LETTERS.sub(' ', match.group())} ", seen(text))
-    starts_sentence = True
+    starts_sentence, code = True, _is_code(text, 0)
     for match in _TOKENS.finditer(text):
         script = match.lastgroup
         if script == "stop":
             starts_sentence = True
+            if match.group() == "\n":
+                code = _is_code(text, match.end())
         elif script != "identifier":
             word = match.group()
             if len(word) == 1 and script in _ALPHABETS:
                 continue  # x, or an α
             weight = max(1, len(word) // LONGEST.get(script, LONGEST_OF_ALPHABETS))
-            yield Word(word, script, weight, starts_sentence)
+            kind: Notation = "no"
+            if script == "Latin":
+                start, end = match.span()
+                before, after = text[max(0, start - _NEAR) : start], text[end : end + _NEAR]
+                kind = notation(word, before, after, code=code)
+            yield Word(word, script, weight, starts_sentence, kind)
             starts_sentence = False
+
+
+def _is_code(text: str, start: int) -> bool:
+    end = text.find("\n", start)
+    return is_code(text[start : end if end >= 0 else None])

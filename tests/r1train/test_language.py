@@ -52,6 +52,52 @@ def test_words_of_the_language_over_words(text, language, target, words):
     assert language_ratio(text, language) == target / words
 
 
+PROOF = (
+    "因为 AB=AC，所以 ∠ABC=∠ACB。又因为 BD⊥AC，CE⊥AB，所以 ∠BDC=∠CEB=90°。在 △BDC 和 △CEB 中，"
+    "∠DBC=∠ECB，BC=CB，所以 △BDC≌△CEB。"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "因此 AB=CD 三角形 ABC",
+        "GPU 和 CPU 很快",
+        "第一步：计算 sin(x) 的导数",
+        "设 n 为整数 mod gcd lcm sin cos",
+        "速度是 5 km 每小时, 质量 3 kg",
+        "代码 x = y + foo_bar; print(x)",
+        "for i in range(n):\n    total += i\nreturn total\n于是得到所有整数的总和",
+        PROOF,
+    ],
+)
+def test_what_is_written_in_latin_letters_anywhere_is_neutral(text):
+    assert language_ratio(text, "zh") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "words"),
+    [
+        ("THE SUM OF TWO AND SIX IS TEN", 0, 8),
+        ("THE SUM OF TWO AND SIX IS TEN 所以", 1, 7),  # four stand for "the", "of", "and", "is"
+        ("SUM TWO SIX FIVE GIVES TEN 所以", 1, 5),
+        ("AB CD EF", 0, 3),
+        ("sin cos", 0, 1),
+        ("x = y + foo_bar; print(x)", 0, 1),
+        ("total = sum = five = count 是", 1, 3),
+        ("for example we add\n所以", 1, 5),
+        ("if we add two and three:\n所以", 1, 7),
+        ("**Answer** 我们", 1, 2),
+    ],
+)
+def test_no_other_language_hides_in_what_looks_like_notation(text, target, words):
+    assert language_ratio(text, "zh") == target / words
+
+
+def test_names_of_points_count_in_a_language_of_their_script():
+    assert language_ratio("we see that ABC 是", "en") == 4 / 5
+
+
 @pytest.mark.parametrize("text", ["", " \n", "3 + 4 = 7", "$x = 2$", "<think>", "……", "\u200b"])
 def test_without_a_word_there_is_nothing_to_be_had(text):
     assert language_ratio(text, "en") == language_ratio(text, "zh") == 0
@@ -105,6 +151,8 @@ def test_names_of_languages(name, code):
         ("Wie viele Äpfel hat Anna jetzt?", "de"),
         ("Soit x un nombre entier. Trouver x tel que x+1=3.", "fr"),
         (GERMAN * 100, "de"),
+        ("在 △ABC 中，AB=AC，求 ∠ABC", "zh"),
+        ("FIND THE SUM OF TWO AND SIX", "en"),
         ("3 + 4 = ?", None),
         ("$x$", None),
     ],
@@ -147,6 +195,9 @@ HOSTILE = {
     "both": "a我" * 30_000,
     "hyphens": "ab-" * 70_000,
     "tags": "<a" * 100_000,
+    "lines": "if a\n" * 40_000,
+    "names": "ABC=" * 40_000 + "我",
+    "spaces": ("ab" + " " * 1000) * 200,
     "ligatures": "\ufdfa" * 20_000,
 }
 

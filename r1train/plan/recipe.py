@@ -15,6 +15,7 @@ from r1train.plan.shapes import Shape, shape_of
 from r1train.plan.sources import Left, left_by, with_sources
 from r1train.plan.stages import ROLLED_OUT, SAMPLED, SUPERVISED, StagePlan, plan_stage, rates_of
 from r1train.plan.time import Rates
+from r1train.stages import check_stages
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,6 @@ class RecipePlan:
     """Dollars for an hour of a device."""
     rates: Rates
     stages: tuple[StagePlan, ...]
-    left_out: tuple[str, ...]
-    """Stages that no plan is known of."""
     remedies: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """For each stage that does not fit, what would make it fit."""
 
@@ -64,19 +63,14 @@ def plan(config: Config, cluster: Cluster) -> RecipePlan:
     check_plan(config)
     at = rates_of(config, shape_of(config.model), cluster)
     stages: list[StagePlan] = []
-    left_out: list[str] = []
     remedies: dict[str, tuple[str, ...]] = {}
     for stage, own, shape, beside in _stages(config):
-        try:
-            found = plan_stage(stage, own, shape, cluster, beside)
-        except NotImplementedError:
-            left_out.append(f"{stage.name} ({stage.kind})")
-            continue
+        found = plan_stage(stage, own, shape, cluster, beside)
         stages.append(found)
         if found.memory.peak[1] > memory.USABLE * cluster.device.memory:
             remedies[found.name] = remedies_of(stage, own, shape, cluster, beside)
     chosen = config.plan.price or cluster.device.price
-    return RecipePlan(config, cluster, chosen, at, tuple(stages), tuple(left_out), remedies)
+    return RecipePlan(config, cluster, chosen, at, tuple(stages), remedies)
 
 
 def _stages(config: Config) -> Iterator[tuple[StageConfig, Config, Shape, Shape]]:
@@ -109,7 +103,8 @@ def _shape(origin: str, config: Config, shapes: Mapping[str, Shape]) -> Shape:
 
 
 def check_plan(config: Config) -> None:
-    """There is a shape to plan with."""
+    """There is a shape to plan with, and every kind of stage is known."""
+    check_stages(config)
     if config.model.path is None and config.model.preset is None:
         raise ConfigError(
             "model.path is unset: a plan needs a model, such as model.path=Qwen2.5-3B"

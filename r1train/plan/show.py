@@ -22,16 +22,13 @@ def text(plan: RecipePlan) -> str:
 
 def _lines(plan: RecipePlan) -> Iterator[str]:
     config, cluster = plan.config, plan.cluster
-    shape = plan.stages[0].shape if plan.stages else None
-    if shape is not None:
-        active = f", {_short(shape.active)} a token" if shape.experts else ""
-        yield f"{config.name}: {shape.name}, {_short(shape.parameters)} weights{active}"
+    shape = plan.stages[0].shape
+    active = f", {_short(shape.active)} a token" if shape.experts else ""
+    yield f"{config.name}: {shape.name}, {_short(shape.parameters)} weights{active}"
     yield f"on {cluster}, ${plan.price:g} an hour and device"
     for stage in plan.stages:
         yield from ("", *_stage(plan, stage))
     yield ""
-    if plan.left_out:
-        yield from _wrapped(f"Not planned: {', '.join(plan.left_out)}.")
     yield from _wrapped(f"total      {_total(plan)}", indent=11)
     yield from _reference(plan)
     yield from ("", *_supposed(plan))
@@ -178,7 +175,6 @@ def as_dict(plan: RecipePlan) -> dict[str, Any]:
         "dollars": None if plan.impossible else plan.cost,
         "usable_bytes": plan.usable,
         "unrecorded": list(plan.rates.unrecorded),
-        "left_out": list(plan.left_out),
         "reference": {
             "source": reference.source,
             "device": reference.device,

@@ -58,7 +58,7 @@ def rates_of(config: Config, shape: Shape, cluster: Cluster) -> Rates:
 def plan_stage(
     stage: StageConfig, config: Config, shape: Shape, cluster: Cluster, beside: Shape
 ) -> StagePlan:
-    """The plan of one stage, whose options these are. NotImplementedError: of an unknown kind.
+    """The plan of one stage, whose options these are.
 
     `beside` is the shape of its teacher or of its value model, where it has one.
     """
@@ -76,9 +76,7 @@ def plan_stage(
         return _reward_model(stage, config, shape, cluster)
     if stage.kind == "process_reward":
         return _process_reward(stage, config, shape, cluster)
-    if stage.kind == "search":
-        return _search(stage, config, shape, cluster, beside)
-    raise NotImplementedError(stage.kind)
+    return _search(stage, config, shape, cluster, beside)
 
 
 def sampled_of(stage: StageConfig, config: Config) -> tuple[int, int]:
@@ -312,8 +310,9 @@ def _process_reward(
     section, supposed = config.process_reward, config.plan
     prompt, cap = supposed.prompt_length, config.rollout.max_completion_length
     mean = _mean(config, cap)
-    solutions = section.num_prompts * section.num_generations
-    asked = section.num_prompts, section.num_generations, cap
+    prompts = min(section.num_prompts, config.task.train_size or section.num_prompts)
+    solutions = prompts * section.num_generations
+    asked = prompts, section.num_generations, cap
     whole = _sampled(stage, config, shape, cluster, *asked)
     half = max(1, round(mean / 2))  # of a solution lies before a step, on average
     halved = replace(supposed, prompt_length=prompt + half, completion_length=half)

@@ -21,6 +21,7 @@ from r1train.plan.shapes import known, named
 from r1train.plan.show import COLUMNS, text
 from r1train.plan.stages import micro_batch, spread
 from r1train.plan.time import decay, measured, rates
+from r1train.stages import KINDS
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 RECORDS = {
@@ -196,7 +197,6 @@ def test_a_stage_may_say_how_much_it_learns_from() -> None:
 
 def test_teachers_and_value_models_take_time_and_memory() -> None:
     found = plan(load_config("r1-mini"), cluster_of("cpu"))
-    assert not found.left_out
     stages = {stage.name: stage for stage in found.stages}
     distilled, steps, search = (stages[name] for name in ("on-policy", "step-values", "search"))
     teacher = 4 * stages["r1"].shape.parameters
@@ -250,6 +250,16 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["dollars"] == pytest.approx(2 * found["seconds"] / 3600)
     assert {stage["name"] for stage in found["stages"]} == {"sft", "grpo"}
+
+
+def test_every_kind_of_stage_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    stages = ", ".join(f"{{kind='{kind}', name='{kind}'}}" for kind in KINDS)
+    settings = [f"stages=[{stages}]", "distill.teacher=stage:rl", "search.value_model=stage:rl"]
+    found = plan(load_config("r1-zero-mini", settings), cluster_of("cpu"))
+    assert [stage.kind for stage in found.stages] == [*KINDS]
+    assert all(stage.seconds > 0 for stage in found.stages)
+    assert main(["plan", "r1-zero-mini", "cpu", "stages=[{kind='serch', name='a'}]"]) == 2
+    assert "did you mean 'search'?" in capsys.readouterr().err
 
 
 def test_a_model_of_unknown_shape_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

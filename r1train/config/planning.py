@@ -18,7 +18,10 @@ class PlanConfig(Section, section="plan"):
     demonstration_length: Count | None = None
     """Tokens of a demonstration's completion, on average (unset: as completion_length)."""
     demonstrations: Count = 100_000
-    """Demonstrations of an epoch, or pairs of a reward model."""
+    """Demonstrations of an epoch, or pairs of a reward model, where they are files; those of stages
+    are as many as these leave at most, unless [stages.plan] says another number."""
+    solution_steps: Count = 6
+    """Steps of a solution, on average, by which process_reward takes it apart."""
     active: Share = 1.0
     """Share of the groups whose rewards differ: the others cost no update where beta is 0."""
     reward_seconds: NonNegative = 1e-3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from r1train.config.schema import ConfigError
@@ -12,8 +12,10 @@ from r1train.plan import memory
 from r1train.plan.hardware import Cluster
 from r1train.plan.remedies import remedies as remedies_of
 from r1train.plan.shapes import Shape, shape_of
-from r1train.plan.stages import SUPERVISED, StagePlan, plan_stage, rates_of
+from r1train.plan.sources import Left, left_by, with_sources
+from r1train.plan.stages import ROLLED_OUT, SAMPLED, SUPERVISED, StagePlan, plan_stage, rates_of
 from r1train.plan.time import Rates
+from r1train.stages import check_stages
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,22 @@ class RecipePlan:
     """Dollars for an hour of a device."""
     rates: Rates
     stages: tuple[StagePlan, ...]
-    left_out: tuple[str, ...]
-    """Stages that no plan is known of."""
     remedies: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """For each stage that does not fit, what would make it fit."""
 
     @property
+    def impossible(self) -> tuple[str, ...]:
+        """Stages that cannot sample a completion, so that nothing is known of the whole."""
+        return tuple(stage.name for stage in self.stages if not stage.possible)
+
+    @property
+    def seeds(self) -> int:
+        return len(self.config.seeds) or 1
+
+    @property
     def seconds(self) -> float:
-        return sum(stage.seconds for stage in self.stages)
+        """Of all seeds."""
+        return self.seeds * sum(stage.seconds for stage in self.stages)
 
     @property
     def device_hours(self) -> float:
@@ -53,43 +63,48 @@ def plan(config: Config, cluster: Cluster) -> RecipePlan:
     check_plan(config)
     at = rates_of(config, shape_of(config.model), cluster)
     stages: list[StagePlan] = []
-    left_out: list[str] = []
     remedies: dict[str, tuple[str, ...]] = {}
-    for stage, own, shape in _stages(config):
-        try:
-            found = plan_stage(stage, own, shape, cluster)
-        except NotImplementedError:
-            left_out.append(f"{stage.name} ({stage.kind})")
-            continue
+    for stage, own, shape, beside in _stages(config):
+        found = plan_stage(stage, own, shape, cluster, beside)
         stages.append(found)
         if found.memory.peak[1] > memory.USABLE * cluster.device.memory:
-            remedies[found.name] = remedies_of(stage, own, shape, cluster)
+            remedies[found.name] = remedies_of(stage, own, shape, cluster, beside)
     chosen = config.plan.price or cluster.device.price
-    return RecipePlan(config, cluster, chosen, at, tuple(stages), tuple(left_out), remedies)
+    return RecipePlan(config, cluster, chosen, at, tuple(stages), remedies)
 
 
-def _stages(config: Config) -> Iterator[tuple[StageConfig, Config, Shape]]:
-    """Every stage with its own options, and the shape of the model that it starts from."""
+def _stages(config: Config) -> Iterator[tuple[StageConfig, Config, Shape, Shape]]:
+    """Every stage with its own options, the shape of the model that it starts from, and that of its
+    teacher or value model (its own, where it has none)."""
     shapes: dict[str, Shape] = {}
+    left: dict[str, Left] = {}
     before = shape_of(config.model)
     for stage in config.stages:
-        own, shape = config.of(stage), before
-        if stage.init is not None and stage.init in shapes:
-            shape = shapes[stage.init]
-        elif stage.init is not None and stage.init.startswith("preset:"):
-            preset = stage.init.removeprefix("preset:")
-            shape = shape_of(replace(config.model, preset=preset, path=None, gguf_file=None))
-        elif stage.init is not None:
-            path = stage.init
-            shape = shape_of(replace(config.model, preset=None, path=path, gguf_file=None))
+        own = with_sources(stage, config.of(stage), left)
+        shape = before if stage.init is None else _shape(stage.init, config, shapes)
         shapes[str(stage.name)] = shape
-        if stage.kind in (*SUPERVISED, "rl", "on_policy_distill"):
+        if stage.kind in SAMPLED:
+            left[str(stage.name)] = left_by(stage, own, left)
+        if stage.kind in (*SUPERVISED, *ROLLED_OUT):
             before = shape
-        yield stage, own, shape
+        helpers = {"on_policy_distill": own.distill.teacher, "search": own.search.value_model}
+        helper = helpers.get(stage.kind)
+        yield stage, own, shape, shape if helper is None else _shape(helper, config, shapes)
+
+
+def _shape(origin: str, config: Config, shapes: Mapping[str, Shape]) -> Shape:
+    """That of a stage's model, of a preset, or of a folder."""
+    name = origin.removeprefix("stage:")
+    if name in shapes:
+        return shapes[name]
+    preset = origin.removeprefix("preset:") if origin.startswith("preset:") else None
+    path = None if preset else origin
+    return shape_of(replace(config.model, preset=preset, path=path, gguf_file=None))
 
 
 def check_plan(config: Config) -> None:
-    """There is a shape to plan with."""
+    """There is a shape to plan with, and every kind of stage is known."""
+    check_stages(config)
     if config.model.path is None and config.model.preset is None:
         raise ConfigError(
             "model.path is unset: a plan needs a model, such as model.path=Qwen2.5-3B"

@@ -20,11 +20,13 @@ MOST_DEVICES = 1 << 13
 OF_TOKENS = ("activations", "loss", "backward pass")
 
 
-def remedies(stage: StageConfig, config: Config, shape: Shape, cluster: Cluster) -> tuple[str, ...]:
+def remedies(
+    stage: StageConfig, config: Config, shape: Shape, cluster: Cluster, beside: Shape
+) -> tuple[str, ...]:
     """Whatever alone would do: an option, two of them, more devices, sequences in parts."""
 
     def planned(options: Config, count: int = cluster.count) -> StagePlan:
-        return plan_stage(stage, options, shape, Cluster(cluster.device, count))
+        return plan_stage(stage, options, shape, Cluster(cluster.device, count), beside)
 
     def fits(options: Config, count: int = cluster.count) -> bool:
         return planned(options, count).memory.peak[1] <= usable
@@ -50,7 +52,8 @@ def _changes(stage: StageConfig, config: Config, shape: Shape) -> Iterator[tuple
     """Options that take less memory."""
     if not config.model.gradient_checkpointing:
         yield CHECKPOINTING, replace(config, model=replace(config.model, **_CHECKPOINTED))
-    name = "sft" if stage.kind in SUPERVISED else "grpo" if stage.kind == "rl" else stage.kind
+    names = {**dict.fromkeys(SUPERVISED, "sft"), "rl": "grpo", "on_policy_distill": "distill"}
+    name = names.get(stage.kind, stage.kind)
     section: Any = getattr(config, name, None)
     tokens = getattr(section, "token_budget", 0) // 2
     while tokens >= FEWEST_TOKENS:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from textwrap import wrap
 from typing import Any
 
+from r1train.plan.memory import USABLE
 from r1train.plan.recipe import RecipePlan
-from r1train.plan.stages import SUPERVISED, StagePlan
+from r1train.plan.stages import ROLLED_OUT, SAMPLED, SUPERVISED, StagePlan
 from r1train.plan.time import Phase
 
 COLUMNS = 80
@@ -21,21 +22,32 @@ def text(plan: RecipePlan) -> str:
 
 def _lines(plan: RecipePlan) -> Iterator[str]:
     config, cluster = plan.config, plan.cluster
-    shape = plan.stages[0].shape if plan.stages else None
-    if shape is not None:
-        active = f", {_short(shape.active)} a token" if shape.experts else ""
-        yield f"{config.name}: {shape.name}, {_short(shape.parameters)} weights{active}"
+    shape = plan.stages[0].shape
+    active = f", {_short(shape.active)} a token" if shape.experts else ""
+    yield f"{config.name}: {shape.name}, {_short(shape.parameters)} weights{active}"
     yield f"on {cluster}, ${plan.price:g} an hour and device"
     for stage in plan.stages:
         yield from ("", *_stage(plan, stage))
     yield ""
-    if plan.left_out:
-        yield from _wrapped(f"Not planned: {', '.join(plan.left_out)}.")
-    hours = f"{plan.device_hours:,.0f}" if plan.device_hours >= 100 else f"{plan.device_hours:.3g}"
-    cost = f"{plan.cost:,.0f}" if plan.cost >= 10 else f"{plan.cost:.2g}"
-    yield f"total      {_duration(plan.seconds)}, {hours} device hours, ${cost}"
+    yield from _wrapped(f"total      {_total(plan)}", indent=11)
     yield from _reference(plan)
     yield from ("", *_supposed(plan))
+
+
+def _total(plan: RecipePlan) -> str:
+    if plan.impossible:
+        return f"none: no completion has a place in {', '.join(plan.impossible)}"
+    hours = f"{plan.device_hours:,.0f}" if plan.device_hours >= 100 else f"{plan.device_hours:.3g}"
+    cost = f"{plan.cost:,.0f}" if plan.cost >= 10 else f"{plan.cost:.2g}"
+    whole = f"{_duration(plan.seconds)}, {hours} device hours, ${cost}"
+    whole += ", if all of it fitted" if plan.remedies else ""
+    if plan.seeds == 1:
+        return whole
+    shared = ""
+    if plan.config.processes > 1:
+        shared = f"; the {plan.config.processes} processes share what there is"
+    each = _duration(plan.seconds / plan.seeds)
+    return f"{whole} for {plan.seeds} seeds, {each} for each{shared}"
 
 
 def _stage(plan: RecipePlan, stage: StagePlan) -> Iterator[str]:
@@ -47,16 +59,19 @@ def _stage(plan: RecipePlan, stage: StagePlan) -> Iterator[str]:
     line = f"  time     {_duration(stage.seconds)}; {_short(per_second)} tokens/s"
     if stage.share_of_peak:
         line += f"; updates at {stage.share_of_peak:.0%} of the peak"
-    yield line
     whole = stage.seconds / stage.steps
-    for one, own in stage.phases.items():
-        if own.seconds:
-            yield _bar(one, own, whole)
-    yield from _wrapped(f"  bound by {name}: {phase.bound}", indent=11)
+    if stage.possible:
+        yield line
+        for one, own in stage.phases.items():
+            if own.seconds:
+                yield _bar(one, own, whole)
+        yield from _wrapped(f"  bound by {name}: {phase.bound}", indent=11)
     at, peak = stage.memory.peak
     fits = "fits" if peak <= plan.usable else "DOES NOT FIT"
-    have = plan.cluster.device.memory / GIB
-    yield f"  memory   {_gib(peak)} of {have:.3g} GiB a device, in {at}: {fits}"
+    yield from _wrapped(
+        f"  memory   {_gib(peak)} of {_gib(plan.usable)} usable GiB a device, in {at}: {fits}",
+        indent=11,
+    )
     parts = sorted(stage.memory.phases[at].items(), key=lambda item: -item[1])
     shown = [f"{part} {_gib(size)}" for part, size in parts if size > 0.005 * peak]
     yield from _wrapped(f"           {', '.join(shown)} GiB", indent=11)
@@ -101,6 +116,7 @@ def _reference(plan: RecipePlan) -> Iterator[str]:
         same = reference.device == plan.cluster.device.name
         ratio = plan.device_hours / reference.device_hours
         beside = f"; planned ÷ reported {ratio:.2f}" if same else "; planned on other devices"
+        beside = "" if plan.impossible else beside
         cost = f", ${reference.cost:,.0f}" if reference.cost else ""
         yield from _wrapped(f"           {hours}{cost}{beside}", indent=11)
     if reference.figures:
@@ -117,7 +133,7 @@ def _supposed(plan: RecipePlan) -> Iterator[str]:
         {c.plan.completion_length or c.rollout.max_completion_length // 2 for c in own}
     )
     said = []
-    if stages & {"rl", "rejection", "sample", "evaluate"}:
+    if stages & {*ROLLED_OUT, *SAMPLED, "evaluate", "process_reward", "search"}:
         numbers = " and ".join(f"{length:,}" for length in lengths)
         said.append(
             f"completions of {numbers} tokens on average, lengths distributed exponentially and "
@@ -127,7 +143,13 @@ def _supposed(plan: RecipePlan) -> Iterator[str]:
         taught = sorted({one.plan.demonstration_length or 0 for one in own} - {0})
         numbers = " and ".join(f"{length:,}" for length in taught or lengths)
         said.append(f"demonstrations of {numbers} tokens")
+    if "process_reward" in stages:
+        said.append(f"{plan.config.plan.solution_steps} steps of a solution")
     yield from _wrapped(f"Supposed ([plan]): {'; '.join([*said, 'one phase after another'])}.")
+    yield from _wrapped(
+        f"Of a device's {device.memory_gib:.3g} GiB {USABLE:.0%} can be used: the rest is the "
+        "driver's, and lost between the allocator's blocks."
+    )
     if plan.rates.unrecorded:
         missing = ", ".join(what.replace("_", " in ") for what in plan.rates.unrecorded)
         yield from _wrapped(
@@ -147,12 +169,12 @@ def as_dict(plan: RecipePlan) -> dict[str, Any]:
     return {
         "recipe": plan.config.name,
         "cluster": {"device": plan.cluster.device.name, "count": plan.cluster.count},
-        "seconds": plan.seconds,
-        "device_hours": plan.device_hours,
-        "dollars": plan.cost,
+        "seeds": plan.seeds,
+        "seconds": None if plan.impossible else plan.seconds,
+        "device_hours": None if plan.impossible else plan.device_hours,
+        "dollars": None if plan.impossible else plan.cost,
         "usable_bytes": plan.usable,
         "unrecorded": list(plan.rates.unrecorded),
-        "left_out": list(plan.left_out),
         "reference": {
             "source": reference.source,
             "device": reference.device,
@@ -169,11 +191,12 @@ def as_dict(plan: RecipePlan) -> dict[str, Any]:
                 "active_parameters": stage.shape.active,
                 "steps": stage.steps,
                 "tokens_per_step": stage.tokens,
-                "seconds": stage.seconds,
+                "seconds": stage.seconds if stage.possible else None,
                 "share_of_peak": stage.share_of_peak,
                 "phases": {
                     name: {"seconds": phase.seconds, "bound": phase.bound}
                     for name, phase in stage.phases.items()
+                    if stage.possible
                 },
                 "memory": stage.memory.phases,
                 "fits": stage.memory.peak[1] <= plan.usable,

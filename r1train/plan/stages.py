@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import exp, isinf
+from dataclasses import dataclass, replace
+from math import ceil, exp, isinf
 
 from r1train.config.sections import Config
 from r1train.config.stages import StageConfig
@@ -14,6 +14,7 @@ from r1train.plan.shapes import Shape
 from r1train.plan.time import Phase, Rates
 
 SUPERVISED, SAMPLED = ("sft", "distill"), ("rejection", "sample")
+ROLLED_OUT = ("rl", "on_policy_distill")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class StagePlan:
         return self.steps * time.summed(self.phases)
 
     @property
+    def possible(self) -> bool:
+        """Whether a completion can be sampled at all; where not, no time says anything."""
+        return self.memory.engine is None or self.memory.engine.rows >= 1
+
+    @property
     def bottleneck(self) -> tuple[str, Phase]:
         """The phase that takes longest."""
         return max(self.phases.items(), key=lambda item: item[1].seconds)
@@ -49,44 +55,69 @@ def rates_of(config: Config, shape: Shape, cluster: Cluster) -> Rates:
     return time.rates(cluster.device, config.dtype, fp8=fp8)
 
 
-def plan_stage(stage: StageConfig, config: Config, shape: Shape, cluster: Cluster) -> StagePlan:
-    """The plan of one stage, whose options these are. NotImplementedError: of an unknown kind."""
-    if stage.kind == "rl":
-        return _rl(stage, config, shape, cluster)
+def plan_stage(
+    stage: StageConfig, config: Config, shape: Shape, cluster: Cluster, beside: Shape
+) -> StagePlan:
+    """The plan of one stage, whose options these are.
+
+    `beside` is the shape of its teacher or of its value model, where it has one.
+    """
+    if stage.kind in ROLLED_OUT:
+        return _rolled_out(stage, config, shape, cluster, beside)
     if stage.kind in SUPERVISED:
         return _supervised(stage, config, shape, cluster)
     if stage.kind in SAMPLED:
-        section = getattr(config, stage.kind)
-        prompts = section.num_prompts or config.task.train_size or config.plan.demonstrations
+        prompts, each = sampled_of(stage, config)
         length = config.rollout.max_completion_length
-        return _sampled(stage, config, shape, cluster, prompts, section.num_generations, length)
+        return _sampled(stage, config, shape, cluster, prompts, each, length)
     if stage.kind == "evaluate":
-        prompts = config.eval.limit or config.task.heldout_size or 256
-        cap = config.eval.max_completion_length or config.rollout.max_completion_length
-        return _sampled(stage, config, shape, cluster, prompts, config.eval.k, cap)
+        return _sampled(stage, config, shape, cluster, *_asked(config, config.eval.k))
     if stage.kind == "reward_model":
         return _reward_model(stage, config, shape, cluster)
-    raise NotImplementedError(stage.kind)
+    if stage.kind == "process_reward":
+        return _process_reward(stage, config, shape, cluster)
+    return _search(stage, config, shape, cluster, beside)
 
 
-def _rl(stage: StageConfig, config: Config, shape: Shape, cluster: Cluster) -> StagePlan:
-    grpo, supposed = config.grpo, config.plan
+def sampled_of(stage: StageConfig, config: Config) -> tuple[int, int]:
+    """Problems that a stage samples, and completions of each."""
+    section = getattr(config, stage.kind)
+    prompts = section.num_prompts or config.task.train_size or config.plan.demonstrations
+    return prompts, section.num_generations
+
+
+def _asked(config: Config, each: int) -> tuple[int, int, int]:
+    """Held-out problems, completions of each, and the tokens that these may have."""
+    prompts = config.eval.limit or config.task.heldout_size or 256
+    cap = config.eval.max_completion_length or config.rollout.max_completion_length
+    return prompts, each, cap
+
+
+def _rolled_out(
+    stage: StageConfig, config: Config, shape: Shape, cluster: Cluster, teacher: Shape
+) -> StagePlan:
+    """Rollouts that are learnt from: by their rewards, or from a teacher."""
+    grpo = config.grpo if stage.kind == "rl" else None
+    section, supposed = grpo or config.distill, config.plan
     cap, prompt = config.rollout.max_completion_length, supposed.prompt_length
     mean = _mean(config, cap)
-    completions = grpo.prompts_per_step * grpo.num_generations
-    updates = grpo.num_iterations * grpo.num_minibatches
-    every = grpo.beta != 0 or grpo.entropy_coef != 0
-    learnt = (grpo.prompts_per_step * prompt + completions * mean) * (
+    completions = section.prompts_per_step * section.num_generations
+    iterations = grpo.num_iterations if grpo else 1
+    updates = iterations * section.num_minibatches
+    every = grpo is None or grpo.beta != 0 or grpo.entropy_coef != 0
+    learnt = (section.prompts_per_step * prompt + completions * mean) * (
         1.0 if every else supposed.active
     )
     at, (weight, width) = rates_of(config, shape, cluster), memory.width_of(config, shape)
     static = memory.optimizer(config, shape, cluster)
-    if grpo.beta:
+    if grpo is None:
+        static["teacher"] = _weights(config, teacher, cluster)
+    elif grpo.beta:
         static["reference"] = weight * memory.trained(config, shape) / cluster.count
     engine = memory.engine_of(config, shape, cluster, length=cap, rows=completions)
     resident = memory.rolling_out(engine, static)
-    part = micro_batch(grpo.token_budget, prompt, cap, grpo.num_generations)
-    worst = (grpo.prompts_per_step * prompt + completions * cap) / grpo.num_minibatches
+    part = micro_batch(section.token_budget, prompt, cap, section.num_generations)
+    worst = (section.prompts_per_step * prompt + completions * cap) / section.num_minibatches
     held = min(part[0], worst)
     parts = max(1.0, worst / cluster.count / held)
     phases = {"rollout": resident}
@@ -94,26 +125,25 @@ def _rl(stage: StageConfig, config: Config, shape: Shape, cluster: Cluster) -> S
     phases["update"] = kept | memory.training(
         config, shape, cluster, tokens=held, rows=min(part[1], held), parts=parts
     )
-    if grpo.beta:
+    if "reference" in static:
         phases["reference"] = kept | {"policy, set aside": static["reference"]}
-    traffic = memory.kept_by(config, shape)
-    own = learnt / grpo.num_minibatches / cluster.count
+    own = learnt / section.num_minibatches / cluster.count
 
-    def passes(tokens: float, count: float) -> Phase:
+    def passes(tokens: float, count: float, read: Shape = shape) -> Phase:
         return time.update_phase(
-            shape,
+            read,
             at,
             cluster,
             tokens=tokens,
             context=prompt + spread(mean, cap),
             passes=count,
-            traffic=traffic.layers,
-            parts=max(1.0, own / grpo.token_budget),
+            traffic=memory.kept_by(config, read).layers,
+            parts=max(1.0, own / section.token_budget),
             width=width,
             checkpointed=config.model.gradient_checkpointing,
         )
 
-    update = passes(learnt / grpo.num_minibatches, 3)
+    update = passes(learnt / section.num_minibatches, 3)
     times = {
         "rollout": time.rollout_phase(
             shape,
@@ -124,24 +154,27 @@ def _rl(stage: StageConfig, config: Config, shape: Shape, cluster: Cluster) -> S
             mean=mean,
             cap=cap,
             prompt=prompt,
-            group=grpo.num_generations,
+            group=section.num_generations,
             width=weight,
         ),
-        "rewards": _rewards(config, completions),
-        "old log-probs": passes(learnt * (1 - 1 / updates), 1) if updates > 1 else time.NOTHING,
-        "reference": passes(learnt, 1) if grpo.beta else time.NOTHING,
+        "rewards": _rewards(config, completions) if grpo else time.NOTHING,
+        "old log-probs": passes(learnt * (1 - 1 / updates), 1)
+        if grpo and updates > 1
+        else time.NOTHING,
+        "reference": passes(learnt, 1) if grpo and grpo.beta else time.NOTHING,
+        "teacher": time.NOTHING if grpo else passes(learnt, 1, teacher),
         "update": update * updates,
         "optimizer": time.step_phase(shape, at, cluster, memory.trained(config, shape), weight)
         * updates,
         "weight sync": time.sync_phase(shape, cluster, engine, at, weight),
     }
     seconds = times["update"].seconds
-    operations = 6.0 * shape.active * learnt * grpo.num_iterations
+    operations = 6.0 * shape.active * learnt * iterations
     return StagePlan(
         str(stage.name),
         stage.kind,
         shape,
-        grpo.max_steps,
+        section.max_steps,
         completions * mean,
         times,
         Memory(phases, engine),
@@ -154,10 +187,7 @@ def _supervised(stage: StageConfig, config: Config, shape: Shape, cluster: Clust
     sft, supposed = config.sft, config.plan
     prompt, cap = supposed.prompt_length, config.rollout.max_completion_length
     mean = float(supposed.demonstration_length or _mean(config, cap))
-    epochs = getattr(sft, "num_train_epochs", None)
-    steps = sft.max_steps or 200
-    if epochs is not None:
-        steps = -(-int(epochs * supposed.demonstrations) // sft.batch_size)
+    steps = sft.steps(supposed.demonstrations)
     learnt = sft.batch_size * (prompt + mean)
     longest = max(cap, round(mean))
     held = min(max(sft.token_budget, prompt + longest), sft.batch_size * (prompt + longest))
@@ -242,7 +272,7 @@ def _sampled(
     group: int,
     cap: int,
 ) -> StagePlan:
-    """A stage that samples once."""
+    """A stage that samples once: `group` completions of so many prompts."""
     mean, prompt = _mean(config, cap), config.plan.prompt_length
     at, (weight, _) = rates_of(config, shape, cluster), memory.width_of(config, shape)
     rows = prompts * group
@@ -271,6 +301,87 @@ def _sampled(
         0.0,
         _cache_notes(engine, cap, prompt, cluster, config),
     )
+
+
+def _process_reward(
+    stage: StageConfig, config: Config, shape: Shape, cluster: Cluster
+) -> StagePlan:
+    """Solutions are sampled, then continuations of their steps, and the values of these learnt."""
+    section, supposed = config.process_reward, config.plan
+    prompt, cap = supposed.prompt_length, config.rollout.max_completion_length
+    mean = _mean(config, cap)
+    prompts = min(section.num_prompts, config.task.train_size or section.num_prompts)
+    solutions = prompts * section.num_generations
+    asked = prompts, section.num_generations, cap
+    whole = _sampled(stage, config, shape, cluster, *asked)
+    half = max(1, round(mean / 2))  # of a solution lies before a step, on average
+    halved = replace(supposed, prompt_length=prompt + half, completion_length=half)
+    prefixes = solutions * (supposed.solution_steps - 1)
+    rest = _sampled(
+        *(stage, replace(config, plan=halved), shape, cluster),
+        *(prefixes, section.num_rollouts, cap),
+    )
+    steps = ceil(solutions * section.num_train_epochs / section.batch_size)
+    learnt = section.batch_size * (prompt + mean)
+    held = float(min(max(section.token_budget, prompt + cap), section.batch_size * (prompt + cap)))
+    plan = _learnt(
+        *(stage, config, shape, cluster, steps, learnt, held, section.batch_size, mean), head=False
+    )
+    sampled = {
+        name: (phase + rest.phases[name]) * (1 / steps) for name, phase in whole.phases.items()
+    }
+    note = (
+        f"{solutions:,} solutions and {prefixes * section.num_rollouts:,} continuations of their "
+        "steps are sampled once; a step has its share of that time"
+    )
+    return replace(
+        plan,
+        phases={**sampled, **plan.phases},
+        memory=Memory({**whole.memory.phases, **plan.memory.phases}, whole.memory.engine),
+        notes=(note, *whole.notes),
+    )
+
+
+def _search(
+    stage: StageConfig, config: Config, shape: Shape, cluster: Cluster, judge: Shape
+) -> StagePlan:
+    """Samples, trees of as many tokens, a greedy solution, and a value model that reads them."""
+    section = config.search
+    prompts, each, cap = _asked(config, section.num_generations)
+    mean, prompt = _mean(config, cap), config.plan.prompt_length
+    ways = ((each, 1.0), (section.width, each / section.width), (1, 1.0))
+    found = [
+        (_sampled(stage, config, shape, cluster, prompts, rows, cap), times) for rows, times in ways
+    ]
+    whole, read = found[0][0], prompts * 2 * each * (prompt + mean)
+    value = time.update_phase(
+        judge,
+        rates_of(config, judge, cluster),
+        cluster,
+        tokens=read,
+        context=prompt + mean / 2,
+        passes=1,
+        traffic=memory.kept_by(config, judge).layers,
+        parts=1.0,
+        width=memory.width_of(config, judge)[1],
+        checkpointed=False,
+    )
+    sampled = {
+        name: sum((one.phases[name] * times for one, times in found[1:]), phase)
+        for name, phase in whole.phases.items()
+    }
+    kept = whole.memory.phases["rollout"] | {"value model": _weights(config, judge, cluster)}
+    return replace(
+        whole,
+        tokens=sum(one.tokens * times for one, times in found),
+        phases={**sampled, "value model": value},
+        memory=Memory({"rollout": kept}, whole.memory.engine),
+    )
+
+
+def _weights(config: Config, shape: Shape, cluster: Cluster) -> float:
+    """Bytes on each device of a model that does not learn."""
+    return memory.width_of(config, shape)[0] * shape.parameters / cluster.count
 
 
 def _rewards(config: Config, completions: int) -> Phase:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from r1train.plan.shapes import known, named
 from r1train.plan.show import COLUMNS, text
 from r1train.plan.stages import micro_batch, spread
 from r1train.plan.time import decay, measured, rates
+from r1train.stages import KINDS
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 RECORDS = {
@@ -173,6 +176,68 @@ def test_more_devices_take_less_time_and_memory() -> None:
     assert eight.memory.peak[1] < one.memory.peak[1]
 
 
+def test_stages_learn_from_what_others_leave() -> None:
+    """Bounds of r1-mini, three seeds of which took 225 to 240, 87 and 320 steps."""
+    stages = {stage.name: stage for stage in plan(load_config("r1-mini"), cluster_of("cpu")).stages}
+    assert stages["rejection-sft"].steps == 240  # 3 × (2048 and a quarter as many others) / 32
+    assert stages["helpful"].steps == 96  # 3 × 2048 pairs / 64
+    assert stages["distilled"].steps == 640  # 2 × 5120 × 2 / 32, half of which repeat others
+    found = plan(load_config("r1"), cluster_of("64x8xH800"))
+    assert next(stage for stage in found.stages if stage.name == "cold-start").steps == 79
+
+
+def test_a_stage_may_say_how_much_it_learns_from() -> None:
+    config = load_config("r1-mini")
+    taught = next(stage for stage in config.stages if stage.name == "distilled")
+    own = replace(taught, sections={**taught.sections, "plan": {"demonstrations": 320}})
+    stages = tuple(own if stage is taught else stage for stage in config.stages)
+    found = plan(replace(config, stages=stages), cluster_of("cpu"))
+    assert next(stage for stage in found.stages if stage.name == "distilled").steps == 20
+
+
+def test_teachers_and_value_models_take_time_and_memory() -> None:
+    found = plan(load_config("r1-mini"), cluster_of("cpu"))
+    stages = {stage.name: stage for stage in found.stages}
+    distilled, steps, search = (stages[name] for name in ("on-policy", "step-values", "search"))
+    teacher = 4 * stages["r1"].shape.parameters
+    assert distilled.shape.parameters < stages["r1"].shape.parameters
+    assert distilled.memory.phases["update"]["teacher"] == teacher
+    assert 0 < distilled.phases["teacher"].seconds < distilled.phases["update"].seconds
+    assert steps.steps == 32  # 4 × 256 × 2 / 64, and so the run had
+    longer = load_config("r1-mini", ["plan.solution_steps=12"])
+    more = {stage.name: stage for stage in plan(longer, cluster_of("cpu")).stages}["step-values"]
+    assert more.phases["rollout"].seconds > 1.5 * steps.phases["rollout"].seconds
+    assert search.memory.phases["rollout"]["value model"] == teacher
+    assert search.tokens == 64 * (8 + 8 + 1) * 24
+
+
+def test_a_total_is_that_of_all_seeds() -> None:
+    three = plan(load_config("r1-mini"), cluster_of("cpu"))
+    one = plan(load_config("r1-mini", ["seeds=[0]"]), cluster_of("cpu"))
+    assert three.seconds == pytest.approx(3 * one.seconds)
+    assert "for 3 seeds" in text(three)
+    assert "seeds" not in text(one)
+
+
+def test_where_no_completion_has_a_place_there_is_no_total(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = text(plan(load_config("r1-zero"), cluster_of("H100")))
+    assert "0 completions at a time" in shown
+    assert "total      none: no completion has a place in short, long" in shown
+    assert not re.search(r"\d s |tokens/s| days", shown)
+    assert main(["plan", "r1-zero", "H100", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["seconds"] is found["dollars"] is found["stages"][0]["seconds"] is None
+
+
+def test_what_is_usable_is_said() -> None:
+    shown = " ".join(text(plan(load_config("r1-zero"), cluster_of("8xH100"))).split())
+    assert "of 74.8 usable GiB a device, in update: DOES NOT FIT" in shown
+    assert "Of a device's 79.6 GiB 94% can be used" in shown
+    assert ", if all of it fitted" in shown
+
+
 @pytest.mark.parametrize("recipe", recipes())
 def test_every_recipe_is_planned_in_eighty_columns(recipe: str) -> None:
     found = plan(load_config(recipe), cluster_of("64x8xH800"))
@@ -185,6 +250,16 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["dollars"] == pytest.approx(2 * found["seconds"] / 3600)
     assert {stage["name"] for stage in found["stages"]} == {"sft", "grpo"}
+
+
+def test_every_kind_of_stage_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    stages = ", ".join(f"{{kind='{kind}', name='{kind}'}}" for kind in KINDS)
+    settings = [f"stages=[{stages}]", "distill.teacher=stage:rl", "search.value_model=stage:rl"]
+    found = plan(load_config("r1-zero-mini", settings), cluster_of("cpu"))
+    assert [stage.kind for stage in found.stages] == [*KINDS]
+    assert all(stage.seconds > 0 for stage in found.stages)
+    assert main(["plan", "r1-zero-mini", "cpu", "stages=[{kind='serch', name='a'}]"]) == 2
+    assert "did you mean 'search'?" in capsys.readouterr().err
 
 
 def test_a_model_of_unknown_shape_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,12 +112,15 @@ def train(config: Config, *, dry_run: bool, resume: bool = False) -> None:
 
 def resume(folder: Path) -> None:
     """`r1train resume`: what is left of the run in `folder`."""
+    from r1train.run.folder import where_started
+
     if (folder / "config.toml").is_file() and load_config(folder / "config.toml").seeds:
         from r1train.run.study import resume
     else:
         from r1train.run.runner import resume
 
-    resume(folder)
+    with where_started(folder) as run:
+        resume(run)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -284,9 +287,13 @@ def _eval_settings(arguments: argparse.Namespace) -> tuple[Config, Path]:
     folder = Path(arguments.source)
     if not folder.is_dir():
         raise ConfigError(f"no such folder: {folder}")
-    settings = arguments.config or _own_settings(folder)
-    if settings is not None:
-        config = load_config(settings, arguments.overrides)
+    own = _own_settings(folder)
+    if arguments.config:
+        config = load_config(arguments.config, arguments.overrides)
+    elif own is not None:
+        from r1train.run.folder import started_in
+
+        config = load_config(own, arguments.overrides, folder=started_in(own.parent))
     elif arguments.suite or arguments.harness:  # which say themselves what is asked
         config = default_config(arguments.overrides)
     else:

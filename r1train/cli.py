@@ -334,21 +334,17 @@ def _checkpoint(folder: Path) -> Path:
         )
     if (folder / "checkpoint" / "config.json").is_file():
         return folder / "checkpoint"
+    from r1train.model.folder import is_classifier
+
     found = [path.parent for path in folder.glob("**/config.json")]
     found = [
         path
         for path in found
-        if path.suffix not in (".partial", ".previous") and not _is_classifier(path)
+        if path.suffix not in (".partial", ".previous") and not is_classifier(path)
     ]
     if not found:
         raise ConfigError(f"{folder}: neither a HuggingFace checkpoint nor a run that has one")
     return max(found, key=lambda path: (path / "config.json").stat().st_mtime)
-
-
-def _is_classifier(folder: Path) -> bool:
-    """Whether a checkpoint is a reward model: it scores text and writes none."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return any("Classification" in name for name in config.get("architectures") or ())
 
 
 def _after(error: BaseException) -> str:

@@ -236,3 +236,34 @@ def test_a_run_finds_its_files_from_any_folder(tmp_path, monkeypatch, capsys):
     assert main(["resume", "../home/runs/tiny"]) == 2
     monkeypatch.chdir(home)
     assert main(["resume", "runs/tiny"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "said", "unsaid"),
+    [
+        (
+            "run",
+            ["--resume", "r1train run r1-zero-mini", "recipe"],
+            ["--suite", "--json", "doctor"],
+        ),
+        ("resume", ["run folder", "r1train resume runs/"], ["--resume", "--config", "section.key"]),
+        ("eval", ["--suite", "--harness", "--dry-run"], ["--resume", "--json", "r1train run"]),
+        ("plan", ["--json", "8xH100"], ["--suite", "--dry-run"]),
+        ("doctor", ["versions"], ["--config", "source", "examples"]),
+    ],
+)
+def test_the_help_of_a_command_is_its_own(command, said, unsaid, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert f"usage: r1train {command} [-h]" in text
+    assert [word for word in said if word not in text] == []
+    assert [word for word in unsaid if word in text] == []
+
+
+def test_the_help_without_a_command_has_all_of_them(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for name, command in r1train.cli.COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(command.does)}$", text, re.M)

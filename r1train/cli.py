@@ -10,9 +10,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from r1train.config.recipe import default_config, documented, listed, load_config
 from r1train.config.schema import ConfigError, RunError
@@ -31,28 +32,71 @@ SUITE_FLAGS: dict[str, set[str]] = {
 }
 """Flags of eval, and what each is for."""
 
-COMMANDS = """\
-commands:
-  run     the stages of a recipe that are not finished yet, with held-out evaluation
-  resume  goes on with a run folder that was broken off, as if it had not been
-  sft     the supervised stages alone
-  grpo    the reinforcement learning stages alone
-  eval    pass@1 and cons@k of a run folder, or of a HuggingFace checkpoint
-  report  one page of a run, or of several in a folder of its own: figures, findings, samples
-  plan    memory, time and cost of a recipe on a cluster, without running it
-  config  every option of a recipe, set or not, with its documentation, as TOML
-  doctor  versions, devices, kernels and recipes
 
-examples:
-  r1train run r1-zero-mini
-  r1train run r1-zero-mini grpo.max_steps=10 seed=1 --resume auto
-  r1train resume runs/r1-zero-mini
-  r1train grpo my-recipe.toml model.path=checkpoints/base
-  r1train eval runs/r1-zero-mini eval.k=16
-  r1train report runs/r1-zero-mini
-  r1train plan r1-zero 64x8xH800
-  r1train eval checkpoints/r1 --suite r1 --data benchmarks --benchmarks aime_2024,gsm8k
-"""
+@dataclass(frozen=True)
+class Command:
+    """What the help of a command says."""
+
+    does: str
+    source: str = "recipe, or TOML file"
+    more: str = "settings"
+    """What comes behind the source; empty: nothing."""
+    flags: tuple[str, ...] = ("config",)
+    examples: tuple[str, ...] = ()
+
+
+TRAINS = ("config", "resume", "dry_run")
+COMMANDS = {
+    "run": Command(
+        "the stages of a recipe that are not finished yet, with held-out evaluation",
+        flags=TRAINS,
+        examples=("r1-zero-mini", "r1-zero-mini grpo.max_steps=10 seed=1 --resume auto"),
+    ),
+    "resume": Command(
+        "goes on with a run folder that was broken off, as if it had not been",
+        *("run folder", "", ()),
+        examples=("runs/r1-zero-mini",),
+    ),
+    "sft": Command(
+        "the supervised stages alone", flags=TRAINS, examples=("my-recipe.toml sft.max_steps=50",)
+    ),
+    "grpo": Command(
+        "the reinforcement learning stages alone",
+        flags=TRAINS,
+        examples=("my-recipe.toml model.path=checkpoints/base",),
+    ),
+    "eval": Command(
+        "pass@1 and cons@k of a run folder, or of a HuggingFace checkpoint",
+        "run folder, or HuggingFace checkpoint",
+        flags=("config", "dry_run", *SUITE_FLAGS),
+        examples=(
+            "runs/r1-zero-mini eval.k=16",
+            "checkpoints/r1 --suite r1 --data benchmarks --benchmarks aime_2024,gsm8k",
+        ),
+    ),
+    "report": Command(
+        "one page of a run, or of several: figures, findings, samples; and PNG figures",
+        *("run folder", "other run folders, for one page in a folder of its own", ()),
+        examples=("runs/r1-zero-mini",),
+    ),
+    "plan": Command(
+        "memory, time and cost of a recipe on a cluster, without running it",
+        more="settings, and a cluster such as 8xH100",
+        flags=("config", "json"),
+        examples=("r1-zero 64x8xH800",),
+    ),
+    "config": Command(
+        "every option of a recipe, set or not, with its documentation, as TOML",
+        examples=("r1-zero-mini",),
+    ),
+    "doctor": Command("versions, devices, kernels and recipes", "", "", ()),
+}
+EVERY = Command(
+    "Train reasoning models by reinforcement learning.",
+    "recipe, TOML file, or what to evaluate",
+    flags=(*TRAINS, "json", *SUITE_FLAGS),
+)
+"""What is said where no command is named."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,8 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0; 1 where a run could not go on; 2 for what the user can correct; 130 after Ctrl-C, 143 after
     SIGTERM.
     """
-    parser = _parser()
-    arguments = parser.parse_intermixed_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    asked = next((word for word in words if word in COMMANDS), None)
+    arguments = _parser(asked).parse_intermixed_args(words)
     try:
         _check_flags(arguments)
         if arguments.command == "doctor":
@@ -112,12 +157,15 @@ def train(config: Config, *, dry_run: bool, resume: bool = False) -> None:
 
 def resume(folder: Path) -> None:
     """`r1train resume`: what is left of the run in `folder`."""
+    from r1train.run.folder import where_started
+
     if (folder / "config.toml").is_file() and load_config(folder / "config.toml").seeds:
         from r1train.run.study import resume
     else:
         from r1train.run.runner import resume
 
-    resume(folder)
+    with where_started(folder) as run:
+        resume(run)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -197,30 +245,54 @@ def doctor() -> str:
     return f"{table()}\n\n{versions}\n{listed()}"
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: str | None) -> argparse.ArgumentParser:
+    """Of every command: which flags are for others `_check_flags` says. The help is that of one."""
+    command = COMMANDS[asked] if asked else EVERY
     parser = argparse.ArgumentParser(
-        prog="r1train",
-        description="Train reasoning models by reinforcement learning.",
-        epilog=COMMANDS,
+        prog=f"r1train {asked}" if asked else "r1train",
+        description=command.does,
+        epilog=_epilog(asked),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = ("run", "resume", "sft", "grpo", "eval", "report", "plan", "config", "doctor")
-    parser.add_argument("command", choices=commands, help="see below")
-    parser.add_argument("source", nargs="?", help="recipe, TOML file, or what to evaluate")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings")
-    parser.add_argument("--config", metavar="FILE", help="TOML file (or recipe) of settings")
+
+    def flag(name: str, text: str, to: Any = parser, **options: Any) -> None:
+        known = text if name.replace("-", "_") in command.flags else argparse.SUPPRESS
+        to.add_argument(f"--{name}", help=known, **options)
+
     parser.add_argument(
-        "--resume", choices=("auto",), help="go on with such a run where one was broken off"
+        "command", choices=COMMANDS, help=argparse.SUPPRESS if asked else "see below"
     )
-    parser.add_argument("--json", action="store_true", help="of plan: print it as JSON")
-    suite = parser.add_argument_group("published benchmarks, of eval")
-    suite.add_argument("--suite", choices=("r1",), help="ask the benchmarks of R1's tables")
-    suite.add_argument("--harness", metavar="TASK[,TASK]", help="tasks of lm-eval instead")
-    suite.add_argument("--data", metavar="FOLDER", help="where the benchmarks' or tasks' files are")
-    suite.add_argument("--benchmarks", metavar="NAME[,NAME]", help="only these of the suite")
-    suite.add_argument("--against", metavar="OTHER", help="compare with another model's results")
-    parser.add_argument("--dry-run", action="store_true", help="print the settings and stop")
+    source, more = command.source or argparse.SUPPRESS, command.more or argparse.SUPPRESS
+    parser.add_argument("source", nargs="?", help=source)
+    metavar = "section.key=value" if more.startswith("settings") else "source"
+    parser.add_argument("overrides", nargs="*", metavar=metavar, help=more)
+    flag("config", "TOML file (or recipe) of settings", metavar="FILE")
+    flag("resume", "go on with such a run where one was broken off", choices=("auto",))
+    flag("json", "print it as JSON" if asked else "of plan: print it as JSON", action="store_true")
+    title = "published benchmarks" if asked else "published benchmarks, of eval"
+    suite = parser.add_argument_group(title)
+    flag("suite", "ask the benchmarks of R1's tables", suite, choices=("r1",))
+    flag("harness", "tasks of lm-eval instead", suite, metavar="TASK[,TASK]")
+    flag("data", "where the benchmarks' or tasks' files are", suite, metavar="FOLDER")
+    flag("benchmarks", "only these of the suite", suite, metavar="NAME[,NAME]")
+    flag("against", "compare with another model's results", suite, metavar="OTHER")
+    flag("dry-run", "print the settings and stop", action="store_true")
     return parser
+
+
+def _epilog(asked: str | None) -> str:
+    """Examples, and before them every command where none is asked for."""
+    lines = []
+    if asked is None:
+        lines = [f"  {name:8}{command.does}" for name, command in COMMANDS.items()]
+        lines = ["commands (r1train COMMAND --help says more):", *lines, ""]
+    examples = [
+        f"  r1train {name} {words}"
+        for name, command in COMMANDS.items()
+        for words in command.examples
+        if asked in (None, name)
+    ]
+    return "\n".join([*lines, "examples:", *examples] if examples else lines)
 
 
 def _train_settings(arguments: argparse.Namespace) -> Config:
@@ -284,9 +356,13 @@ def _eval_settings(arguments: argparse.Namespace) -> tuple[Config, Path]:
     folder = Path(arguments.source)
     if not folder.is_dir():
         raise ConfigError(f"no such folder: {folder}")
-    settings = arguments.config or _own_settings(folder)
-    if settings is not None:
-        config = load_config(settings, arguments.overrides)
+    own = _own_settings(folder)
+    if arguments.config:
+        config = load_config(arguments.config, arguments.overrides)
+    elif own is not None:
+        from r1train.run.folder import started_in
+
+        config = load_config(own, arguments.overrides, folder=started_in(own.parent))
     elif arguments.suite or arguments.harness:  # which say themselves what is asked
         config = default_config(arguments.overrides)
     else:
@@ -327,21 +403,17 @@ def _checkpoint(folder: Path) -> Path:
         )
     if (folder / "checkpoint" / "config.json").is_file():
         return folder / "checkpoint"
+    from r1train.model.folder import is_classifier
+
     found = [path.parent for path in folder.glob("**/config.json")]
     found = [
         path
         for path in found
-        if path.suffix not in (".partial", ".previous") and not _is_classifier(path)
+        if path.suffix not in (".partial", ".previous") and not is_classifier(path)
     ]
     if not found:
         raise ConfigError(f"{folder}: neither a HuggingFace checkpoint nor a run that has one")
     return max(found, key=lambda path: (path / "config.json").stat().st_mtime)
-
-
-def _is_classifier(folder: Path) -> bool:
-    """Whether a checkpoint is a reward model: it scores text and writes none."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return any("Classification" in name for name in config.get("architectures") or ())
 
 
 def _after(error: BaseException) -> str:

@@ -13,7 +13,8 @@ class CodeConfig(Section, section="rewards.code"):
     """The reward "code": programs in a sandbox, each test in a box of its own."""
 
     language: Literal["python", "cpp"] = "python"
-    """Python 3 (the trainer's, with its standard library), or C++17 (g++)."""
+    """Of programs for rows that say none (`verification_info.language`): Python 3 (the trainer's,
+    with its standard library), or C++17 (g++)."""
     credit: Literal["all", "share"] = "all"
     """"all": 1 where every test is passed, else 0 (R1's rule); "share": the share of the tests that
     are passed, of which all are run."""

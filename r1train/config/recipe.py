@@ -12,6 +12,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from r1train.config.paths import anchored
 from r1train.config.schema import ConfigError, Section, build, field_docs, nearest, own_first, shown
 from r1train.config.sections import Config
 from r1train.config.stages import StageConfig
@@ -32,14 +33,19 @@ def listed() -> str:
     return "; ".join(f"{group}: {', '.join(names)}" for group, names in groups.items())
 
 
-def load_config(recipe_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    recipe_or_path: str | Path, overrides: Sequence[str] = (), *, folder: Path | None = None
+) -> Config:
     """Configuration of a recipe (by name) or of a TOML file, after `section.key=value` overrides.
+    Relative paths of the file, but not of overrides, are those of `folder`, where it is given.
 
     Override values are TOML (`grpo.max_steps=3`, `stages=["sft"]`); what is not is taken as a bare
     string, and `none` clears an optional key. Raises ConfigError.
     """
     path = _find(recipe_or_path)
     values = _read(path)
+    if folder is not None:
+        values = anchored(values, folder)
     for override in overrides:
         _override(values, override)
     _check_one_model(values, path, overrides)

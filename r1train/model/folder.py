@@ -44,6 +44,12 @@ def stored_in_fp8(folder: Path) -> bool:
     return isinstance(quantization, dict) and quantization.get("quant_method") == METHOD
 
 
+def is_classifier(folder: Path) -> bool:
+    """Whether a checkpoint is a reward model or the like."""
+    named = _json(folder / CONFIG_NAME).get("architectures")
+    return any("Classification" in str(name) for name in named or ())
+
+
 def from_folder(
     folder: Path,
     gguf_file: str | None = None,
@@ -60,6 +66,11 @@ def from_folder(
     for name in JSON_FILES:
         if (folder / name).is_file():
             _json(folder / name)
+    if auto is AutoModelForCausalLM and gguf_file is None and is_classifier(folder):
+        raise ConfigError(
+            f"the model in {folder} is a classifier, such as a reward model: it scores text and "
+            "writes none; give a language model, such as the checkpoint of an sft or rl stage"
+        )
     source: dict[str, Any] = {"local_files_only": True, "gguf_file": gguf_file}
     try:
         tokenizer = _tokenizer_class(folder).from_pretrained(folder, **source)

@@ -13,11 +13,11 @@ from r1train.data.problems import Problem, ProblemSet
 from r1train.data.prompts import opens_think
 from r1train.data.samples import Sample
 from r1train.rewards.base import Reward, Scores
-from r1train.sandbox.cases import FIELDS, Case, has_tests, read_tests
+from r1train.sandbox.cases import FIELDS, Case, has_tests, language_of, read_tests
 from r1train.sandbox.extract import extract_program
 from r1train.sandbox.isolation import require_isolation
 from r1train.sandbox.judge import require_testable, run_tests
-from r1train.sandbox.limits import Limits, Result, SandboxError
+from r1train.sandbox.limits import Language, Limits, Result, SandboxError
 
 
 def is_tested(problem: Problem) -> bool:
@@ -60,11 +60,18 @@ class CodeReward(Reward):
                 'rewards.functions: "code" needs problems with test cases, and none has any: give '
                 f"rows with {' or '.join(FIELDS)} (docs/rewards.md)"
             )
-        try:
-            require_testable(self.config.language, tests_of(first))
-        except ValueError as error:
-            raise ConfigError(f"{first.where}: {error}") from None
-        require_isolation(self.config.language)
+        asked = [first]
+        if "verification_info" in first.columns:  # such rows may each have a language of their own
+            asked = [problem for _, problem in problems.as_they_lie() if is_tested(problem)]
+        languages = set[Language]()
+        for problem in asked:
+            try:
+                languages.add(language := self._language(problem))
+                require_testable(language, tests_of(problem))
+            except ValueError as error:
+                raise ConfigError(f"{problem.where}: {error}") from None
+        for language in sorted(languages):
+            require_isolation(language)
         self.threads = ThreadPoolExecutor(config.workers, thread_name_prefix="code")
         self.warned = False
 
@@ -91,17 +98,22 @@ class CodeReward(Reward):
     def close(self) -> None:
         self.threads.shutdown(cancel_futures=True)
 
+    def _language(self, problem: Problem) -> Language:
+        """Of the problem's programs: its row decides where it says one."""
+        return language_of(problem.columns) or self.config.language
+
     def _program(self, sample: Sample) -> str | None:
         """What is in thoughts that the prompt opened counts as little as what is in others."""
         opened = "<think>" * opens_think(sample.prompt)
-        return extract_program(opened + sample.completion, self.config.language)
+        return extract_program(opened + sample.completion, self._language(sample.problem))
 
     def _judge(self, job: tuple[str, Problem]) -> _Verdict:
         program, problem = job
         share = self.config.credit == "share"
         try:
             tests = tests_of(problem)
-            results = run_tests(program, self.config.language, tests, self.limits, all_tests=share)
+            language = self._language(problem)
+            results = run_tests(program, language, tests, self.limits, all_tests=share)
         except (ValueError, SandboxError) as error:
             return _Verdict(None, error=True, message=f"{problem.where}: {error}")
         return _verdict(results, share)

@@ -13,6 +13,7 @@ from typing import Any
 
 import r1kernels
 import r1train
+from r1train.config.paths import FILES
 from r1train.config.schema import ConfigError, shown
 from r1train.config.sections import Config
 from r1train.config.stages import MARK, StageConfig
@@ -29,8 +30,6 @@ FILE = "artifact.json"
 WITHOUT_EFFECT = {"log_completions_steps", "save_steps", "workers", "concurrency"}
 OF_THE_RUN = ("dtype", "precision", "fp8_layers", "elementwise", "threads", "model")
 ORIGIN = {"preset", "path", "gguf_file"}
-FILES = {"jsonl", "heldout_jsonl", "path", "heldout_path", "teacher", "value_model"}
-"""Options that name a file or a folder whose contents are an input."""
 READS: dict[str, ArtifactKind] = {
     "task.datasets": "samples",
     "sft.datasets": "samples",

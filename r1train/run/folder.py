@@ -14,6 +14,7 @@ from typing import Any
 from r1train.config.recipe import to_toml
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
+from r1train.report.console import CONSOLE
 from r1train.report.records import logged, read_json
 from r1train.report.trackers import Trackers
 from r1train.run.writing import replaced, synced, writing
@@ -21,6 +22,8 @@ from r1train.run.writing import replaced, synced, writing
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
 LOGS = ("metrics.jsonl", "samples.jsonl")
 PLAN = "plan.json"
+STARTED = "started.json"
+"""Where a run was started: relative paths of its options are of that folder."""
 TRACKED = "trackers.json"
 """By what trackers find the run again."""
 
@@ -57,6 +60,7 @@ class RunFolder:
                 raise ConfigError(f"output_dir = {config.output_dir!r}: {reason}") from None
         folder = cls(path)
         folder.write("config.toml", to_toml(config))
+        folder.write(STARTED, json.dumps({"folder": str(Path.cwd())}) + "\n")
         return folder
 
     def report(self, config: Config) -> None:
@@ -207,6 +211,32 @@ class RunFolder:
             with writing(path):
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(b"".join(whole_lines(other / stage / name)))
+
+
+def started_in(run: Path) -> Path | None:
+    """The folder that a run was started in; None where that is not there any more, is the current
+    one, or an earlier version of this program made the run, which did not say."""
+    found = read_json(run / STARTED)
+    if not isinstance(found, dict) or not isinstance(found.get("folder"), str):
+        return None
+    folder = Path(found["folder"])
+    return folder if folder.is_dir() and folder != Path.cwd() else None
+
+
+@contextmanager
+def where_started(run: Path) -> Iterator[Path]:
+    """Within it the current folder is the one that a run was started in, where that is known and
+    still there; gives the run's own as it is named from there."""
+    folder, before = started_in(run), Path.cwd()
+    if folder is None:
+        yield run
+        return
+    CONSOLE.print(f"{run}: relative paths are those of {folder}, where it was started")
+    os.chdir(folder)
+    try:
+        yield before / run
+    finally:
+        os.chdir(before)
 
 
 def whole_lines(log: Path) -> Iterator[bytes]:

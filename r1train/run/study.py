@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -37,7 +38,7 @@ def run(config: Config, *, resume: bool = False) -> dict[str, Any]:
             return _run(config, RunFolder(folder))
     for folder in same:
         CONSOLE.print(broken_off(folder), soft_wrap=True)
-    return _run(config, RunFolder.create(config))
+    return _run(config, RunFolder.create(config), new=True)
 
 
 def resume(folder: Path) -> dict[str, Any]:
@@ -55,18 +56,23 @@ def of_seed(config: Config, seed: int, folder: Path) -> Config:
     )
 
 
-def _run(config: Config, folder: RunFolder) -> dict[str, Any]:
+def _run(config: Config, folder: RunFolder, *, new: bool = False) -> dict[str, Any]:
     started = time.perf_counter()
     with stopping_signals() as signals, deterministic(config.threads), ExitStack() as closing:
         closing.enter_context(folder.locked())
         runs: list[Run] = []
-        for seed in config.seeds:
-            own = of_seed(config, seed, folder.path)
-            plans = plan(own)
-            choice = choose(own, plans, resume=True, others=_siblings(config, folder.path, seed))
-            for note in choice.notes:
-                CONSOLE.print(note, soft_wrap=True)
-            runs.append(Run(own, plans, choice, signals, closing, alone=False))
+        try:
+            for seed in config.seeds:
+                own, others = of_seed(config, seed, folder.path), _siblings(config, folder, seed)
+                plans = plan(own)
+                choice = choose(own, plans, resume=True, others=others)
+                for note in choice.notes:
+                    CONSOLE.print(note, soft_wrap=True)
+                runs.append(Run(own, plans, choice, signals, closing, alone=False))
+        except BaseException:
+            if new:  # no stage was begun: what is wrong leaves none behind
+                shutil.rmtree(folder.path)
+            raise
         stopped_by: BaseException | None = None
         with signals.held():
             try:
@@ -135,7 +141,7 @@ def _complete(folder: Path) -> bool:
     return summary is not None and not summary.get("interrupted", True)
 
 
-def _siblings(config: Config, folder: Path, seed: int) -> list[Path]:
+def _siblings(config: Config, folder: RunFolder, seed: int) -> list[Path]:
     """Where the same seed was run by another version of the recipe."""
-    others = [path for path in folders(config) if path.resolve() != folder.resolve()]
+    others = [path for path in folders(config) if path.resolve() != folder.path.resolve()]
     return [path / f"seed-{seed}" for path in others if (path / f"seed-{seed}").is_dir()]

@@ -6,6 +6,8 @@
 | | the same with `fn_name` | that function |
 | LiveCodeBench | `public_test_cases`, `private_test_cases` | stdin → stdout |
 | | the same, "functional" by `testtype`, and `metadata` | the function `func_name` |
+| open-r1 | `verification_info`: `test_cases`, each an `input` and an `output` | stdin → stdout |
+| | the same with `fn_name` | that function |
 | HumanEval | `test` (it defines `check(candidate)`), `entry_point`, `prompt` | `entry_point` |
 """
 
@@ -21,6 +23,7 @@ from pickletools import genops
 from typing import Any
 
 from r1train.sandbox.extract import fenced_blocks
+from r1train.sandbox.limits import Language
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,41 @@ class CheckCase:
 Case = StdioCase | CallCase | CheckCase
 
 
-FIELDS = ("input_output", "inputs", "public_test_cases", "private_test_cases", "test")
+FIELDS = (
+    *("input_output", "inputs", "public_test_cases", "private_test_cases", "test"),
+    "verification_info",
+)
 """One of them makes a row one with test cases."""
+LANGUAGES: dict[str, Language] = {
+    **{"python": "python", "python3": "python", "py": "python"},
+    **{"cpp": "cpp", "c++": "cpp", "c++17": "cpp"},
+}
+"""By the names that rows have for them."""
 
 
 def has_tests(row: Mapping[str, Any]) -> bool:
     """Whether a row has test cases, as far as its fields say."""
     beside = {"inputs": "outputs", "test": "entry_point"}
-    return any(row.get(name) and (row.get(beside.get(name, name)) is not None) for name in FIELDS)
+    own = {**row, "verification_info": _verification(row).get("test_cases")}
+    return any(own.get(name) and (own.get(beside.get(name, name)) is not None) for name in FIELDS)
+
+
+def language_of(row: Mapping[str, Any]) -> Language | None:
+    """The language that a row wants its program in, where it says one (`verification_info` does;
+    a field `language` is that of the question). Raises ValueError where it is none of `LANGUAGES`.
+    """
+    said = _verification(row).get("language")
+    if said is None:
+        return None
+    if str(said).lower() not in LANGUAGES:
+        known = ", ".join(LANGUAGES)
+        raise ValueError(f"verification_info.language is {said!r}: expected one of {known}")
+    return LANGUAGES[str(said).lower()]
+
+
+def _verification(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = row.get("verification_info")
+    return found if isinstance(found, Mapping) else {}
 
 
 def read_tests(row: Mapping[str, Any]) -> tuple[Case, ...] | None:
@@ -80,6 +110,8 @@ def read_tests(row: Mapping[str, Any]) -> tuple[Case, ...] | None:
         return _pairs(row)
     if row.get("public_test_cases") or row.get("private_test_cases"):
         return _livecodebench(row)
+    if tests := _verification(row).get("test_cases"):
+        return _verified(tests)
     setup = _definitions(str(row.get("prompt", "")))
     return (CheckCase(str(row["entry_point"]), str(row["test"]), setup),)
 
@@ -127,6 +159,20 @@ def _livecodebench(row: Mapping[str, Any]) -> tuple[Case, ...] | None:
             else:
                 raise ValueError(f"{name}: a functional test, but no func_name in metadata")
     return tuple(cases) or None
+
+
+def _verified(tests: Any) -> tuple[Case, ...]:
+    """Of open-r1: a list of objects."""
+    if not isinstance(tests, list) or not all(isinstance(test, Mapping) for test in tests):
+        raise ValueError("verification_info.test_cases: expected a list of objects")
+    cases: list[Case] = []
+    for test in tests:
+        given, right, function = test.get("input"), test.get("output"), test.get("fn_name")
+        if given is None or right is None:
+            raise ValueError("verification_info.test_cases: expected input and output in each")
+        plain = StdioCase(_text(given), _text(right))
+        cases.append(_call(str(function), given, right) if function else plain)
+    return tuple(cases)
 
 
 def _unpacked(tests: Any) -> Any:

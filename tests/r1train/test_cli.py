@@ -15,6 +15,7 @@ from r1train.cli import main
 from r1train.config.recipe import load_config, to_toml
 from r1train.config.schema import RunError
 from r1train.run.signals import stopping_signals
+from tests.r1train.conftest import RECIPE
 
 ROOT = Path(__file__).parents[2]
 
@@ -200,3 +201,69 @@ def test_doctor_lists_kernels_and_recipes(capsys):
     assert "linear_logprob" in text
     assert "reasoning-gym" in text
     assert "r1-zero-mini" in text
+
+
+def test_a_run_finds_its_files_from_any_folder(tmp_path, monkeypatch, capsys):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    (home / "data").mkdir(parents=True)
+    elsewhere.mkdir()
+    rows = [{"prompt": f"What is half of {i}?", "answer": i / 2} for i in range(10)]
+    (home / "data" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (home / "own.py").write_text(
+        "def short(completions, **_):\n    return [0.0] * len(completions)"
+    )
+    (home / "tiny.toml").write_text(RECIPE)
+    monkeypatch.chdir(home)
+    own = ["task.datasets=[{path='data/a.jsonl'}]", "task.train_size=none", "task.heldout_size=2"]
+    options = ["rewards.functions=['own.py:short']", "stages=['grpo']", "grpo.max_steps=1"]
+    assert main(["run", "tiny.toml", *own, *options, "eval.k=1"]) == 0
+    before = (home / "runs" / "tiny" / "plan.json").read_text()
+    (home / "runs" / "tiny" / "grpo" / "artifact.json").unlink()
+    capsys.readouterr()
+
+    monkeypatch.chdir(elsewhere)
+    assert main(["resume", "../home/runs/tiny"]) == 0
+    assert f"are those of {home}" in " ".join(capsys.readouterr().out.split())
+    assert Path.cwd() == elsewhere
+    assert (home / "runs" / "tiny" / "plan.json").read_text() == before
+    assert main(["eval", "../home/runs/tiny"]) == 0
+    (elsewhere / "b.jsonl").write_text((home / "data" / "a.jsonl").read_text())
+    assert main(["eval", "../home/runs/tiny", "task.datasets=[{path='b.jsonl'}]"]) == 0
+    assert not (elsewhere / "runs").exists()
+
+    (home / "runs" / "tiny" / "started.json").unlink()  # as runs of earlier versions are
+    assert main(["eval", "../home/runs/tiny", "--config", "../home/runs/tiny/config.toml"]) == 2
+    assert main(["resume", "../home/runs/tiny"]) == 2
+    monkeypatch.chdir(home)
+    assert main(["resume", "runs/tiny"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "said", "unsaid"),
+    [
+        (
+            "run",
+            ["--resume", "r1train run r1-zero-mini", "recipe"],
+            ["--suite", "--json", "doctor"],
+        ),
+        ("resume", ["run folder", "r1train resume runs/"], ["--resume", "--config", "section.key"]),
+        ("eval", ["--suite", "--harness", "--dry-run"], ["--resume", "--json", "r1train run"]),
+        ("plan", ["--json", "8xH100"], ["--suite", "--dry-run"]),
+        ("doctor", ["versions"], ["--config", "source", "examples"]),
+    ],
+)
+def test_the_help_of_a_command_is_its_own(command, said, unsaid, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert f"usage: r1train {command} [-h]" in text
+    assert [word for word in said if word not in text] == []
+    assert [word for word in unsaid if word in text] == []
+
+
+def test_the_help_without_a_command_has_all_of_them(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for name, command in r1train.cli.COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(command.does)}$", text, re.M)

@@ -121,3 +121,31 @@ def test_a_sandbox_that_fails_is_no_verdict(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert rewarded([said(RIGHT), said(NEARLY), ""]) == Scores([None, None, 0.0], errors=2)
     assert caplog.text.count("no process can be started") == 1
+
+
+def verified(language, number=0):
+    tests = [{"input": "1 2\n", "output": "3\n", "fn_name": None, "type": "stdin_stdout"}]
+    info = {"language": language, "test_cases": tests}
+    columns = {"verification_info": info, "language": "en"}  # of the question
+    return Problem("code.jsonl", number, f"Add {number}.", "", columns=columns, place="row 7")
+
+
+def test_the_row_of_a_problem_says_the_language():
+    add = '#include <cstdio>\nint main(){int a,b;scanf("%d%d",&a,&b);printf("%d",a+b);}'
+    problems = [verified(None), verified("python", 1), verified("C++", 2)]
+    config = RewardConfig(("code",), workers=1, code=CodeConfig(cpu_seconds=1.0))
+    reward = CodeReward(config, ProblemSet(problems, ()))
+    completion = said(RIGHT) + said(add, "cpp").partition("So:")[2]
+    scores = reward([sample(problem, completion) for problem in problems])
+    python = reward([sample(problems[2], said(RIGHT))])
+    reward.close()
+    assert scores == Scores([1.0, 1.0, 1.0])
+    assert python.values == [0.0]
+
+
+def test_a_language_that_no_program_is_run_in_is_named():
+    config = RewardConfig(("code",))
+    with pytest.raises(
+        ConfigError, match=r"row 7: verification_info\.language is 'rust': expected"
+    ):
+        CodeReward(config, ProblemSet([verified("python"), verified("rust", 1)], ()))

@@ -14,6 +14,7 @@ from r1train.config.task import DatasetConfig, TaskConfig
 from r1train.data.prompts import TAGS
 from r1train.model.load import load_model
 from r1train.model.presets import mini_tokenizer, word_tokenizer
+from r1train.model.scoring import with_score
 from r1train.run.export import save_checkpoint
 
 
@@ -134,6 +135,14 @@ def test_a_checkpoint_is_a_huggingface_folder_without_pickles(mini, tmp_path):
     torch.testing.assert_close(loaded(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-4)
     ours, _ = load_model(config(path=str(folder)))
     assert torch.equal(ours(ids).logits, model(ids).logits)
+
+
+def test_a_reward_model_is_no_language_model(mini, tmp_path):
+    model, tokenizer = mini
+    classifier = with_score(model, tokenizer, 0)
+    folder = save_checkpoint(classifier, tokenizer, tmp_path / "judge")
+    with pytest.raises(ConfigError, match="is a classifier, such as a reward model: it scores"):
+        load_model(config(path=str(folder)))
 
 
 def test_errors_say_what_to_do(monkeypatch, tmp_path):

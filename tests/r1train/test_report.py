@@ -62,7 +62,8 @@ def test_the_summary_is_replaced_as_a_whole(config):
     for seconds in (1.0, 2.0):
         path = run.write_summary({"seconds": seconds, "pass@1": {"before": math.inf}})
     assert json.loads(path.read_text()) == {"seconds": 2.0, "pass@1": {"before": None}}
-    assert {p.name for p in run.path.iterdir()} == {"config.toml", "summary.json"}
+    names = {"config.toml", "started.json", "summary.json"}
+    assert {p.name for p in run.path.iterdir()} == names
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,12 @@ def test_a_finding_of_nothing_is_refused_before_anything_is_run(config, finding,
         study.run(config(*SEEDS[:3], f"findings=[{{title='x', {finding}}}]"))
 
 
+def test_a_study_that_cannot_begin_leaves_no_folder(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"stage 'base': .*distinct problems are needed"):
+        study.run(config(*SEEDS[:3], "task.train_size=900"))
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
 def test_seeds_are_written_and_read_back(config, tmp_path):
     path = tmp_path / "written.toml"
     path.write_text(documented(config(*SEEDS)))

@@ -14,7 +14,7 @@ _MOST_MARKS = 30
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn"}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-")
-_SMALL_FRACTION = re.compile("([⁰¹²³⁴-⁹]+)[⁄∕/]([₀-₉]+)")
+_SMALL_FRACTION = re.compile("(?<![⁰¹²³⁴-⁹])([⁰¹²³⁴-⁹]+)[⁄∕/]([₀-₉]+)")
 _SIGNS = str.maketrans(
     {
         **dict.fromkeys("−‐‑‒–—―﹣－", "-"),
@@ -45,9 +45,12 @@ _PAIRS = (
     ("__", "__"), ("*", "*"), ("_", "_"), ("```", "```"), ("`", "`"), ('"', '"'), ("'", "'"),
 )  # fmt: skip
 _MOST_WRAPPERS = 12
-_ENDS = ".,;:。"
-_ELLIPSIS = re.compile(r"(?:\d|[^\w\s.])\s*\.{2,}$")  # behind a number or a list, which goes on
-_EXCLAIMED = re.compile(r"[^\W\d_]{2}!$")  # but n! is a factorial
+_TAIL = re.compile(  # from its end, so that it is read once
+    r"(?:[.,;:]\\(?!\\)|\s+\\?|\\(?=[\s\d}])"  # LaTeX's spaces
+    r"|\\\\(?!\Z)"  # its line's end, but one that is all there is
+    r"|[.,;:。]|!(?=[^\W\d_]{2}))*"  # but n! is a factorial
+)
+_ELLIPSIS = re.compile(r"(?:\d|[^\w\s.。])(?:\s*[.。]){3,}")  # of a number or a list that goes on
 
 
 def clean(text: str) -> str:
@@ -105,12 +108,11 @@ def _fraction(character: str) -> str:
 
 
 def _strip(text: str) -> str:
-    text = text.strip()
-    while text and (text[-1] in _ENDS or _EXCLAIMED.search(text)) and not _ELLIPSIS.search(text):
-        if text.endswith(("\\,", "\\;", "\\:", "\\.")):
-            text = text[:-1]  # a LaTeX space: its backslash goes too
-        text = text[:-1].rstrip()
-    return text.rstrip("\\ ")  # a line's end, or what a LaTeX space leaves
+    text = text.lstrip()
+    end = len(text) - _TAIL.match(text[::-1]).end()  # type: ignore[union-attr]
+    for goes_on in _ELLIPSIS.finditer(text, max(end - 1, 0)):
+        end = goes_on.end()
+    return text[:end]
 
 
 def unpaired(text: str) -> str:

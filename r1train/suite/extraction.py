@@ -19,6 +19,8 @@ _ANSWER = re.compile(r"(?:answer|答案)[\s*]*(?:[:：]|是|为)\s*(.+)", re.IGN
 _ANSWER_IS = re.compile(r"answer\s+is:?\s+(.+)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
 _IN_BRACKETS = re.compile(r"([A-Z])\s*\((.*)\)", re.DOTALL)
+_LONGEST = 10_000
+"""Characters of an answer that is read; what is marked and longer is a chain of thought."""
 _MOST_OBJECTS = 64
 """That are looked at, from the last one: a text may open thousands and close none."""
 _LETTER_FIRST = re.compile(r"\(?([A-Z])\)?[.。]?")
@@ -40,6 +42,10 @@ def extract(rules: Sequence[str], completion: str, prompt: str = "") -> str | No
     return None
 
 
+def _cleaned(found: str) -> str:
+    return clean(found) if len(found) <= _LONGEST else ""
+
+
 def hashes(text: str) -> str | None:
     """GSM8K's: what follows the last ####, on its line."""
     _, marked, after = text.rpartition("####")
@@ -49,13 +55,13 @@ def hashes(text: str) -> str | None:
 def answer(text: str) -> str | None:
     """What follows the last "Answer:" or "答案：" on its line."""
     found = _ANSWER.findall(text)
-    return clean(found[-1].replace("**", "")) if found else None
+    return _cleaned(found[-1].replace("**", "")) if found else None
 
 
 def answer_is(text: str) -> str | None:
     """What follows the last "the answer is", to the end of the sentence."""
     found = _ANSWER_IS.findall(text)
-    return clean(re.split(r"\.(?:\s|$)|\n", found[-1])[0]) if found else None
+    return _cleaned(re.split(r"\.(?:\s|$)|\n", found[-1])[0]) if found else None
 
 
 def letter(text: str) -> str | None:
@@ -63,7 +69,7 @@ def letter(text: str) -> str | None:
     "A or B", is none. Where nothing is marked, a text that is a letter alone."""
     places = [*_ANSWER.finditer(text), *_ANSWER_IS.finditer(text)]
     marked = max(places, key=lambda match: match.start())[1] if places else text
-    found = clean(marked.replace("**", ""))
+    found = _cleaned(marked.replace("**", ""))
     if alone := _LETTER_FIRST.fullmatch(found):
         return alone[1]
     return choice(_IN_BRACKETS.sub(r"\1) \2", found)) if places else None
@@ -71,7 +77,7 @@ def letter(text: str) -> str | None:
 
 def boxed_letter(text: str) -> str | None:
     """The letter of a choice in the last box."""
-    return None if (found := boxed(text)) is None else choice(clean(found))
+    return None if (found := boxed(text)) is None else choice(_cleaned(found))
 
 
 def number(text: str) -> str | None:
@@ -99,7 +105,7 @@ def json_answer(text: str) -> str | None:
 
 def json_letter(text: str) -> str | None:
     """The letter of a choice in the last JSON object that has an "answer"."""
-    return None if (found := json_answer(text)) is None else choice(clean(found))
+    return None if (found := json_answer(text)) is None else choice(_cleaned(found))
 
 
 def code(text: str) -> str | None:

@@ -1,6 +1,7 @@
 import json
 import random
 import re
+import time
 from itertools import permutations
 from pathlib import Path
 
@@ -155,6 +156,19 @@ def test_hostile_answers_are_bounded_and_wrong(name):
     for answer_type in ("auto", "math", "set"):
         assert all(verify(hostile, r, answer_type=answer_type) == 0 for r in MATHEMATICS[:5])
     assert verify(hostile, hostile + "1", answer_type="math") == 0
+
+
+@pytest.mark.parametrize("tail", [";", ".", "。", "\\, ", "\\ ", "\\", " .", "\n", "!", "ab!", "⁴"])
+@pytest.mark.parametrize("answer", ["", "5", "1, 2,", "I do not know "])
+def test_a_long_tail_is_read_once(answer, tail):
+    began = time.process_time()
+    clean(answer + tail * 30_000)
+    assert time.process_time() - began < 2
+
+
+def test_a_long_tail_is_no_part_of_an_answer():
+    for tail in (";", " . ,", "\\, ", "\\ ", "\\\\", "。\n"):
+        assert clean("5" + tail * 30_000) == "5"
 
 
 def test_integers_beyond_pythons_limit_of_digits():

@@ -56,6 +56,12 @@ def test_rules(rules, said, found):
     assert extract(rules, said) == found
 
 
+def test_what_is_longer_than_an_answer_is_none():
+    assert extract(["letter"], "Answer: A) " + "red " * 100) == "A"
+    assert extract(["letter"], "Answer: A) " + "red " * 3000) is None
+    assert extract(["answer"], "Answer: " + "red " * 3000) is None
+
+
 def test_the_chain_of_thought_answers_nothing():
     said = "<think>Maybe \\boxed{1}.</think>It is \\boxed{2}."
     assert extract(["boxed"], said) == "2"
@@ -78,6 +84,7 @@ def test_an_answer_block_needs_no_other_mark():
         *("answer ", "answer" + " " * 200, "Answer: ", "the answer is ", "\\boxed{", "\\boxed{}"),
         *("<answer>", "<answer></answer>", "</think>", "####", "```python\n", '{"answer":', "{"),
         *("1,", "$", "**", "A or ", "答案：", "(", "\n"),
+        *(";", ".", "。", "\\, ", "\\ ", "\\", "a. ", "ab!", "⁴", "Answer: " + ";" * 9000 + "\n"),
     ],
 )
 def test_no_text_takes_long(piece):

@@ -52,6 +52,10 @@ class RewardConfig(Section, section="rewards"):
         paired = self.weights is None or len(self.weights) == len(self.functions)
         self.require(paired, "weights", f"expected {len(self.functions)}, one for each function")
 
+    def of_answers(self) -> RewardConfig:
+        """What says whether answers are right, and nothing else."""
+        return RewardConfig(answer_in=self.answer_in, timeout=self.timeout, workers=self.workers)
+
     def on(self, device: str) -> RewardConfig:
         """The same with reward models on this device, where they are on none of their own."""
         return replace(

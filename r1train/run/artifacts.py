@@ -103,8 +103,8 @@ def _read(stage: StageConfig, config: Config, before: list[Plan]) -> tuple[Plan,
     or leaves something else than what is read."""
     found: dict[str, Plan] = {}
     known = {plan.name: plan for plan in before}
-    for section in kind_of(stage.kind).uses:
-        for key, name in references(getattr(config, section), section):
+    for section, value in kind_of(stage.kind).used(config).items():
+        for key, name in references(value, section):
             text = f"stage {shown(stage.name)}: {key} = {shown(MARK + name)}"
             if name not in known:
                 names = ", ".join(known) or "none"
@@ -139,9 +139,8 @@ def _init(stage: StageConfig, before: list[Plan], config: Config) -> Plan | str 
 
 def _inputs(plan: Plan) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    kind, init = kind_of(plan.stage.kind), plan.init
-    for name in (*kind.uses, *OF_THE_RUN):
-        value = getattr(plan.config, name)
+    own, init = kind_of(plan.stage.kind).used(plan.config), plan.init
+    for name, value in {**own, **{name: getattr(plan.config, name) for name in OF_THE_RUN}}.items():
         options[name] = value if isinstance(value, str | int | bool | None) else asdict(value)
     if init is not None:  # in the place of what [model] says of where it comes from
         options["model"] = {k: v for k, v in options["model"].items() if k not in ORIGIN}

@@ -67,9 +67,11 @@ def choose(
 
 
 def failure(folder: Path) -> str | None:
-    """Why the run in a folder failed; None where it did not, or was broken off."""
-    summary = RunFolder(folder).summary() or {}
-    return None if summary.get("interrupted") else summary.get("stopped_by")
+    """Why the run in a folder failed; None where it did not, was broken off, or is at work again,
+    when its summary still is what it was."""
+    run = RunFolder(folder)
+    summary = run.summary() or {}
+    return None if summary.get("interrupted") or run.at_work() else summary.get("stopped_by")
 
 
 def broken_off(folder: Path) -> str:

@@ -91,6 +91,15 @@ class RunFolder:
                 raise ConfigError(f"{self.path}: another process is at work on this run") from None
             yield file.fileno()
 
+    def at_work(self) -> bool:
+        """Whether a process is within `locked`."""
+        try:
+            with open(self.path / ".lock") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:  # another: no process has been
+            return isinstance(error, BlockingIOError)
+        return False
+
     def link(self, checkpoint: Path) -> Path:
         """Lets `checkpoint` lead to a model inside the folder."""
         link = self.path / "checkpoint"

@@ -136,9 +136,10 @@ def _same(folder: Path, config: Config) -> bool:
 
 
 def _complete(folder: Path) -> bool:
-    """Whether nothing is left but what failed, and what needs that."""
-    summary = RunFolder(folder).summary()
-    return summary is not None and not summary.get("interrupted", True)
+    """Whether nothing is left but what failed, and what needs that, and none is at that again."""
+    run = RunFolder(folder)
+    summary = run.summary()
+    return summary is not None and not summary.get("interrupted", True) and not run.at_work()
 
 
 def _siblings(config: Config, folder: RunFolder, seed: int) -> list[Path]:

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from r1train.config.rewards import RewardConfig
 from r1train.config.sections import Config
 from r1train.config.stages import MARK
 from r1train.data.problems import ProblemSet, load_problems
@@ -44,7 +43,7 @@ class Supplies:
     def config(self, one: Plan) -> Config:
         """The options of a stage, with paths where those that it uses name what another has
         left. What is not finished is still named."""
-        own = {name: getattr(one.config, name) for name in kind_of(one.stage.kind).uses}
+        own = kind_of(one.stage.kind).used(one.config)
         done = {name: str(stage.artifact.path) for name, stage in self.done.items()}
         found = resolved(own, lambda name: done.get(name, MARK + name))
         changed = {name: value for name, value in found.items() if value is not own[name]}
@@ -87,9 +86,9 @@ class Supplies:
     def rewards(self, one: Plan) -> RewardManager:
         """The rewards, their processes too, the same for stages of one task and one choice."""
         config = self.config(one)
-        rewards = config.rewards.on(config.device)
-        if "rewards" not in kind_of(one.stage.kind).uses:  # they may name a stage that comes later
-            rewards = RewardConfig(timeout=rewards.timeout, workers=rewards.workers)
+        own = kind_of(one.stage.kind).used(config)
+        # Rewards that a stage does not use may name one that comes later.
+        rewards = own.get("rewards", config.rewards.of_answers()).on(config.device)
         key = repr((config.task, rewards))
         if key not in self._rewards:
             train, heldout = self.problems(one)

@@ -72,10 +72,18 @@ class Stage(ABC):
     leaves: ClassVar[ArtifactKind]
     uses: ClassVar[tuple[str, ...]]
     """The sections of the options that decide what it leaves."""
+    judges_alone: ClassVar[bool] = False
+    """Whether it needs of the rewards only what says that an answer is right."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.results: list[EvalResult] = []
+
+    @classmethod
+    def used(cls, config: Config) -> dict[str, Any]:
+        """The sections that it uses by name, as far as they decide what it leaves."""
+        found = {name: getattr(config, name) for name in cls.uses}
+        return found | {"rewards": config.rewards.of_answers()} if cls.judges_alone else found
 
     @classmethod
     def draws(cls, config: Config) -> bool:

@@ -46,6 +46,7 @@ class ProcessReward(TrainStage):
 
     leaves = "process_reward_model"
     uses = ("task", "rewards", "rollout", "steps", "process_reward")
+    judges_alone = True
     shown = ("loss", "brier")
 
     def __init__(self, context: Context) -> None:

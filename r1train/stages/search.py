@@ -116,6 +116,7 @@ class Search(Stage):
 
     leaves = "table"
     uses = ("task", "rewards", "rollout", "eval", "steps", "search")
+    judges_alone = True
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -19,10 +21,12 @@ from r1train.report.search import show_search
 from r1train.run import runner
 from r1train.run.artifacts import plan
 from r1train.run.runner import resume, run
+from r1train.run.supplies import Supplies
 from r1train.stages.evaluate import vote
 from r1train.stages.process_reward import ProcessReward
 from r1train.stages.search import METHODS, Candidates, Search, best_of, voted, weighted
 from tests.r1train.conftest import RECIPE
+from tests.r1train.samples import ONE, sample, wrap
 
 STAGES = """
 [[stages]]
@@ -48,6 +52,10 @@ value_model = "stage:prm"
 num_generations = 4
 width = 2
 """
+
+
+NO_VALUE = "search.value_model=none"
+TESTED = replace(ONE, columns={"inputs": ["1"], "outputs": ["2"]})
 
 
 @pytest.fixture
@@ -138,6 +146,24 @@ def test_problems_without_answers_have_no_steps_of_worth(recipe):
         ProcessReward.check(recipe(), problems)
     with pytest.raises(ConfigError, match=r"model.lora_rank = 4: a process reward model has no ad"):
         ProcessReward.check(recipe("model.lora_rank=4"), problems)
+
+
+@pytest.mark.parametrize("kind", ["process_reward", "search"])
+def test_of_the_rewards_a_stage_of_values_needs_those_of_answers(recipe, kind):
+    def planned(*options):
+        later = "{kind='reward_model',name='later'}"
+        return plan(recipe(f"stages=[{{kind='{kind}'}},{later}]", NO_VALUE, *options))[0]
+
+    one = planned("rewards.preference.path=stage:later", "rewards.functions=['accuracy', 'code']")
+    assert one.read == ()
+    assert one.inputs_hash == planned("rewards.weights=[1.0, 0.5]").inputs_hash
+    assert one.inputs_hash != planned("rewards.answer_in=box").inputs_hash
+    assert one.inputs_hash != planned("rewards.timeout=6").inputs_hash
+    with ExitStack() as closing:
+        manager = Supplies(0, {}, closing).rewards(one)
+        assert manager.rewards.keys() == {"accuracy", "format"}
+        samples = [sample(TESTED, wrap("2"))]
+        assert manager.rewards["accuracy"](samples).values == [1.0]
 
 
 def test_the_recipe_of_the_docs_is_one(tmp_path):

@@ -19,6 +19,7 @@ from r1train.config.stages import StageConfig
 from r1train.data.demonstrations import check_demonstrations
 from r1train.run import artifacts, checksums, choice
 from r1train.run.artifacts import difference, plan
+from r1train.run.folder import RunFolder
 from r1train.run.runner import resume, run
 from r1train.run.supplies import Supplies
 from r1train.stages import check_stages
@@ -377,6 +378,19 @@ def test_a_run_goes_on_with_one_that_failed_and_not_with_one_that_was_broken_off
     assert summary["folder"] == str(folder.with_name(second))
     assert "stopped_by" not in summary
     assert run(config) == summary
+
+
+def test_a_run_that_failed_and_is_at_work_again_is_left_alone(
+    recipe, tmp_path, monkeypatch, capsys
+):
+    config, folder = recipe('stages=["evaluate"]'), tmp_path / "runs" / "tiny"
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluate, "run", fail)
+        with pytest.raises(RunError):
+            run(config)
+    with RunFolder(folder).locked():
+        assert run(config)["folder"] == str(folder.with_name("tiny-2"))
+    assert f"{folder} is at work, or was broken off" in said(capsys)
 
 
 def test_evaluation_has_the_weights_of_the_moment(recipe, tmp_path):

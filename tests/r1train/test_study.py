@@ -16,6 +16,7 @@ from r1train.report import trackers
 from r1train.run import runner, study
 from r1train.run.artifacts import Finished
 from r1train.run.figures import figure
+from r1train.run.folder import RunFolder
 from r1train.run.runner import run
 from r1train.run.worker import run_stage
 from tests.r1train.kills import left
@@ -103,6 +104,9 @@ def test_a_seed_that_fails_is_no_interruption_of_the_others(config, tmp_path, mo
     assert summary["stopped_by"] == "RunError: seed-3 · exam: not able"
     assert summary["runs"]["seed-3"]["stopped_by"] == "RunError: exam: not able"
     assert not any(one["interrupted"] for one in summary["runs"].values())
+    with RunFolder(folder).locked(), pytest.raises(RunError):  # it is at work again
+        study.run(options)
+    assert folder.with_name("tiny-2").is_dir()
 
 
 def test_what_was_broken_off_is_said_where_all_seeds_begin_anew(

@@ -226,6 +226,13 @@ def arena(path, *names):
     lines(path, *({"uid": name, "model": path.stem, "messages": said} for name in names))
 
 
+def test_two_questions_with_the_same_id_are_refused(tmp_path):
+    row = {"problem": "What is 1 + 1?", "answer": "2", "unique_id": "a"}
+    lines(tmp_path / "math_500.jsonl", row, {**row, "problem": "What is 2 + 2?"})
+    with pytest.raises(ConfigError, match="two questions have the id 'a': each is asked once"):
+        read("math_500", tmp_path)
+
+
 def test_arena_hard_takes_the_baseline_of_each_category(tmp_path):
     folder = tmp_path / "arena_hard"
     kinds = {"a": "arena-hard-v0.1", "b": "hard_prompt", "c": "creative_writing"}

@@ -31,7 +31,8 @@ class RewardConfig(Section, section="rewards"):
     """Weight of each function in the sum (unset: 1; TRL's reward_weights; R1 weighs both alike)."""
     answer_in: AnswerIn = "block"
     """Where a completion has its answer: in the only <answer> block, which R1-Zero's instruction
-    asks for, or in the last \\boxed{} after its thoughts, as models of mathematics are asked."""
+    asks for, or in the last \\boxed{} after its thoughts, as models of mathematics are asked. The
+    reward "format" asks for the block all the same."""
     timeout: Seconds = 5.0
     """Seconds that a verifier may take for one answer, and a function of your own for a batch,
     before its process is killed and the time-out counted."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 
-from r1train.answers.clean import closing_brace
 from r1train.data.prompts import opens_think
 
 OPEN, CLOSE = "<think>", "</think>"
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_MOST_BOXES = 16
-"""That are looked at, from the last one: a text may open thousands and close none."""
+_BRACE = re.compile(  # \{ and \\ are one thing each
+    r"(?P<box>\\{1,2}(?:boxed|fbox)\s*\{)|\\.|(?P<opens>\{)|(?P<closes>\})", re.DOTALL
+)
 
 
 def thoughts(response: str) -> str:
@@ -43,8 +42,12 @@ def answer_block(text: str) -> str | None:
 
 
 def boxed(text: str) -> str | None:
-    """The content of the last \\boxed{…} or \\fbox{…}."""
-    for match in list(_BOX.finditer(text))[: -_MOST_BOXES - 1 : -1]:
-        if (end := closing_brace(text, match.end() - 1)) >= 0:
-            return text[match.end() : end]
-    return None
+    """The content of the last \\boxed{…} or \\fbox{…} that is in no other."""
+    found = None
+    opened: list[int | None] = []  # where the content of a box begins; None: of other braces
+    for brace in _BRACE.finditer(text):
+        if brace["box"] or brace["opens"]:
+            opened.append(brace.end() if brace["box"] else None)
+        elif brace["closes"] and opened and (start := opened.pop()) is not None:
+            found = slice(start, brace.start())  # what is inside of it was closed before
+    return None if found is None else text[found]

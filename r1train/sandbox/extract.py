@@ -12,13 +12,14 @@ NAMES: dict[Language, tuple[str, ...]] = {
 }
 """What a fence calls each language, but for its version."""
 
-
-_FENCE = re.compile(r"(?P<marks>`{3,}(?=[^`]*$)|~{3,})\s*(?P<name>[^\s{]*)")
+# Tildes with nothing behind them underline a heading.
+_FENCE = re.compile(r"(?P<marks>`{3,}(?=[^`]*$)|~{3,}(?=\s*[^\s~][^~]*$))\s*(?P<name>[^\s{]*)")
 
 
 def fenced_blocks(text: str) -> list[tuple[str, str]]:
-    """The name and the content of each block that is closed, in their order: between ``` or ~~~ and
-    as many again, or more. Lines lose as many spaces as stand before the first mark: in a list."""
+    """The name and the content of each block that is closed, in their order: between ```, or ~~~
+    and a name, and as many marks again, or more. All lines lose the spaces that they have in
+    common, at most those before the first mark: in a list."""
     blocks: list[tuple[str, str]] = []
     marks, name, indent = "", "", 0
     lines: list[str] = []
@@ -27,13 +28,18 @@ def fenced_blocks(text: str) -> list[tuple[str, str]]:
         if not marks:
             if fence := _FENCE.match(stripped):
                 marks, name, lines = fence["marks"], fence["name"].lower(), []
-                indent = len(line) - len(line.lstrip(" "))
+                indent = _indent(line)
         elif stripped.startswith(marks) and not stripped.strip(marks[0]):
-            blocks.append((name, "".join(lines)))
+            common = min([indent, *(_indent(line) for line in lines if line.strip())])
+            blocks.append((name, "".join(line[common:] + "\n" for line in lines)))
             marks = ""
         else:
-            lines.append(line[min(indent, len(line) - len(line.lstrip(" "))) :] + "\n")
+            lines.append(line)
     return blocks
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
 
 
 def extract_program(completion: str, language: Language) -> str | None:

@@ -1,4 +1,5 @@
 import json
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -45,7 +46,13 @@ def test_extract_answer(completion, answer):
         (r"\boxed{3}, no, \boxed{4}", "4"),
         (r"\fbox{3}", "3"),
         ("\\boxed{3\\\\}", "3\\\\"),  # a line's end is no brace of the answer's
-        (r"\boxed{3 or \boxed{4}}", "4"),
+        (r"\boxed{3 or \boxed{4}}", r"3 or \boxed{4}"),
+        (r"\boxed{4, \fbox{5}}", r"4, \fbox{5}"),
+        (r"\boxed{4 \text{ or } \boxed{5}} it is", r"4 \text{ or } \boxed{5}"),
+        (r"\boxed{3}, \boxed{\boxed{4}}", r"\boxed{4}"),
+        (r"\boxed{3, no, \boxed{4}", "4"),
+        (r"\boxed{\{3\}} }", r"\{3\}"),
+        (r"\\boxed{3}", "3"),  # as in a string of JSON
         (r"\boxed{3}</think>", None),
         (r"<think>\boxed{3}", None),
         (r"<think>\boxed{3}</think> It is 3.", None),
@@ -58,6 +65,13 @@ def test_extract_answer(completion, answer):
 )
 def test_extract_boxed(completion, answer):
     assert extract_boxed(completion) == answer
+
+
+def test_boxes_are_found_in_linear_time():
+    start = time.process_time()
+    for text in (r"\boxed{" * 100_000, r"\boxed{" * 100_000 + "}" * 100_000, "\\" * 400_000):
+        extract_boxed(text)
+    assert time.process_time() - start < 2
 
 
 def test_a_box_in_thoughts_that_the_prompt_opens_is_none():

@@ -233,7 +233,8 @@ def _inside(text: str) -> str:
 
 _CAPITAL = re.compile(r"[\(\[]?([A-Z])[\)\]]?")
 _CHOICE = re.compile(
-    r"(?:(?:option|choice|answer)\s+|(?:(?:所以|因此|故|答案|应),?)*选[项择]?\s*:?\s*)?[\(\[]?\s*([A-Za-z])\s*(?:[\)\]\.:]+(?P<rest>\s.*)?)?",
+    r"(?:(?:option|choice|answer)\s+|(?:(?:所以|因此|故|答案|应),?)*选[项择]?\s*:?\s*)?"
+    r"[\(\[]?\s*([A-Za-z])\s*(?:[\)\]\.:]+(?P<rest>\s.*)?)?",
     re.IGNORECASE | re.DOTALL,
 )
 _OTHER_CHOICE = re.compile(

@@ -108,6 +108,7 @@ def _agree(answer: str, reference: str, answer_type: str) -> bool:
 
 
 def _agree_auto(answer: str, reference: str) -> bool:
+    answer, reference = _clock(answer), _clock(reference)
     if _CAPITAL.fullmatch(reference):
         return choice(answer) == choice(reference)
     wanted = _reference(reference)
@@ -232,27 +233,31 @@ def _inside(text: str) -> str:
 
 _CAPITAL = re.compile(r"[\(\[]?([A-Z])[\)\]]?")
 _CHOICE = re.compile(
-    r"(?:(?:option|choice|answer)\s+|选项?\s*)?[\(\[]?\s*([A-Za-z])\s*(?:[\)\]\.:]+(?P<rest>\s.*)?)?",
+    r"(?:(?:option|choice|answer)\s+|(?:(?:所以|因此|故|答案|应),?)*选[项择]?\s*:?\s*)?"
+    r"[\(\[]?\s*([A-Za-z])\s*(?:[\)\]\.:]+(?P<rest>\s.*)?)?",
     re.IGNORECASE | re.DOTALL,
 )
 _OTHER_CHOICE = re.compile(
     # A letter that is no word, nor a variable (n, t, x, y, z); those where it stands for a choice.
     r"(?<![\w'])[B-HJ-Zb-hj-mo-su-w](?![\w'])|(?<![\w'])[aAI](?!\w|'|\s+\w)"
-    r"|(?<![\w'])[aA]\s+(?:is|was|and|or|not|seems|looks)\b|^\s*\w\s*$"
+    r"|(?<![\w'])[aA]\s+(?:is|was|and|or|not|seems|looks)\b"
     r"|(?i:\b(?:option|choice|answer|letter)\s+[a-z]\b)"
     r"|[\(\[][A-Za-z][\)\]]|(?<!\w)[A-Za-z][\)\]:]"
     r"|(?i:^\s*(?:and|is|are|but|no|false)\b)"
     r"|(?i:\b(?:or|nor|not|\w+n't|either|neither|both|wrong|incorrect|untrue|wait|hmm+|actually"
     r"|alternative(?:ly)?|maybe|perhaps|possibly|probably|likely|unlikely|instead|rather|otherwise"
     r"|unless|mean|meant|guess|unsure|uncertain|oops|sorry|nope|nah|mistake|correction|joking"
-    r"|kidding|chang\w+\s+my\s+mind|(?:strike|scratch|ignore|disregard|delete)\s+(?:that|this|it)"
+    r"|kidding|chang\w+\s+my\s+mind"
+    r"|(?:strike|scratch|ignore|disregard|delete)\s+(?:that|this|it)(?=\s*(?:[^\w\s]|$))"
     r"|(?:this|that|it|which)\s+is\s+false"
     r"|(?:second|third|fourth|fifth|last|other)\s+(?:one|option|choice|answer)s?)\b)",
 )
 _SPACED = re.compile(r"\s*([:;,/\-])\s*")
 _LATEX_SPACE = re.compile(r"\\(?:[,;:!> ]|quad\b|qquad\b)")
 _WORDS_IN_LATEX = re.compile(r"\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}")
-_CLOCK = re.compile(r"(?<=\d)\s*([ap])\.?\s?m\b\.?", re.IGNORECASE)  # 3 p.m.
+_CLOCK = re.compile(  # 3 p.m., but no petametres and picomolars
+    r"(?<=\d)\s*([ap](?=m)|[AP](?=M)|[AaPp]\.\s?(?=[Mm]))[Mm]\b\.?"
+)
 _ONE_IN_BRACES = re.compile(r"([_^])\{(\w)\}")
 
 
@@ -271,5 +276,9 @@ def text(written: str) -> str:
     )
     if "\\" in written:
         return "".join(written.split())  # LaTeX that is not read: spaces mean nothing, case does
-    written = _CLOCK.sub(r" \1m", _SPACED.sub(r"\1", " ".join(written.split())))
-    return written.rstrip("?").casefold()
+    written = _clock(_SPACED.sub(r"\1", " ".join(written.split())).casefold())
+    return written.rstrip("?")
+
+
+def _clock(text: str) -> str:
+    return _CLOCK.sub(lambda half: f" {half[1][0].lower()}m", text)

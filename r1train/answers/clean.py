@@ -33,8 +33,9 @@ _LEAD_IN = re.compile(
     r"|\**(?:所以|因此)?[，,]?(?:最终|正确)?答案\**\s*(?:[是为]\s*[:：]?|[:：])\**\s*(?=\S)",
     re.IGNORECASE,
 )
-_FORMULA = re.compile(  # amid words; two prices are none
-    r"(?<![\d\\$])\$(?![\s$])([^$]*[^\s$\\])\$(?![\d$])|\\\(((?:[^\\]|\\(?![()]))+)\\\)"
+_FORMULA = re.compile(  # amid words; two prices are none, nor digits side by side
+    r"(?<![\d\\$])(?<!\\\))"
+    r"(?:\$(?![\s$])([^$]*[^\s$\\])\$|\\\(((?:[^\\]|\\(?![()]))+)\\\))(?![\d$]|\\\()"
 )
 _BOX = re.compile(
     r"\\(?:boxed|fbox|text|mathrm|textbf|mathbf|textit|textrm|mbox|bf|bm|boldsymbol|emph|texttt"

@@ -48,7 +48,7 @@ def equal(answer: Form, reference: Form) -> bool:
     if isinstance(reference, Alternatives):
         return _same_alternatives(answer, reference)
     if isinstance(answer, Alternatives):
-        return len(answer.items) == 1 and equal(answer.items[0], reference)
+        return _is_one(answer) and equal(answer.items[0], reference)
     if isinstance(reference, Matrix) or isinstance(answer, Matrix):
         rows = _rows(answer), _rows(reference)
         return rows[0] is not None and rows[1] is not None and _same_rows(rows[0], rows[1])
@@ -174,7 +174,12 @@ def _named_alike(answer: Form, reference: Form) -> bool:
 def _same_alternatives(answer: Form, reference: Alternatives) -> bool:
     if isinstance(answer, Alternatives) or (isinstance(answer, Sequence) and not answer.brackets):
         return matched(answer.items, reference.items, equal)
-    return len(reference.items) == 1 and equal(answer, reference.items[0])
+    return _is_one(reference) and equal(answer, reference.items[0])
+
+
+def _is_one(form: Alternatives) -> bool:
+    """Whether it stands for its one item, which no set of a set does."""
+    return len(form.items) == 1 and not isinstance(form.items[0], Alternatives)
 
 
 def _same_sequence(answer: Sequence, reference: Sequence) -> bool:

@@ -10,7 +10,7 @@ _WRAPPERS = re.compile(
 )
 _SET_BUILDER = re.compile(  # of real numbers: {x | 2 < x < 5} is (2, 5)
     r"\s*[{⟦]\s*([a-z])\s*(?:∈\s*(?:\\mathbb\s*)?\{?R\}?\s*)?(?:\\mid|\\colon|[|:])\s*"
-    r"((?=.*\1)(?=.*[=<>≤≥]).+)[}⟧]\s*",
+    r"((?=.*(?<![a-zA-Z\\])\1(?![a-zA-Z]))(?=.*[=<>≤≥]).+)[}⟧]\s*",
     re.DOTALL,
 )
 _REPLACED = [
@@ -47,7 +47,8 @@ _REPLACED = [
     (re.compile(r"\\(sqrt\s*(?:\[[^\[\]]*\])?|log_)\s*(\d)"), r"\\\1{\2}"),
     (re.compile(r"√"), r"\\sqrt "),
     (re.compile(r"\\(?:operatorname|mathop)\*?\s*\{\s*([a-zA-Z]+)\s*\}"), r"\\\1 "),
-    (re.compile(r"(?<!~)~(?!~)"), " "),  # but two strike out
+    (re.compile(r"(?<!~)~(?!~)"), " "),
+    (re.compile(r"\A([^~]*)~~(?=[^~]*\Z)"), r"\1 "),  # but two on either side strike out
 ]
 
 

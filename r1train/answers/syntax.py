@@ -159,12 +159,15 @@ class _Parser(ExpressionParser):
             return self.matrix()
         if token.kind in ("{", "⟦"):
             end = "}" if token.kind == "{" else "⟧"
+            within = self.position > 0 and self.peek(-1).kind == token.kind
             self.position += 1
             if self.accept(end):
                 return Alternatives(())
             grouped = token.kind == "{" and self.peek().kind == "⟦"  # LaTeX's {\{1, 2\}}
             form = self.listed(end)
             self.expect(end)
+            if isinstance(form, Quantity) and within and self.peek().kind == end:
+                return Alternatives((form,), braces=True)  # {1} may be 1, but not {{1}}
             if isinstance(form, Sequence) and not form.brackets:
                 return Alternatives(form.items, braces=True)
             if isinstance(form, Alternatives) and (form.braces or not form.items) and not grouped:

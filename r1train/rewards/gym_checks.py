@@ -201,6 +201,8 @@ def _antiderivative(answer: str, entry: Entry) -> bool:
     )
 
 
+_LONGEST_LOGIC = 500
+"""Characters of a formula: reasoning-gym's parser takes quadratic time."""
 _LOGIC = re.compile(r"(?:[A-Z]|[∨∧→↔¬()\s])+")
 
 
@@ -208,7 +210,7 @@ def _infers(answer: str, entry: Entry) -> bool:
     """A formula, and no premise over again, unless the conclusion that is known is one, too."""
     from reasoning_gym.logic.propositional_logic import Expression
 
-    if not _LOGIC.fullmatch(answer):
+    if len(answer) > _LONGEST_LOGIC or not _LOGIC.fullmatch(answer):
         return False
     metadata = entry["metadata"]
     values = [

@@ -15,7 +15,7 @@ from r1train.data.response import answer_block, boxed, summary
 from r1train.sandbox.extract import extract_program
 from r1train.verify import choice
 
-_ANSWER = re.compile(r"(?:answer|答案)[\s*]*(?:[:：]|是|为)\s*(.+)", re.IGNORECASE)
+_ANSWER = re.compile(r"(?:answer|答案)[\s*]*(?:[:：]|是|为|选(?!项)择?)\s*(.+)", re.IGNORECASE)
 _ANSWER_IS = re.compile(r"answer\s+is:?\s+(.+)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
 _IN_BRACKETS = re.compile(r"([A-Z])\s*\((.*)\)", re.DOTALL)

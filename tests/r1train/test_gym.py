@@ -238,6 +238,8 @@ def test_a_premise_over_again_concludes_nothing():
     copies = ("(P → Q)", "P → Q", "¬P ∨ Q", "(Q ∨ ¬P)")
     junk = ("(P → Q) ∨ is wrong", "(P ∧ Q) ∨ banana", "P ∧ Q.", "(P ∨ X)", "∨", "((P", "(" * 5000)
     assert {verifier(answer, problem) for answer in (*copies, *junk)} == {0}
+    assert verifier("P∧" * 200 + "Q", problem) == 1
+    assert verifier("P∧" * 300 + "Q", problem) == 0
     alone = {**metadata, "premises": ["¬P", "Q"], "example_answer": "¬P"}
     assert verifier("¬P", Problem("propositional_logic", 0, "?", "", alone)) == 1
 

@@ -20,6 +20,8 @@ from r1train.suite.extraction import RULES, extract
         ("Therefore, the answer is **B**.", "B"),
         ("答案：D", "D"),
         ("答案是D。", "D"),
+        ("答案选D。", "D"),
+        ("答案选择D", "D"),
         ("Answer: A\nNo, that is wrong.\nAnswer: B", "B"),
         ("C", "C"),
         ("Answer: A or B", None),

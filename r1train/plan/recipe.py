@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
-from r1train.config.stages import StageConfig
+from r1train.config.stages import MARK, StageConfig
 from r1train.plan import memory
 from r1train.plan.hardware import Cluster
 from r1train.plan.remedies import remedies as remedies_of
@@ -94,7 +94,7 @@ def _stages(config: Config) -> Iterator[tuple[StageConfig, Config, Shape, Shape]
 
 def _shape(origin: str, config: Config, shapes: Mapping[str, Shape]) -> Shape:
     """That of a stage's model, of a preset, or of a folder."""
-    name = origin.removeprefix("stage:")
+    name = origin.removeprefix(MARK)
     if name in shapes:
         return shapes[name]
     preset = origin.removeprefix("preset:") if origin.startswith("preset:") else None

@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 
 from r1train.config.rejection import RejectionConfig
 from r1train.config.sections import Config
-from r1train.config.stages import StageConfig
+from r1train.config.stages import MARK, StageConfig
 from r1train.plan.stages import SUPERVISED, sampled_of
-
-MARK = "stage:"
 
 
 @dataclass(frozen=True)

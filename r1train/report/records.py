@@ -49,14 +49,12 @@ class StageRecords:
     @cached_property
     def record(self) -> Record:
         """What its artifact.json says; empty while it is not finished."""
-        found = read_json(self.folder / "artifact.json")
-        return found if isinstance(found, dict) else {}
+        return read_record(self.folder / "artifact.json")
 
     @cached_property
     def table(self) -> Record:
         """Figures beside those of evaluations, where it has such."""
-        found = read_json(self.folder / "table.json")
-        return found if isinstance(found, dict) else {}
+        return read_record(self.folder / "table.json")
 
     @property
     def seconds(self) -> float | None:
@@ -76,8 +74,7 @@ class Records:
     @cached_property
     def summary(self) -> Record:
         """What summary.json says; empty where nothing has ended yet."""
-        found = read_json(self.folder / "summary.json")
-        return found if isinstance(found, dict) else {}
+        return read_record(self.folder / "summary.json")
 
     @property
     def seconds(self) -> float | None:
@@ -156,6 +153,12 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def read_record(path: Path) -> Record:
+    """What a file holds; empty where there is no object that can be read."""
+    found = read_json(path)
+    return found if isinstance(found, dict) else {}
 
 
 def logged(log: Path) -> Iterator[tuple[bytes, Record]]:

@@ -13,7 +13,7 @@ from r1train.config.schema import ConfigError, nearest, shown
 from r1train.config.sections import Config
 from r1train.report.evaluation import EvalResult
 from r1train.report.findings import Measured
-from r1train.report.records import logged, read_json
+from r1train.report.records import logged, read_record
 from r1train.run.artifacts import Finished
 
 MISSING = Measured(nan)
@@ -79,7 +79,7 @@ def _figures(stage: Finished, *, trained: bool) -> set[str]:
     names: set[str] = set()
     for state in stage.record["evaluations"]:
         names |= EvalResult.from_state(state).as_dict().keys()
-    return names | _table(_table_of(stage)).keys()
+    return names | read_record(_table_of(stage)).keys()
 
 
 def _table_of(stage: Finished) -> Path:
@@ -88,13 +88,8 @@ def _table_of(stage: Finished) -> Path:
     return stage.folder / "table.json"
 
 
-def _table(path: Path) -> dict[str, Any]:
-    found = read_json(path)
-    return found if isinstance(found, dict) else {}
-
-
 def _of_table(path: Path, name: str) -> Measured:
-    table = _table(path)
+    table = read_record(path)
     found: Any = table
     inner = name
     while isinstance(found, dict) and inner not in found and "/" in inner:

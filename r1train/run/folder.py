@@ -15,7 +15,7 @@ from r1train.config.recipe import to_toml
 from r1train.config.schema import ConfigError
 from r1train.config.sections import Config
 from r1train.report.console import CONSOLE
-from r1train.report.records import logged, read_json
+from r1train.report.records import logged, read_json, read_record
 from r1train.report.trackers import Trackers
 from r1train.run.writing import replaced, synced, writing
 
@@ -225,10 +225,10 @@ class RunFolder:
 def started_in(run: Path) -> Path | None:
     """The folder that a run was started in; None where that is not there any more, is the current
     one, or an earlier version of this program made the run, which did not say."""
-    found = read_json(run / STARTED)
-    if not isinstance(found, dict) or not isinstance(found.get("folder"), str):
+    found = read_record(run / STARTED).get("folder")
+    if not isinstance(found, str):
         return None
-    folder = Path(found["folder"])
+    folder = Path(found)
     return folder if folder.is_dir() and folder != Path.cwd() else None
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from r1train.config.sections import Config
+from r1train.config.stages import MARK
 from r1train.config.task import TaskConfig
 from r1train.data.decontamination import Benchmarked
 from r1train.data.problems import load_problems
@@ -41,11 +42,11 @@ def training_texts(config: Config) -> Iterator[str]:
         tasks += [own.task] if own.task not in tasks else []
         files += [path for path in _files(stage.kind, own) if path not in files]
     for task in tasks:
-        if all(not (one.path or "").startswith("stage:") for one in task.datasets):
+        if all(not (one.path or "").startswith(MARK) for one in task.datasets):
             for _, problem in load_problems(task, config.seed)[0].as_they_lie():
                 yield f"{problem.question}\n{problem.answer}"
     for file in files:
-        if file.startswith("stage:"):
+        if file.startswith(MARK):
             continue
         for _, row in open_rows(file).scan():
             if not isinstance(row, RowError):
